@@ -1,0 +1,20 @@
+"""What of a network can be removed, what is tied together, what it costs, and what is locked and why."""
+
+from amc.structure.analysis import inspect
+from amc.structure.count import count_macs, count_params
+from amc.structure.slicing import mask_model, slice_model
+from amc.structure.structure import Group, Layer, Locked, Structure, lock_groups, restrict
+
+__all__ = [
+    "Group",
+    "Layer",
+    "Locked",
+    "Structure",
+    "count_macs",
+    "count_params",
+    "inspect",
+    "lock_groups",
+    "mask_model",
+    "restrict",
+    "slice_model",
+]

@@ -1,0 +1,183 @@
+"""`inspect`: from a model to its structure."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from amc.structure.channels import Ids
+from amc.structure.context import Dims, LayerUse
+from amc.structure.cost import CostModel, Term
+from amc.structure.grouping import FIXED, Grouping, group_channels
+from amc.structure.propagate import Propagation, propagate
+from amc.structure.structure import Attribute, Group, Layer, Locked, Slots, Structure, restrict
+from amc.structure.trace import Example, Trace, trace
+
+
+def inspect(
+    model: nn.Module, example_input: Any, *, lock: tuple[str, ...] = (), only: tuple[str, ...] = ()
+) -> Structure:
+    """Find the prunable groups of `model`, their ties, costs and locks. The model is left untouched.
+
+    `example_input` is a tensor, a tuple of positional or a dict of keyword arguments; costs are for this input
+    as a whole, so give one example (batch 1) for costs per example. `lock` keeps groups whose name or producing
+    layer matches one of these patterns (`layer3.*`); `only` keeps all that match none.
+
+    Raises ModelError where torch.export cannot trace the model.
+    """
+    traced = trace(model, Example.of(example_input))
+    structure = _assemble(propagate(traced), traced)
+    return restrict(structure, lock=lock, only=only) if lock or only else structure
+
+
+def _assemble(walk: Propagation, traced: Trace) -> Structure:
+    channel, shapes = walk.resolution.channel, traced.shapes
+    locked = np.zeros(channel.max(initial=-1) + 1, dtype=bool)
+    locked[list(walk.resolution.locks)] = True
+    dims = _DimensionTable(channel)
+    for layer in walk.layers:  # first, so that groups are numbered in execution order
+        dims.add(layer.output_ids)
+    for layer in walk.layers:
+        dims.add(layer.input_ids)
+    macs_terms = tuple(dims.term(term.factor, term.dims) for term in walk.terms)
+    params_terms = tuple(_params_term(dims, shapes[name], walk.tensors.get(name)) for name in traced.parameters)
+    grouping = group_channels(dims.arrays, locked)
+    cost = _cost_model(dims.arrays, grouping, macs_terms, params_terms, tuple(term.layer for term in walk.terms))
+    slot = grouping.slot
+
+    def slots(ids: Ids | None, size: int = 0) -> Slots:
+        return np.full(size, FIXED, dtype=np.int64) if ids is None else slot[channel[ids]]
+
+    dense = cost.layer_macs(grouping.sizes, len(walk.layers))
+    layers = tuple(
+        Layer(
+            name=use.module or use.weight.rpartition(".")[0] or use.weight,
+            kind=use.kind,
+            weight=use.weight,
+            bias=use.bias,
+            input=slots(use.input_ids, _input_size(use, shapes)),
+            output=slots(use.output_ids, _output_size(use, shapes)),
+            input_dim=use.input_dim,
+            kernel=use.kernel,
+            stride=use.stride,
+            groups=use.groups,
+            tied_across=use.tied_across,
+            input_size=use.input_size,
+            macs=int(macs),
+        )
+        for use, macs in zip(walk.layers, dense, strict=True)
+    )
+    tensors = {
+        name: tuple(None if ids is None else slots(ids) for ids in entry) for name, entry in walk.tensors.items()
+    }
+    return Structure(
+        groups=_groups(grouping, layers),
+        locked=_locked(walk, channel),
+        layers=layers,
+        tensors=tensors,
+        shapes=shapes,
+        attributes=tuple(
+            Attribute(use.module, use.name, slots(use.ids), use.divisor) for use in walk.attributes
+        ),
+        cost=cost,
+    )
+
+
+class _DimensionTable:
+    """Distinct dimensions that sizes depend on, each as the channel of every position."""
+
+    def __init__(self, channel: Ids) -> None:
+        self.channel = channel
+        self.arrays: list[Ids] = []
+        self._index: dict[bytes, int] = {}
+
+    def add(self, ids: Ids | None) -> int | None:
+        if ids is None:
+            return None
+        array = self.channel[ids]
+        key = array.tobytes()
+        if key not in self._index:
+            self._index[key] = len(self.arrays)
+            self.arrays.append(array)
+        return self._index[key]
+
+    def term(self, factor: int, dims: tuple[Ids, ...]) -> Term:
+        return factor, tuple(index for ids in dims if (index := self.add(ids)) is not None)
+
+
+def _params_term(dims: _DimensionTable, shape: tuple[int, ...], ids: Dims | None) -> Term:
+    """A parameter has as many elements as the product of its dimensions."""
+    entries = ids or (None,) * len(shape)
+    fixed = math.prod(size for size, entry in zip(shape, entries, strict=True) if entry is None)
+    return dims.term(fixed, tuple(entry for entry in entries if entry is not None))
+
+
+def _cost_model(
+    arrays: list[Ids],
+    grouping: Grouping,
+    macs_terms: tuple[Term, ...],
+    params_terms: tuple[Term, ...],
+    macs_layers: tuple[int | None, ...],
+) -> CostModel:
+    """Read every dimension as an affine function of keep counts: all channels of a group count the same in it."""
+    sizes = grouping.sizes
+    group_of = np.append(np.repeat(np.arange(sizes.size), sizes), FIXED)  # the last entry serves FIXED itself
+    fixed = np.zeros(len(arrays))
+    per_channel = np.zeros((len(arrays), sizes.size))
+    for row, array in enumerate(arrays):
+        groups = group_of[grouping.slot[array]]
+        fixed[row] = np.count_nonzero(groups == FIXED)
+        per_channel[row] = np.bincount(groups[groups != FIXED], minlength=sizes.size) / np.maximum(sizes, 1)
+    return CostModel(fixed, per_channel, macs_terms, params_terms, macs_layers)
+
+
+def _input_size(use: LayerUse, shapes: dict[str, tuple[int, ...]]) -> int:
+    shape = shapes.get(use.weight, (0, 0))
+    return shape[use.input_dim] * (use.groups if use.kind == "conv" else 1)
+
+
+def _output_size(use: LayerUse, shapes: dict[str, tuple[int, ...]]) -> int:
+    shape = shapes.get(use.weight, (0, 0))
+    return shape[1 - use.input_dim] * (use.groups if use.kind == "conv_transpose" else 1)
+
+
+def _groups(grouping: Grouping, layers: tuple[Layer, ...]) -> tuple[Group, ...]:
+    group_of = np.repeat(np.arange(grouping.sizes.size), grouping.sizes)
+    producers: list[list[int]] = [[] for _ in grouping.sizes]
+    consumers: list[list[int]] = [[] for _ in grouping.sizes]
+    for index, layer in enumerate(layers):
+        for slots, found in ((layer.output, producers), (layer.input, consumers)):
+            for group in np.unique(group_of[slots[slots != FIXED]]).tolist():
+                found[group].append(index)
+    groups: list[Group] = []
+    used: dict[str, int] = {}
+    for index, size in enumerate(grouping.sizes.tolist()):
+        first = [*producers[index], *consumers[index]]
+        name = layers[first[0]].name if first else f"channels{index}"
+        used[name] = used.get(name, 0) + 1
+        unique = name if used[name] == 1 else f"{name}:{used[name]}"
+        offset = int(grouping.offsets[index])
+        groups.append(Group(unique, size, offset, tuple(producers[index]), tuple(consumers[index])))
+    return tuple(groups)
+
+
+def _locked(walk: Propagation, channel: Ids) -> tuple[Locked, ...]:
+    """Locked channels by the layer that makes them and by reason, each channel once."""
+    seen = np.zeros(channel.max(initial=-1) + 1, dtype=bool)
+    found: list[Locked] = []
+    for use in walk.layers:
+        if use.output_ids is None:
+            continue
+        mine = np.unique(channel[use.output_ids])
+        mine = mine[~seen[mine]]
+        seen[mine] = True
+        by_reason: dict[Any, int] = {}
+        for each in mine.tolist():
+            lock = walk.resolution.locks.get(each)
+            if lock is not None:
+                by_reason[lock] = by_reason.get(lock, 0) + 1
+        found += [Locked(use.module or use.weight, count, lock) for lock, count in by_reason.items()]
+    return tuple(found)

@@ -1,0 +1,94 @@
+"""Channel ids: which positions of which tensor dimensions live or die together.
+
+Every dimension of every parameter gets fresh ids; operator rules carry ids along activations and tie or lock
+them. Ties are collected as edges and resolved once, as connected components. Pure numpy: no torch, no files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """Why channels cannot be removed, in one sentence, and where in the network."""
+
+    reason: str
+    module: str = ""
+    source: str = ""
+
+    def __str__(self) -> str:
+        where = f" in '{self.module}'" if self.module else ""
+        source = f" ({self.source})" if self.source else ""
+        return f"{self.reason}{where}{source}"
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """Ids resolved to channels: `channel[i]` is the channel of id i, `locks` the reason of each locked channel."""
+
+    channel: Ids
+    locks: dict[int, Lock]
+
+
+@dataclass(slots=True)
+class ChannelTable:
+    """Allocates ids, collects ties and locks, and resolves them."""
+
+    size: int = 0
+    _ties: list[tuple[Ids, Ids]] = field(default_factory=list)
+    _locks: list[tuple[Ids, Lock]] = field(default_factory=list)
+
+    def fresh(self, count: int) -> Ids:
+        """`count` ids never seen before."""
+        ids = np.arange(self.size, self.size + count, dtype=np.int64)
+        self.size += count
+        return ids
+
+    def tie(self, a: Ids, b: Ids) -> None:
+        """Position by position, the two live or die together."""
+        if a.shape != b.shape:
+            raise ValueError(f"cannot tie {a.shape} with {b.shape} channel ids")
+        if a is not b:
+            self._ties.append((a.ravel(), b.ravel()))
+
+    def tie_rows(self, ids: Ids) -> Ids:
+        """Tie all entries of each row of `ids` [rows, columns]; returns one id a row."""
+        first = ids[:, :1]
+        self.tie(np.broadcast_to(first, ids[:, 1:].shape), ids[:, 1:])
+        return first[:, 0]
+
+    def lock(self, ids: Ids, lock: Lock) -> None:
+        """None of these may be removed. The first reason given is the one reported."""
+        if ids.size:
+            self._locks.append((ids.ravel(), lock))
+
+    def touched(self) -> npt.NDArray[np.bool_]:
+        """[size]: whether any operator has tied or locked the id."""
+        seen = np.zeros(self.size, dtype=bool)
+        for a, b in self._ties:
+            seen[a] = seen[b] = True
+        for ids, _ in self._locks:
+            seen[ids] = True
+        return seen
+
+    def resolve(self) -> Resolution:
+        """Connected components of all ties, with the first lock that reaches each."""
+        empty = np.zeros(0, dtype=np.int64)
+        left = np.concatenate([a for a, _ in self._ties] or [empty])
+        right = np.concatenate([b for _, b in self._ties] or [empty])
+        graph = coo_array((np.ones(left.size, dtype=np.int8), (left, right)), shape=(self.size, self.size))
+        _, channel = connected_components(graph, directed=False) if self.size else (0, empty)
+        channel = channel.astype(np.int64)
+        locks: dict[int, Lock] = {}
+        for ids, lock in self._locks:
+            for locked in np.unique(channel[ids]).tolist():
+                locks.setdefault(locked, lock)
+        return Resolution(channel, locks)

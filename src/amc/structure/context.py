@@ -1,0 +1,169 @@
+"""What an operator rule sees and may do.
+
+A rule receives the operator's arguments with every tensor replaced by a `Tracked` one and returns the ids of
+the output's dimensions. A dimension without ids (`None`) has a fixed size: whatever is tied to it is locked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch.fx import Node
+
+from amc.structure.channels import ChannelTable, Ids, Lock
+from amc.structure.trace import module_path, source_line
+
+Dims = tuple[Ids | None, ...]
+Rule = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Tracked:
+    """A tensor as the rules see it: its shape and, per dimension, its channel ids or None.
+
+    `name` is set for parameters and buffers of the model.
+    """
+
+    shape: tuple[int, ...]
+    ids: Dims
+    name: str | None = None
+
+    @property
+    def rank(self) -> int:
+        return len(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """Part of a layer's multiply-accumulates: `factor` times the kept positions of each dimension."""
+
+    layer: int | None  # index of the layer, None for products of two activations
+    factor: int
+    dims: tuple[Ids, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerUse:
+    """One call of a convolution or linear layer."""
+
+    module: str
+    kind: str  # "conv" | "conv_transpose" | "linear"
+    weight: str
+    bias: str | None
+    input_ids: Ids | None
+    output_ids: Ids | None
+    input_dim: int  # dimension of the weight that the layer contracts with its input
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    groups: int
+    tied_across: bool  # a grouped convolution pruned inside its groups, not by whole groups
+    input_size: tuple[int, ...]  # spatial
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeUse:
+    """An integer attribute of a module that counts channels: kept positions of `ids` over `divisor`."""
+
+    module: str
+    name: str
+    ids: Ids
+    divisor: int
+
+
+@dataclass(slots=True)
+class Context:
+    """The state of one walk over the graph."""
+
+    table: ChannelTable
+    choices: dict[str, int]  # split node -> how many candidate axes to pass over
+    node: Node | None = None
+    terms: list[Term] = field(default_factory=list)
+    layers: list[LayerUse] = field(default_factory=list)
+    attributes: list[AttributeUse] = field(default_factory=list)
+    splits: dict[str, tuple[Ids, int]] = field(default_factory=dict)  # split node -> (ids, candidate axes)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        assert self.node is not None
+        return tuple(self.node.meta["val"].shape)
+
+    @property
+    def operator(self) -> str:
+        assert self.node is not None
+        return str(self.node.target)
+
+    def argument(self, name: str) -> Any:
+        """An argument of the operator by the name its schema gives it, or its default; None if it has none."""
+        assert self.node is not None
+        for position, argument in enumerate(self.node.target._schema.arguments):  # type: ignore[union-attr]
+            if argument.name == name:
+                given = self.node.args[position] if position < len(self.node.args) else argument.default_value
+                return self.node.kwargs.get(name, given)
+        return None
+
+    @property
+    def module(self) -> str:
+        assert self.node is not None
+        return module_path(self.node)
+
+    def because(self, reason: str) -> Lock:
+        assert self.node is not None
+        return Lock(reason, module_path(self.node), source_line(self.node))
+
+    def lock(self, ids: Ids | None, reason: str) -> None:
+        if ids is not None:
+            self.table.lock(ids, self.because(reason))
+
+    def tie(self, a: Ids | None, b: Ids | None) -> Ids | None:
+        """Tie two dimensions of one size; returns the ids of the result."""
+        if a is None or b is None:
+            self.lock(a if b is None else b, f"{self.operator} ties it to a dimension of fixed size")
+            return None
+        self.table.tie(a, b)
+        return a
+
+    def tie_across(self, ids: Ids | None, parts: int, *, outer: bool) -> Ids | None:
+        """Tie a dimension seen as [parts, size/parts]: whole parts (`outer`), or equal places of all parts.
+
+        Returns one id a part, or one id a place.
+        """
+        if ids is None:
+            return None
+        grid = ids.reshape(parts, -1)
+        return self.table.tie_rows(grid if outer else grid.T)
+
+    def cost(self, sizes: Sequence[int], dims: Sequence[Ids | None], *, layer: int | None = None) -> None:
+        """Multiply-accumulates: the product of these sizes, of which those with ids shrink with them."""
+        fixed = math.prod(size for size, ids in zip(sizes, dims, strict=True) if ids is None)
+        self.terms.append(Term(layer, fixed, tuple(ids for ids in dims if ids is not None)))
+
+    def split(self, ids: Ids, shape: Sequence[int]) -> Dims:
+        """Ids of one dimension spread over several: one axis stays prunable, the others are tied across.
+
+        Where the ids vary along one axis only, that is the axis. Otherwise several would do (whole heads, or
+        the same feature of every head): the innermost is taken first, and the next one out if a later
+        operator locks it.
+        """
+        assert self.node is not None
+        grid = ids.reshape(tuple(shape))
+        wide = [axis for axis in reversed(range(len(shape))) if shape[axis] > 1]
+        if not wide:
+            return tuple(grid.reshape(-1) if axis == 0 else None for axis in range(len(shape)))
+        varying = [axis for axis in wide if not _constant_along(grid, axis)]
+        if len(varying) <= 1:
+            axis = varying[0] if varying else wide[0]
+        else:
+            key = f"{self.node.name}:{math.prod(shape)}:{len(self.splits)}"
+            axis = varying[min(self.choices.get(key, 0), len(varying) - 1)]
+            self.splits[key] = (ids, len(varying))
+        rows = np.moveaxis(grid, axis, 0).reshape(shape[axis], -1)
+        kept = self.table.tie_rows(rows)
+        return tuple(kept if d == axis else None for d in range(len(shape)))
+
+
+def _constant_along(grid: Ids, axis: int) -> bool:
+    return bool((np.diff(grid, axis=axis) == 0).all())

@@ -1,0 +1,82 @@
+"""What a policy costs, in closed form.
+
+Every cost is a sum of products of dimension sizes, and every dimension size is an affine function of the
+groups' keep counts. No forward pass is needed. Pure numpy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Counts = npt.NDArray[np.int64]
+Metric = Literal["macs", "params"]
+Term = tuple[int, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Dimension sizes and the terms made of them.
+
+    `fixed` [D] and `per_channel` [D, G] give the size of each dimension: fixed + per_channel @ keep_counts.
+    Each term is (factor, dimensions): factor times the product of these dimensions' sizes.
+    """
+
+    fixed: npt.NDArray[np.float64]
+    per_channel: npt.NDArray[np.float64]
+    macs_terms: tuple[Term, ...]
+    params_terms: tuple[Term, ...]
+    macs_layers: tuple[int | None, ...]  # the layer of each macs term, None for products of activations
+
+    def __call__(self, keep_counts: npt.ArrayLike, metric: Metric = "macs") -> npt.NDArray[np.float64]:
+        """Cost of each row of `keep_counts` [..., G]: [...], exact integers (as float64) up to 2**53."""
+        factors, dims = self._macs if metric == "macs" else self._params
+        result: npt.NDArray[np.float64] = self._products(keep_counts, dims) @ factors
+        return result
+
+    def macs(self, keep_counts: npt.ArrayLike) -> int:
+        """Multiply-accumulates of the sliced network on the example input (the paper's FLOPs)."""
+        return int(self(keep_counts, "macs"))
+
+    def params(self, keep_counts: npt.ArrayLike) -> int:
+        """Parameters of the sliced network."""
+        return int(self(keep_counts, "params"))
+
+    def layer_macs(self, keep_counts: npt.ArrayLike, layers: int) -> npt.NDArray[np.float64]:
+        """Multiply-accumulates of each of the `layers` layers: [layers]."""
+        factors, dims = self._macs
+        values = self._products(keep_counts, dims) * factors
+        out = np.zeros(layers)
+        for layer, value in zip(self.macs_layers, values, strict=True):
+            if layer is not None:
+                out[layer] += value
+        return out
+
+    def _products(self, keep_counts: npt.ArrayLike, dims: Counts) -> npt.NDArray[np.float64]:
+        sizes = np.asarray(keep_counts, dtype=np.float64) @ self.per_channel.T + self.fixed
+        ones = np.ones((*sizes.shape[:-1], 1))
+        padded = np.concatenate([sizes, ones], axis=-1)
+        result: npt.NDArray[np.float64] = padded[..., dims].prod(axis=-1)
+        return result
+
+    @cached_property
+    def _macs(self) -> tuple[npt.NDArray[np.float64], Counts]:
+        return self._padded(self.macs_terms)
+
+    @cached_property
+    def _params(self) -> tuple[npt.NDArray[np.float64], Counts]:
+        return self._padded(self.params_terms)
+
+    def _padded(
+        self, terms: tuple[Term, ...]
+    ) -> tuple[npt.NDArray[np.float64], Counts]:
+        """Terms as arrays; index D stands for a dimension of size one."""
+        width = max((len(dims) for _, dims in terms), default=0) or 1
+        table = np.full((len(terms), width), self.fixed.size, dtype=np.int64)
+        for row, (_, dims) in enumerate(terms):
+            table[row, : len(dims)] = dims
+        return np.array([factor for factor, _ in terms], dtype=np.float64), table

@@ -1,0 +1,133 @@
+"""Walk the traced graph once, carrying channel ids; walk again where a choice of axis turned out badly."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.fx import Node
+
+from amc.structure.channels import ChannelTable, Ids, Resolution
+from amc.structure.context import AttributeUse, Context, Dims, LayerUse, Term, Tracked
+from amc.structure.rules import apply_rule
+from amc.structure.trace import Trace
+
+MAX_WALKS = 4  # a split has at most as many candidate axes as a reshape makes dimensions
+
+
+@dataclass(frozen=True, slots=True)
+class Propagation:
+    """The outcome of the walk, with ids resolved to channels."""
+
+    resolution: Resolution
+    tensors: dict[str, Dims]  # ids of every parameter and buffer, in order of first use
+    terms: list[Term]
+    layers: list[LayerUse]
+    attributes: list[AttributeUse]
+
+
+def propagate(trace: Trace) -> Propagation:
+    """Carry ids through the graph; a split whose axis got locked tries its next axis."""
+    choices: dict[str, int] = {}
+    for _ in range(MAX_WALKS):
+        ctx, tensors = _walk(trace, choices)
+        resolution = ctx.table.resolve()
+        better = {
+            key: choices.get(key, 0) + 1
+            for key, (ids, axes) in ctx.splits.items()
+            if choices.get(key, 0) + 1 < axes and _all_locked(ids, resolution)
+        }
+        if not better:
+            break
+        choices |= better
+    return Propagation(resolution, tensors, ctx.terms, ctx.layers, ctx.attributes)
+
+
+def _all_locked(ids: Ids, resolution: Resolution) -> bool:
+    return all(channel in resolution.locks for channel in np.unique(resolution.channel[ids]).tolist())
+
+
+def _walk(trace: Trace, choices: dict[str, int]) -> tuple[Context, dict[str, Dims]]:
+    ctx = Context(ChannelTable(), choices)
+    env: dict[Node, Any] = {}
+    tensors: dict[str, Dims] = {}
+    for node in trace.nodes:
+        ctx.node = node
+        if node.op == "placeholder":
+            env[node] = _placeholder(ctx, node, trace, tensors)
+        elif node.op == "call_function":
+            env[node] = _call(ctx, node, env)
+        elif node.op == "output":
+            for tensor in _tensors(_arguments(node.args, env)):
+                for ids in tensor.ids:
+                    ctx.lock(ids, "network output")
+        else:  # get_attr: a constant or a subgraph of a higher-order operator
+            value = node.meta.get("val")
+            env[node] = _tracked(value, (None,) * value.ndim) if isinstance(value, torch.Tensor) else None
+    _lock_unused(ctx, tensors)
+    return ctx, tensors
+
+
+def _placeholder(ctx: Context, node: Node, trace: Trace, tensors: dict[str, Dims]) -> Any:
+    value = node.meta.get("val")
+    if not isinstance(value, torch.Tensor):
+        return value
+    name = trace.tensors.get(node.name)
+    if name is None:
+        return _tracked(value, (None,) * value.ndim)
+    dims = tuple(ctx.table.fresh(size) if size > 1 else None for size in value.shape)
+    tensors[name] = dims
+    return Tracked(tuple(value.shape), dims, name)
+
+
+def _call(ctx: Context, node: Node, env: dict[Node, Any]) -> Any:
+    args, kwargs = _arguments(node.args, env), _arguments(node.kwargs, env)
+    if node.target is operator.getitem:
+        return args[0][args[1]]
+    result = apply_rule(ctx, node.target, args, kwargs)
+    value = node.meta.get("val")
+    if isinstance(value, (list, tuple)):
+        return [_tracked(item, dims) for item, dims in zip(value, result, strict=True)]
+    return _tracked(value, result)
+
+
+def _tracked(value: Any, dims: Dims) -> Any:
+    """The output as later rules see it; a rule that miscounts dimensions is a fault of ours."""
+    if not isinstance(value, torch.Tensor):
+        return None
+    shape = tuple(value.shape)
+    assert len(dims) == len(shape), (dims, shape)
+    assert all(ids is None or ids.size == size for ids, size in zip(dims, shape, strict=True)), (dims, shape)
+    return Tracked(shape, dims)
+
+
+def _arguments(value: Any, env: dict[Node, Any]) -> Any:
+    if isinstance(value, Node):
+        return env[value]
+    if isinstance(value, (list, tuple)):
+        return type(value)(_arguments(item, env) for item in value) if type(value) in (list, tuple) else [
+            _arguments(item, env) for item in value
+        ]
+    if isinstance(value, dict):
+        return {key: _arguments(item, env) for key, item in value.items()}
+    return value
+
+
+def _tensors(value: Any) -> list[Tracked]:
+    if isinstance(value, Tracked):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [tensor for item in value for tensor in _tensors(item)]
+    return [tensor for item in value.values() for tensor in _tensors(item)] if isinstance(value, dict) else []
+
+
+def _lock_unused(ctx: Context, tensors: dict[str, Dims]) -> None:
+    """Parameters that the forward never uses stay as they are."""
+    touched = ctx.table.touched()
+    for dims in tensors.values():
+        for ids in dims:
+            if ids is not None:
+                ctx.lock(ids[~touched[ids]], "the forward does not use it")

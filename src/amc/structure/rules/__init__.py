@@ -1,0 +1,10 @@
+"""Operator rules: how channel ids flow through each ATen operator.
+
+`rule_for(target)` finds the rule. Operators that torch tags as pointwise share one rule; an operator without a
+rule locks what flows into it.
+"""
+
+from amc.structure.rules import attention, layers, reductions, shapes  # noqa: F401  (each registers its rules)
+from amc.structure.rules.registry import apply_rule
+
+__all__ = ["apply_rule"]

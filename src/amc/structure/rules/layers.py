@@ -1,0 +1,268 @@
+"""Layers with parameters: convolution, linear, matrix products, normalisation, embedding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from amc.structure.channels import Ids
+from amc.structure.context import AttributeUse, Context, Dims, LayerUse, Tracked
+from amc.structure.rules.registry import rule
+
+
+def _lock_all(ctx: Context, dims: Sequence[Ids | None], reason: str) -> None:
+    for ids in dims:
+        ctx.lock(ids, reason)
+
+
+def _many(value: Any, rank: int) -> tuple[int, ...]:
+    values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    return values * rank if len(values) == 1 else values
+
+
+@rule("conv1d", "conv2d", "conv3d")
+def convolution(
+    ctx: Context,
+    x: Tracked,
+    weight: Tracked,
+    bias: Tracked | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Dims:
+    """x [N, I, ...], weight [O, I/groups, kernel...] -> [N, O, ...]; each output position costs one weight."""
+    spatial = weight.rank - 2
+    batch = x.ids[:-1-spatial]
+    _lock_all(ctx, (*batch, *x.ids[-spatial:]), f"{ctx.operator} slides over it")
+    _lock_all(ctx, weight.ids[2:], "kernel size of a convolution")
+    across = _tied_across(groups, weight.shape[1])
+    out, inside = weight.ids[0], weight.ids[1]
+    channels = x.ids[-1 - spatial]
+    if groups == 1:
+        ctx.tie(channels, inside)
+    elif across:
+        ctx.tie(ctx.tie_across(channels, groups, outer=False), inside)
+        ctx.tie_across(out, groups, outer=False)
+    else:
+        ctx.lock(inside, "a grouped convolution is pruned by whole groups")
+        ctx.tie(ctx.tie_across(channels, groups, outer=True), ctx.tie_across(out, groups, outer=True))
+        _group_attribute(ctx, channels, x.shape[-1 - spatial] // groups, "groups")
+    if bias is not None:
+        ctx.tie(out, bias.ids[0])
+    _record(ctx, "conv", weight, bias, channels, out, 1, stride, groups, across, x.shape[-spatial:])
+    positions = math.prod(x.shape[: -1 - spatial]) * math.prod(ctx.output_shape[-spatial:])
+    inside_cost = None if groups > 1 and not across else inside
+    kernel = math.prod(weight.shape[2:])
+    ctx.cost((positions * kernel, *weight.shape[:2]), (None, out, inside_cost), layer=len(ctx.layers) - 1)
+    return (*batch, out, *(None,) * spatial)
+
+
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def transposed_convolution(
+    ctx: Context,
+    x: Tracked,
+    weight: Tracked,
+    bias: Tracked | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Dims:
+    """x [N, I, ...], weight [I, O/groups, kernel...] -> [N, O, ...]; each input position costs one weight."""
+    spatial = weight.rank - 2
+    batch = x.ids[:-1-spatial]
+    _lock_all(ctx, (*batch, *x.ids[-spatial:]), f"{ctx.operator} slides over it")
+    _lock_all(ctx, weight.ids[2:], "kernel size of a convolution")
+    channels, inside = ctx.tie(x.ids[-1 - spatial], weight.ids[0]), weight.ids[1]
+    out = inside
+    if groups > 1:
+        ctx.lock(inside, "a grouped transposed convolution is pruned by whole groups")
+        parts = ctx.tie_across(channels, groups, outer=True)
+        out = None if parts is None else parts.repeat(weight.shape[1])
+        inside = None
+        _group_attribute(ctx, channels, x.shape[-1 - spatial] // groups, "groups")
+    if bias is not None:
+        out = ctx.tie(out, bias.ids[0])
+    _record(ctx, "conv_transpose", weight, bias, channels, out, 0, stride, groups, False, x.shape[-spatial:])
+    positions = math.prod(x.shape[: -1 - spatial]) * math.prod(x.shape[-spatial:])
+    kernel = math.prod(weight.shape[2:])
+    ctx.cost((positions * kernel, *weight.shape[:2]), (None, channels, inside), layer=len(ctx.layers) - 1)
+    return (*batch, out, *(None,) * spatial)
+
+
+def _tied_across(groups: int, per_group: int) -> bool:
+    """Few large groups lose the same places in each; many small ones are removed whole."""
+    return 1 < groups < per_group
+
+
+def _group_attribute(ctx: Context, channels: Ids | None, divisor: int, name: str) -> None:
+    if channels is not None:
+        ctx.attributes.append(AttributeUse(ctx.module, name, channels, divisor))
+
+
+def _record(
+    ctx: Context,
+    kind: str,
+    weight: Tracked,
+    bias: Tracked | None,
+    input_ids: Ids | None,
+    output_ids: Ids | None,
+    input_dim: int,
+    stride: Any,
+    groups: int,
+    across: bool,
+    input_size: tuple[int, ...],
+) -> None:
+    """Remember a layer whose weight is a parameter itself; a computed weight has no layer to slice."""
+    ctx.layers.append(
+        LayerUse(
+            module=ctx.module,
+            kind=kind,
+            weight=weight.name or "",
+            bias=bias.name if bias is not None else None,
+            input_ids=input_ids,
+            output_ids=output_ids,
+            input_dim=input_dim,
+            kernel=weight.shape[2:],
+            stride=_many(stride, weight.rank - 2),
+            groups=groups,
+            tied_across=across,
+            input_size=input_size,
+        )
+    )
+
+
+@rule("linear")
+def linear(ctx: Context, x: Tracked, weight: Tracked, bias: Tracked | None = None) -> Dims:
+    """x [..., I], weight [O, I] -> [..., O]."""
+    inside = ctx.tie(x.ids[-1], weight.ids[1])
+    out = weight.ids[0]
+    if bias is not None:
+        ctx.tie(out, bias.ids[0])
+    _record(ctx, "linear", weight, bias, x.ids[-1], out, 1, (), 1, False, ())
+    sizes = (*x.shape[:-1], *weight.shape)
+    ctx.cost(sizes, (*x.ids[:-1], out, inside), layer=len(ctx.layers) - 1)
+    return (*x.ids[:-1], out)
+
+
+@rule("matmul", "mm", "bmm")
+def matmul(ctx: Context, a: Tracked, b: Tracked) -> Dims:
+    """[..., M, K] @ [..., K, N] -> [..., M, N]; either may be a vector."""
+    inner = ctx.tie(a.ids[-1], b.ids[-2] if b.rank > 1 else b.ids[-1])
+    rows = a.ids[-2:-1]
+    columns = b.ids[-1:] if b.rank > 1 else ()
+    stack = _stack(ctx, a, b)
+    sizes = (*stack[0], *a.shape[-2:], *(b.shape[-1:] if b.rank > 1 else ()))
+    ctx.cost(sizes, (*stack[1], *rows, inner, *columns))
+    return (*stack[1], *rows, *columns)
+
+
+def _stack(ctx: Context, a: Tracked, b: Tracked) -> tuple[tuple[int, ...], Dims]:
+    """Broadcast leading dimensions of two stacks of matrices."""
+    count = max(a.rank, b.rank) - 2
+    if count <= 0:
+        return (), ()
+    sizes: list[int] = []
+    dims: list[Ids | None] = []
+    for position in range(3, 3 + count):
+        here = [(t.shape[-position], t.ids[-position]) for t in (a, b) if t.rank >= position]
+        size = max(s for s, _ in here)
+        meeting = [ids for s, ids in here if s == size]
+        dims.insert(0, meeting[0] if len(meeting) == 1 else ctx.tie(meeting[0], meeting[1]))
+        for s, ids in here:
+            if s != size:
+                ctx.lock(ids, f"{ctx.operator} broadcasts it")
+        sizes.insert(0, size)
+    return tuple(sizes), tuple(dims)
+
+
+@rule("addmm", "baddbmm")
+def addmm(ctx: Context, bias: Tracked, a: Tracked, b: Tracked, *, beta: Any = 1, alpha: Any = 1) -> Dims:
+    """bias + a @ b."""
+    out = list(matmul(ctx, a, b))
+    for position in range(1, bias.rank + 1):
+        if bias.shape[-position] > 1:
+            out[-position] = ctx.tie(out[-position], bias.ids[-position])
+    return tuple(out)
+
+
+@rule("embedding")
+def embedding(ctx: Context, weight: Tracked, indices: Tracked, *_: Any, **__: Any) -> Dims:
+    """weight [V, D], indices [...] -> [..., D]; the vocabulary stays."""
+    ctx.lock(weight.ids[0], "rows of an embedding are chosen by the input")
+    return (*indices.ids, weight.ids[1])
+
+
+@rule("batch_norm", "instance_norm")
+def batch_norm(
+    ctx: Context,
+    x: Tracked,
+    weight: Tracked | None,
+    bias: Tracked | None,
+    running_mean: Tracked | None,
+    running_var: Tracked | None,
+    *_: Any,
+    **__: Any,
+) -> Dims:
+    """x [N, C, ...]: every channel by itself."""
+    channels = x.ids[1]
+    for tensor in (weight, bias, running_mean, running_var):
+        if tensor is not None:
+            channels = ctx.tie(channels, tensor.ids[0])
+    return (x.ids[0], channels, *x.ids[2:])
+
+
+@rule("layer_norm", "rms_norm")
+def layer_norm(
+    ctx: Context,
+    x: Tracked,
+    normalized_shape: Sequence[int],
+    weight: Tracked | None = None,
+    bias: Tracked | None = None,
+    *_: Any,
+    **__: Any,
+) -> Dims:
+    """x [..., D...]: the statistics run over D, so no part of D can go without changing the rest."""
+    count = len(normalized_shape)
+    reason = "layer norm averages over these channels: removing some would change the others"
+    _lock_all(ctx, x.ids[-count:], reason)
+    for tensor in (weight, bias):
+        if isinstance(tensor, Tracked):
+            _lock_all(ctx, tensor.ids, reason)
+    return (*x.ids[:-count], *(None,) * count)
+
+
+@rule("group_norm")
+def group_norm(
+    ctx: Context,
+    x: Tracked,
+    num_groups: int,
+    weight: Tracked | None = None,
+    bias: Tracked | None = None,
+    *_: Any,
+    **__: Any,
+) -> Dims:
+    """x [N, C, ...]: the statistics run over C/num_groups channels, so whole groups go together."""
+    channels = x.ids[1]
+    for tensor in (weight, bias):
+        if tensor is not None:
+            channels = ctx.tie(channels, tensor.ids[0])
+    if num_groups == 1:
+        ctx.lock(channels, "group norm with one group averages over all channels")
+    else:
+        ctx.tie_across(channels, num_groups, outer=True)
+        _group_attribute(ctx, channels, x.shape[1] // num_groups, "num_groups")
+    return (x.ids[0], channels, *x.ids[2:])
+
+
+@rule("prelu", "_prelu_kernel")
+def prelu(ctx: Context, x: Tracked, weight: Tracked) -> Dims:
+    """One slope for all channels, or one a channel (dimension 1)."""
+    if math.prod(weight.shape) == 1:
+        _lock_all(ctx, weight.ids, "one slope serves all channels")
+        return x.ids
+    channels = weight.ids[0] if weight.rank == 1 else weight.ids[1]
+    return (x.ids[0], ctx.tie(x.ids[1], channels), *x.ids[2:])

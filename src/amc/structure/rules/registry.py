@@ -1,0 +1,102 @@
+"""The table of rules, and the rules every operator falls back on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tag
+
+from amc.structure.context import Context, Dims, Rule, Tracked
+
+_RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a rule for ATen operators of these names (in-place variants included)."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            _RULES[name] = function
+        return function
+
+    return register
+
+
+def apply_rule(ctx: Context, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Ids of the operator's output: Dims, or a list of them for several outputs."""
+    name = operator_name(target)
+    found = _RULES.get(name)
+    if found is None and Tag.pointwise in getattr(target, "tags", ()):
+        found = pointwise
+    if found is None:
+        return no_rule(ctx, *args, **kwargs)
+    return found(ctx, *args, **kwargs)
+
+
+def operator_name(target: Any) -> str:
+    """`conv2d` of `aten.conv2d.default`, `relu` of `aten.relu_.default`."""
+    schema = getattr(target, "_schema", None)
+    if schema is None:
+        return getattr(target, "__name__", str(target))
+    name: str = schema.name.split("::")[-1]
+    return name if name.startswith("_") and name.endswith("__") else name.rstrip("_")
+
+
+def tensors_in(value: Any) -> Iterator[Tracked]:
+    """Every tensor in nested arguments."""
+    if isinstance(value, Tracked):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        yield from tensors_in(list(value.values()))
+
+
+def fixed_output(ctx: Context) -> Any:
+    """An output (or several) whose dimensions all have a fixed size."""
+    assert ctx.node is not None
+    value = ctx.node.meta.get("val")
+    if isinstance(value, (list, tuple)):
+        return [_fixed(item) for item in value]
+    return _fixed(value)
+
+
+def _fixed(value: Any) -> Dims:
+    return (None,) * (value.ndim if isinstance(value, torch.Tensor) else 0)
+
+
+def no_rule(ctx: Context, *args: Any, **kwargs: Any) -> Any:
+    """Lock everything that reaches an operator we know nothing about."""
+    for tensor in tensors_in([args, kwargs]):
+        for ids in tensor.ids:
+            ctx.lock(ids, f"operator {ctx.operator} has no rule")
+    return fixed_output(ctx)
+
+
+def pointwise(ctx: Context, *args: Any, **kwargs: Any) -> Dims:
+    """Broadcast: positions that meet are tied; a dimension of size one stretches."""
+    return broadcast(ctx, list(tensors_in([args, kwargs])), ctx.output_shape)
+
+
+def broadcast(ctx: Context, tensors: list[Tracked], shape: tuple[int, ...]) -> Dims:
+    """Ids of tensors broadcast together to `shape`, aligned at the last dimension."""
+    out: list[Any] = []
+    for position in range(1, len(shape) + 1):
+        size = shape[-position]
+        meeting = []
+        for tensor in tensors:
+            if position > tensor.rank:
+                continue
+            ids = tensor.ids[-position]
+            if tensor.shape[-position] == size:
+                meeting.append(ids)
+            else:
+                ctx.lock(ids, f"{ctx.operator} broadcasts it")
+        result = meeting[0] if meeting else None
+        for ids in meeting[1:]:
+            result = ctx.tie(result, ids)
+        out.append(result)
+    return tuple(reversed(out))

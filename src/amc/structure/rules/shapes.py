@@ -1,0 +1,317 @@
+"""Operators that move positions: exact index arithmetic on the ids."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from amc.structure.channels import Ids
+from amc.structure.context import Context, Dims, Tracked
+from amc.structure.rules.registry import fixed_output, no_rule, rule
+
+LITERAL = "a literal size or index in the forward picks some of these channels"
+
+
+@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_as", "reshape_as", "_reshape_alias")
+def reshape(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Dims:
+    """Dimensions are matched in blocks of equal product; ids are carried exactly."""
+    out: list[Ids | None] = []
+    for old, new in _blocks(x.shape, ctx.output_shape):
+        out += _reshape_block(ctx, x.shape[old], x.ids[old], ctx.output_shape[new])
+    return tuple(out)
+
+
+def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[slice, slice]]:
+    """Smallest runs of dimensions of `old` and `new` with the same number of elements."""
+    blocks, i, j = [], 0, 0
+    while i < len(old) or j < len(new):
+        start, begin = i, j
+        left = old[i] if i < len(old) else 1
+        right = new[j] if j < len(new) else 1
+        i, j = min(i + 1, len(old)), min(j + 1, len(new))
+        while left != right:
+            if left < right:
+                left, i = left * old[i], i + 1
+            else:
+                right, j = right * new[j], j + 1
+        blocks.append((slice(start, i), slice(begin, j)))
+    return blocks
+
+
+def _reshape_block(ctx: Context, old: Sequence[int], ids: Dims, new: Sequence[int]) -> list[Ids | None]:
+    live = [d for d, entry in enumerate(ids) if entry is not None]
+    if not live:
+        return [None] * len(new)
+    axis = max(live, key=lambda d: old[d])
+    for other in live:
+        if other != axis:
+            ctx.lock(ids[other], f"{ctx.operator} merges it with other channels")
+    entry = ids[axis]
+    assert entry is not None
+    if not new:  # a dimension of size one vanishes
+        ctx.lock(entry, f"{ctx.operator} drops it")
+        return []
+    before, after = math.prod(old[:axis]), math.prod(old[axis + 1 :])
+    flat = np.tile(np.repeat(entry, after), before)
+    return [flat] if len(new) == 1 else list(ctx.split(flat, new))
+
+
+@rule("squeeze", "unsqueeze", "unsqueeze_n")
+def squeeze(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Dims:
+    """Dimensions of size one come and go."""
+    dim = ctx.argument("dim")
+    if len(ctx.output_shape) > x.rank:
+        position = dim % (x.rank + 1)
+        return (*x.ids[:position], None, *x.ids[position:])
+    axes = range(x.rank) if dim is None else [d % x.rank for d in np.atleast_1d(dim)]
+    gone = {d for d in axes if x.shape[d] == 1}
+    for d in gone:
+        ctx.lock(x.ids[d], f"{ctx.operator} drops it")
+    return tuple(ids for d, ids in enumerate(x.ids) if d not in gone)
+
+
+@rule("permute", "transpose", "t", "numpy_T", "mT", "movedim", "moveaxis", "swapaxes", "swapdims", "adjoint")
+def permute(ctx: Context, x: Tracked, *args: Any, **__: Any) -> Dims:
+    """Dimensions change places."""
+    name = ctx.operator.split(".")[1].rstrip("_")
+    order = list(range(x.rank))
+    if name == "permute":
+        order = [d % x.rank for d in args[0]]
+    elif name in ("movedim", "moveaxis"):
+        order = _moved(x.rank, args[0], args[1])
+    elif name in ("transpose", "swapaxes", "swapdims"):
+        a, b = args[0] % x.rank, args[1] % x.rank
+        order[a], order[b] = order[b], order[a]
+    elif name in ("t", "mT", "adjoint"):
+        order[-2:] = reversed(order[-2:])
+    else:
+        order.reverse()
+    return tuple(x.ids[d] for d in order)
+
+
+def _moved(rank: int, source: Any, destination: Any) -> list[int]:
+    sources = [int(d) % rank for d in np.atleast_1d(source)]
+    places = [int(d) % rank for d in np.atleast_1d(destination)]
+    order = [d for d in range(rank) if d not in sources]
+    for place, axis in sorted(zip(places, sources, strict=True)):
+        order.insert(place, axis)
+    return order
+
+
+@rule("cat", "concat", "concatenate")
+def cat(ctx: Context, tensors: list[Tracked], dim: int = 0) -> Dims:
+    """Positions follow one another along `dim`; the other dimensions are tied."""
+    tensors = [t for t in tensors if not (t.rank == 1 and t.shape[0] == 0)]
+    axis = dim % tensors[0].rank
+    out: list[Ids | None] = []
+    for d in range(tensors[0].rank):
+        parts = [t.ids[d] for t in tensors]
+        if d == axis:
+            out.append(_joined(ctx, tensors, axis))
+            continue
+        joined = parts[0]
+        for part in parts[1:]:
+            joined = ctx.tie(joined, part)
+        out.append(joined)
+    return tuple(out)
+
+
+def _joined(ctx: Context, tensors: list[Tracked], axis: int) -> Ids | None:
+    if all(t.ids[axis] is None for t in tensors):
+        return None
+    return np.concatenate([_or_fixed(ctx, t.ids[axis], t.shape[axis]) for t in tensors])
+
+
+def _or_fixed(ctx: Context, ids: Ids | None, size: int) -> Ids:
+    """Ids of a dimension, locked ones where it had none."""
+    if ids is not None:
+        return ids
+    fixed = ctx.table.fresh(size)
+    ctx.lock(fixed, f"{ctx.operator} joins it with channels of fixed number")
+    return fixed
+
+
+@rule("stack")
+def stack(ctx: Context, tensors: list[Tracked], dim: int = 0) -> Dims:
+    """A new dimension; the others are tied."""
+    dims = list(tensors[0].ids)
+    for tensor in tensors[1:]:
+        dims = [ctx.tie(a, b) for a, b in zip(dims, tensor.ids, strict=True)]
+    dims.insert(dim % (tensors[0].rank + 1), None)
+    return tuple(dims)
+
+
+@rule("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d",
+      "reflection_pad3d", "replication_pad3d", "_pad_circular")
+def pad(ctx: Context, x: Tracked, padding: Sequence[int], *_: Any, **__: Any) -> Dims:
+    """New positions before and after; where they are channels their number is literal."""
+    dims = list(x.ids)
+    reason = "zero padding adds a literal number of channels"
+    for position in range(len(padding) // 2):
+        before, after = padding[2 * position], padding[2 * position + 1]
+        entry = dims[-1 - position]
+        if entry is None or (before, after) == (0, 0):
+            continue
+        if before < 0 or after < 0:
+            ctx.lock(entry, LITERAL)
+            dims[-1 - position] = None
+            continue
+        ends = ctx.table.fresh(before + after)
+        ctx.lock(ends, reason)
+        dims[-1 - position] = np.concatenate([ends[:before], entry, ends[before:]])
+    return tuple(dims)
+
+
+@rule("chunk")
+def chunk(ctx: Context, x: Tracked, chunks: int, dim: int = 0) -> Any:
+    """Parts of one size: equal places of all parts go together, so that the parts stay of one size."""
+    axis, size = dim % x.rank, x.shape[dim % x.rank]
+    ids = x.ids[axis]
+    if ids is not None and size % chunks:
+        ctx.lock(ids, f"{ctx.operator} cuts {size} channels into {chunks} unequal parts")
+        ids = None
+    if ids is not None:
+        ids = np.tile(ctx.tie_across(ids, chunks, outer=False), chunks)  # type: ignore[arg-type]
+    return [_replaced(x.ids, axis, part) for part in _cut(ids, [t.shape[axis] for t in _outputs(ctx)])]
+
+
+@rule("split", "split_with_sizes", "tensor_split", "unsafe_split", "unsafe_chunk")
+def split(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Any:
+    """Equal parts are treated as a chunk (the certificate tells whether the size was literal)."""
+    axis = (ctx.argument("dim") or 0) % x.rank
+    sizes = [t.shape[axis] for t in _outputs(ctx)]
+    ids = x.ids[axis]
+    if ids is not None and len(sizes) > 1 and len(set(sizes)) > 1:
+        ctx.lock(ids, LITERAL)
+        ids = None
+    if ids is not None and len(sizes) > 1:
+        ids = np.tile(ctx.tie_across(ids, len(sizes), outer=False), len(sizes))  # type: ignore[arg-type]
+    return [_replaced(x.ids, axis, part) for part in _cut(ids, sizes)]
+
+
+def _outputs(ctx: Context) -> Any:
+    assert ctx.node is not None
+    return ctx.node.meta["val"]
+
+
+def _cut(ids: Ids | None, sizes: Sequence[int]) -> list[Ids | None]:
+    if ids is None:
+        return [None] * len(sizes)
+    return list(np.split(ids, np.cumsum(sizes)[:-1]))
+
+
+def _replaced(dims: Dims, axis: int, ids: Ids | None) -> Dims:
+    return (*dims[:axis], ids, *dims[axis + 1 :])
+
+
+@rule("unbind")
+def unbind(ctx: Context, x: Tracked, dim: int = 0) -> Any:
+    axis = dim % x.rank
+    ctx.lock(x.ids[axis], LITERAL)
+    return [(*x.ids[:axis], *x.ids[axis + 1 :]) for _ in range(x.shape[axis])]
+
+
+@rule("select")
+def select(ctx: Context, x: Tracked, dim: int, index: int) -> Dims:
+    axis = dim % x.rank
+    ctx.lock(x.ids[axis], LITERAL)
+    return (*x.ids[:axis], *x.ids[axis + 1 :])
+
+
+@rule("slice", "narrow")
+def slice_(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Dims:
+    """A whole-range slice changes nothing; any other has literal ends."""
+    axis = (ctx.argument("dim") or 0) % x.rank
+    if ctx.output_shape[axis] == x.shape[axis]:
+        return x.ids
+    ctx.lock(x.ids[axis], LITERAL)
+    return _replaced(x.ids, axis, None)
+
+
+@rule("expand", "expand_as", "broadcast_to")
+def expand(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Dims:
+    """New leading dimensions and stretched ones have a fixed size."""
+    extra = len(ctx.output_shape) - x.rank
+    dims: list[Ids | None] = [None] * extra
+    for size, new, ids in zip(x.shape, ctx.output_shape[extra:], x.ids, strict=True):
+        if size != new:
+            ctx.lock(ids, f"{ctx.operator} stretches it")
+        dims.append(ids if size == new else None)
+    return tuple(dims)
+
+
+@rule("repeat", "tile")
+def repeat(ctx: Context, x: Tracked, repeats: Sequence[int]) -> Dims:
+    counts = [1] * (len(ctx.output_shape) - len(repeats)) + list(repeats)
+    dims: Dims = (None,) * (len(ctx.output_shape) - x.rank) + x.ids
+    return tuple(None if ids is None else np.tile(ids, n) for ids, n in zip(dims, counts, strict=True))
+
+
+@rule("repeat_interleave")
+def repeat_interleave(ctx: Context, x: Tracked, repeats: Any, *_: Any, **__: Any) -> Dims:
+    dim = ctx.argument("dim")
+    if not isinstance(repeats, int) or dim is None:
+        no_rule(ctx, x)
+        return (None,) * len(ctx.output_shape)
+    axis = dim % x.rank
+    ids = x.ids[axis]
+    return _replaced(x.ids, axis, None if ids is None else ids.repeat(repeats))
+
+
+@rule("roll", "flip")
+def roll(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Dims:
+    """Along dimensions of fixed size nothing changes for the others."""
+    moved = {int(axis) % x.rank for axis in ctx.argument("dims") or range(x.rank)}
+    for axis in moved:
+        ctx.lock(x.ids[axis], f"{ctx.operator} reorders it")
+    return tuple(None if d in moved else ids for d, ids in enumerate(x.ids))
+
+
+@rule("index", "gather", "index_select", "take_along_dim")
+def index(ctx: Context, x: Tracked, *args: Any, **__: Any) -> Any:
+    """Indexed dimensions must have a fixed size. Plain `x[:, idx]` keeps the others in place."""
+    indices = args[0] if args and isinstance(args[0], (list, tuple)) else None
+    if indices is None or not _one_leading_index(indices, x.rank):
+        no_rule(ctx, x)
+        return fixed_output(ctx)
+    axis = next(d for d, entry in enumerate(indices) if entry is not None)
+    entry = indices[axis]
+    ctx.lock(x.ids[axis], LITERAL)
+    return (*x.ids[:axis], *(None,) * entry.rank, *x.ids[axis + 1 :])
+
+
+def _one_leading_index(indices: Sequence[Any], rank: int) -> bool:
+    given = [entry for entry in indices if entry is not None]
+    return len(given) == 1 and isinstance(given[0], Tracked) and len(indices) <= rank
+
+
+@rule("pixel_shuffle")
+def pixel_shuffle(ctx: Context, x: Tracked, upscale_factor: int) -> Dims:
+    """[..., C r r, H, W] -> [..., C, H r, W r]: the r*r channels of one output go together."""
+    ids = x.ids[-3]
+    return (*x.ids[:-3], ctx.tie_across(ids, x.shape[-3] // upscale_factor**2, outer=True), None, None)
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle(ctx: Context, x: Tracked, downscale_factor: int) -> Dims:
+    """[..., C, H r, W r] -> [..., C r r, H, W]."""
+    ids = x.ids[-3]
+    return (*x.ids[:-3], None if ids is None else ids.repeat(downscale_factor**2), None, None)
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(ctx: Context, x: Tracked, groups: int) -> Dims:
+    """[N, g*c, ...] read as [g, c], transposed: equal places of all groups go together."""
+    ids = ctx.tie_across(x.ids[1], groups, outer=False)
+    return (x.ids[0], None if ids is None else ids.repeat(groups), *x.ids[2:])
+
+
+@rule("glu")
+def glu(ctx: Context, x: Tracked, dim: int = -1) -> Dims:
+    """One half gates the other: equal places go together."""
+    axis = dim % x.rank
+    return _replaced(x.ids, axis, ctx.tie_across(x.ids[axis], 2, outer=False))
+

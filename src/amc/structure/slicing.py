@@ -1,0 +1,115 @@
+"""From a keep mask to a physically smaller module of the same class, or to a masked one of the same size."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from amc.errors import ModelError
+from amc.structure.grouping import FIXED
+from amc.structure.structure import Mask, Slots, Structure
+
+
+def slice_model(
+    model: nn.Module, structure: Structure, mask: Mask, weights: Mapping[str, torch.Tensor] | None = None
+) -> nn.Module:
+    """A new module without the channels that `mask` [channels] drops; `model` is untouched.
+
+    `weights` gives replacement values, already sliced, for some parameters (a reconstruction). Shares no memory
+    with `model`.
+    """
+    weights = weights or {}
+    replaced = {}
+    for name, tensor in _tensors(model, structure):
+        value = weights.get(name)
+        if value is None:
+            value = _sliced(tensor.detach(), structure.tensors.get(name, ()), mask)
+        replaced[name] = value.to(tensor)
+    slim = _with_tensors(model, replaced)
+    _update_attributes_(slim, structure, mask)
+    return slim
+
+
+def mask_model(model: nn.Module, structure: Structure, mask: Mask) -> nn.Module:
+    """A copy of the same size in which every parameter and buffer is zero wherever a dropped channel takes part."""
+    replaced = {}
+    for name, tensor in _tensors(model, structure):
+        value = tensor.detach().clone()
+        for dim, slots in enumerate(structure.tensors.get(name, ())):
+            if slots is not None:
+                value.index_fill_(dim, torch.from_numpy(np.flatnonzero(~_kept(slots, mask))).to(value.device), 0)
+        replaced[name] = value
+    return _with_tensors(model, replaced)
+
+
+def kept_positions(slots: Slots, mask: Mask) -> Slots:
+    """Positions of one dimension that stay, ascending."""
+    return np.flatnonzero(_kept(slots, mask))
+
+
+def _kept(slots: Slots, mask: Mask) -> Mask:
+    return np.append(mask, True)[slots]  # FIXED is -1: the last entry
+
+
+def _sliced(tensor: torch.Tensor, dims: tuple[Slots | None, ...], mask: Mask) -> torch.Tensor:
+    for dim, slots in enumerate(dims):
+        if slots is not None and not _kept(slots, mask).all():
+            tensor = tensor.index_select(dim, torch.from_numpy(kept_positions(slots, mask)).to(tensor.device))
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _tensors(model: nn.Module, structure: Structure) -> list[tuple[str, torch.Tensor]]:
+    found: list[tuple[str, torch.Tensor]] = [*model.named_parameters(), *model.named_buffers()]
+    for name, tensor in found:
+        if structure.shapes.get(name) != tuple(tensor.shape):
+            raise ModelError(
+                f"'{name}' has shape {tuple(tensor.shape)} but the structure was computed for "
+                f"{structure.shapes.get(name, 'a model without it')}; inspect this model again"
+            )
+    return found
+
+
+def _with_tensors(model: nn.Module, replaced: Mapping[str, torch.Tensor]) -> nn.Module:
+    """Deep copy that takes these tensors instead: the old ones are never copied, and tied ones stay tied."""
+    memo: dict[int, Any] = {}
+    for name, parameter in model.named_parameters():
+        memo[id(parameter)] = nn.Parameter(replaced[name], requires_grad=parameter.requires_grad)
+    for name, buffer in model.named_buffers():
+        memo[id(buffer)] = replaced[name]
+    return copy.deepcopy(model, memo)
+
+
+def _update_attributes_(slim: nn.Module, structure: Structure, mask: Mask) -> None:
+    """Bring the sizes that torch's modules keep as attributes in line with their tensors."""
+    for use in structure.attributes:
+        if use.module and hasattr(slim.get_submodule(use.module), use.name):
+            kept = int(np.count_nonzero(_kept(use.slots, mask)))
+            setattr(slim.get_submodule(use.module), use.name, kept // use.divisor)
+    for module in slim.modules():
+        _update_sizes_(module)
+
+
+def _update_sizes_(module: nn.Module) -> None:
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        module.in_channels, module.out_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
+    elif isinstance(module, nn.modules.conv._ConvNd):
+        module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        tensor = module.weight if module.weight is not None else module.running_mean
+        module.num_features = tensor.shape[0] if tensor is not None else module.num_features
+    elif isinstance(module, nn.GroupNorm) and module.weight is not None:
+        module.num_channels = module.weight.shape[0]
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = module.weight.shape[0]
+
+
+__all__ = ["FIXED", "kept_positions", "mask_model", "slice_model"]

@@ -1,0 +1,182 @@
+"""What of a network can be removed, what is tied together, what everything costs, and what is locked and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+import numpy as np
+import numpy.typing as npt
+
+from amc.errors import ModelError
+from amc.structure.channels import Lock
+from amc.structure.cost import CostModel
+from amc.structure.grouping import FIXED
+
+Slots = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A convolution or linear layer.
+
+    `input` and `output` give, for each input and output channel, the number of its prunable channel, or -1.
+    """
+
+    name: str
+    kind: str  # "conv" | "conv_transpose" | "linear"
+    weight: str
+    bias: str | None
+    input: Slots
+    output: Slots
+    input_dim: int  # the weight's dimension that runs over the input
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    groups: int
+    tied_across: bool
+    input_size: tuple[int, ...]
+    macs: int  # dense, on the example input
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Channels that look alike to every layer: one decision, how many of them to keep."""
+
+    name: str
+    size: int
+    offset: int  # number of its first channel
+    producers: tuple[int, ...]  # layers whose output it is part of
+    consumers: tuple[int, ...]  # layers whose input it is part of
+
+
+@dataclass(frozen=True, slots=True)
+class Locked:
+    """Channels of a layer that must stay, and why."""
+
+    name: str
+    size: int
+    lock: Lock
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """An integer attribute of a module that counts channels: kept positions over `divisor`."""
+
+    module: str
+    name: str
+    slots: Slots
+    divisor: int
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The result of `inspect`. Holds numbers and names only, never the model's tensors."""
+
+    groups: tuple[Group, ...]
+    locked: tuple[Locked, ...]
+    layers: tuple[Layer, ...]
+    tensors: Mapping[str, tuple[Slots | None, ...]]  # per parameter and buffer: slots of each dimension
+    shapes: Mapping[str, tuple[int, ...]]
+    attributes: tuple[Attribute, ...]
+    cost: CostModel
+
+    @property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """[G]: channels of each group, the dense keep counts."""
+        return np.array([group.size for group in self.groups], dtype=np.int64)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the dense network on the example input."""
+        return self.cost.macs(self.sizes)
+
+    @property
+    def params(self) -> int:
+        """Parameters of the dense network."""
+        return self.cost.params(self.sizes)
+
+    @property
+    def channels(self) -> int:
+        """Prunable channels in all groups."""
+        return int(self.sizes.sum())
+
+    def group(self, name: str) -> Group:
+        """The group of this name; ModelError if there is none."""
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise ModelError(f"no prunable group is called {name!r}; `amc inspect` lists them")
+
+    def prunable_macs(self) -> float:
+        """Share of the dense MACs in layers that touch a prunable group."""
+        touched = {index for group in self.groups for index in (*group.producers, *group.consumers)}
+        return sum(self.layers[index].macs for index in touched) / max(1, self.macs)
+
+    def mask(self, keep: Mapping[str, npt.ArrayLike]) -> Mask:
+        """[channels]: True where kept, from kept indices by group; groups not named keep everything."""
+        mask = np.ones(self.channels, dtype=bool)
+        for name, indices in keep.items():
+            group = self.group(name)
+            kept = np.asarray(indices, dtype=np.int64)
+            if kept.size == 0 or np.unique(kept).size != kept.size or kept.min() < 0 or kept.max() >= group.size:
+                raise ModelError(
+                    f"group {name!r} keeps {kept.tolist()[:8]}…: give at least one of its channels "
+                    f"0 to {group.size - 1}, each once"
+                )
+            mask[group.offset : group.offset + group.size] = False
+            mask[group.offset + kept] = True
+        return mask
+
+
+def restrict(structure: Structure, *, lock: tuple[str, ...] = (), only: tuple[str, ...] = ()) -> Structure:
+    """The same structure with groups locked by name pattern; ModelError for a pattern that matches nothing."""
+    matched = {pattern: set(_matching(structure, pattern)) for pattern in (*lock, *only)}
+    for pattern, names in matched.items():
+        if not names:
+            raise ModelError(f"pattern {pattern!r} matches no prunable group; `amc inspect` lists their names")
+    reasons: dict[str, Lock] = {}
+    chosen = set().union(*(matched[pattern] for pattern in only)) if only else None
+    for group in structure.groups:
+        if any(group.name in matched[pattern] for pattern in lock):
+            reasons[group.name] = Lock("locked by --lock")
+        elif chosen is not None and group.name not in chosen:
+            reasons[group.name] = Lock("not chosen by --only")
+    return lock_groups(structure, reasons)
+
+
+def _matching(structure: Structure, pattern: str) -> Iterator[str]:
+    for group in structure.groups:
+        names = (group.name, *(structure.layers[index].name for index in group.producers))
+        if any(fnmatchcase(name, pattern) or name.startswith(f"{pattern}.") for name in names):
+            yield group.name
+
+
+def lock_groups(structure: Structure, reasons: Mapping[str, Lock]) -> Structure:
+    """The same structure with these groups locked, for these reasons."""
+    kept = [index for index, group in enumerate(structure.groups) if group.name not in reasons]
+    gone = [group for group in structure.groups if group.name in reasons]
+    offsets = np.cumsum([0, *(structure.groups[index].size for index in kept)])
+    renumber = np.full(structure.channels + 1, FIXED, dtype=np.int64)  # the last entry serves FIXED itself
+    groups = []
+    for index, offset in zip(kept, offsets.tolist(), strict=False):
+        group = structure.groups[index]
+        renumber[group.offset : group.offset + group.size] = np.arange(offset, offset + group.size)
+        groups.append(replace(group, offset=offset))
+    cost = structure.cost
+    removed = [index for index, group in enumerate(structure.groups) if group.name in reasons]
+    fixed = cost.fixed + cost.per_channel[:, removed] @ structure.sizes[removed]
+    return replace(
+        structure,
+        groups=tuple(groups),
+        locked=(*structure.locked, *(Locked(group.name, group.size, reasons[group.name]) for group in gone)),
+        layers=tuple(
+            replace(layer, input=renumber[layer.input], output=renumber[layer.output]) for layer in structure.layers
+        ),
+        tensors={
+            name: tuple(None if dim is None else renumber[dim] for dim in dims)
+            for name, dims in structure.tensors.items()
+        },
+        attributes=tuple(replace(use, slots=renumber[use.slots]) for use in structure.attributes),
+        cost=replace(cost, fixed=fixed, per_channel=cost.per_channel[:, kept]),
+    )

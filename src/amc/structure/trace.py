@@ -1,0 +1,126 @@
+"""A model as a graph of ATen operators: torch.export, once, with clear errors.
+
+The trace keeps the module path and source line of every operator, for messages and for finding layers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export.graph_signature import InputKind
+from torch.fx import Node
+
+from amc.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Arguments for one forward pass: what the user calls the model with."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, example_input: Any) -> Example:
+        """A tensor or anything else is the only argument, a tuple the positional ones, a dict the keywords."""
+        if isinstance(example_input, cls):
+            return example_input
+        if isinstance(example_input, tuple):
+            return cls(example_input, {})
+        if isinstance(example_input, dict):
+            return cls((), example_input)
+        return cls((example_input,), {})
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """The exported graph and what its placeholders stand for."""
+
+    nodes: tuple[Node, ...]
+    tensors: Mapping[str, str]  # placeholder name -> name of a parameter or buffer of the model
+    shapes: Mapping[str, tuple[int, ...]]  # every parameter and buffer of the model
+    parameters: tuple[str, ...]  # names of the parameters, tied ones once
+
+
+@contextlib.contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; attention by its plain formula, which every tool here can follow."""
+    modes = [(module, module.training) for module in model.modules()]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for module, training in modes:
+            module.training = training
+
+
+def trace(model: nn.Module, example: Example) -> Trace:
+    """Export `model` on `example`; ModelError, naming the cause, if torch.export cannot follow it."""
+    try:
+        with inference(model), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(model, example.args, dict(example.kwargs), strict=False)
+    except Exception as error:  # torch.export raises whatever the user's forward does
+        raise ModelError(f"torch.export cannot trace {type(model).__name__}: {_cause(error)}") from error
+    kinds = (InputKind.PARAMETER, InputKind.BUFFER)
+    canonical = _canonical_names(model)
+    tensors = {
+        spec.arg.name: canonical[spec.target]
+        for spec in program.graph_signature.input_specs
+        if spec.kind in kinds and spec.target is not None
+    }
+    shapes = {name: tuple(value.shape) for name, value in [*model.named_parameters(), *model.named_buffers()]}
+    parameters = tuple(name for name, _ in model.named_parameters())
+    return Trace(tuple(program.graph.nodes), tensors, shapes, parameters)
+
+
+def _canonical_names(model: nn.Module) -> dict[str, str]:
+    """Every name of every parameter and buffer -> its first name: tied tensors have several."""
+    first: dict[int, str] = {}
+    names = {}
+    everything = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    for name, value in everything:
+        names[name] = first.setdefault(id(value), name)
+    return names
+
+
+def _cause(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    where = _user_line(error)
+    return f"{text[:300]}{f' (at {where})' if where else ''}; see `torch.export` in PyTorch's documentation"
+
+
+def _user_line(error: BaseException) -> str:
+    """File and line of the innermost frame outside torch: where the user can act."""
+    found, step = "", error.__traceback__
+    while step is not None:
+        file = step.tb_frame.f_code.co_filename
+        if "/torch/" not in file and "/amc/" not in file and not file.startswith("<"):
+            found = f"{file}:{step.tb_lineno}"
+        step = step.tb_next
+    return found
+
+
+def module_path(node: Node) -> str:
+    """Path of the innermost module whose forward calls the operator, such as `layer1.0.conv1`."""
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [path for path, _ in stack.values()]
+    return re.sub(r"@\d+$", "", paths[-1]) if paths else ""
+
+
+def source_line(node: Node) -> str:
+    """`file.py:12` of the user's line, or nothing where torch.export kept none."""
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    return f"{frames[-1][0]}:{frames[-1][1]}" if frames else ""
