@@ -1,15 +1,18 @@
 """What of a network can be removed, what is tied together, what it costs, and what is locked and why."""
 
 from amc.structure.analysis import inspect
+from amc.structure.certificate import Certificate, certify
 from amc.structure.count import count_macs, count_params
 from amc.structure.slicing import mask_model, slice_model
 from amc.structure.structure import Group, Layer, Locked, Structure, lock_groups, restrict
 
 __all__ = [
+    "Certificate",
     "Group",
     "Layer",
     "Locked",
     "Structure",
+    "certify",
     "count_macs",
     "count_params",
     "inspect",

@@ -98,11 +98,11 @@ def _canonical_names(model: nn.Module) -> dict[str, str]:
 def _cause(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
-    where = _user_line(error)
+    where = user_line(error)
     return f"{text[:300]}{f' (at {where})' if where else ''}; see `torch.export` in PyTorch's documentation"
 
 
-def _user_line(error: BaseException) -> str:
+def user_line(error: BaseException) -> str:
     """File and line of the innermost frame outside torch: where the user can act."""
     found, step = "", error.__traceback__
     while step is not None:

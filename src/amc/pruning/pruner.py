@@ -1,0 +1,115 @@
+"""Policies to networks: rank once, factorise once, then build any pruned network in milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from amc.errors import ModelError, RunError
+from amc.pruning.calibration import Calibration, reconstructible
+from amc.pruning.policy import Policy
+from amc.pruning.ranking import Order, Ranking, elimination, magnitude
+from amc.pruning.reconstruction import DAMPING, LayerFit, SolutionCache, damp, flat_weight
+from amc.structure import Layer, Structure, inspect
+from amc.structure.grouping import FIXED
+from amc.structure.slicing import kept_positions, slice_model
+from amc.structure.structure import Mask
+
+
+class Pruner:
+    """Builds the pruned network of any keep counts.
+
+    With a `calibration`, `ranking` may be "elimination" and pruned layers get refitted weights unless
+    `reconstruct` is False; without one, channels are ranked by magnitude and weights are just sliced.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        structure: Structure,
+        calibration: Calibration | None = None,
+        *,
+        ranking: Ranking = "elimination",
+        reconstruct: bool = True,
+        damping: float = DAMPING,
+    ) -> None:
+        self.model, self.structure = model, structure
+        layers, _ = reconstructible(model, structure)
+        named = dict(model.named_parameters())
+        grams = calibration.grams if calibration else {}
+        weights = {name: flat_weight(named[name], layer.groups) for name, layer in layers.items()}
+        damped = {name: damp(grams[name].mean(), damping) for name in layers if name in grams}
+        self.orders: dict[str, Order] = {
+            group.name: elimination(structure, group, weights, damped)
+            if ranking == "elimination" and damped
+            else magnitude(structure, group, weights)
+            for group in structure.groups
+        }
+        self.fits: dict[str, LayerFit] = {}
+        if reconstruct:
+            for name, gram in damped.items():
+                order = self._position_order(layers[name])
+                self.fits[name] = LayerFit(layers[name], gram, weights[name], order)
+        self._solutions = SolutionCache()
+
+    def policy(self, keep_counts: Sequence[int]) -> Policy:
+        """The best-ranked channels of each group, as many as asked for."""
+        keep = {
+            group.name: np.sort(self.orders[group.name][:count])
+            for group, count in zip(self.structure.groups, keep_counts, strict=True)
+        }
+        return Policy.of(keep, {group.name: group.size for group in self.structure.groups})
+
+    def build(self, keep_counts: Sequence[int]) -> nn.Module:
+        """The sliced network with refitted weights: a new module, in eval mode."""
+        mask = self.structure.mask(self.policy(keep_counts).keep)
+        weights = {name: self._refitted(name, fit, mask) for name, fit in self.fits.items()}
+        slim = slice_model(self.model, self.structure, mask, {k: w for k, w in weights.items() if w is not None})
+        return slim.eval()
+
+    def _refitted(self, name: str, fit: LayerFit, mask: Mask) -> torch.Tensor | None:
+        """New weights of a layer that loses inputs, restricted to the outputs it keeps; None if it loses none."""
+        layer = fit.layer
+        inputs = layer.input[: layer.input.size // layer.groups]
+        kept = kept_positions(inputs, mask)
+        if kept.size == inputs.size:
+            return None
+        weight = self._solutions.weights(name, fit, kept)
+        slots = self.structure.tensors[name][0]
+        return weight if slots is None else weight[torch.from_numpy(kept_positions(slots, mask))]
+
+    def _position_order(self, layer: Layer) -> Order | None:
+        """Input positions, those that always stay first, then by rank; None if several groups feed the layer."""
+        inputs = layer.input[: layer.input.size // layer.groups]
+        rank = np.full(self.structure.channels + 1, -1, dtype=np.int64)  # the last entry serves FIXED
+        feeding = 0
+        for group in self.structure.groups:
+            slots = group.offset + self.orders[group.name]
+            rank[slots] = np.arange(group.size)
+            feeding += bool(np.isin(inputs, slots).any())
+        if feeding != 1:
+            return None
+        assert rank[FIXED] == -1
+        return np.argsort(rank[inputs], kind="stable")
+
+
+def apply_policy(model: nn.Module, example_input: Any, policy: Policy, structure: Structure | None = None) -> nn.Module:
+    """The physically smaller module that `policy` describes; plain slicing, `model` is untouched.
+
+    Raises ModelError if the policy was made for another network.
+    """
+    structure = structure or inspect(model, example_input)
+    for entry in policy.groups:
+        try:
+            group = structure.group(entry.name)
+        except ModelError as error:
+            raise ModelError(f"the policy does not fit this network: {error}") from None
+        if group.size != entry.size:
+            raise RunError(
+                f"the policy is for another network: group {entry.name!r} has {group.size} channels, not {entry.size}"
+            )
+    return slice_model(model, structure, structure.mask(policy.keep))

@@ -1,0 +1,129 @@
+"""Which channels of a group to keep first.
+
+Both rankings are by group: its channels are judged by all the layers that read them. With one fixed order the
+keep sets of all keep counts are nested, which makes reconstruction cheap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from amc.structure import Group, Layer, Structure
+
+Ranking = Literal["magnitude", "elimination"]
+Order = npt.NDArray[np.int64]  # channels of a group, most valuable first
+
+STEPS = 128  # a wide group is eliminated in at most about this many steps, several channels at a time
+
+
+@dataclass(slots=True)
+class Reader:
+    """A layer that reads the group: its weights and the inverse of its (damped) Gram matrix.
+
+    `weight` [parts, n, outputs], `inverse` [parts, n, n] (parts: convolution groups), and `columns` [C, b]: which
+    of the n columns each of the group's channels feeds.
+    """
+
+    weight: Tensor
+    inverse: Tensor
+    columns: Tensor
+
+
+def group_columns(group: Group, layer: Layer) -> Tensor | None:
+    """[C, b]: columns of the flattened weight that belong to each channel; None if the layer does not read it."""
+    inputs = layer.input[: layer.input.size // layer.groups]
+    inside = (inputs >= group.offset) & (inputs < group.offset + group.size)
+    positions = np.flatnonzero(inside)
+    if positions.size == 0:
+        return None
+    by_channel = positions[np.argsort(inputs[positions], kind="stable")].reshape(group.size, -1)
+    kernel = math.prod(layer.kernel)
+    places = by_channel[:, :, None] * kernel + np.arange(kernel)
+    return torch.from_numpy(places.reshape(group.size, -1))
+
+
+def magnitude(structure: Structure, group: Group, weights: Mapping[str, Tensor]) -> Order:
+    """Largest weights first: the paper's criterion, the norm of what each channel feeds.
+
+    `weights` [parts, n, outputs] by weight name. Each layer counts by the share of its norm. Where no layer
+    reads the group through a weight, channels keep their order.
+    """
+    total = torch.zeros(group.size, dtype=torch.float64)
+    for layer in _readers(structure, group, weights):
+        places = group_columns(group, layer)
+        if places is not None:
+            squares = weights[layer.weight].double().square().sum((0, 2))
+            total += squares[places].sum(1) / squares.sum().clamp_min(1e-30)
+    return _descending(total)
+
+
+def elimination(structure: Structure, group: Group, weights: Mapping[str, Tensor], damped: Mapping[str, Tensor]) -> Order:
+    """Remove, again and again, the channel whose loss the remaining ones can make up for best.
+
+    After each removal the rest are refitted in closed form (block inverse updates of the Gram matrix), so the
+    criterion is the exact rise of the reconstruction error, summed over the readers in units of each one's
+    output energy. `damped` [parts, n, n] are Gram matrices that can be inverted.
+    """
+    readers = []
+    for layer in _readers(structure, group, weights):
+        places = group_columns(group, layer)
+        if places is not None and layer.weight in damped:
+            gram, weight = damped[layer.weight], weights[layer.weight].double()
+            energy = (weight * (gram @ weight)).sum().clamp_min(1e-30)
+            readers.append(Reader(weight / energy.sqrt(), torch.linalg.inv(gram), places))
+    if not readers:
+        return magnitude(structure, group, weights)
+    return _eliminate(readers, group.size)
+
+
+def _readers(structure: Structure, group: Group, weights: Mapping[str, Tensor]) -> Sequence[Layer]:
+    found = {structure.layers[index].weight: structure.layers[index] for index in group.consumers}
+    return [layer for name, layer in found.items() if name in weights]
+
+
+def _eliminate(readers: Sequence[Reader], size: int) -> Order:
+    alive = torch.ones(size, dtype=torch.bool)
+    removed: list[int] = []
+    step = math.ceil(size / STEPS)
+    while len(removed) < size - 1:
+        left = torch.nonzero(alive).flatten()
+        rise = sum((_rise(reader, left) for reader in readers), torch.zeros(left.numel(), dtype=torch.float64))
+        count = min(step, size - 1 - len(removed))
+        gone = left[torch.argsort(rise, stable=True)[:count]]
+        for reader in readers:
+            _remove_(reader, gone)
+        alive[gone] = False
+        removed += gone.tolist()
+    last = torch.nonzero(alive).flatten().tolist()
+    return np.array([*last, *reversed(removed)], dtype=np.int64)
+
+
+def _rise(reader: Reader, channels: Tensor) -> Tensor:
+    """[channels]: how much the squared error rises if each goes alone: tr(W_Bᵀ (G⁻¹_BB)⁻¹ W_B)."""
+    places = reader.columns[channels]
+    blocks = reader.inverse[:, places[:, :, None], places[:, None, :]]  # [parts, C, b, b]
+    weight = reader.weight[:, places]  # [parts, C, b, outputs]
+    return (weight * torch.linalg.solve(blocks, weight)).sum((0, 2, 3))
+
+
+def _remove_(reader: Reader, channels: Tensor) -> None:
+    """Refit the rest without these channels: rank-b updates of the inverse Gram matrix and the weights."""
+    places = reader.columns[channels].flatten()
+    cross = reader.inverse[:, :, places]  # [parts, n, b]
+    factor = torch.linalg.solve(cross[:, places], torch.cat([reader.inverse[:, places], reader.weight[:, places]], -1))
+    n = reader.inverse.shape[-1]
+    reader.inverse.baddbmm_(cross, factor[..., :n], alpha=-1)
+    reader.weight.baddbmm_(cross, factor[..., n:], alpha=-1)
+
+
+def _descending(values: Tensor) -> Order:
+    order: Order = torch.argsort(values, descending=True, stable=True).numpy()
+    return order

@@ -1,0 +1,133 @@
+"""Everything that a run directory holds, read once, for the page.
+
+A search may still be going on or have been killed, so every file but `config.json` may be missing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from amc import rundir
+from amc.rundir import RunDir
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """One scored policy, as the journal has it."""
+
+    number: int
+    score: float | None  # None: the episode failed
+    error: str
+    keep: tuple[int, ...]  # channels kept, group by group
+    cost: Mapping[str, float]  # by metric
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What was kept of one group of channels."""
+
+    name: str
+    size: int
+    kept: int
+    uniform: int | None  # what the uniform baseline keeps of it
+
+    @property
+    def share(self) -> float:
+        """Fraction kept, in [0, 1]."""
+        return self.kept / self.size if self.size else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A run directory in memory."""
+
+    path: str
+    config: Mapping[str, Any]
+    summary: Mapping[str, Any]  # empty while the search goes on
+    episodes: tuple[Episode, ...]
+    uniform: tuple[Episode, ...]
+    random: tuple[Episode, ...]
+    groups: tuple[Group, ...]
+    warmup: int  # leading episodes that explored at random
+    seconds: Mapping[str, float]  # mean wall-clock time of an episode, by its parts
+    finetune: tuple[Mapping[str, Any], ...]  # one record an epoch
+    has_model: bool
+
+    @property
+    def failed(self) -> tuple[Episode, ...]:
+        """Episodes without a score."""
+        return tuple(episode for episode in self.episodes if episode.score is None)
+
+    @property
+    def best(self) -> tuple[Episode, ...]:
+        """Episodes with a score, best first; of equal ones the earlier first."""
+        scored = [episode for episode in self.episodes if episode.score is not None]
+        return tuple(sorted(scored, key=lambda episode: -(episode.score or 0.0)))
+
+
+def load_record(run: RunDir) -> RunRecord:
+    """Read a run; `RunError` names the file that is damaged."""
+    config = run.config()
+    summary = run.read_json(rundir.SUMMARY) if run.has(rundir.SUMMARY) else {}
+    policy = run.read_json(rundir.POLICY) if run.has(rundir.POLICY) else {}
+    journal = run.read_jsonl(rundir.JOURNAL)
+    uniform = _episodes(run.read_jsonl(rundir.JOURNAL_UNIFORM))
+    return RunRecord(
+        path=str(run.path),
+        config=config,
+        summary=summary,
+        episodes=_episodes(journal),
+        uniform=uniform,
+        random=_episodes(run.read_jsonl(rundir.JOURNAL_RANDOM)),
+        groups=_groups(summary, policy, uniform[0].keep if uniform else ()),
+        warmup=_warmup(config, journal),
+        seconds=_seconds(run.read_jsonl(rundir.TIMINGS)),
+        finetune=tuple(record for record in run.read_jsonl(rundir.FINETUNE) if "epoch" in record),
+        has_model=run.has(rundir.MODEL),
+    )
+
+
+def _episodes(records: list[dict[str, Any]]) -> tuple[Episode, ...]:
+    return tuple(
+        Episode(
+            number=int(record["episode"]),
+            score=record.get("score"),
+            error=str(record.get("error") or ""),
+            keep=tuple(record.get("keep") or ()),
+            cost=record.get("cost") or {},
+        )
+        for record in records
+        if "episode" in record  # the first line is a header
+    )
+
+
+def _groups(
+    summary: Mapping[str, Any], policy: Mapping[str, Any], uniform: tuple[int, ...]
+) -> tuple[Group, ...]:
+    records = summary.get("groups") or policy.get("groups") or ()
+    aligned = uniform if len(uniform) == len(records) else (None,) * len(records)
+    return tuple(
+        Group(
+            name=str(record.get("name", f"group {index}")),
+            size=int(record.get("size", 0)),
+            kept=int(record["kept"] if "kept" in record else len(record.get("keep", ()))),
+            uniform=beside,
+        )
+        for index, (record, beside) in enumerate(zip(records, aligned, strict=True))
+    )
+
+
+def _warmup(config: Mapping[str, Any], journal: list[dict[str, Any]]) -> int:
+    header = journal[0] if journal and "episode" not in journal[0] else {}
+    warmup = config.get("warmup", (header.get("settings") or {}).get("warmup_episodes"))
+    return warmup if isinstance(warmup, int) else 0
+
+
+def _seconds(records: list[dict[str, Any]]) -> dict[str, float]:
+    """Means over episodes; of an episode that was run again after a kill, the last time counts."""
+    by_episode = {record.get("episode"): record.get("seconds") or {} for record in records}
+    totals: dict[str, float] = {}
+    for parts in by_episode.values():
+        for part, seconds in parts.items():
+            totals[part] = totals.get(part, 0.0) + seconds
+    return {part: total / len(by_episode) for part, total in totals.items()}

@@ -1,0 +1,160 @@
+"""The figures of a run as ready-made text, for the command line and the page alike.
+
+Reads the dictionary of `summary.json`; every field may be missing, and shows as a dash then. Pure: no files.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from amc.errors import BudgetError
+from amc.search.budget import Budget, parse_budgets
+
+DASH = "–"  # shown for what a run does not have
+_SCORE_KEYS = ("score", "score_finetuned", "test", "test_finetuned")
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryRow:
+    """One quantity of the dense and the slim network, as text.
+
+    `change` compares the dense network with the last slim one there is: the fine-tuned one if any.
+    """
+
+    quantity: str
+    dense: str
+    slim: str
+    finetuned: str  # "" in every row of a run that was not fine-tuned
+    change: str
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetLine:
+    """One budget beside the cost recounted on the result."""
+
+    text: str  # "macs<=50%: 49.71% recounted: held"
+    held: bool | None  # None: the run has no recounted cost for this metric
+
+
+def summary_table(summary: Mapping[str, Any]) -> list[SummaryRow]:
+    """Rows for MACs, parameters and scores; the test split only where it was measured."""
+    dense, slim = _part(summary, "dense"), _part(summary, "slim")
+    finetuned = any(_number(slim, key) is not None for key in ("score_finetuned", "test_finetuned"))
+    percent = scores_are_fractions(summary)
+    rows = [
+        _cost_row("MACs", _number(dense, "macs"), _number(slim, "macs"), finetuned),
+        _cost_row("Parameters", _number(dense, "params"), _number(slim, "params"), finetuned),
+    ]
+    for name, key in (("Score, search split", "score"), ("Score, test split", "test")):
+        after = _number(slim, f"{key}_finetuned")
+        values = (_number(dense, key), _number(slim, key), after)
+        if key == "test" and all(value is None for value in values):
+            continue
+        last = values[1] if after is None else after
+        rows.append(
+            SummaryRow(
+                name,
+                format_score(values[0], percent=percent),
+                format_score(values[1], percent=percent),
+                format_score(after, percent=percent) if finetuned else "",
+                format_difference(values[0], last, percent=percent),
+            )
+        )
+    return rows
+
+
+def budget_lines(summary: Mapping[str, Any]) -> list[BudgetLine]:
+    """Every budget of the run with the cost recounted on the result; none when there is no budget."""
+    try:
+        budgets = parse_budgets(str(summary.get("budget") or ""))
+    except BudgetError:
+        return []
+    dense, slim = _part(summary, "dense"), _part(summary, "slim")
+    return [
+        _budget_line(budget, _number(dense, budget.metric.value), _number(slim, budget.metric.value))
+        for budget in budgets
+    ]
+
+
+def scores_are_fractions(summary: Mapping[str, Any]) -> bool:
+    """Whether every score of the run lies in [0, 1], so that it reads well as a percentage."""
+    parts = [_part(summary, "dense"), _part(summary, "slim"), *_part(summary, "baselines").values()]
+    values = [_number(part, key) for part in parts if isinstance(part, Mapping) for key in _SCORE_KEYS]
+    return all(value is None or 0 <= value <= 1 for value in values)
+
+
+def format_count(value: float | None) -> str:
+    """Text such as "20.47 M", "272.5 k" or "512": four digits and a power of 1000."""
+    if value is None:
+        return DASH
+    rounded = float(f"{value:.4g}")  # first, so that 999,999 is 1 M and not 1000 k
+    for scale, suffix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(rounded) >= scale:
+            scaled = rounded / scale
+            return f"{scaled:.{max(0, 4 - len(str(int(abs(scaled)))))}f}{suffix}"
+    return f"{value:g}"
+
+
+def format_score(value: float | None, *, percent: bool = True) -> str:
+    """Text such as "71.40%", or "0.7140" when scores are no fractions."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    return f"{value * 100:.2f}%" if percent else f"{value:.4g}"
+
+
+def format_difference(first: float | None, second: float | None, *, percent: bool = True) -> str:
+    """How far `second` is above `first`: "−1.20 points", or "−0.012" when scores are no fractions."""
+    if first is None or second is None:
+        return DASH
+    text = f"{(second - first) * 100:+.2f} points" if percent else f"{second - first:+.4g}"
+    return text.replace("-", "−")
+
+
+def format_ratio(dense: float | None, slim: float | None) -> str:
+    """Text such as "49.71%", the share of `dense` that is left."""
+    return DASH if not dense or slim is None else f"{slim / dense:.2%}"
+
+
+def format_seconds(seconds: float | None) -> str:
+    """Text such as "3 min 20 s"; below a second in milliseconds."""
+    if seconds is None:
+        return DASH
+    if seconds < 1:
+        return f"{seconds * 1000:.3g} ms"
+    if seconds < 59.95:  # below, rounding would give "60.0 s"
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _budget_line(budget: Budget, dense: float | None, slim: float | None) -> BudgetLine:
+    if slim is None or (budget.fraction is not None and dense is None):
+        return BudgetLine(f"{budget}: not recounted yet", None)
+    if budget.fraction is not None:
+        assert dense is not None
+        held, recounted = slim <= budget.limit(dense), format_ratio(dense, slim)
+        if not held and recounted == f"{budget.fraction:.2%}":
+            recounted = f"{slim / dense:.6%}"  # never "50.00%: exceeded"
+    else:
+        assert budget.absolute is not None
+        held, recounted = slim <= budget.absolute, f"{slim:,.15g}"
+    return BudgetLine(f"{budget}: {recounted} recounted: {'held' if held else 'exceeded'}", held)
+
+
+def _cost_row(quantity: str, dense: float | None, slim: float | None, finetuned: bool) -> SummaryRow:
+    left = format_count(slim)
+    change = DASH
+    if dense and slim:
+        change = f"{format_ratio(dense, slim)} left ({dense / slim:.2f}× fewer)"
+    return SummaryRow(quantity, format_count(dense), left, left if finetuned else "", change)
+
+
+def _part(summary: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    part = summary.get(key)
+    return part if isinstance(part, Mapping) else {}
+
+
+def _number(part: Mapping[str, Any], key: str) -> float | None:
+    value = part.get(key)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -1,0 +1,352 @@
+"""The directory of one run: what lies in it, and writing there so that nothing is ever half written.
+
+A run is killed, meets a full disk, or is started twice in one place; none of these may harm what was there
+before. So files are replaced whole or not at all, line files lose at most a torn last line, one process
+writes at a time, and a directory that holds anything else is refused untouched. Needs a POSIX system (flock,
+fsync of directories).
+"""
+
+import errno
+import fcntl
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from amc.errors import RunError
+
+CONFIG = "config.json"
+JOURNAL = "journal.jsonl"
+JOURNAL_UNIFORM = "journal-uniform.jsonl"
+JOURNAL_RANDOM = "journal-random.jsonl"
+TIMINGS = "timings.jsonl"
+POLICY = "policy.json"
+SUMMARY = "summary.json"
+MODEL = "model.safetensors"
+MODEL_FINETUNED = "model-finetuned.safetensors"
+FINETUNE = "finetune.jsonl"
+REPORT = "report.html"
+LOCK = ".lock"
+
+_STALE_SECONDS = 60.0  # a temporary file this old belongs to a writer that was killed
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """One run's directory; make it with `create` or `open`."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], config: Mapping[str, object]) -> Self:
+        """Make the directory of a new run and write its `config.json`.
+
+        Raises `RunError`, with everything left as it was, when the directory holds a run or any other file,
+        when the path is a file, or when it cannot be written.
+        """
+        run = cls(Path(path))
+        run._refuse_occupied()  # before the lock file is made: a foreign directory stays untouched
+        text = _json_text(config)
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(run.path, error) from error
+        with run.lock():
+            run._refuse_occupied()  # again: another process may have been faster
+            run.write_text(CONFIG, text)
+        return run
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """Open the directory of an existing run; `RunError` when there is none."""
+        run = cls(Path(path))
+        if not run.path.is_dir():
+            raise RunError(f"no run directory '{run.path}'; give the directory that `amc search --out` made")
+        if not run.has(CONFIG):
+            raise RunError(
+                f"'{run.path}' holds no run ({CONFIG} is missing); "
+                f"give the directory that `amc search --out` made"
+            )
+        return run
+
+    def file(self, name: str) -> Path:
+        """Path of the file `name` in this run."""
+        return self.path / name
+
+    def has(self, name: str) -> bool:
+        """Whether the run has the file `name`."""
+        return self.file(name).is_file()
+
+    def config(self) -> dict[str, Any]:
+        """What the run was started with."""
+        return self.read_json(CONFIG)
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Content of a JSON file that holds one object; `RunError` when it is missing or damaged."""
+        path = self.file(name)
+        data = _read(path)
+        try:
+            record = json.loads(data)
+        except UnicodeDecodeError as error:
+            raise RunError(f"'{path}' is not UTF-8 text; restore the file from a copy") from error
+        except json.JSONDecodeError as error:
+            raise RunError(
+                f"'{path}' line {error.lineno} is not valid JSON ({error.msg}); "
+                f"restore the file from a copy, or start a new run in another directory"
+            ) from error
+        if not isinstance(record, dict):
+            raise RunError(
+                f"'{path}' holds a {type(record).__name__} where an object is expected; restore the file"
+            )
+        return record
+
+    def write_json(self, name: str, record: Mapping[str, object]) -> None:
+        """Replace the file `name` by `record` as JSON, whole or not at all; `ValueError` for NaN."""
+        self.write_text(name, _json_text(record))
+
+    def write_text(self, name: str, text: str) -> None:
+        """Replace the file `name` by `text` in UTF-8, whole or not at all."""
+        atomic_write_bytes(self.file(name), text.encode())
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Replace the file `name` by `data`, whole or not at all."""
+        atomic_write_bytes(self.file(name), data)
+
+    def read_jsonl(self, name: str) -> list[dict[str, Any]]:
+        """Records of a line file, without a torn last line; a missing file has none.
+
+        A line that is no JSON object and is not the last one gives `RunError` with the file and the line's
+        number.
+        """
+        path = self.file(name)
+        if not path.exists():
+            return []
+        lines = _read(path).split(b"\n")
+        torn = lines.pop()  # empty after a complete last line; otherwise the write of it was cut short
+        records = []
+        for number, line in enumerate(lines, start=1):
+            record = _json_object(line)
+            if record is None and number == len(lines) and not torn:
+                break
+            if record is None:
+                raise RunError(
+                    f"'{path}' line {number} is damaged; restore the file from a copy, "
+                    f"or delete that line and the ones after it, then run the command again"
+                )
+            records.append(record)
+        return records
+
+    def append_jsonl(self, name: str, record: Mapping[str, object], *, durable: bool = True) -> None:
+        """Append one line to a line file; a torn last line is removed first.
+
+        With `durable`, the line is on the disk when this returns. On a full disk: `RunError`, the file as
+        before.
+        """
+        path = self.file(name)
+        line = json.dumps(record, allow_nan=False, default=_plain).encode() + b"\n"
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                end = _end_of_records(descriptor)
+                os.ftruncate(descriptor, end)
+                os.lseek(descriptor, end, os.SEEK_SET)
+                try:
+                    _write_all(descriptor, line)
+                    if durable:
+                        os.fsync(descriptor)
+                except BaseException:
+                    os.ftruncate(descriptor, end)
+                    raise
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the only process that writes to this run; `RunError` at once when another one is.
+
+        The lock goes with the process, however it ends. Not re-entrant.
+        """
+        try:
+            descriptor = os.open(self.file(LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        try:
+            self._acquire(descriptor)
+            self._remove_stale()
+            yield
+        finally:
+            os.close(
+                descriptor
+            )  # releases the lock; the file stays, as removing it would let two processes in
+
+    def _acquire(self, descriptor: int) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+            raise RunError(
+                f"another process (pid {owner}) is writing to '{self.path}'; "
+                f"wait for it, stop it, or choose another directory"
+            ) from error
+        except OSError as error:
+            raise RunError(f"'{self.path}' cannot be locked ({error.strerror}); use a local disk") from error
+        # Only for the message above: losing it (a full disk) does no harm.
+        with suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+
+    def _remove_stale(self) -> None:
+        """Remove what killed writers left; a young file may be a report's (written unlocked)."""
+        for path in self.path.iterdir():
+            with suppress(OSError):
+                if _is_temporary(path.name) and time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                    path.unlink()
+
+    def _refuse_occupied(self) -> None:
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise RunError(f"'{self.path}' is a file; give a directory for the run")
+        try:
+            names = sorted(
+                p.name for p in self.path.iterdir() if p.name != LOCK and not _is_temporary(p.name)
+            )
+        except OSError as error:
+            raise RunError(
+                f"'{self.path}' cannot be read ({error.strerror}); choose another directory"
+            ) from error
+        if CONFIG in names:
+            raise RunError(
+                f"'{self.path}' already holds {self._describe()}; continue it with `amc resume {self.path}`, "
+                f"or choose another directory"
+            )
+        if names:
+            shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+            raise RunError(f"'{self.path}' is not empty (it holds {shown}); choose another directory")
+
+    def _describe(self) -> str:
+        """What run this is, for a message; says less when its files cannot be read."""
+        try:
+            config = self.config()
+            scored = sum("episode" in record for record in self.read_jsonl(JOURNAL))
+        except RunError:
+            return "another run"
+        return (
+            f"a run ({config.get('model', 'unknown model')}, {config.get('budget', 'no budget')}, "
+            f"{scored} of {config.get('episodes', '?')} episodes)"
+        )
+
+
+def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Replace the file at `path` by `data`, whole or not at all, and see it on the disk.
+
+    When it fails (`RunError`) the former file is as it was and nothing else is left behind.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            try:
+                _write_all(descriptor, data)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            temporary.replace(target)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+        _sync_directory(target.parent)
+    except OSError as error:
+        raise _unwritable(target, error) from error
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:  # one call may write less than it was given
+        view = view[os.write(descriptor, view) :]
+
+
+def _sync_directory(path: Path) -> None:
+    """Make a rename in `path` durable; a file system that cannot loses only promptness."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _end_of_records(descriptor: int) -> int:
+    """Offset in bytes just after the last complete record, from where to go on writing.
+
+    What a cut write leaves is a line without its newline, or after a power failure one that is no JSON.
+    """
+    end = _line_start(descriptor, os.lseek(descriptor, 0, os.SEEK_END))
+    if end == 0:
+        return 0
+    start = _line_start(descriptor, end - 1)
+    return start if _json_object(os.pread(descriptor, end - start, start)) is None else end
+
+
+def _line_start(descriptor: int, end: int) -> int:
+    """Offset just after the last newline before `end`, in bytes; 0 when there is none."""
+    while end > 0:
+        start = max(0, end - 65536)
+        newline = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".tmp")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise RunError(f"'{path}' is missing; the run is not that far yet, or it was removed") from error
+    except OSError as error:
+        raise RunError(f"'{path}' cannot be read ({error.strerror})") from error
+
+
+def _json_text(record: Mapping[str, object]) -> str:
+    return json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
+
+
+def _json_object(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:  # not JSON, or not UTF-8
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _plain(value: object) -> object:
+    """JSON form of what json cannot write: paths, and NumPy or torch scalars and arrays."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def _unwritable(path: Path, error: OSError) -> RunError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RunError(
+            f"no space left to write '{path}'; free some, then run the command again (or `amc resume`)"
+        )
+    return RunError(f"'{path}' cannot be written ({error.strerror or error}); choose another directory")

@@ -1,0 +1,57 @@
+"""The search: budgets, the environment, agents and the episode loop. Sees numbers only, never a network."""
+
+from amc.errors import AmcError
+from amc.search.baselines import Agent, RandomAgent, UniformAgent
+from amc.search.bounds import SURFACE_FLOOR, Bounds
+from amc.search.budget import Budget, Metric, parse_budgets
+from amc.search.ddpg import DDPGAgent, DDPGConfig
+from amc.search.environment import PruningEnv, Rollout, Transition, roll_out
+from amc.search.journal import EpisodeRecord, Journal, read_journal
+from amc.search.loop import EpisodeTiming, SearchResult, search
+from amc.search.problem import CostFunction, Decision, LayerFeatures, Problem
+from amc.search.rewards import REWARDS, RewardFunction, get_reward, r_err
+
+AGENTS = ("ddpg", "random", "uniform")
+
+
+def create_agent(name: str, problem: Problem, *, episodes: int, seed: int) -> Agent:
+    """The agent of that name with its defaults for a search of `episodes` episodes. Raises AmcError if unknown."""
+    if name == "ddpg":
+        return DDPGAgent(problem, DDPGConfig.for_episodes(episodes), seed=seed)
+    if name == "random":
+        return RandomAgent(problem, seed=seed)
+    if name == "uniform":
+        return UniformAgent(problem)
+    raise AmcError(f"agent {name!r} is unknown; use one of {', '.join(AGENTS)}")
+
+
+__all__ = [
+    "AGENTS",
+    "REWARDS",
+    "SURFACE_FLOOR",
+    "Agent",
+    "Bounds",
+    "Budget",
+    "CostFunction",
+    "DDPGAgent",
+    "DDPGConfig",
+    "Decision",
+    "EpisodeRecord",
+    "EpisodeTiming",
+    "Journal",
+    "LayerFeatures",
+    "Metric",
+    "Problem",
+    "PruningEnv",
+    "RewardFunction",
+    "Rollout",
+    "SearchResult",
+    "Transition",
+    "create_agent",
+    "get_reward",
+    "parse_budgets",
+    "r_err",
+    "read_journal",
+    "roll_out",
+    "search",
+]

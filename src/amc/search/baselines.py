@@ -1,0 +1,92 @@
+"""The interface of an agent, and the two baselines every result is set beside: random and uniform policies.
+
+Pure: no torch, no files.
+"""
+
+from typing import Protocol
+
+import numpy as np
+
+from amc.search.environment import Observation, Rollout
+from amc.search.problem import Problem
+from amc.search.surface import Surface
+
+Setting = bool | int | float | str | None
+
+
+class Agent(Protocol):
+    """What proposes policies and learns from their rewards.
+
+    For each episode the loop calls `begin_episode`, `act` once per group, and `end_episode`. It asks for the same
+    episode again, with `attempt` counting up, when the policy was already scored. An agent's answers are a pure
+    function of its construction and of these calls; that is what makes a search resumable.
+    """
+
+    name: str
+    max_episodes: int | None  # an agent with few distinct policies says so; None: as many as wanted
+
+    def settings(self) -> dict[str, Setting]:
+        """What the agent was built with, for the journal's header."""
+        ...
+
+    def begin_episode(self, episode: int, attempt: int) -> None:
+        """Prepare for an episode, counted from 0."""
+        ...
+
+    def act(self, observation: Observation) -> float:
+        """Sparsity in [0, 1] wanted for the next group, from the observation [11]."""
+        ...
+
+    def end_episode(self, rollout: Rollout, reward: float | None) -> None:
+        """Learn from what was executed; a failed episode has no reward."""
+        ...
+
+
+class _PlannedAgent:
+    """An agent that has decided on all groups' sparsities before the episode begins."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._surface = Surface(problem)
+        self._plan: list[float] = []
+
+    def act(self, observation: Observation) -> float:
+        """The plan's next sparsity; the observation is not needed."""
+        return self._plan.pop(0)
+
+    def end_episode(self, rollout: Rollout, reward: float | None) -> None:
+        """Nothing is learned."""
+
+
+class RandomAgent(_PlannedAgent):
+    """Random policies on the budget's surface: the same distribution as the warm-up of the DDPG agent."""
+
+    name = "random"
+    max_episodes = None
+
+    def __init__(self, problem: Problem, *, seed: int) -> None:
+        super().__init__(problem)
+        self._generator = np.random.default_rng(seed)
+        self._seed = seed
+
+    def settings(self) -> dict[str, Setting]:
+        """The seed."""
+        return {"seed": self._seed}
+
+    def begin_episode(self, episode: int, attempt: int) -> None:
+        """Draw a policy."""
+        self._plan = (1.0 - self._surface.sample(self._generator)).tolist()
+
+
+class UniformAgent(_PlannedAgent):
+    """The same keep fraction in every group, as large as the budget allows. One policy, hence one episode."""
+
+    name = "uniform"
+    max_episodes = 1
+
+    def settings(self) -> dict[str, Setting]:
+        """Nothing to set."""
+        return {}
+
+    def begin_episode(self, episode: int, attempt: int) -> None:
+        """Take the common fraction; the environment rounds it inside the feasible set."""
+        self._plan = (1.0 - self._surface.uniform()).tolist()

@@ -1,0 +1,207 @@
+"""The episode loop: propose a policy, score it, write it down, learn from it.
+
+Resuming replays the journal through the agent, with the recorded scores in place of scoring, and goes on; the
+result is that of an uninterrupted search with the same seed.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, SupportsFloat
+
+from amc.errors import EvaluationError, RunError
+from amc.search.baselines import Agent
+from amc.search.bounds import SURFACE_FLOOR, Bounds
+from amc.search.environment import Rollout, Score, roll_out
+from amc.search.journal import EpisodeRecord, Journal
+from amc.search.problem import Problem
+from amc.search.rewards import RewardFunction, r_err
+
+MAX_ATTEMPTS = 10  # at a policy that was not scored before
+HOPELESS_AFTER = 10  # failures in a row from the start
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeTiming:
+    """Wall-clock seconds of one episode; kept out of the journal."""
+
+    agent: float  # proposing (environment included) and learning
+    score: float  # zero if the policy had been scored before or was read from the journal
+    replayed: bool  # read from the journal
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """All episodes and the best one: highest reward, the earliest of equals."""
+
+    best: EpisodeRecord
+    episodes: tuple[EpisodeRecord, ...]
+
+    @property
+    def failed(self) -> int:
+        """How many episodes could not be scored."""
+        return sum(record.error is not None for record in self.episodes)
+
+
+OnEpisode = Callable[[EpisodeRecord, EpisodeTiming], None]
+
+
+def search(
+    problem: Problem,
+    score: Score,
+    agent: Agent,
+    *,
+    episodes: int,
+    seed: int,
+    journal_path: Path | None = None,
+    on_episode: OnEpisode | None = None,
+    reward: RewardFunction = r_err,
+    floor: float | None = SURFACE_FLOOR,
+) -> SearchResult:
+    """Run `episodes` episodes, or the agent's `max_episodes` if that is fewer.
+
+    `score` maps a policy (keep counts in the order of the decisions) to a finite number, higher is better; it is
+    called once per distinct policy. If it raises, or returns anything else, the episode is recorded as failed with
+    the reason and the search goes on. A journal that exists is continued. `seed` is written in its header.
+
+    Raises EvaluationError if all episodes, or the first ten, fail; RunError for a journal that is corrupt, belongs
+    to another search or cannot be written. KeyboardInterrupt passes through; the journal then holds every finished
+    episode.
+    """
+    if episodes < 1:
+        raise ValueError(f"episodes must be at least 1, got {episodes}")
+    if agent.max_episodes is not None:
+        episodes = min(episodes, agent.max_episodes)
+    loop = _Loop(problem, score, agent, reward, Bounds(problem, floor=floor))
+    journal = None if journal_path is None else Journal(journal_path, _header(problem, agent, seed, floor))
+    recorded = () if journal is None else journal.records
+    if len(recorded) > episodes:
+        raise RunError(
+            f"journal {journal_path} already holds {len(recorded)} episodes, more than the {episodes} asked for; "
+            f"ask for at least {len(recorded)} or use another directory"
+        )
+    for episode in range(episodes):
+        replayed = recorded[episode] if episode < len(recorded) else None
+        record, timing = loop.run_episode(episode, replayed)
+        if journal is not None and replayed is None:
+            journal.append(record)
+        if on_episode is not None:
+            on_episode(record, timing)
+        loop.check_hope()
+    return loop.result()
+
+
+class _Loop:
+    """State of a search in progress."""
+
+    def __init__(
+        self, problem: Problem, score: Score, agent: Agent, reward: RewardFunction, bounds: Bounds
+    ) -> None:
+        self._problem, self._score, self._agent = problem, score, agent
+        self._reward, self._bounds = reward, bounds
+        self._records: list[EpisodeRecord] = []
+        self._known: dict[tuple[int, ...], EpisodeRecord] = {}
+
+    def run_episode(
+        self, episode: int, replayed: EpisodeRecord | None
+    ) -> tuple[EpisodeRecord, EpisodeTiming]:
+        """Propose, score (or take the score from the journal) and learn."""
+        began = time.perf_counter()
+        rollout = self._propose(episode)
+        proposed = time.perf_counter()
+        record = (
+            self._replay(rollout, replayed)
+            if replayed is not None
+            else self._judge(episode, rollout.keep_counts)
+        )
+        judged = time.perf_counter()
+        self._known.setdefault(record.keep, record)
+        self._records.append(record)
+        self._agent.end_episode(rollout, record.reward)
+        learned = time.perf_counter()
+        timing = EpisodeTiming(
+            agent=proposed - began + learned - judged,
+            score=0.0 if replayed is not None else judged - proposed,
+            replayed=replayed is not None,
+        )
+        return record, timing
+
+    def check_hope(self) -> None:
+        """Raise EvaluationError if every one of the first episodes failed."""
+        if len(self._records) >= HOPELESS_AFTER and all(record.error for record in self._records):
+            raise EvaluationError(self._hopeless())
+
+    def result(self) -> SearchResult:
+        """The finished search. Raises EvaluationError if no episode has a score."""
+        scored = [record for record in self._records if record.reward is not None]
+        if not scored:
+            raise EvaluationError(self._hopeless())
+        best = max(scored, key=lambda record: (record.reward or 0.0, -record.episode))
+        return SearchResult(best, tuple(self._records))
+
+    def _propose(self, episode: int) -> Rollout:
+        """A finished episode; transitions are free, so a policy that was scored before is drawn again."""
+        for attempt in range(MAX_ATTEMPTS):
+            self._agent.begin_episode(episode, attempt)
+            rollout = roll_out(self._problem, self._bounds, self._agent.act)
+            if rollout.keep_counts not in self._known:
+                break
+        return rollout
+
+    def _judge(self, episode: int, policy: tuple[int, ...]) -> EpisodeRecord:
+        """Score a policy, or copy what is known of it."""
+        if policy in self._known:
+            return replace(self._known[policy], episode=episode)
+        costs = self._problem.policy_costs(policy)
+        try:
+            score = _finite(self._score(policy))
+            paid = _finite(self._reward(score, costs))
+        except (
+            Exception
+        ) as error:  # a user's callable may raise anything; the search goes on without this episode
+            return EpisodeRecord(episode, policy, costs, None, None, _one_line(error))
+        return EpisodeRecord(episode, policy, costs, score, paid)
+
+    def _replay(self, rollout: Rollout, record: EpisodeRecord) -> EpisodeRecord:
+        """The journal's record, which must be of the policy the agent proposes again."""
+        if record.keep != rollout.keep_counts:
+            raise RunError(
+                f"journal does not replay: episode {record.episode} kept {list(record.keep)}, the agent now keeps "
+                f"{list(rollout.keep_counts)}; it was written by another version or kind of machine, start a new run"
+            )
+        return record
+
+    def _hopeless(self) -> str:
+        return (
+            f"all of the first {len(self._records)} episodes failed, the last with: {self._records[-1].error}; "
+            "check the evaluation on the dense network, then start a new run"
+        )
+
+
+def _header(problem: Problem, agent: Agent, seed: int, floor: float | None) -> dict[str, Any]:
+    return {
+        "seed": seed,
+        "agent": agent.name,
+        "decisions": problem.fingerprint(),
+        "floor": floor,
+        "settings": agent.settings(),
+    }
+
+
+def _finite(value: object) -> float:
+    """A score as a float. Raises EvaluationError for NaN, infinity and what is no number."""
+    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
+        raise EvaluationError(f"the score is {value!r}, not a number")
+    number = float(value)
+    if not math.isfinite(number):
+        raise EvaluationError(f"the score is {number}, it must be finite")
+    return number
+
+
+def _one_line(error: Exception) -> str:
+    """The error's kind and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    message = lines[0] if lines else ""
+    return message if isinstance(error, EvaluationError) and message else f"{type(error).__name__}: {message}"

@@ -1,0 +1,184 @@
+"""The proof, on the user's own model, that the structure is right: the sliced network equals the masked one.
+
+Parameters are first given random values, so that no zero weight or saturated activation can hide a misaligned
+channel, and the comparison runs in double precision. A group that fails is found by bisection and locked.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from amc.errors import ModelError
+from amc.structure.channels import Lock
+from amc.structure.slicing import mask_model, slice_model
+from amc.structure.structure import Mask, Structure, lock_groups
+from amc.structure.trace import Example, inference, user_line
+
+TOLERANCE = 1e-8  # of the largest output, in double precision
+FLOAT_TOLERANCE = 1e-3  # for a model whose forward insists on single precision
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What was checked and what came of it: `failed` groups are locked in the structure that comes with it."""
+
+    keep_sets: int
+    worst_error: float  # relative to the largest output, over the keep sets that passed
+    failed: tuple[tuple[str, Lock], ...]
+
+    @property
+    def passed(self) -> bool:
+        return not self.failed
+
+
+def certify(
+    model: nn.Module, structure: Structure, example_input: Any, *, keep_sets: int = 3, seed: int = 0
+) -> tuple[Structure, Certificate]:
+    """Check `keep_sets` random keep sets; lock the groups for which sliced and masked differ.
+
+    Returns the structure that holds, and the certificate. Raises ModelError if not even the whole network
+    reproduces itself.
+    """
+    check = _Check(model, structure, Example.of(example_input), seed)
+    rng = np.random.default_rng(seed)
+    failed: dict[str, Lock] = {}
+    worst, passed = 0.0, 0
+    while passed < keep_sets:
+        mask = _random_mask(structure, rng)
+        for name in failed:
+            _keep_all(structure, mask, name)
+        error = check.difference(mask)
+        if isinstance(error, float):
+            worst, passed = max(worst, error), passed + 1
+            continue
+        names = _offenders(structure, check, mask, [g.name for g in structure.groups if g.name not in failed])
+        failed |= names
+    return lock_groups(structure, failed), Certificate(keep_sets, worst, tuple(failed.items()))
+
+
+def _random_mask(structure: Structure, rng: np.random.Generator) -> Mask:
+    """Every group keeps a random non-empty set: sizes differ, so that literal sizes show."""
+    mask = np.zeros(structure.channels, dtype=bool)
+    for group in structure.groups:
+        count = int(rng.integers(1, group.size)) if group.size > 1 else 1
+        mask[group.offset + rng.choice(group.size, count, replace=False)] = True
+    return mask
+
+
+def _keep_all(structure: Structure, mask: Mask, name: str) -> None:
+    group = structure.group(name)
+    mask[group.offset : group.offset + group.size] = True
+
+
+def _offenders(structure: Structure, check: _Check, mask: Mask, names: Sequence[str]) -> dict[str, Lock]:
+    """Groups that fail by themselves, by bisection; where only a combination fails, all of it."""
+
+    def outcome(subset: Sequence[str]) -> float | Lock:
+        trial = np.ones_like(mask)
+        for name in subset:
+            group = structure.group(name)
+            part = slice(group.offset, group.offset + group.size)
+            trial[part] = mask[part]
+        return check.difference(trial)
+
+    whole = outcome([])
+    if isinstance(whole, Lock):
+        raise ModelError(f"the model does not reproduce itself when copied: {whole}")
+
+    def search(subset: Sequence[str], lock: Lock) -> dict[str, Lock]:
+        if len(subset) == 1:
+            return {subset[0]: lock}
+        found: dict[str, Lock] = {}
+        half = len(subset) // 2
+        for part in (subset[:half], subset[half:]):
+            result = outcome(part)
+            if isinstance(result, Lock):
+                found |= search(part, result)
+        return found or dict.fromkeys(subset, lock)
+
+    first = outcome(names)
+    return search(names, first) if isinstance(first, Lock) else {}
+
+
+class _Check:
+    """Compares sliced and masked networks on one random input."""
+
+    def __init__(self, model: nn.Module, structure: Structure, example: Example, seed: int) -> None:
+        self.structure = structure
+        self.generator = torch.Generator().manual_seed(seed)
+        self.model, self.example, self.tolerance = self._prepared(model, example)
+
+    def difference(self, mask: Mask) -> float | Lock:
+        """Largest difference relative to the largest output, or the reason why they differ."""
+        masked = self._run(mask_model(self.model, self.structure, mask))
+        try:
+            sliced = self._run(slice_model(self.model, self.structure, mask))
+        except Exception as error:  # the user's forward may raise anything on a size it did not expect
+            line = user_line(error)
+            text = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+            return Lock(f"the forward insists on a literal size: {text}", source=line)
+        worst = 0.0
+        for a, b in zip(sliced, masked, strict=True):
+            if a.shape != b.shape:
+                return Lock("slicing it changes the shape of the output")
+            scale = max(float(b.abs().max()), 1e-30) if b.numel() else 1.0
+            worst = max(worst, float((a - b).abs().max()) / scale if b.numel() else 0.0)
+        if not worst <= self.tolerance:
+            return Lock(f"the sliced network differs from the masked one by {worst:.1e} of its output")
+        return worst
+
+    def _prepared(self, model: nn.Module, example: Example) -> tuple[nn.Module, Example, float]:
+        """Random parameters, in double precision where the forward bears it."""
+        single = _randomised(model, self.generator)
+        double = copy.deepcopy(single).double()
+        inputs = tree_map(_as_double, example.args), tree_map(_as_double, dict(example.kwargs))
+        try:
+            self._outputs(double, Example(*inputs))
+        except (RuntimeError, TypeError):  # mixed precisions in the forward
+            return single, example, FLOAT_TOLERANCE
+        return double, Example(*inputs), TOLERANCE
+
+    def _run(self, model: nn.Module) -> list[torch.Tensor]:
+        return self._outputs(model, self.example)
+
+    @staticmethod
+    def _outputs(model: nn.Module, example: Example) -> list[torch.Tensor]:
+        with inference(model):
+            out = model(*example.args, **example.kwargs)
+        return [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
+
+
+def _as_double(value: Any) -> Any:
+    return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+
+def _randomised(model: nn.Module, generator: torch.Generator) -> nn.Module:
+    """A float copy with random parameters and statistics of ordinary size."""
+    copied = copy.deepcopy(model).float()
+
+    def uniform(tensor: torch.Tensor, low: float, high: float) -> torch.Tensor:
+        return (torch.rand(tensor.shape, generator=generator) * (high - low) + low).to(tensor)
+
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            if not parameter.is_floating_point():
+                continue
+            if parameter.ndim < 2:
+                parameter.copy_(uniform(parameter, 0.5, 1.5))
+            else:
+                bound = (3 / max(1, parameter[0].numel())) ** 0.5
+                parameter.copy_(uniform(parameter, -bound, bound))
+        for name, buffer in copied.named_buffers():
+            if name.endswith("running_var"):
+                buffer.copy_(uniform(buffer, 0.5, 1.5))
+            elif name.endswith("running_mean"):
+                buffer.copy_(uniform(buffer, -0.5, 0.5))
+    return copied

@@ -1,0 +1,167 @@
+"""Names of networks -> networks, and weights from files into them.
+
+`create_model` builds (nothing is read from disk), `load_weights` fills, `model_info` says what a name needs.
+"""
+
+import difflib
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from amc.errors import ModelError
+from amc.zoo._import import call_factory
+from amc.zoo.digits import DigitsCNN
+from amc.zoo.mobilenet import MobileNetV1
+from amc.zoo.plain import VGG, PlainNet
+from amc.zoo.resnet import resnet
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "digits_cnn": DigitsCNN,
+    "resnet20": lambda **kwargs: resnet(20, **kwargs),
+    "resnet32": lambda **kwargs: resnet(32, **kwargs),
+    "resnet44": lambda **kwargs: resnet(44, **kwargs),
+    "resnet56": lambda **kwargs: resnet(56, **kwargs),
+    "resnet110": lambda **kwargs: resnet(110, **kwargs),
+    "plain20": PlainNet,
+    "vgg16": VGG,
+    "mobilenet_v1": MobileNetV1,
+}
+SCALABLE = ("vgg16", "mobilenet_v1")  # take a width factor, also as a suffix in percent: mobilenet_v1_050
+_DIGITS_WEIGHTS = Path(__file__).parent / "digits_cnn.safetensors"
+_SHOWN = 3  # keys named in an error before "and N more"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a network of the zoo is made for."""
+
+    name: str
+    input_shape: tuple[int, int, int]  # C, H, W of one image
+    num_classes: int  # unless create_model is told otherwise
+    weights: Path | None  # the checkpoint that comes with the package, if any
+    data: str | None  # the data set of that checkpoint, as `load_data` takes it
+
+
+def model_names() -> tuple[str, ...]:
+    """The names `create_model` knows, width suffixes left out."""
+    return tuple(MODELS)
+
+
+def create_model(spec: str, **kwargs: Any) -> nn.Module:
+    """A network with fresh random weights, in train mode.
+
+    `spec` is a zoo name, where `_050` after mobilenet_v1 or vgg16 means half the width, or
+    `package.module:factory` for a callable that returns an `nn.Module`. Keyword arguments (`num_classes`,
+    `width`) go to the network or the factory. Raises ModelError.
+    """
+    if ":" in spec:
+        model = call_factory(spec, ModelError, **kwargs)
+        if not isinstance(model, nn.Module):
+            raise ModelError(
+                f"factory '{spec}' returned a {type(model).__name__}; it must return a torch.nn.Module"
+            )
+        return model
+    name, width = _split_width(spec)
+    if width is not None:
+        kwargs = {"width": width, **kwargs}
+    try:
+        return MODELS[name](**kwargs)
+    except TypeError as problem:
+        raise ModelError(f"model '{spec}' does not take {', '.join(sorted(kwargs))} ({problem})") from problem
+
+
+def model_info(spec: str) -> ModelInfo | None:
+    """What the zoo knows of `spec`, None for `package.module:factory`. Raises ModelError if unknown."""
+    if ":" in spec:
+        return None
+    name, _ = _split_width(spec)
+    if name == "digits_cnn":
+        return ModelInfo(spec, (1, 8, 8), 10, _DIGITS_WEIGHTS, "digits")
+    return ModelInfo(spec, (3, 32, 32), 10, None, None)
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Fill `model`, in place, from a state dict on disk: safetensors, or one of torch.save.
+
+    Nothing but tensors is unpickled. A state dict inside a checkpoint (under `state_dict` or `model`) is
+    found, a `module.` before every key (DataParallel) taken off. Raises ModelError where the file cannot be
+    read, or naming the keys and shapes that do not fit; the model is then as it was.
+    """
+    path = Path(path)
+    state = _strip_prefix(_read_state(path))
+    own = model.state_dict()
+    # Batch counters are absent from old checkpoints and play no part in evaluation.
+    counters = {key for key in own if key.endswith("num_batches_tracked") and key not in state}
+    missing = [key for key in own if key not in state and key not in counters]
+    unexpected = [key for key in state if key not in own]
+    differing = [
+        f"{key} {list(state[key].shape)} instead of {list(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    complaints = [
+        f"{title}: {_first(keys)}"
+        for title, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", differing))
+        if keys
+    ]
+    if complaints:
+        raise ModelError(
+            f"weights '{path}' do not fit {type(model).__name__}: {'; '.join(complaints)}; "
+            "choose the network these weights were saved from"
+        )
+    model.load_state_dict(state, strict=not counters)
+
+
+def _split_width(spec: str) -> tuple[str, float | None]:
+    """`mobilenet_v1_050` -> (`mobilenet_v1`, 0.5); the base is a key of MODELS."""
+    if spec in MODELS:
+        return spec, None
+    match = re.fullmatch(r"(\w+?)_(\d{3})", spec)
+    if match and match[1] in SCALABLE and int(match[2]) > 0:
+        return match[1], int(match[2]) / 100
+    known = [*MODELS, *(f"{name}_050" for name in SCALABLE)]
+    close = difflib.get_close_matches(spec, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(MODELS)}"
+    raise ModelError(f"unknown model '{spec}'; {hint} For your own network write package.module:factory")
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ModelError(f"weights '{path}' not found; check the path")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as problem:
+        raise ModelError(
+            f"weights '{path}' hold more than tensors and are not unpickled, for safety; "
+            "save model.state_dict() alone, or as safetensors"
+        ) from problem
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as problem:
+        reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+        raise ModelError(f"weights '{path}' cannot be read ({reason}); the file may be damaged") from problem
+    for wrapper in ("state_dict", "model"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
+            loaded = loaded[wrapper]
+    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise ModelError(f"weights '{path}' hold no state dict; save model.state_dict()")
+    return {str(key): value for key, value in loaded.items()}
+
+
+def _strip_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    if state and all(key.startswith("module.") for key in state):
+        return {key.removeprefix("module."): value for key, value in state.items()}
+    return state
+
+
+def _first(items: list[str]) -> str:
+    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return ", ".join(items[:_SHOWN]) + more

@@ -1,0 +1,174 @@
+"""Which image is for what: train, calibration, search and test.
+
+train (fine-tuning) · calibration (a part of train) · search (the reward; held out of train) · test (the final
+report only). The choice is fixed: it never depends on the seed of a search.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from amc.errors import DataError
+from amc.zoo.images import FolderSet, ImageSet
+
+CALIBRATION_IMAGES = 2048
+NAMES = ("train", "calibration", "search", "test")
+
+Split = ImageSet | FolderSet
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """The four splits, each made when first asked for and kept: a search never decodes the train images."""
+
+    name: str  # what load_data was given
+    num_classes: int
+    input_shape: tuple[int, int, int]  # C, H, W of one image
+    makers: Mapping[str, Callable[[], Split]] = field(repr=False)
+    _made: dict[str, Split] = field(default_factory=dict, repr=False)
+
+    @property
+    def train(self) -> Split:
+        """For fine-tuning; holds the calibration images, never those of search or test."""
+        return self._get("train")
+
+    @property
+    def calibration(self) -> ImageSet:
+        """A part of train, in memory: for reconstruction and batch-norm statistics."""
+        return self._in_memory("calibration")
+
+    @property
+    def search(self) -> ImageSet:
+        """Held out of train, in memory: what the reward is measured on."""
+        return self._in_memory("search")
+
+    @property
+    def test(self) -> Split:
+        """For the final report only."""
+        return self._get("test")
+
+    def _get(self, name: str) -> Split:
+        if name not in self._made:
+            self._made[name] = self.makers[name]()
+        return self._made[name]
+
+    def _in_memory(self, name: str) -> ImageSet:
+        made = self._get(name)
+        if isinstance(made, FolderSet):
+            made = self._made[name] = made.load()
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Labels of every image, and a way to get the images at some indices without touching the others."""
+
+    labels: Indices  # [N]
+    pick: Callable[[Indices], Split]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where each split comes from."""
+
+    train: Source
+    kept: Indices  # into `train`: what is left of it after holding out
+    search: Source  # the same source as train, or another
+    held: Indices  # into `search`
+    test: Callable[[], Split]
+
+    def assemble(
+        self, name: str, num_classes: int, input_shape: tuple[int, int, int], search_images: int | None
+    ) -> DataSplits:
+        """The splits, nothing read yet; `search_images` limits the search split. Raises DataError."""
+        if len(self.kept) == 0 or len(self.held) == 0:
+            raise DataError(
+                f"data '{name}' has too few images ({len(self.train.labels)}) to hold some out "
+                "of train for the search"
+            )
+        order = balanced_order(self.search.labels[self.held])
+        if search_images is not None and search_images > len(order):
+            raise DataError(
+                f"search images must be at most the {len(order)} of '{name}', got {search_images}"
+            )
+        searched = self.held[order[:search_images]]
+        calibrated = self.kept[balanced_order(self.train.labels[self.kept])[:CALIBRATION_IMAGES]]
+        makers: dict[str, Callable[[], Split]] = {
+            "train": lambda: self.train.pick(self.kept),
+            "calibration": lambda: self.train.pick(calibrated),
+            "search": lambda: self.search.pick(searched),
+            "test": self.test,
+        }
+        return DataSplits(name, num_classes, input_shape, makers)
+
+
+def splits_from_mapping(
+    name: str, splits: Mapping[str, object], *, search_images: int | None = None
+) -> DataSplits:
+    """Splits of the user's own: `train` and `test` at least, as ImageSet, FolderSet or (images, labels).
+
+    Images are [N, C, H, W]; floating-point ones are taken as they are, uint8 ones scaled to [0, 1]. Without
+    `search` a tenth of train is held out for it; without `calibration` it is a part of what is left. Raises
+    DataError.
+    """
+    unknown, absent = set(splits) - set(NAMES), {"train", "test"} - set(splits)
+    if unknown or absent:
+        complaint = (
+            f"unknown splits {sorted(unknown)}" if unknown else f"no {' and no '.join(sorted(absent))}"
+        )
+        raise DataError(
+            f"data '{name}' has {complaint}; give train and test, and search and calibration if you like"
+        )
+    sets = {key: _as_split(f"{name}, {key}", value) for key, value in splits.items()}
+    train = _source(sets["train"])
+    search, held = train, balanced_order(train.labels)[: len(train.labels) // 10]
+    if "search" in sets:
+        search = _source(sets["search"])
+        held = np.arange(len(search.labels))
+        kept = np.arange(len(train.labels))
+    else:
+        kept = np.setdiff1d(np.arange(len(train.labels)), held)
+    images, _ = next(iter(sets["test"].batches(1)))
+    shape = (images.shape[1], images.shape[2], images.shape[3])
+    classes = 1 + max(int(split.labels.max()) for split in sets.values())
+    made = Plan(train, kept, search, held, lambda: sets["test"]).assemble(name, classes, shape, search_images)
+    if "calibration" not in sets:
+        return made
+    return DataSplits(name, classes, shape, {**made.makers, "calibration": lambda: sets["calibration"]})
+
+
+def balanced_order(labels: Indices, seed: int = 0) -> Indices:
+    """A shuffled order of all images in which every prefix holds the classes in proportion."""
+    # RandomState because numpy promises that its numbers never change, which it does not for the newer
+    # generators: another order would move images the bundled checkpoint was trained on into the test split.
+    random = np.random.RandomState(seed)
+    shuffled = random.permutation(len(labels))
+    position = np.empty(len(labels))
+    for label in np.unique(labels):
+        members = shuffled[labels[shuffled] == label]
+        position[members] = (np.arange(len(members)) + random.random_sample()) / len(members)
+    return np.argsort(position, kind="stable").astype(np.int64)
+
+
+def _source(split: Split) -> Source:
+    return Source(split.labels.numpy(), lambda part: split.subset(torch.from_numpy(part)))
+
+
+def _as_split(name: str, value: object) -> Split:
+    if isinstance(value, ImageSet | FolderSet):
+        return value
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise DataError(
+            f"data '{name}' is a {type(value).__name__}; give (images, labels) tensors or an ImageSet"
+        )
+    try:
+        images, labels = torch.as_tensor(value[0]), torch.as_tensor(value[1]).long()
+    except (TypeError, ValueError, RuntimeError) as problem:
+        raise DataError(
+            f"data '{name}' cannot be made a tensor ({problem}); give (images, labels) tensors"
+        ) from problem
+    return ImageSet(images, labels)

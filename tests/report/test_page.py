@@ -1,0 +1,234 @@
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from amc.errors import RunError
+from amc.report import render_report
+from amc.rundir import RunDir
+from tests.report.runs import SIZES, SLIM, episode, make_run, make_unfinished_run, write_lines
+
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Text, tags and attributes of a page; fails where tags do not nest."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.text = ""
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self._open: list[str] = []
+        self.feed(html)
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag in VOID:
+            self.text += " "
+        else:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+        self.text += " "  # cells stand apart
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def render(run: RunDir) -> Page:
+    return Page(render_report(run.path).read_text(encoding="utf-8"))
+
+
+def words(page: Page) -> str:
+    return re.sub(r"\s+", " ", page.text)
+
+
+def test_full_run_shows_budget_scores_and_baselines(tmp_path: Path) -> None:
+    text = words(render(make_run(tmp_path / "run")))
+    assert "macs<=50%: 49.71% recounted: held" in text
+    assert "20.16 M of 40.55 M 2.01× fewer" in text
+    assert "Score, test split 87.90% 75.71% 85.74% −2.16 points" in text
+    assert "2 of 100 episodes failed" in text
+    assert "The first 25 episodes were warm-up." in text
+    assert "The test split chose nothing." in text
+    assert "uniform policy 72.36%" in text
+    assert "best of 100 random policies" in text
+    assert "5 0.4 0.01 86.00%" in text  # the last epoch of fine-tuning
+    assert "score 1.9 s 97.7%" in text  # 1.93 of 1.975 seconds an episode
+
+
+def test_page_is_one_offline_file_without_scripts(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    page = render(run)
+    html = run.file("report.html").read_text(encoding="utf-8")
+    assert "://" not in html
+    assert not {"script", "link", "img", "iframe", "object", "base"} & set(page.tags)
+    assert not {"src", "href", "xlink:href", "srcset", "action"} & {name for name, _ in page.attributes}
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert "url(" not in html
+    assert "@import" not in html
+
+
+def test_figures_and_tables_can_be_read_aloud(tmp_path: Path) -> None:
+    page = render(make_run(tmp_path / "run"))
+    ids = [value for name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    referred = {
+        part for name, value in page.attributes if name == "aria-labelledby" for part in (value or "").split()
+    }
+    assert referred <= set(ids)
+    assert page.tags.count("table") == page.tags.count("thead")
+    assert ("lang", "en") in page.attributes
+
+
+def test_kept_channels_and_the_uniform_mark(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    page = render(run)
+    summary = run.read_json("summary.json")
+    for group in summary["groups"]:
+        assert f"{group['name']} {group['kept']} of {group['size']}" in words(page)
+    marks = [value for name, value in page.attributes if name == "class" and value == "mark"]
+    assert len(marks) == len(SIZES)
+    assert ("style", "left:calc(50.00% - 1px)") in page.attributes
+
+
+def test_what_comes_from_the_run_is_escaped(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", model="<script>alert(1)</script>", weights='"><img src=x>')
+    summary = run.read_json("summary.json")
+    summary["groups"][0]["name"] = "<i>layer</i>"
+    summary["model"] = "<script>alert(1)</script>"
+    run.write_json("summary.json", summary)
+    page = render(run)
+    assert not {"script", "i", "img", "b"} & set(page.tags)
+    assert "<script>alert(1)</script>" in page.text
+    assert "<b>out of memory</b>" in page.text
+    assert "<i>layer</i>" in page.text
+
+
+def test_exceeded_budget_is_not_called_held(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    run.write_json("summary.json", run.read_json("summary.json") | {"slim": SLIM | {"macs": 21_000_000}})
+    text = words(render(run))
+    assert "macs<=50%: 51.79% recounted: exceeded" in text
+    assert "held" not in text
+
+
+def test_search_that_loses_to_a_baseline_says_so(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert "did not beat every baseline" not in words(render(run))
+    write_lines(run.file("journal-uniform.jsonl"), [episode(0, 0.95)])
+    text = words(render(run))
+    assert "The search did not beat every baseline" in text
+    assert re.search(r"uniform policy 95.00% −\d", text)
+
+
+def test_unequal_numbers_of_policies_are_said(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    write_lines(run.file("journal-random.jsonl"), [episode(n, 0.5) for n in range(10)])
+    assert "best of 10 random policies median 50.00%; compared with 100 episodes" in words(render(run))
+
+
+def test_run_without_baselines_says_what_is_not_known(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    for name in ("journal-uniform.jsonl", "journal-random.jsonl"):
+        run.file(name).unlink()
+    summary = run.read_json("summary.json")
+    del summary["baselines"]
+    run.write_json("summary.json", summary)
+    assert "No baseline was run" in words(render(run))
+
+
+def test_baselines_from_the_summary_serve_without_their_journals(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    for name in ("journal-uniform.jsonl", "journal-random.jsonl"):
+        run.file(name).unlink()
+    text = words(render(run))
+    assert "uniform policy 72.36%" in text
+    assert "best of 100 random policies median 69.00%" in text
+
+
+@pytest.mark.parametrize("scored", [0, 1, 37])
+def test_unfinished_search_shows_what_there_is(tmp_path: Path, scored: int) -> None:
+    run = make_unfinished_run(tmp_path / "run", scored=scored)
+    page = render(run)
+    text = words(page)
+    assert f"search not finished: {scored} of 100 episodes" in text
+    assert "macs<=50%: not recounted yet" in text
+    assert ("No episode has been scored yet." in text) == (scored == 0)
+    marks = [
+        value for name, value in page.attributes if name == "class" and value in ("c-explore", "c-exploit")
+    ]
+    legend = 2 if scored else 0
+    assert len(marks) == 2 * scored + legend  # a wide and a narrow drawing
+
+
+def test_search_of_which_every_episode_failed(tmp_path: Path) -> None:
+    run = make_unfinished_run(tmp_path / "run")
+    write_lines(run.file("journal.jsonl"), [episode(n, None, f"reason {n}") for n in range(25)])
+    text = words(render(run))
+    assert "25 of 25 episodes failed" in text
+    assert "19 reason 19" in text
+    assert "And 5 more in journal.jsonl." in text
+
+
+@pytest.mark.parametrize(
+    "summary",
+    [
+        {"model": "m"},
+        {"dense": {"macs": 10}, "slim": {}},
+        {"dense": {}, "slim": {"score": 0.5}},
+        {"groups": [{"name": "a", "size": 4, "kept": 2}], "baselines": {"uniform": {}}},
+        {"budget": None, "environment": None, "baselines": None},
+        {"dense": {"macs": 4, "score": 3.5}, "slim": {"macs": 2, "score": 3.25}, "seconds": None},
+    ],
+)
+def test_missing_fields_are_left_out(tmp_path: Path, summary: dict[str, Any]) -> None:
+    run = RunDir.create(tmp_path / "run", {})
+    run.write_json("summary.json", summary)
+    page = render(run)
+    assert "AMC run report" in page.text
+    assert "None" not in page.text
+    assert "nan" not in page.text.lower()
+
+
+def test_policy_gives_the_groups_where_the_summary_has_none(tmp_path: Path) -> None:
+    run = make_unfinished_run(tmp_path / "run")
+    run.write_json(
+        "policy.json", {"method": "channel", "groups": [{"name": "conv1", "size": 8, "keep": [0, 3, 5]}]}
+    )
+    assert "conv1 3 of 8" in words(render(run))
+
+
+def test_torn_journal_is_read_and_a_damaged_one_is_named(tmp_path: Path) -> None:
+    run = make_unfinished_run(tmp_path / "run", scored=3)
+    journal = run.file("journal.jsonl")
+    journal.write_text(journal.read_text() + '{"episode": 3, "ke')
+    assert "3 of 100 episodes" in words(render(run))
+    before = run.file("report.html").read_bytes()
+    journal.write_text("{]\n" + journal.read_text())
+    with pytest.raises(RunError, match=r"journal.jsonl' line 1 is damaged"):
+        render_report(run.path)
+    assert run.file("report.html").read_bytes() == before
+
+
+def test_rendering_twice_gives_the_same_page_and_no_other_file(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    first = render_report(run).read_bytes()
+    names = sorted(path.name for path in run.path.iterdir())
+    assert render_report(str(run.path)).read_bytes() == first
+    assert sorted(path.name for path in run.path.iterdir()) == names
+
+
+def test_no_run_directory(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no run directory"):
+        render_report(tmp_path / "absent")

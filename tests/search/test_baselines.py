@@ -1,0 +1,76 @@
+"""Random and uniform policies."""
+
+import numpy as np
+import pytest
+
+from amc.search.baselines import RandomAgent, UniformAgent
+from amc.search.bounds import Bounds
+from amc.search.environment import roll_out
+from amc.search.problem import Problem
+from amc.search.surface import Surface
+from tests.search.toys import chain_problem, residual_problem
+
+
+def play(problem, agent, episode=0):
+    agent.begin_episode(episode, 0)
+    return roll_out(problem, Bounds(problem), agent.act).keep_counts
+
+
+@pytest.mark.parametrize("make", [residual_problem, chain_problem])
+@pytest.mark.parametrize("budget", ["macs<=50%", "macs<=33%", "macs<=70%,params<=50%"])
+def test_random_policies_land_on_the_surface(make, budget):
+    problem, _ = make(budget=budget)
+    agent, bounds = RandomAgent(problem, seed=0), Bounds(problem)
+    policies = [play(problem, agent, episode) for episode in range(20)]
+    full = bounds.fullness(np.array(policies)).max(axis=-1)
+    assert (full <= 1).all()
+    assert (full >= 0.98).all()
+    assert len(set(policies)) == 20
+
+
+def test_landing_moves_every_group_by_the_same_amount():
+    problem, _ = residual_problem(9)
+    surface = Surface(problem)
+    wish = np.linspace(0.5, 0.6, 9)
+    landed = surface.land(wish)
+    assert np.ptp(landed - wish) < 1e-12
+    # macs = 442368 + sum of coefficient * keep: the surface is a plane, so the shift has a closed form.
+    cost = problem.costs[problem.metric]
+    dense = float(cost(problem.dense))
+    slope = dense - 442_368
+    expected = 442_368 + float(np.dot(wish, np.full(9, slope / 9)))
+    assert landed[0] - wish[0] == pytest.approx((0.5 * dense - expected) / slope, abs=0.02)
+
+
+def test_uniform_keeps_one_fraction_and_meets_the_budget():
+    problem, _ = chain_problem(14, "macs<=50%")
+    agent = UniformAgent(problem)
+    assert agent.max_episodes == 1
+    policy = play(problem, agent)
+    fractions = np.array(policy) / problem.dense
+    wanted = Surface(problem).uniform()
+    assert np.ptp(wanted) < 1e-12
+    # Sixteen choices a group: rounding moves a group by at most 1/32, the last three absorb what rounding left.
+    assert np.abs(fractions - wanted)[:-3].max() <= 1 / 32 + 1e-9
+    assert 0.98 <= float(Bounds(problem).fullness(np.array(policy)).max()) <= 1
+
+
+def test_uniform_respects_the_least_keep_counts():
+    problem, _ = residual_problem(9, "macs<=33%")
+    assert (Surface(problem).uniform() >= problem.least / problem.dense).all()
+
+
+def test_same_seed_same_random_policies():
+    problem, _ = residual_problem(9)
+    first, second = RandomAgent(problem, seed=3), RandomAgent(problem, seed=3)
+    other = RandomAgent(problem, seed=4)
+    a, b, c = ([play(problem, agent, i) for i in range(5)] for agent in (first, second, other))
+    assert a == b
+    assert a != c
+
+
+def test_without_a_budget_wishes_are_only_clipped():
+    problem, _ = residual_problem(9)
+    free = Surface(Problem(problem.decisions, problem.costs))
+    assert free.land(np.full(9, 2.0)).tolist() == [1.0] * 9
+    assert free.land(np.full(9, 0.0)).tolist() == free.least_fractions.tolist()

@@ -1,0 +1,131 @@
+"""The journal: what is written, repaired and refused."""
+
+import errno
+import os
+
+import pytest
+
+from amc.errors import RunError
+from amc.search.journal import EpisodeRecord, Journal, read_journal
+
+HEADER = {"seed": 0, "agent": "random"}
+FIRST = EpisodeRecord(0, (4, 8), {"macs": 100.0, "params": 7.5}, 0.1 + 0.2, -0.7)
+SECOND = EpisodeRecord(1, (2, 8), {"macs": 50.0, "params": 7.0}, None, None, "RuntimeError: boom")
+LINES = (
+    b'{"journal": 1, "seed": 0, "agent": "random"}\n'
+    b'{"episode": 0, "keep": [4, 8], "cost": {"macs": 100, "params": 7.5}, "score": 0.30000000000000004, '
+    b'"reward": -0.7}\n'
+    b'{"episode": 1, "keep": [2, 8], "cost": {"macs": 50, "params": 7}, "score": null, "reward": null, '
+    b'"error": "RuntimeError: boom"}\n'
+)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "journal.jsonl"
+
+
+def write(path):
+    journal = Journal(path, HEADER)
+    journal.append(FIRST)
+    journal.append(SECOND)
+    return journal
+
+
+def test_lines_have_fixed_keys_and_exact_numbers(path):
+    write(path)
+    assert path.read_bytes() == LINES
+
+
+def test_records_survive_the_disk(path):
+    write(path)
+    assert Journal(path, HEADER).records == (FIRST, SECOND)
+    header, records = read_journal(path)
+    assert header == {"journal": 1, **HEADER}
+    assert records == (FIRST, SECOND)
+
+
+def test_torn_last_line_is_repaired_at_every_byte(path):
+    second_ends = LINES.index(b"\n", LINES.index(b"\n") + 1) + 1
+    for length in range(len(LINES)):
+        path.write_bytes(LINES[:length])
+        whole = LINES[:length].rfind(b"\n") + 1
+        assert read_journal(path)[1] == ((FIRST,) if length >= second_ends else ())
+        journal = Journal(path, HEADER)
+        assert len(journal.records) == max(0, LINES[:length].count(b"\n") - 1)
+        assert path.read_bytes() == (LINES[:whole] or LINES[: LINES.index(b"\n") + 1])
+
+
+def test_last_line_of_lost_bytes_is_repaired(path):
+    path.write_bytes(LINES + b"\0" * 40 + b"\n")
+    assert Journal(path, HEADER).records == (FIRST, SECOND)
+    assert path.read_bytes() == LINES
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        (b'{"episode": 0', b'{"epi##\n{"episode": 0', 2),
+        (b'"keep": [4, 8]', b'"keep": [4, "x"]', 2),
+        (b'"episode": 0, ', b"", 2),
+        (b'"score": 0.30000000000000004', b'"score": NaN', 2),
+        (b'"score": 0.30000000000000004', b'"score": null', 2),
+        (b'"episode": 0', b'"episode": 5', 2),
+        (b"{", b"<", 1),
+        (b'"journal": 1, ', b"", 1),
+    ],
+)
+def test_corrupt_line_is_named_and_the_file_left_alone(path, old, new, line):
+    broken = LINES.replace(old, new, 1)
+    path.write_bytes(broken)
+    with pytest.raises(RunError, match=rf"is corrupt in line {line}: .*; restore .* resume") as caught:
+        Journal(path, HEADER)
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes() == broken
+
+
+def test_other_header_is_refused(path):
+    write(path)
+    with pytest.raises(RunError, match="another search: its seed is 0, this search's is 1"):
+        Journal(path, {**HEADER, "seed": 1})
+    assert path.read_bytes() == LINES
+
+
+def test_file_that_is_no_journal_is_refused_and_left_alone(path):
+    path.write_bytes(b"precious notes\n")
+    with pytest.raises(RunError, match="corrupt in line 1"):
+        Journal(path, HEADER)
+    assert path.read_bytes() == b"precious notes\n"
+
+
+def test_full_disk_leaves_a_valid_journal(path, monkeypatch):
+    journal = Journal(path, HEADER)
+    journal.append(FIRST)
+    before, real = path.read_bytes(), os.write
+
+    def write_a_little(descriptor, data):
+        if len(data) < len(SECOND.to_line()):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(descriptor, data[:20])
+
+    monkeypatch.setattr(os, "write", write_a_little)
+    with pytest.raises(RunError, match="No space left.*free some space and resume, the 1 episodes before are safe"):
+        journal.append(SECOND)
+    monkeypatch.setattr(os, "write", real)
+    assert path.read_bytes() == before
+    journal.append(SECOND)
+    assert path.read_bytes() == LINES
+
+
+def test_unwritable_place_is_refused(tmp_path):
+    with pytest.raises(RunError, match="cannot be written: No such file"):
+        Journal(tmp_path / "missing" / "journal.jsonl", HEADER)
+    with pytest.raises(RunError, match="cannot be read"):
+        Journal(tmp_path, HEADER)
+
+
+def test_record_is_either_scored_or_failed():
+    with pytest.raises(ValueError, match="either a score and a reward, or an error"):
+        EpisodeRecord(0, (1,), {}, 0.5, 0.5, "boom")
+    with pytest.raises(ValueError, match="either a score and a reward, or an error"):
+        EpisodeRecord(0, (1,), {}, None, None)

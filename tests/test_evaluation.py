@@ -1,0 +1,207 @@
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from amc.errors import DataError, EvaluationError
+from amc.evaluation import Evaluator, as_evaluator, evaluating, reestimate_batchnorm_
+from amc.zoo import ImageSet
+
+CLASSES = 4
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads cost more than they give on networks this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class FirstPixels(nn.Module):
+    """Logits are the first pixels of the image, so the label is known by construction."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :CLASSES]
+
+
+def labelled(count: int = 40, wrong: int = 10) -> tuple[Tensor, Tensor]:
+    """Images whose largest pixel is at their label, but for the last `wrong`."""
+    labels = torch.arange(count) % CLASSES
+    images = torch.zeros(count, 1, 2, 2)
+    images.view(count, 4)[torch.arange(count), labels] = 1.0
+    labels = labels.clone()
+    labels[count - wrong :] = (labels[count - wrong :] + 1) % CLASSES
+    return images, labels
+
+
+class TestEvaluator:
+    @pytest.mark.parametrize("batch_size", [1, 7, 40, 1000])
+    def test_accuracy_is_the_share_of_right_answers(self, batch_size: int) -> None:
+        assert Evaluator(ImageSet(*labelled()), batch_size=batch_size)(FirstPixels()) == 30 / 40
+
+    def test_a_loader_and_a_list_give_the_same(self) -> None:
+        images, labels = labelled()
+        loader = DataLoader(TensorDataset(images, labels), batch_size=12)
+        assert Evaluator(loader)(FirstPixels()) == 0.75
+        assert Evaluator([(images[:30], labels[:30]), (images[30:], labels[30:])])(FirstPixels()) == 0.75
+
+    def test_a_loader_is_read_once(self) -> None:
+        reads = 0
+
+        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+            nonlocal reads
+            reads += 1
+            yield labelled()
+
+        evaluator = Evaluator(batches())
+        assert [evaluator(FirstPixels()) for _ in range(3)] == [0.75] * 3
+        assert reads == 1
+
+    def test_a_set_too_large_to_keep_gives_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("amc.evaluation.KEEP_FLOAT_BYTES", 100)
+        evaluator = Evaluator(ImageSet(*labelled()), batch_size=7)
+        assert [evaluator(FirstPixels()), evaluator(FirstPixels())] == [0.75, 0.75]
+
+    def test_modes_and_weights_are_left_alone(self) -> None:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(1, 4, 2), nn.BatchNorm2d(4), nn.Flatten(), nn.Dropout(0.9)).train()
+        model[1].eval()  # a mode of its own
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        evaluator = Evaluator(ImageSet(*labelled()))
+        assert evaluator(model) == evaluator(model)  # no dropout
+        assert [part.training for part in model] == [True, False, True, True]
+        assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+    def test_bfloat16_is_used_if_asked_for(self) -> None:
+        seen = []
+
+        class Spy(nn.Linear):
+            def forward(self, x: Tensor) -> Tensor:
+                out = super().forward(x.flatten(1))
+                seen.append(out.dtype)
+                return out
+
+        Evaluator(ImageSet(*labelled()), autocast=True)(Spy(4, CLASSES))
+        Evaluator(ImageSet(*labelled()))(Spy(4, CLASSES))
+        assert seen == [torch.bfloat16, torch.float32]
+
+    @pytest.mark.parametrize("source", [[], [(torch.zeros(0, 1, 2, 2), torch.zeros(0))]])
+    def test_empty_set(self, source: list[tuple[Tensor, Tensor]]) -> None:
+        with pytest.raises(DataError, match="empty"):
+            Evaluator(source)
+
+    def test_batches_of_another_kind(self) -> None:
+        with pytest.raises(DataError, match=r"must give \(images, labels\)"):
+            Evaluator([torch.zeros(3, 1, 2, 2)])  # type: ignore[list-item]
+        with pytest.raises(DataError, match="3 images and 2 labels"):
+            Evaluator([(torch.zeros(3, 1, 2, 2), torch.zeros(2))])
+
+    def test_nan_logits(self) -> None:
+        images, labels = labelled()
+        images[17] = float("nan")
+        with pytest.raises(EvaluationError, match="NaN"):
+            Evaluator([(images, labels)])(FirstPixels())
+
+    def test_output_that_is_no_logits(self) -> None:
+        with pytest.raises(EvaluationError, match=r"\[40, 1, 2, 2\] for 40 images"):
+            Evaluator(ImageSet(*labelled()))(nn.Identity())
+
+
+class TestAsEvaluator:
+    def test_every_kind(self) -> None:
+        images, labels = labelled()
+        evaluator = Evaluator(ImageSet(images, labels))
+        assert as_evaluator(evaluator) is evaluator
+        for source in (
+            ImageSet(images, labels),
+            [(images, labels)],
+            DataLoader(TensorDataset(images, labels)),
+        ):
+            assert as_evaluator(source)(FirstPixels()) == 0.75
+        assert as_evaluator(lambda module: torch.tensor(-3.5))(FirstPixels()) == -3.5  # type: ignore[arg-type,return-value]
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), None, "high", torch.zeros(2)])
+    def test_values_that_are_no_score(self, value: object) -> None:
+        with pytest.raises(EvaluationError, match="evaluate returned"):
+            as_evaluator(lambda module: value)(FirstPixels())  # type: ignore[arg-type,return-value]
+
+    def test_what_the_callable_raises_passes_through(self) -> None:
+        def fail(module: nn.Module) -> float:
+            raise ZeroDivisionError("mine")
+
+        with pytest.raises(ZeroDivisionError, match="mine"):
+            as_evaluator(fail)(FirstPixels())
+
+    def test_something_else(self) -> None:
+        with pytest.raises(EvaluationError, match="evaluate is a int"):
+            as_evaluator(3)  # type: ignore[arg-type]
+
+
+class TestReestimateBatchnorm:
+    def network(self) -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.Dropout(0.5), nn.BatchNorm2d(3, momentum=0.3)
+        )
+
+    def test_statistics_are_the_means_over_the_batches(self) -> None:
+        model = self.network()
+        batches = [torch.randn(5, 2, 4, 4), 3 + 2 * torch.randn(5, 2, 4, 4)]
+        with torch.no_grad():
+            inside = [model[0](batch).transpose(0, 1).flatten(1) for batch in batches]
+        reestimate_batchnorm_(model, batches)
+        first = model[1]
+        assert isinstance(first, nn.BatchNorm2d)
+        torch.testing.assert_close(first.running_mean, torch.stack([x.mean(1) for x in inside]).mean(0))
+        torch.testing.assert_close(first.running_var, torch.stack([x.var(1) for x in inside]).mean(0))
+        assert first.num_batches_tracked is not None
+        assert int(first.num_batches_tracked) == 2
+
+    def test_nothing_else_changes(self) -> None:
+        model = self.network()
+        model[3].eval()
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        reestimate_batchnorm_(model, [(torch.randn(8, 2, 2, 2), torch.zeros(8))])
+        changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+        names = ("running_mean", "running_var", "num_batches_tracked")
+        assert changed == {f"{i}.{name}" for i in (1, 3) for name in names}
+        assert [part.training for part in model] == [True, True, True, False]
+        assert [model[1].momentum, model[3].momentum] == [0.1, 0.3]
+
+    def test_modes_come_back_after_an_error(self) -> None:
+        model = self.network()
+        with pytest.raises(RuntimeError):
+            reestimate_batchnorm_(model, [torch.randn(8, 5, 2, 2)])
+        assert all(part.training for part in model)
+        assert model[1].momentum == 0.1
+
+    def test_no_batches(self) -> None:
+        model = self.network()
+        model[1].running_mean.fill_(7)
+        with pytest.raises(DataError, match="at least one batch"):
+            reestimate_batchnorm_(model, [])
+        assert model[1].running_mean.tolist() == [7, 7, 7]
+
+    def test_frozen_and_absent_batch_norms(self) -> None:
+        reestimate_batchnorm_(nn.BatchNorm2d(2, track_running_stats=False), [torch.randn(2, 2, 2, 2)])
+        reestimate_batchnorm_(nn.Conv2d(2, 2, 1), [])
+
+
+def test_evaluating_restores_every_mode() -> None:
+    model = nn.Sequential(nn.Dropout(), nn.Dropout())
+    model[1].eval()
+    inside = []
+
+    def fail() -> None:
+        with evaluating(model):
+            inside.extend(part.training for part in model.modules())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert inside == [False, False, False]
+    assert [model.training, model[0].training, model[1].training] == [True, True, False]
