@@ -36,7 +36,7 @@ class FineTuneConfig:
 
     epochs: int = 5
     batch_size: int = 128  # of a TrainingSet; a loader brings its own
-    lr: float = 0.02  # at the end of the warm-up
+    lr: float = 0.05  # at the end of the warm-up
     momentum: float = 0.9  # Nesterov's
     weight_decay: float = 1e-4  # of weights; biases and batch norms are not decayed
     warmup: float = 0.05  # share of all steps over which the rate rises from 0

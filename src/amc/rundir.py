@@ -62,6 +62,11 @@ class RunDir:
         return run
 
     @classmethod
+    def refuse_occupied(cls, path: str | os.PathLike[str]) -> None:
+        """`RunError` if `create` would refuse this directory; touches nothing."""
+        cls(Path(path))._refuse_occupied()
+
+    @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
         """Open the directory of an existing run; `RunError` when there is none."""
         run = cls(Path(path))

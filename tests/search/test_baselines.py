@@ -50,7 +50,7 @@ def test_uniform_keeps_one_fraction_and_meets_the_budget():
     fractions = np.array(policy) / problem.dense
     wanted = Surface(problem).uniform()
     assert np.ptp(wanted) < 1e-12
-    # Sixteen choices a group: rounding moves a group by at most 1/32, the last three absorb what rounding left.
+    # Sixteen choices a group: rounding moves a group by at most 1/32, the last three absorb what is left.
     assert np.abs(fractions - wanted)[:-3].max() <= 1 / 32 + 1e-9
     assert 0.98 <= float(Bounds(problem).fullness(np.array(policy)).max()) <= 1
 

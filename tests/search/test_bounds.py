@@ -21,7 +21,8 @@ def problems(draw, max_groups=4, max_choices=5):
     """Random affine-product costs, one or two budgets, and any reachable limits."""
     groups = draw(st.integers(1, max_groups))
     choices = [
-        tuple(sorted(draw(st.sets(st.integers(1, 20), min_size=1, max_size=max_choices)))) for _ in range(groups)
+        tuple(sorted(draw(st.sets(st.integers(1, 20), min_size=1, max_size=max_choices))))
+        for _ in range(groups)
     ]
     costs = {}
     for metric in (Metric.MACS, Metric.PARAMS):
@@ -116,10 +117,12 @@ def test_large_problem_lands_in_the_window(budget):
 
 
 def test_unreachable_budget_says_what_is_reachable():
-    # Two groups of 10 channels, at least 2 each: 10 + 2 * (2 + 2) of 10 + 2 * (10 + 10), that is 18 of 50 or 36%.
+    # Two groups of 10 channels, at least 2 each: 10 + 2 * (2 + 2) of 10 + 2 * (10 + 10): 18 of 50 or 36%.
     decisions = tuple(Decision(name, 10, (2, 10), LAYER) for name in "ab")
     cost = ProductCost(((10.0, ()), (2.0, (0,)), (2.0, (1,))))
-    with pytest.raises(BudgetError, match=r"macs<=35% cannot be reached.* 36% of the macs remain \(18 of 50\)"):
+    with pytest.raises(
+        BudgetError, match=r"macs<=35% cannot be reached.* 36% of the macs remain \(18 of 50\)"
+    ):
         Problem(decisions, {Metric.MACS: cost}, (Budget.parse("macs<=35%"),))
     reachable = Problem(decisions, {Metric.MACS: cost}, (Budget.parse("macs<=36%"),))
     assert Bounds(reachable).allowed([]).tolist() == [2]
@@ -147,4 +150,12 @@ def test_without_a_budget_everything_is_allowed():
 
 def test_nearest_choice_takes_the_smaller_of_two_equally_near():
     allowed = np.array([2, 4, 8])
-    assert [nearest_choice(allowed, wanted) for wanted in (0, 2.9, 3, 3.1, 6, 6.1, 99)] == [2, 2, 2, 4, 4, 8, 8]
+    assert [nearest_choice(allowed, wanted) for wanted in (0, 2.9, 3, 3.1, 6, 6.1, 99)] == [
+        2,
+        2,
+        2,
+        4,
+        4,
+        8,
+        8,
+    ]

@@ -1,3 +1,4 @@
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -162,6 +163,13 @@ def test_factory_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.Monke
     ):
         with pytest.raises(ModelError, match=complaint):
             create_model(spec)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("torchvision") is None, reason="the extra 'vision' is not installed"
+)
+def test_factory_of_torchvision() -> None:
+    assert count_parameters(create_model("torchvision.models:resnet18")) == 11_689_512
 
 
 class TestLoadWeights:

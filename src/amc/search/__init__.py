@@ -15,7 +15,7 @@ AGENTS = ("ddpg", "random", "uniform")
 
 
 def create_agent(name: str, problem: Problem, *, episodes: int, seed: int) -> Agent:
-    """The agent of that name with its defaults for a search of `episodes` episodes. Raises AmcError if unknown."""
+    """The agent of that name, with its defaults for a search of that length. Raises AmcError if unknown."""
     if name == "ddpg":
         return DDPGAgent(problem, DDPGConfig.for_episodes(episodes), seed=seed)
     if name == "random":

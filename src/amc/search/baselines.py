@@ -17,13 +17,17 @@ Setting = bool | int | float | str | None
 class Agent(Protocol):
     """What proposes policies and learns from their rewards.
 
-    For each episode the loop calls `begin_episode`, `act` once per group, and `end_episode`. It asks for the same
-    episode again, with `attempt` counting up, when the policy was already scored. An agent's answers are a pure
-    function of its construction and of these calls; that is what makes a search resumable.
+    For each episode the loop calls `begin_episode`, `act` once per group, and `end_episode`. It asks for the
+    same episode again, with `attempt` counting up, when the policy was already scored. An agent's answers are
+    a pure function of its construction and of these calls; that is what makes a search resumable.
     """
 
     name: str
-    max_episodes: int | None  # an agent with few distinct policies says so; None: as many as wanted
+
+    @property
+    def max_episodes(self) -> int | None:
+        """How many distinct policies the agent has to offer; None: as many as wanted."""
+        ...
 
     def settings(self) -> dict[str, Setting]:
         """What the agent was built with, for the journal's header."""

@@ -20,23 +20,23 @@ SURFACE_FLOOR = 0.98  # of the limit: a 50% budget is used up to at least 49%
 class Bounds:
     """The feasible set of every step of an episode.
 
-    Upper side (Algorithm 1): a keep count is offered only if every budget still holds with all later groups at
-    their least. Costs are monotone, so this never overshoots and never refuses a count that some completion
-    could rescue.
+    Upper side (Algorithm 1): a keep count is offered only if every budget still holds with all later groups
+    at their least. Costs are monotone, so this never overshoots and never refuses a count that some
+    completion could rescue.
 
     Lower side ("surface"): a keep count is offered only if some budget can still be used up to `floor` of its
     limit with all later groups dense. The paper bounds from above only; a random episode at a 50% budget then
     lands near 30% and the agent learns far from where its answer lies.
 
     As soon as the remaining groups have at most `lookahead` completions these are enumerated and the set is
-    exact: the episode ends in the window [floor * limit, limit] if any completion does, else as near below the
-    limit as any completion comes.
+    exact: the episode ends in the window [floor * limit, limit] if any completion does, else as near below
+    the limit as any completion comes.
     """
 
     def __init__(
         self, problem: Problem, *, floor: float | None = SURFACE_FLOOR, lookahead: int = LOOKAHEAD
     ) -> None:
-        """`floor` in (0, 1] of each limit; None switches the lower side off, which leaves the paper's bound."""
+        """`floor` in (0, 1] of each limit; None switches the lower side off and leaves the paper's bound."""
         if floor is not None and not 0 < floor <= 1:
             raise ValueError(f"floor must be in (0, 1] or None, got {floor}")
         self.floor = floor if problem.budgets else None
@@ -70,7 +70,8 @@ class Bounds:
 
     def fullness(self, keep_counts: IntArray) -> FloatArray:
         """How much of each limit policies use: keep counts [..., groups] -> cost / limit [..., budgets]."""
-        return np.stack([cost(keep_counts) for cost in self._costs], axis=-1) / self._limits
+        full: FloatArray = np.stack([cost(keep_counts) for cost in self._costs], axis=-1) / self._limits
+        return full
 
     def _allowed_exactly(self, decided: Sequence[int]) -> IntArray:
         """As `allowed`, by pricing every completion."""

@@ -13,7 +13,8 @@ from typing import Self
 from amc.errors import BudgetError
 
 _PATTERN = re.compile(
-    r"(?P<metric>[a-z_]+)\s*<=\s*(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(?P<unit>%|[a-z]*)", re.I
+    r"(?P<metric>[a-z_]+)\s*<=\s*(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(?P<unit>%|[a-z]*)",
+    re.I,
 )
 _SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 _REMEDY = 'write for example "macs<=50%" to keep half, or "params<=1.2M"'

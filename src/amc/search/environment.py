@@ -86,10 +86,10 @@ class Walk:
     def _observe(self, previous_action: float) -> Observation:
         """The paper's eleven features (section 3.1), each in [0, 1].
 
-        `reduced` and `rest` are in the first budget's metric, as fractions of the dense cost: what the decided
-        groups removed, and what the groups after this one can still remove. The paper's `rest` is the whole cost
-        of the layers to come; what they can remove is the part Algorithm 1 reasons with, is exact where one
-        group touches several layers (depthwise ones included), and ends at zero.
+        `reduced` and `rest` are in the first budget's metric, as fractions of the dense cost: what the
+        decided groups removed, and what the groups after this one can still remove. The paper's `rest` is the
+        whole cost of the layers to come; what they can remove is the part Algorithm 1 reasons with, is exact
+        where one group touches several layers (depthwise ones included), and ends at zero.
         """
         step, groups = len(self._keep), len(self._dense)
         dense_rest, least_rest = self._dense.copy(), self._dense.copy()
@@ -115,12 +115,10 @@ class PruningEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
     """The search as a gymnasium environment, for any reinforcement-learning library.
 
     Observation: the eleven `FEATURES`, float32 [11] in [0, 1]. Action: sparsity, the fraction of the group's
-    channels to remove, float32 [1] in [0, 1]. The step after the last group ends the episode with the policy's
-    reward; all others pay 0. `info` holds `executed_action` [1] and `keep_count`; the last one also `policy`,
-    `costs` and `score`.
+    channels to remove, float32 [1] in [0, 1]. The step after the last group ends the episode with the
+    policy's reward; all others pay 0. `info` holds `executed_action` [1] and `keep_count`; the last one also
+    `policy`, `costs` and `score`.
     """
-
-    metadata: dict[str, Any] = {"render_modes": []}
 
     def __init__(
         self,

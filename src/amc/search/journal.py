@@ -1,7 +1,7 @@
 """The journal of a search: one JSON line per episode, on disk before the next episode begins.
 
-The journal is the truth from which a killed search goes on. It holds no wall-clock time: the same seed gives the
-same bytes. The first line is a header that ties the journal to its problem, agent and seed.
+The journal is the truth from which a killed search goes on. It holds no wall-clock time: the same seed gives
+the same bytes. The first line is a header that ties the journal to its problem, agent and seed.
 """
 
 import contextlib
@@ -151,7 +151,7 @@ class Journal:
             if wanted.get(key) != found.get(key):
                 raise RunError(
                     f"journal {self.path} belongs to another search: its {key} is {found.get(key)!r}, "
-                    f"this search's is {wanted.get(key)!r}; use another directory, or the settings it was begun with"
+                    f"this search's is {wanted.get(key)!r}; use another directory or the same settings"
                 )
 
     def _check_order(self) -> None:
@@ -162,7 +162,7 @@ class Journal:
 
 
 def read_journal(path: Path) -> tuple[dict[str, Any], tuple[EpisodeRecord, ...]]:
-    """Header and episodes of a journal, without touching it; a torn last line is left out. Raises RunError."""
+    """Header and episodes of a journal, not touching it; a torn last line is left out. Raises RunError."""
     try:
         lines = _whole_lines(path, path.read_bytes())
     except OSError as error:
@@ -176,8 +176,11 @@ def read_journal(path: Path) -> tuple[dict[str, Any], tuple[EpisodeRecord, ...]]
 
 
 def _whole_lines(path: Path, content: bytes) -> list[bytes]:
-    """The lines that were written to the end: without what follows the last newline, and without a last line that
-    is no JSON (a file system may keep a torn line's length and lose its bytes)."""
+    """The lines that were written to the end.
+
+    Left out are what follows the last newline, and a last line that is no JSON: a file system may keep a torn
+    line's length and lose its bytes.
+    """
     lines = content.split(b"\n")[:-1]
     if lines:
         try:
@@ -198,8 +201,8 @@ def _read_record(path: Path, number: int, line: bytes) -> EpisodeRecord:
 
 def _corrupt(path: Path, number: int, reason: str) -> str:
     return (
-        f"journal {path} is corrupt in line {number}: {reason}; restore the file from a copy, or delete line {number} "
-        "and all after it, then resume"
+        f"journal {path} is corrupt in line {number}: {reason}; restore the file from a copy, "
+        f"or delete line {number} and all after it, then resume"
     )
 
 

@@ -62,13 +62,14 @@ def search(
 ) -> SearchResult:
     """Run `episodes` episodes, or the agent's `max_episodes` if that is fewer.
 
-    `score` maps a policy (keep counts in the order of the decisions) to a finite number, higher is better; it is
-    called once per distinct policy. If it raises, or returns anything else, the episode is recorded as failed with
-    the reason and the search goes on. A journal that exists is continued. `seed` is written in its header.
+    `score` maps a policy (keep counts in the order of the decisions) to a finite number, higher is better; it
+    is called once per distinct policy. If it raises, or returns anything else, the episode is recorded as
+    failed with the reason and the search goes on. A journal that exists is continued. `seed` is written in
+    its header.
 
-    Raises EvaluationError if all episodes, or the first ten, fail; RunError for a journal that is corrupt, belongs
-    to another search or cannot be written. KeyboardInterrupt passes through; the journal then holds every finished
-    episode.
+    Raises EvaluationError if all episodes, or the first ten, fail; RunError for a journal that is corrupt,
+    belongs to another search or cannot be written. KeyboardInterrupt passes through; the journal then holds
+    every finished episode.
     """
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
@@ -79,8 +80,8 @@ def search(
     recorded = () if journal is None else journal.records
     if len(recorded) > episodes:
         raise RunError(
-            f"journal {journal_path} already holds {len(recorded)} episodes, more than the {episodes} asked for; "
-            f"ask for at least {len(recorded)} or use another directory"
+            f"journal {journal_path} already holds {len(recorded)} episodes, more than the {episodes} asked "
+            f"for; ask for at least {len(recorded)} or use another directory"
         )
     for episode in range(episodes):
         replayed = recorded[episode] if episode < len(recorded) else None
@@ -168,14 +169,14 @@ class _Loop:
         """The journal's record, which must be of the policy the agent proposes again."""
         if record.keep != rollout.keep_counts:
             raise RunError(
-                f"journal does not replay: episode {record.episode} kept {list(record.keep)}, the agent now keeps "
-                f"{list(rollout.keep_counts)}; it was written by another version or kind of machine, start a new run"
+                f"journal does not replay: episode {record.episode} kept {list(record.keep)}, the agent now "
+                f"keeps {list(rollout.keep_counts)}; another version or machine wrote it, start a new run"
             )
         return record
 
     def _hopeless(self) -> str:
         return (
-            f"all of the first {len(self._records)} episodes failed, the last with: {self._records[-1].error}; "
+            f"all of the first {len(self._records)} episodes failed, the last: {self._records[-1].error}; "
             "check the evaluation on the dense network, then start a new run"
         )
 

@@ -46,7 +46,7 @@ class Decision:
         ascending = all(a < b for a, b in zip(self.choices, self.choices[1:], strict=False))
         if not self.choices or not ascending or self.choices[0] < 1 or self.choices[-1] != self.size:
             raise ValueError(
-                f"choices of {self.name!r} must ascend from at least 1 to its size {self.size}, got {self.choices}"
+                f"choices of {self.name!r} must ascend from at least 1 to {self.size}, got {self.choices}"
             )
 
 
@@ -63,7 +63,8 @@ class Problem:
     """Everything a search needs to know, apart from the score of a policy.
 
     With several budgets every one must hold. Without any, every choice is feasible (the paper's
-    accuracy-guaranteed protocol). The first budget's metric is the unit of the state features `reduced` and `rest`.
+    accuracy-guaranteed protocol). The first budget's metric is the unit of the state features `reduced` and
+    `rest`.
     """
 
     decisions: tuple[Decision, ...]  # in execution order
@@ -95,7 +96,7 @@ class Problem:
 
     @property
     def metric(self) -> Metric:
-        """The unit of `reduced` and `rest`: the first budget's metric, or the first cost's without a budget."""
+        """The unit of `reduced` and `rest`: the first budget's metric, or the first cost's if none."""
         return self.budgets[0].metric if self.budgets else next(iter(self.costs))
 
     def cost(self, metric: Metric, keep_counts: Sequence[int] | IntArray) -> float:
@@ -128,6 +129,7 @@ class Problem:
             return
         percent = math.ceil(1000 * least / dense) / 10
         raise BudgetError(
-            f"budget {budget} cannot be reached: even at the largest sparsity of every group {percent:g}% of the "
-            f"{budget.metric} remain ({least:.0f} of {dense:.0f}); raise the budget to {percent:g}% or more"
+            f"budget {budget} cannot be reached: even at the largest sparsity of every group "
+            f"{percent:g}% of the {budget.metric} remain ({least:.0f} of {dense:.0f}); "
+            f"raise the budget to {percent:g}% or more"
         )

@@ -54,7 +54,7 @@ def _assemble(walk: Propagation, traced: Trace) -> Structure:
     dense = cost.layer_macs(grouping.sizes, len(walk.layers))
     layers = tuple(
         Layer(
-            name=use.module or use.weight.rpartition(".")[0] or use.weight,
+            name=use.weight.rpartition(".")[0] or use.module or use.weight,
             kind=use.kind,
             weight=use.weight,
             bias=use.bias,

@@ -7,7 +7,7 @@ the output's dimensions. A dimension without ids (`None`) has a fixed size: what
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from torch.fx import Node
 
 from amc.structure.channels import ChannelTable, Ids, Lock
+from amc.structure.literals import Literal
 from amc.structure.trace import module_path, source_line
 
 Dims = tuple[Ids | None, ...]
@@ -74,17 +75,31 @@ class AttributeUse:
     divisor: int
 
 
+SplitKey = tuple[str, tuple[int, ...]]  # module path and shape: queries, keys and values are split alike
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """One dimension spread over several of which more than one could stay prunable."""
+
+    key: SplitKey
+    ids: Ids
+    axes: int  # how many candidate axes
+
+
 @dataclass(slots=True)
 class Context:
     """The state of one walk over the graph."""
 
     table: ChannelTable
-    choices: dict[str, int]  # split node -> how many candidate axes to pass over
+    choices: Mapping[SplitKey, int]  # how many candidate axes of a split to pass over
+    literals: Mapping[str, tuple[Literal, ...]] = field(default_factory=dict)  # by line of the forward
+    attributes_known: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # by module path
     node: Node | None = None
     terms: list[Term] = field(default_factory=list)
     layers: list[LayerUse] = field(default_factory=list)
     attributes: list[AttributeUse] = field(default_factory=list)
-    splits: dict[str, tuple[Ids, int]] = field(default_factory=dict)  # split node -> (ids, candidate axes)
+    splits: list[Split] = field(default_factory=list)
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -136,6 +151,35 @@ class Context:
         grid = ids.reshape(parts, -1)
         return self.table.tie_rows(grid if outer else grid.T)
 
+    def counted(self, ids: Ids | None, size: int, *, place: int | None = None, name: str = "") -> bool:
+        """The forward gives `size` as a number for these ids: a slice updates the attribute it was read from.
+
+        `place` is the number's place among those of the call, from the end; `name` the attribute of the
+        operator's own module that is known to hold it. Returns whether an attribute was found; where none is,
+        the number may come from a tensor's shape or be literal, which only the certificate can tell.
+        """
+        if ids is None:
+            return True
+        if name and self.attributes_known.get(self.module, {}).get(name) == size:
+            self.attributes.append(AttributeUse(self.module, name, ids, ids.size // size))
+            return True
+        for literal in self._literals():
+            if literal.size == size and place in (None, literal.place):
+                self.attributes.append(AttributeUse(literal.module, literal.name, ids, ids.size // literal.value))
+                return True
+        return False
+
+    def _literals(self) -> list[Literal]:
+        """Attributes read on this line, by this module or one around it, the innermost first."""
+        assert self.node is not None
+        inside = f"{self.module}."
+        here = [
+            literal
+            for literal in self.literals.get(source_line(self.node), ())
+            if not literal.module or inside.startswith(f"{literal.module}.")
+        ]
+        return sorted(here, key=lambda literal: -len(literal.module))
+
     def cost(self, sizes: Sequence[int], dims: Sequence[Ids | None], *, layer: int | None = None) -> None:
         """Multiply-accumulates: the product of these sizes, of which those with ids shrink with them."""
         fixed = math.prod(size for size, ids in zip(sizes, dims, strict=True) if ids is None)
@@ -157,9 +201,9 @@ class Context:
         if len(varying) <= 1:
             axis = varying[0] if varying else wide[0]
         else:
-            key = f"{self.node.name}:{math.prod(shape)}:{len(self.splits)}"
+            key = (self.module, tuple(shape))
             axis = varying[min(self.choices.get(key, 0), len(varying) - 1)]
-            self.splits[key] = (ids, len(varying))
+            self.splits.append(Split(key, ids, len(varying)))
         rows = np.moveaxis(grid, axis, 0).reshape(shape[axis], -1)
         kept = self.table.tie_rows(rows)
         return tuple(kept if d == axis else None for d in range(len(shape)))
@@ -167,3 +211,4 @@ class Context:
 
 def _constant_along(grid: Ids, axis: int) -> bool:
     return bool((np.diff(grid, axis=axis) == 0).all())
+

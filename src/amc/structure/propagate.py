@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch.fx import Node
 
-from amc.structure.channels import ChannelTable, Ids, Resolution
-from amc.structure.context import AttributeUse, Context, Dims, LayerUse, Term, Tracked
+from amc.structure.channels import ChannelTable, Resolution
+from amc.structure.context import AttributeUse, Context, Dims, LayerUse, Split, SplitKey, Term, Tracked
 from amc.structure.rules import apply_rule
 from amc.structure.trace import Trace
 
-MAX_WALKS = 4  # a split has at most as many candidate axes as a reshape makes dimensions
+MAX_WALKS = 12  # enough for two nested splits of three candidate axes each
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,27 +31,47 @@ class Propagation:
 
 def propagate(trace: Trace) -> Propagation:
     """Carry ids through the graph; a split whose axis got locked tries its next axis."""
-    choices: dict[str, int] = {}
+    choices: dict[SplitKey, int] = {}
+    hopeless: set[SplitKey] = set()
     for _ in range(MAX_WALKS):
         ctx, tensors = _walk(trace, choices)
         resolution = ctx.table.resolve()
-        better = {
-            key: choices.get(key, 0) + 1
-            for key, (ids, axes) in ctx.splits.items()
-            if choices.get(key, 0) + 1 < axes and _all_locked(ids, resolution)
-        }
-        if not better:
+        if not _advance_(choices, hopeless, ctx.splits, resolution):
             break
-        choices |= better
     return Propagation(resolution, tensors, ctx.terms, ctx.layers, ctx.attributes)
 
 
-def _all_locked(ids: Ids, resolution: Resolution) -> bool:
-    return all(channel in resolution.locks for channel in np.unique(resolution.channel[ids]).tolist())
+def _advance_(
+    choices: dict[SplitKey, int], hopeless: set[SplitKey], splits: list[Split], resolution: Resolution
+) -> bool:
+    """Move on the splits all of whose channels got locked; False when there is nothing left to try.
+
+    Splits that share channels are tried like the digits of a number, the last one executed moving fastest.
+    """
+    failing: dict[SplitKey, set[int]] = {}
+    axes: dict[SplitKey, int] = {}
+    for split in splits:
+        channels = set(np.unique(resolution.channel[split.ids]).tolist())
+        if split.key not in hopeless and channels <= resolution.locks.keys():
+            failing.setdefault(split.key, set()).update(channels)
+            axes[split.key] = split.axes
+    moved: set[int] = set()
+    wrapped: list[SplitKey] = []
+    for key in reversed(failing):
+        if failing[key] & moved:
+            continue
+        choice = choices.get(key, 0) + 1
+        choices[key] = choice % axes[key]
+        if choice < axes[key]:
+            moved |= failing[key]
+        else:
+            wrapped.append(key)
+    hopeless |= {key for key in wrapped if not failing[key] & moved}
+    return bool(failing)
 
 
-def _walk(trace: Trace, choices: dict[str, int]) -> tuple[Context, dict[str, Dims]]:
-    ctx = Context(ChannelTable(), choices)
+def _walk(trace: Trace, choices: dict[SplitKey, int]) -> tuple[Context, dict[str, Dims]]:
+    ctx = Context(ChannelTable(), choices, trace.literals, trace.attributes)
     env: dict[Node, Any] = {}
     tensors: dict[str, Dims] = {}
     for node in trace.nodes:
@@ -68,6 +88,7 @@ def _walk(trace: Trace, choices: dict[str, int]) -> tuple[Context, dict[str, Dim
             value = node.meta.get("val")
             env[node] = _tracked(value, (None,) * value.ndim) if isinstance(value, torch.Tensor) else None
     _lock_unused(ctx, tensors)
+    _tie_attributes(ctx)
     return ctx, tensors
 
 
@@ -131,3 +152,12 @@ def _lock_unused(ctx: Context, tensors: dict[str, Dims]) -> None:
         for ids in dims:
             if ids is not None:
                 ctx.lock(ids[~touched[ids]], "the forward does not use it")
+
+
+def _tie_attributes(ctx: Context) -> None:
+    """One attribute that counts several dimensions has one value: they shrink together."""
+    first: dict[tuple[str, str], AttributeUse] = {}
+    for use in ctx.attributes:
+        other = first.setdefault((use.module, use.name), use)
+        if other.ids.size == use.ids.size:
+            ctx.table.tie(other.ids, use.ids)

@@ -12,6 +12,7 @@ from torch import nn
 
 from amc.errors import ModelError
 from amc.structure.grouping import FIXED
+from amc.structure.modules import SlimMultiheadAttention, slim_attention_
 from amc.structure.structure import Mask, Slots, Structure
 
 
@@ -87,9 +88,8 @@ def _with_tensors(model: nn.Module, replaced: Mapping[str, torch.Tensor]) -> nn.
 def _update_attributes_(slim: nn.Module, structure: Structure, mask: Mask) -> None:
     """Bring the sizes that torch's modules keep as attributes in line with their tensors."""
     for use in structure.attributes:
-        if use.module and hasattr(slim.get_submodule(use.module), use.name):
-            kept = int(np.count_nonzero(_kept(use.slots, mask)))
-            setattr(slim.get_submodule(use.module), use.name, kept // use.divisor)
+        kept = int(np.count_nonzero(_kept(use.slots, mask)))
+        setattr(slim.get_submodule(use.module), use.name, kept // use.divisor)
     for module in slim.modules():
         _update_sizes_(module)
 
@@ -110,6 +110,8 @@ def _update_sizes_(module: nn.Module) -> None:
         module.num_embeddings, module.embedding_dim = module.weight.shape
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.shape[0]
+    elif type(module) in (nn.MultiheadAttention, SlimMultiheadAttention):
+        slim_attention_(module)
 
 
 __all__ = ["FIXED", "kept_positions", "mask_model", "slice_model"]

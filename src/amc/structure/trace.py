@@ -18,6 +18,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from amc.errors import ModelError
+from amc.structure.literals import Literal, watching
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,8 @@ class Trace:
     tensors: Mapping[str, str]  # placeholder name -> name of a parameter or buffer of the model
     shapes: Mapping[str, tuple[int, ...]]  # every parameter and buffer of the model
     parameters: tuple[str, ...]  # names of the parameters, tied ones once
+    attributes: Mapping[str, Mapping[str, int]]  # per module path: its integer attributes, such as groups
+    literals: Mapping[str, tuple[Literal, ...]]  # per line of the forward: attributes that reach it
 
 
 @contextlib.contextmanager
@@ -68,7 +71,7 @@ def inference(model: nn.Module) -> Iterator[None]:
 def trace(model: nn.Module, example: Example) -> Trace:
     """Export `model` on `example`; ModelError, naming the cause, if torch.export cannot follow it."""
     try:
-        with inference(model), warnings.catch_warnings():
+        with inference(model), warnings.catch_warnings(), watching(model) as seen:
             warnings.simplefilter("ignore")
             program = torch.export.export(model, example.args, dict(example.kwargs), strict=False)
     except Exception as error:  # torch.export raises whatever the user's forward does
@@ -82,7 +85,11 @@ def trace(model: nn.Module, example: Example) -> Trace:
     }
     shapes = {name: tuple(value.shape) for name, value in [*model.named_parameters(), *model.named_buffers()]}
     parameters = tuple(name for name, _ in model.named_parameters())
-    return Trace(tuple(program.graph.nodes), tensors, shapes, parameters)
+    attributes = {
+        path: {key: value for key, value in vars(module).items() if type(value) is int}
+        for path, module in model.named_modules()
+    }
+    return Trace(tuple(program.graph.nodes), tensors, shapes, parameters, attributes, seen())
 
 
 def _canonical_names(model: nn.Module) -> dict[str, str]:
@@ -121,6 +128,7 @@ def module_path(node: Node) -> str:
 
 
 def source_line(node: Node) -> str:
-    """`file.py:12` of the user's line, or nothing where torch.export kept none."""
+    """`file.py:12` of the innermost line outside torch, or nothing where torch.export kept none."""
     frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    frames = [frame for frame in frames if "/torch/" not in frame[0]]
     return f"{frames[-1][0]}:{frames[-1][1]}" if frames else ""

@@ -7,15 +7,12 @@ import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
-
+from amc._torchvision import import_torchvision
 from amc.errors import AmcError
 
-# Declarations live as long as the library object that made them.
-_kept_alive: list[torch.library.Library] = []
+_T = TypeVar("_T")
 
 
 def import_factory(spec: str, error: type[AmcError]) -> Callable[..., Any]:
@@ -28,21 +25,19 @@ def import_factory(spec: str, error: type[AmcError]) -> Callable[..., Any]:
     if added:
         sys.path.insert(0, here)
     try:
-        found: Any = _import_module(module_name)
+        found: Any = _helped_by_torchvision(lambda: importlib.import_module(module_name))
         for name in attribute.split("."):
             found = getattr(found, name)
     except Exception as problem:
-        reason = f"{type(problem).__name__}: {problem}"
         raise error(
-            f"factory '{spec}' cannot be imported ({reason}); check the name and the path"
+            f"factory '{spec}' cannot be imported ({_in_one_line(problem)}); check the name and the path"
         ) from problem
     finally:
         if added and here in sys.path:
             sys.path.remove(here)
     if not callable(found):
-        raise error(
-            f"factory '{spec}' is a {type(found).__name__}, not a callable; name a function or a class"
-        )
+        kind = type(found).__name__
+        raise error(f"factory '{spec}' is a {kind}, not a callable; name a function or a class")
     return found  # type: ignore[no-any-return]
 
 
@@ -50,30 +45,25 @@ def call_factory(spec: str, error: type[AmcError], **kwargs: Any) -> Any:
     """What the factory returns; `error` if it raises."""
     factory = import_factory(spec, error)
     try:
-        return factory(**kwargs)
+        return _helped_by_torchvision(lambda: factory(**kwargs))
     except AmcError:
         raise
     except Exception as problem:
         raise error(
-            f"factory '{spec}' failed ({type(problem).__name__}: {problem}); fix it or its arguments"
+            f"factory '{spec}' failed ({_in_one_line(problem)}); fix it or its arguments"
         ) from problem
 
 
-def _import_module(name: str) -> ModuleType:
-    """Import `name`, also where it needs a torchvision built for CUDA beside a torch built for CPU.
-
-    Such a torchvision describes two operators that its compiled part, which does not load, would define.
-    """
+def _helped_by_torchvision(action: Callable[[], _T]) -> _T:
+    """`action`, tried again after a torchvision that does not import by itself was imported for it."""
     try:
-        return importlib.import_module(name)
+        return action()
     except RuntimeError as problem:
         if "operator torchvision::nms does not exist" not in str(problem):
             raise
-    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
-    for operator in ("nms", "qnms"):
-        schema = f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        library.define(schema)  # type: ignore[no-untyped-call]
-    _kept_alive.append(library)
-    for half_imported in [key for key in sys.modules if key.split(".")[0] == "torchvision"]:
-        del sys.modules[half_imported]
-    return importlib.import_module(name)
+    import_torchvision()
+    return action()
+
+
+def _in_one_line(problem: Exception) -> str:
+    return f"{type(problem).__name__}: {' '.join(str(problem).split())}"

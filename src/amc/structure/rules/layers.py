@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from amc.structure.channels import Ids
-from amc.structure.context import AttributeUse, Context, Dims, LayerUse, Tracked
+from amc.structure.context import Context, Dims, LayerUse, Tracked
 from amc.structure.rules.registry import rule
 
 
@@ -48,7 +48,7 @@ def convolution(
     else:
         ctx.lock(inside, "a grouped convolution is pruned by whole groups")
         ctx.tie(ctx.tie_across(channels, groups, outer=True), ctx.tie_across(out, groups, outer=True))
-        _group_attribute(ctx, channels, x.shape[-1 - spatial] // groups, "groups")
+        ctx.counted(channels, groups, name="groups")
     if bias is not None:
         ctx.tie(out, bias.ids[0])
     _record(ctx, "conv", weight, bias, channels, out, 1, stride, groups, across, x.shape[-spatial:])
@@ -83,7 +83,7 @@ def transposed_convolution(
         parts = ctx.tie_across(channels, groups, outer=True)
         out = None if parts is None else parts.repeat(weight.shape[1])
         inside = None
-        _group_attribute(ctx, channels, x.shape[-1 - spatial] // groups, "groups")
+        ctx.counted(channels, groups, name="groups")
     if bias is not None:
         out = ctx.tie(out, bias.ids[0])
     _record(ctx, "conv_transpose", weight, bias, channels, out, 0, stride, groups, False, x.shape[-spatial:])
@@ -96,11 +96,6 @@ def transposed_convolution(
 def _tied_across(groups: int, per_group: int) -> bool:
     """Few large groups lose the same places in each; many small ones are removed whole."""
     return 1 < groups < per_group
-
-
-def _group_attribute(ctx: Context, channels: Ids | None, divisor: int, name: str) -> None:
-    if channels is not None:
-        ctx.attributes.append(AttributeUse(ctx.module, name, channels, divisor))
 
 
 def _record(
@@ -152,6 +147,9 @@ def linear(ctx: Context, x: Tracked, weight: Tracked, bias: Tracked | None = Non
 def matmul(ctx: Context, a: Tracked, b: Tracked) -> Dims:
     """[..., M, K] @ [..., K, N] -> [..., M, N]; either may be a vector."""
     inner = ctx.tie(a.ids[-1], b.ids[-2] if b.rank > 1 else b.ids[-1])
+    if a.name is None and b.name is None:
+        ctx.lock(inner, "a product of two activations, as in attention, is usually scaled by its inner size")
+        inner = None
     rows = a.ids[-2:-1]
     columns = b.ids[-1:] if b.rank > 1 else ()
     stack = _stack(ctx, a, b)
@@ -254,7 +252,7 @@ def group_norm(
         ctx.lock(channels, "group norm with one group averages over all channels")
     else:
         ctx.tie_across(channels, num_groups, outer=True)
-        _group_attribute(ctx, channels, x.shape[1] // num_groups, "num_groups")
+        ctx.counted(channels, num_groups, name="num_groups")
     return (x.ids[0], channels, *x.ids[2:])
 
 

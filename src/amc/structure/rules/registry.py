@@ -28,11 +28,21 @@ def apply_rule(ctx: Context, target: Any, args: tuple[Any, ...], kwargs: dict[st
     """Ids of the operator's output: Dims, or a list of them for several outputs."""
     name = operator_name(target)
     found = _RULES.get(name)
-    if found is None and Tag.pointwise in getattr(target, "tags", ()):
+    if found is None and _is_pointwise(target):
         found = pointwise
     if found is None:
         return no_rule(ctx, *args, **kwargs)
     return found(ctx, *args, **kwargs)
+
+
+def _is_pointwise(target: Any) -> bool:
+    """By torch's own tag; an in-place variant often lacks the tag that its functional form has."""
+    if Tag.pointwise in getattr(target, "tags", ()):
+        return True
+    functional = getattr(getattr(torch.ops, getattr(target, "namespace", ""), None), operator_name(target), None)
+    return functional is not None and any(
+        Tag.pointwise in getattr(functional, overload).tags for overload in functional.overloads()
+    )
 
 
 def operator_name(target: Any) -> str:

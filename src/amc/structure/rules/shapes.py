@@ -21,7 +21,18 @@ def reshape(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Dims:
     out: list[Ids | None] = []
     for old, new in _blocks(x.shape, ctx.output_shape):
         out += _reshape_block(ctx, x.shape[old], x.ids[old], ctx.output_shape[new])
+    for position, place in _given_sizes(ctx):
+        ctx.counted(out[position], ctx.output_shape[position], place=place)
     return tuple(out)
+
+
+def _given_sizes(ctx: Context) -> list[tuple[int, int]]:
+    """Output dimensions whose size the forward gives as a number, rather than -1, with its place in the call."""
+    given = ctx.argument("size") or ctx.argument("shape") or ctx.argument("sizes") or []
+    first = ctx.argument("dim") or 0  # of unflatten
+    rank = len(ctx.output_shape)
+    start = first % (rank - len(given) + 1) if len(given) < rank else 0
+    return [(start + place, place - len(given)) for place, size in enumerate(given) if size != -1]
 
 
 def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[slice, slice]]:
@@ -180,16 +191,22 @@ def chunk(ctx: Context, x: Tracked, chunks: int, dim: int = 0) -> Any:
 
 @rule("split", "split_with_sizes", "tensor_split", "unsafe_split", "unsafe_chunk")
 def split(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Any:
-    """Equal parts are treated as a chunk (the certificate tells whether the size was literal)."""
+    """Parts of equal size are treated as a chunk, others where attributes of the module hold their sizes.
+
+    The certificate tells whether the sizes were literal after all.
+    """
     axis = (ctx.argument("dim") or 0) % x.rank
     sizes = [t.shape[axis] for t in _outputs(ctx)]
     ids = x.ids[axis]
-    if ids is not None and len(sizes) > 1 and len(set(sizes)) > 1:
-        ctx.lock(ids, LITERAL)
-        ids = None
-    if ids is not None and len(sizes) > 1:
+    equal = len(set(sizes)) == 1
+    if ids is not None and len(sizes) > 1 and equal:
         ids = np.tile(ctx.tie_across(ids, len(sizes), outer=False), len(sizes))  # type: ignore[arg-type]
-    return [_replaced(x.ids, axis, part) for part in _cut(ids, sizes)]
+    parts = _cut(ids, sizes)
+    found = [ctx.counted(part, size) for part, size in zip(parts, sizes, strict=True)]
+    if not equal and not all(found):
+        ctx.lock(ids, LITERAL)
+        parts = _cut(None, sizes)
+    return [_replaced(x.ids, axis, part) for part in parts]
 
 
 def _outputs(ctx: Context) -> Any:
@@ -223,12 +240,28 @@ def select(ctx: Context, x: Tracked, dim: int, index: int) -> Dims:
 
 @rule("slice", "narrow")
 def slice_(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Dims:
-    """A whole-range slice changes nothing; any other has literal ends."""
+    """A whole-range slice changes nothing; a half is treated as a chunk.
+
+    Any other has literal ends, which only an attribute of the module can bring in line.
+    """
     axis = (ctx.argument("dim") or 0) % x.rank
-    if ctx.output_shape[axis] == x.shape[axis]:
+    ids, size, length = x.ids[axis], x.shape[axis], ctx.output_shape[axis]
+    if length == size or ids is None:
         return x.ids
-    ctx.lock(x.ids[axis], LITERAL)
-    return _replaced(x.ids, axis, None)
+    begin = (ctx.argument("start") or 0) % size
+    picked = slice(begin, begin + length)
+    halves = 2 * length == size and begin in (0, length)
+    if (ctx.argument("step") or 1) != 1 or not (begin == 0 or begin + length == size):
+        ctx.lock(ids, LITERAL)
+        return _replaced(x.ids, axis, None)
+    if halves:
+        ids = np.tile(ctx.tie_across(ids, 2, outer=False), 2)  # type: ignore[arg-type]
+    cut = length if begin == 0 else begin  # the number in the forward counts the channels on one side of it
+    counted = ctx.counted(ids[:cut], cut) or (begin > 0 and ctx.counted(ids[picked], length))
+    if not counted and not halves:
+        ctx.lock(ids, LITERAL)
+        return _replaced(x.ids, axis, None)
+    return _replaced(x.ids, axis, ids[picked])
 
 
 @rule("expand", "expand_as", "broadcast_to")

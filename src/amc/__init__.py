@@ -1,0 +1,31 @@
+"""AMC: a reinforcement-learning agent decides, layer by layer, how much of a network to remove.
+
+The method is He, Lin et al., "AMC: AutoML for Model Compression and Acceleration on Mobile Devices", ECCV 2018
+(arXiv 1802.03494).
+"""
+
+from amc.compress import Observer, Result, SearchConfig, compress, load_run
+from amc.errors import AmcError, BudgetError, DataError, EvaluationError, ModelError, RunError
+from amc.pruning import Policy, apply_policy
+from amc.structure import Structure, certify, count_macs, count_params, inspect
+
+__all__ = [
+    "AmcError",
+    "BudgetError",
+    "DataError",
+    "EvaluationError",
+    "ModelError",
+    "Observer",
+    "Policy",
+    "Result",
+    "RunError",
+    "SearchConfig",
+    "Structure",
+    "apply_policy",
+    "certify",
+    "compress",
+    "count_macs",
+    "count_params",
+    "inspect",
+    "load_run",
+]

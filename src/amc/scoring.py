@@ -1,0 +1,56 @@
+"""The one expensive thing: a policy's score. Build the sliced network, set its batch norms, evaluate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from amc.evaluation import reestimate_batchnorm_
+from amc.pruning import Pruner
+
+Evaluate = Callable[[nn.Module], float]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreTiming:
+    """Seconds spent on one score."""
+
+    build: float  # slicing and refitting
+    batch_norm: float  # re-estimating statistics
+    evaluate: float
+
+
+class PolicyScorer:
+    """Keep counts -> score, a pure function of the policy.
+
+    `batches` are calibration images on which batch-norm statistics are re-estimated (none: they stay). Convolutional
+    networks run channels-last. `timing` is that of the last call.
+    """
+
+    def __init__(self, pruner: Pruner, evaluate: Evaluate, batches: Sequence[Tensor] = ()) -> None:
+        self.pruner, self.evaluate, self.batches = pruner, evaluate, batches
+        self.timing = ScoreTiming(0.0, 0.0, 0.0)
+
+    def build(self, keep_counts: Sequence[int]) -> nn.Module:
+        """The network that is scored, and that the user gets: sliced, refitted, batch norms re-estimated."""
+        return self._settle(self.pruner.build(keep_counts))
+
+    def __call__(self, keep_counts: Sequence[int]) -> float:
+        began = time.perf_counter()
+        slim = self.pruner.build(keep_counts)
+        built = time.perf_counter()
+        slim = self._settle(slim)
+        settled = time.perf_counter()
+        score = self.evaluate(slim)
+        self.timing = ScoreTiming(built - began, settled - built, time.perf_counter() - settled)
+        return score
+
+    def _settle(self, slim: nn.Module) -> nn.Module:
+        slim = slim.to(memory_format=torch.channels_last)
+        if self.batches:
+            reestimate_batchnorm_(slim, self.batches)
+        return slim

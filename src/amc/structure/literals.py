@@ -1,0 +1,115 @@
+"""Sizes that a forward reads from integer attributes, such as `self.num_heads` in a reshape.
+
+While the model is traced its integer attributes are stood in for by integers that remember where they come
+from, and a function mode notes which of them reach which line. So a slice can bring exactly those attributes
+in line, without guessing by name or value.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+
+@dataclass(frozen=True, slots=True)
+class Literal:
+    """A number in a call that is an attribute of a module, or a multiple of one."""
+
+    module: str
+    name: str
+    value: int  # of the attribute
+    size: int  # as the call was given it
+    place: int  # among the numbers of the call, from the end: -1 is the last
+
+
+class AttributeInt(int):
+    """An integer that remembers which attribute it is; multiples of it remember, too."""
+
+    origin: tuple[str, str, int]
+
+    @classmethod
+    def of(cls, size: int, origin: tuple[str, str, int]) -> AttributeInt:
+        """`origin` is the module's path, the attribute's name and its value."""
+        made = cls(size)
+        made.origin = origin
+        return made
+
+    def __mul__(self, other: Any) -> Any:
+        product = int(self) * other
+        # Of a product of two attributes either could be meant: one that shrinks is also read by itself.
+        known = type(product) is int and not isinstance(other, AttributeInt)
+        return AttributeInt.of(product, self.origin) if known else product
+
+    __rmul__ = __mul__
+
+    def __deepcopy__(self, memo: Any) -> int:
+        return int(self)
+
+
+@contextlib.contextmanager
+def watching(model: nn.Module) -> Iterator[Callable[[], Mapping[str, tuple[Literal, ...]]]]:
+    """Watch the attributes of `model` in the forward passes inside; the value tells what was seen by line.
+
+    The attributes are as before afterwards.
+    """
+    touched: list[tuple[nn.Module, str, int]] = []
+    watcher = _Watcher()
+    try:
+        for path, module in model.named_modules():
+            if type(module).__module__.startswith("torch.nn.") or isinstance(module, torch.jit.ScriptModule):
+                continue  # torch's own modules are brought in line by their tensors
+            for name, value in list(vars(module).items()):
+                if type(value) is int:
+                    touched.append((module, name, value))
+                    vars(module)[name] = AttributeInt.of(value, (path, name, value))
+        with watcher:
+            yield lambda: {line: tuple(found) for line, found in watcher.found.items()}
+    finally:
+        for module, name, value in touched:
+            vars(module)[name] = value
+
+
+class _Watcher(TorchFunctionMode):
+    """Notes attribute integers among the arguments of every torch function, by the user's line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, dict[Literal, None]] = {}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        numbers = list(_numbers((args, kwargs or {})))
+        for place, number in enumerate(numbers, start=-len(numbers)):
+            if isinstance(number, AttributeInt):
+                module, name, value = number.origin
+                line = self.found.setdefault(_user_frame(sys._getframe(1)), {})
+                line[Literal(module, name, value, int(number), place)] = None
+        return func(*args, **(kwargs or {}))
+
+
+def _numbers(value: Any) -> Iterator[int]:
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, dict):
+        yield from _numbers(list(value.values()))
+    elif isinstance(value, slice):
+        yield from _numbers([value.start, value.stop])
+
+
+def _user_frame(frame: FrameType | None) -> str:
+    """`file.py:12` of the innermost frame outside torch."""
+    while frame is not None and "/torch/" in frame.f_code.co_filename:
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else ""
