@@ -45,9 +45,7 @@ def main() -> None:
     info = model_info("digits_cnn")
     assert info is not None
     assert info.weights is not None
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=info.weights, help="where to write the weights")
     out: Path = parser.parse_args().out
     model = train()

@@ -34,11 +34,10 @@ ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A zoo name such as resnet20, or package.module:factory.")
 ]
 WeightsOption = Annotated[
-    Path | None, typer.Option(help="State dict of the trained network: safetensors, or torch.save of tensors only.")
+    Path | None,
+    typer.Option(help="State dict of the trained network: safetensors, or torch.save of tensors only."),
 ]
-InputOption = Annotated[
-    str | None, typer.Option("--input", help="Shape of one example without the batch: 3x224x224.")
-]
+InputOption = Annotated[str | None, typer.Option("--input", help="Shape of one example without the batch: 3x224x224.")]
 LockOption = Annotated[list[str] | None, typer.Option(help="Keep layers of this name or pattern whole (repeat).")]
 OnlyOption = Annotated[list[str] | None, typer.Option(help="Prune only layers of this name or pattern (repeat).")]
 
@@ -128,13 +127,17 @@ def search(
         str | None, typer.Option(help="package.module:function, module -> score, instead of top-1 accuracy.")
     ] = None,
     method: Annotated[str, typer.Option(help="What is pruned.")] = "channel",
-    round_to: Annotated[int | None, typer.Option(help="Keep counts are multiples of this (default: 8 or less).")] = None,
+    round_to: Annotated[
+        int | None, typer.Option(help="Keep counts are multiples of this (default: 8 or less).")
+    ] = None,
     max_sparsity: Annotated[float, typer.Option(help="Largest share of a group that may go.")] = 0.8,
     ranking: Annotated[str, typer.Option(help="elimination or magnitude.")] = "elimination",
     reconstruct: Annotated[bool, typer.Option(help="Refit pruned layers by least squares.")] = True,
     bn_images: Annotated[int, typer.Option(help="Images to re-estimate batch norms on; 0: do not.")] = 512,
     calibration_images: Annotated[int, typer.Option(help="Training images for calibration.")] = 2048,
-    search_images: Annotated[int | None, typer.Option(help="Images that give the score (default: the whole split).")] = None,
+    search_images: Annotated[
+        int | None, typer.Option(help="Images that give the score (default: the whole split).")
+    ] = None,
     image_size: Annotated[int, typer.Option(help="Of an imagefolder, in pixels.")] = 224,
     bf16: Annotated[bool, typer.Option(help="Score in bfloat16.")] = False,
     keep_sets: Annotated[int, typer.Option("--certify", help="Random keep sets to check first.")] = 3,

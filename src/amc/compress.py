@@ -144,7 +144,12 @@ def compress(
     run = _claim(run_dir, resume)
     job = prepare(model, example_input, calibration, evaluate, config, watch)
     if run_dir is not None and run is None:
-        record = {"amc_version": amc_version(), **(origin or {}), **config.to_json(), "weights_sha256": fingerprint(model)}
+        record = {
+            "amc_version": amc_version(),
+            **(origin or {}),
+            **config.to_json(),
+            "weights_sha256": fingerprint(model),
+        }
         run = RunDir.create(run_dir, record)
     elif run is not None and run.config().get("weights_sha256") != fingerprint(model):
         raise RunError(f"'{run.path}' was started with other weights; resume it with the weights of its config.json")
@@ -208,9 +213,7 @@ def prepare(
     watch.stage("ranking and reconstruction")
     pruner = Pruner(model, structure, gathered, ranking=config.ranking, reconstruct=config.reconstruct)
     scorer = PolicyScorer(pruner, score, limited(batches, config.bn_images))
-    return Job(
-        model, example_input, config, structure, certificate, problem, scorer, dense, dict(gathered.skipped)
-    )
+    return Job(model, example_input, config, structure, certificate, problem, scorer, dense, dict(gathered.skipped))
 
 
 def limited(batches: Iterable[Any], images: int) -> list[Tensor]:
@@ -292,7 +295,12 @@ def _check_budget(job: Job, slim: nn.Module) -> None:
 
 
 def _summary(
-    job: Job, slim: nn.Module, best: EpisodeRecord, found: Mapping[str, SearchResult], run: RunDir | None, test: Any
+    job: Job,
+    slim: nn.Module,
+    best: EpisodeRecord,
+    found: Mapping[str, SearchResult],
+    run: RunDir | None,
+    test: Any,
 ) -> dict[str, Any]:
     config = job.config
     origin = run.config() if run else {}
@@ -430,5 +438,3 @@ def _cpu_name() -> str:
 
 
 __all__ = ["Observer", "Result", "SearchConfig", "compress", "load_run", "prepare"]
-
-

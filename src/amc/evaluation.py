@@ -19,9 +19,7 @@ from amc.errors import DataError, EvaluationError
 Batch = tuple[Tensor, Tensor]
 Score = Callable[[nn.Module], float]
 
-KEEP_FLOAT_BYTES = (
-    1 << 30
-)  # up to this size images are kept normalised; larger sets are normalised anew each time
+KEEP_FLOAT_BYTES = 1 << 30  # up to this size images are kept normalised; larger sets are normalised anew each time
 
 
 @runtime_checkable
@@ -44,9 +42,7 @@ class Evaluator:
     Raises DataError for a set that is empty, EvaluationError for logits that are NaN or have a wrong shape.
     """
 
-    def __init__(
-        self, source: BatchSource | Iterable[Batch], *, batch_size: int = 64, autocast: bool = False
-    ) -> None:
+    def __init__(self, source: BatchSource | Iterable[Batch], *, batch_size: int = 64, autocast: bool = False) -> None:
         if batch_size < 1:
             raise DataError(f"batch size must be at least 1, got {batch_size}")
         self.autocast = autocast
@@ -100,8 +96,7 @@ def as_evaluator(evaluate: Score | BatchSource | Iterable[Batch], *, autocast: b
     if isinstance(evaluate, Iterable):
         return Evaluator(evaluate, autocast=autocast)
     raise EvaluationError(
-        f"evaluate is a {type(evaluate).__name__}; "
-        "give a function module -> float or a loader of (images, labels)"
+        f"evaluate is a {type(evaluate).__name__}; give a function module -> float or a loader of (images, labels)"
     )
 
 
@@ -149,14 +144,9 @@ def reestimate_batchnorm_(model: nn.Module, batches: Iterable[Batch | Tensor]) -
 
 
 def _checked(batch: object) -> Batch:
-    if (
-        not isinstance(batch, tuple | list)
-        or len(batch) != 2
-        or not all(isinstance(part, Tensor) for part in batch)
-    ):
+    if not isinstance(batch, tuple | list) or len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
         raise DataError(
-            f"a batch to evaluate on is a {type(batch).__name__}; "
-            "the loader must give (images, labels) tensors"
+            f"a batch to evaluate on is a {type(batch).__name__}; the loader must give (images, labels) tensors"
         )
     images, labels = batch
     if len(images) != len(labels):
@@ -174,9 +164,7 @@ def _count_correct(logits: object, labels: Tensor) -> Tensor:
             "pass a function module -> float as evaluate"
         )
     if logits.isnan().any():
-        raise EvaluationError(
-            "the network's logits are NaN; check its weights and the normalisation of the images"
-        )
+        raise EvaluationError("the network's logits are NaN; check its weights and the normalisation of the images")
     return (logits.argmax(dim=1) == labels).sum()
 
 
@@ -186,13 +174,9 @@ def _checked_score(evaluate: Score) -> Score:
         try:
             number = float(value)
         except (TypeError, ValueError) as problem:
-            raise EvaluationError(
-                f"evaluate returned a {type(value).__name__}; it must return a number"
-            ) from problem
+            raise EvaluationError(f"evaluate returned a {type(value).__name__}; it must return a number") from problem
         if not math.isfinite(number):
-            raise EvaluationError(
-                f"evaluate returned {number}; it must return a finite number, higher for better"
-            )
+            raise EvaluationError(f"evaluate returned {number}; it must return a finite number, higher for better")
         return number
 
     return score

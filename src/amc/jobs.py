@@ -61,9 +61,7 @@ def resume(run_path: Path, *, progress: Progress) -> Path:
     return _run(run_path, config, settings, progress, resuming=True)
 
 
-def _run(
-    out: Path, origin: dict[str, Any], settings: Mapping[str, Any], progress: Progress, *, resuming: bool
-) -> Path:
+def _run(out: Path, origin: dict[str, Any], settings: Mapping[str, Any], progress: Progress, *, resuming: bool) -> Path:
     progress.stage("network and data")
     model, data = network_of(origin), data_of(origin)
     origin["input_shape"] = list(data.input_shape)
@@ -124,7 +122,9 @@ def _check_fit(model: nn.Module, data: DataSplits, name: str) -> None:
     except Exception as error:  # whatever the user's forward raises
         shape = "x".join(map(str, data.input_shape))
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"'{name}' cannot take {shape} images of '{data.name}': {reason}; choose fitting data") from None
+        raise DataError(
+            f"'{name}' cannot take {shape} images of '{data.name}': {reason}; choose fitting data"
+        ) from None
 
 
 def inspect(
@@ -189,7 +189,11 @@ def structure_record(
         "locked": [{"name": item.name, "size": item.size, "reason": str(item.lock)} for item in structure.locked],
         "certificate": None
         if certificate is None
-        else {"keep_sets": certificate.keep_sets, "worst_error": certificate.worst_error, "passed": certificate.passed},
+        else {
+            "keep_sets": certificate.keep_sets,
+            "worst_error": certificate.worst_error,
+            "passed": certificate.passed,
+        },
     }
 
 
@@ -202,14 +206,22 @@ def finetune(run_path: Path, chosen: Mapping[str, Any], *, progress: Progress) -
     settings = FineTuneConfig(**chosen)
     progress.stage("network and data")
     data = data_of(config)
-    slim = load_run(run_path, finetuned=False).to(memory_format=torch.channels_last)
+    slim = load_run(run_path, finetuned=False)
     teacher = network_of(config) if settings.distill > 0 else None
     score = Evaluator(data.search)
     lines: list[dict[str, Any]] = []
 
     def on_epoch(epoch: EpochRecord) -> None:
         value = score(slim)
-        lines.append({"epoch": epoch.epoch, "loss": epoch.loss, "lr": epoch.lr, "seconds": epoch.seconds, "score": value})
+        lines.append(
+            {
+                "epoch": epoch.epoch,
+                "loss": epoch.loss,
+                "lr": epoch.lr,
+                "seconds": epoch.seconds,
+                "score": value,
+            }
+        )
         progress.epoch(epoch, value)
 
     progress.stage("fine-tuning")
@@ -221,9 +233,7 @@ def finetune(run_path: Path, chosen: Mapping[str, Any], *, progress: Progress) -
     return run_path
 
 
-def _record_finetuning(
-    run: RunDir, slim: nn.Module, data: DataSplits, lines: list[dict[str, Any]], test: bool
-) -> None:
+def _record_finetuning(run: RunDir, slim: nn.Module, data: DataSplits, lines: list[dict[str, Any]], test: bool) -> None:
     summary = run.read_json(rundir.SUMMARY)
     example = torch.zeros(1, *data.input_shape)
     summary["slim"] |= {
@@ -245,8 +255,8 @@ def demo(out: Path, *, episodes: int, seed: int, progress: Progress) -> Path:
     if out.exists() and _is_demo(out):
         shutil.rmtree(out)
     origin = {"command": "demo", "model": "digits_cnn", "weights": None, "data": "digits", "test": True}
-    settings = {"budget": "macs<=50%", "episodes": episodes, "seed": seed, "baselines": ("uniform", "random")}
-    search(out, origin, SearchConfig(**settings).to_json(), progress=progress)
+    settings = SearchConfig(episodes=episodes, seed=seed, baselines=("uniform", "random"))
+    search(out, origin, settings.to_json(), progress=progress)
     return finetune(out, {"epochs": 10, "seed": seed}, progress=progress)
 
 
@@ -256,4 +266,3 @@ def _is_demo(out: Path) -> bool:
         return RunDir.open(out).config().get("command") == "demo"
     except RunError:
         return False
-

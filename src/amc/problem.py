@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-
 from amc.search import Budget, Decision, LayerFeatures, Metric, Problem
 from amc.structure import Group, Structure
 
@@ -26,7 +25,12 @@ def make_problem(
     8 keep counts. Raises BudgetError where nothing can be pruned or the budget cannot be reached.
     """
     decisions = tuple(
-        Decision(group.name, group.size, keep_choices(group.size, round_to, max_sparsity), _features(structure, group))
+        Decision(
+            group.name,
+            group.size,
+            keep_choices(group.size, round_to, max_sparsity),
+            _features(structure, group),
+        )
         for group in structure.groups
     )
     costs = {
@@ -59,5 +63,3 @@ def _features(structure: Structure, group: Group) -> LayerFeatures:
         k=max(main.kernel, default=1),
         macs=sum(layer.macs for layer in layers),
     )
-
-

@@ -62,9 +62,7 @@ class FineTuneConfig:
         }
         for name, holds in rules.items():
             if not holds:
-                raise AmcError(
-                    f"fine-tuning {name} is out of range: {getattr(self, name)}; see FineTuneConfig"
-                )
+                raise AmcError(f"fine-tuning {name} is out of range: {getattr(self, name)}; see FineTuneConfig")
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,8 +74,7 @@ class RunDir:
             raise RunError(f"no run directory '{run.path}'; give the directory that `amc search --out` made")
         if not run.has(CONFIG):
             raise RunError(
-                f"'{run.path}' holds no run ({CONFIG} is missing); "
-                f"give the directory that `amc search --out` made"
+                f"'{run.path}' holds no run ({CONFIG} is missing); give the directory that `amc search --out` made"
             )
         return run
 
@@ -105,9 +104,7 @@ class RunDir:
                 f"restore the file from a copy, or start a new run in another directory"
             ) from error
         if not isinstance(record, dict):
-            raise RunError(
-                f"'{path}' holds a {type(record).__name__} where an object is expected; restore the file"
-            )
+            raise RunError(f"'{path}' holds a {type(record).__name__} where an object is expected; restore the file")
         return record
 
     def write_json(self, name: str, record: Mapping[str, object]) -> None:
@@ -187,9 +184,7 @@ class RunDir:
             self._remove_stale()
             yield
         finally:
-            os.close(
-                descriptor
-            )  # releases the lock; the file stays, as removing it would let two processes in
+            os.close(descriptor)  # releases the lock; the file stays, as removing it would let two processes in
 
     def _acquire(self, descriptor: int) -> None:
         try:
@@ -220,13 +215,9 @@ class RunDir:
         if not self.path.is_dir():
             raise RunError(f"'{self.path}' is a file; give a directory for the run")
         try:
-            names = sorted(
-                p.name for p in self.path.iterdir() if p.name != LOCK and not _is_temporary(p.name)
-            )
+            names = sorted(p.name for p in self.path.iterdir() if p.name != LOCK and not _is_temporary(p.name))
         except OSError as error:
-            raise RunError(
-                f"'{self.path}' cannot be read ({error.strerror}); choose another directory"
-            ) from error
+            raise RunError(f"'{self.path}' cannot be read ({error.strerror}); choose another directory") from error
         if CONFIG in names:
             raise RunError(
                 f"'{self.path}' already holds {self._describe()}; continue it with `amc resume {self.path}`, "
@@ -351,7 +342,5 @@ def _plain(value: object) -> object:
 
 def _unwritable(path: Path, error: OSError) -> RunError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RunError(
-            f"no space left to write '{path}'; free some, then run the command again (or `amc resume`)"
-        )
+        return RunError(f"no space left to write '{path}'; free some, then run the command again (or `amc resume`)")
     return RunError(f"'{path}' cannot be written ({error.strerror or error}); choose another directory")

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from amc.evaluation import reestimate_batchnorm_
@@ -27,19 +26,28 @@ class ScoreTiming:
 class PolicyScorer:
     """Keep counts -> score, a pure function of the policy.
 
-    `batches` are calibration images on which batch-norm statistics are re-estimated (none: they stay). Convolutional
-    networks run channels-last. `timing` is that of the last call.
+    `batches` are calibration images on which batch-norm statistics are re-estimated (none: they stay). Scores are
+    remembered, as several agents on one network ask for the same policies. `timing` is that of the last call, zero
+    if the score was remembered.
     """
 
     def __init__(self, pruner: Pruner, evaluate: Evaluate, batches: Sequence[Tensor] = ()) -> None:
         self.pruner, self.evaluate, self.batches = pruner, evaluate, batches
         self.timing = ScoreTiming(0.0, 0.0, 0.0)
+        self._known: dict[tuple[int, ...], float] = {}
 
     def build(self, keep_counts: Sequence[int]) -> nn.Module:
         """The network that is scored, and that the user gets: sliced, refitted, batch norms re-estimated."""
         return self._settle(self.pruner.build(keep_counts))
 
     def __call__(self, keep_counts: Sequence[int]) -> float:
+        self.timing = ScoreTiming(0.0, 0.0, 0.0)
+        policy = tuple(keep_counts)
+        if policy not in self._known:
+            self._known[policy] = self._measured(policy)
+        return self._known[policy]
+
+    def _measured(self, keep_counts: tuple[int, ...]) -> float:
         began = time.perf_counter()
         slim = self.pruner.build(keep_counts)
         built = time.perf_counter()
@@ -50,7 +58,6 @@ class PolicyScorer:
         return score
 
     def _settle(self, slim: nn.Module) -> nn.Module:
-        slim = slim.to(memory_format=torch.channels_last)
         if self.batches:
             reestimate_batchnorm_(slim, self.batches)
         return slim

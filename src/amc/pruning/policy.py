@@ -41,7 +41,8 @@ class Policy:
     def of(cls, keep: Mapping[str, Any], sizes: Mapping[str, int], method: str = "channel") -> Policy:
         """From kept indices and sizes by group name."""
         return cls(
-            tuple(GroupPolicy(name, sizes[name], tuple(int(i) for i in np.sort(keep[name]))) for name in keep), method
+            tuple(GroupPolicy(name, sizes[name], tuple(int(i) for i in np.sort(keep[name]))) for name in keep),
+            method,
         )
 
     @property
@@ -66,7 +67,9 @@ class Policy:
             )
             return cls(groups, str(data["method"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise RunError(f"not a policy: {error!r}; expected {{'method', 'groups': [{{name, size, keep}}]}}") from None
+            raise RunError(
+                f"not a policy: {error!r}; expected {{'method', 'groups': [{{name, size, keep}}]}}"
+            ) from None
 
     def save(self, path: str | Path) -> None:
         """Write as JSON."""

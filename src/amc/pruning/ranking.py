@@ -65,7 +65,9 @@ def magnitude(structure: Structure, group: Group, weights: Mapping[str, Tensor])
     return _descending(total)
 
 
-def elimination(structure: Structure, group: Group, weights: Mapping[str, Tensor], damped: Mapping[str, Tensor]) -> Order:
+def elimination(
+    structure: Structure, group: Group, weights: Mapping[str, Tensor], damped: Mapping[str, Tensor]
+) -> Order:
     """Remove, again and again, the channel whose loss the remaining ones can make up for best.
 
     After each removal the rest are refitted in closed form (block inverse updates of the Gram matrix), so the
@@ -111,7 +113,8 @@ def _rise(reader: Reader, channels: Tensor) -> Tensor:
     places = reader.columns[channels]
     blocks = reader.inverse[:, places[:, :, None], places[:, None, :]]  # [parts, C, b, b]
     weight = reader.weight[:, places]  # [parts, C, b, outputs]
-    return (weight * torch.linalg.solve(blocks, weight)).sum((0, 2, 3))
+    rise: Tensor = (weight * torch.linalg.solve(blocks, weight)).sum((0, 2, 3))
+    return rise
 
 
 def _remove_(reader: Reader, channels: Tensor) -> None:

@@ -72,7 +72,7 @@ class LayerFit:
             ranked = torch.linalg.solve_triangular(upper, self.rhs[:, :m], upper=True)
             back = torch.from_numpy(np.argsort(self.order[: kept.size], kind="stable"))
             solution = ranked.unflatten(1, (kept.size, self.kernel))[:, back].flatten(1, 2)
-        outputs = solution.mT.reshape(-1, kept.size, *self.layer.kernel)
+        outputs: Tensor = solution.mT.reshape(-1, kept.size, *self.layer.kernel)
         return outputs.contiguous()
 
     def relative_errors(self) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -43,9 +44,13 @@ def _assemble(walk: Propagation, traced: Trace) -> Structure:
     for layer in walk.layers:
         dims.add(layer.input_ids)
     macs_terms = tuple(dims.term(term.factor, term.dims) for term in walk.terms)
-    params_terms = tuple(_params_term(dims, shapes[name], walk.tensors.get(name)) for name in traced.parameters)
+    params_terms = tuple(
+        _params_term(dims, shapes[name], walk.tensors.get(name)) for name in traced.parameters
+    )
     grouping = group_channels(dims.arrays, locked)
-    cost = _cost_model(dims.arrays, grouping, macs_terms, params_terms, tuple(term.layer for term in walk.terms))
+    cost = _cost_model(
+        dims.arrays, grouping, macs_terms, params_terms, tuple(term.layer for term in walk.terms)
+    )
     slot = grouping.slot
 
     def slots(ids: Ids | None, size: int = 0) -> Slots:
@@ -71,7 +76,8 @@ def _assemble(walk: Propagation, traced: Trace) -> Structure:
         for use, macs in zip(walk.layers, dense, strict=True)
     )
     tensors = {
-        name: tuple(None if ids is None else slots(ids) for ids in entry) for name, entry in walk.tensors.items()
+        name: tuple(None if ids is None else slots(ids) for ids in entry)
+        for name, entry in walk.tensors.items()
     }
     return Structure(
         groups=_groups(grouping, layers),
@@ -134,12 +140,12 @@ def _cost_model(
     return CostModel(fixed, per_channel, macs_terms, params_terms, macs_layers)
 
 
-def _input_size(use: LayerUse, shapes: dict[str, tuple[int, ...]]) -> int:
+def _input_size(use: LayerUse, shapes: Mapping[str, tuple[int, ...]]) -> int:
     shape = shapes.get(use.weight, (0, 0))
     return shape[use.input_dim] * (use.groups if use.kind == "conv" else 1)
 
 
-def _output_size(use: LayerUse, shapes: dict[str, tuple[int, ...]]) -> int:
+def _output_size(use: LayerUse, shapes: Mapping[str, tuple[int, ...]]) -> int:
     shape = shapes.get(use.weight, (0, 0))
     return shape[1 - use.input_dim] * (use.groups if use.kind == "conv_transpose" else 1)
 

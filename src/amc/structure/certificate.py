@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from amc.errors import ModelError
 from amc.structure.channels import Lock
+from amc.structure.count import example_on_meta, on_meta
 from amc.structure.slicing import mask_model, slice_model
 from amc.structure.structure import Mask, Structure, lock_groups
 from amc.structure.trace import Example, inference, user_line
@@ -80,17 +81,19 @@ def _keep_all(structure: Structure, mask: Mask, name: str) -> None:
 
 def _offenders(structure: Structure, check: _Check, mask: Mask, names: Sequence[str]) -> dict[str, Lock]:
     """Groups that fail by themselves, by bisection; where only a combination fails, all of it."""
+    by_size = check.obstacle(mask) is not None  # then sizes alone tell, and no arithmetic is needed
 
-    def outcome(subset: Sequence[str]) -> float | Lock:
+    def outcome(subset: Sequence[str]) -> Lock | None:
         trial = np.ones_like(mask)
         for name in subset:
             group = structure.group(name)
             part = slice(group.offset, group.offset + group.size)
             trial[part] = mask[part]
-        return check.difference(trial)
+        result = check.obstacle(trial) if by_size else check.difference(trial)
+        return result if isinstance(result, Lock) else None
 
     whole = outcome([])
-    if isinstance(whole, Lock):
+    if whole is not None:
         raise ModelError(f"the model does not reproduce itself when copied: {whole}")
 
     def search(subset: Sequence[str], lock: Lock) -> dict[str, Lock]:
@@ -100,12 +103,12 @@ def _offenders(structure: Structure, check: _Check, mask: Mask, names: Sequence[
         half = len(subset) // 2
         for part in (subset[:half], subset[half:]):
             result = outcome(part)
-            if isinstance(result, Lock):
+            if result is not None:
                 found |= search(part, result)
         return found or dict.fromkeys(subset, lock)
 
     first = outcome(names)
-    return search(names, first) if isinstance(first, Lock) else {}
+    return search(names, first) if first is not None else {}
 
 
 class _Check:
@@ -115,16 +118,18 @@ class _Check:
         self.structure = structure
         self.generator = torch.Generator().manual_seed(seed)
         self.model, self.example, self.tolerance = self._prepared(model, example)
+        self.sizes = self._sizes()
 
     def difference(self, mask: Mask) -> float | Lock:
         """Largest difference relative to the largest output, or the reason why they differ."""
-        masked = self._run(mask_model(self.model, self.structure, mask))
+        obstacle = self.obstacle(mask)
+        if obstacle is not None:
+            return obstacle
         try:
             sliced = self._run(slice_model(self.model, self.structure, mask))
         except Exception as error:  # the user's forward may raise anything on a size it did not expect
-            line = user_line(error)
-            text = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-            return Lock(f"the forward insists on a literal size: {text}", source=line)
+            return _literal_size(error)
+        masked = self._run(mask_model(self.model, self.structure, mask))
         worst = 0.0
         for a, b in zip(sliced, masked, strict=True):
             if a.shape != b.shape:
@@ -134,6 +139,28 @@ class _Check:
         if not worst <= self.tolerance:
             return Lock(f"the sliced network differs from the masked one by {worst:.1e} of its output")
         return worst
+
+    def obstacle(self, mask: Mask) -> Lock | None:
+        """Why the sliced network does not run, found by its sizes alone, without arithmetic."""
+        if self.sizes is None:
+            return None
+        model, example = self.sizes
+        try:
+            with torch.device("meta"):
+                self._outputs(slice_model(model, self.structure, mask), example)
+        except Exception as error:  # as above
+            return _literal_size(error)
+        return None
+
+    def _sizes(self) -> tuple[nn.Module, Example] | None:
+        """Model and example without storage; None for a forward that needs values."""
+        model, example = on_meta(self.model), example_on_meta(self.example)
+        try:
+            with torch.device("meta"):
+                self._outputs(model, example)
+        except Exception:  # whatever cannot run there is judged by running it in full
+            return None
+        return model, example
 
     def _prepared(self, model: nn.Module, example: Example) -> tuple[nn.Module, Example, float]:
         """Random parameters, in double precision where the forward bears it."""
@@ -153,7 +180,14 @@ class _Check:
     def _outputs(model: nn.Module, example: Example) -> list[torch.Tensor]:
         with inference(model):
             out = model(*example.args, **example.kwargs)
-        return [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
+        return [
+            leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
+        ]
+
+
+def _literal_size(error: Exception) -> Lock:
+    text = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+    return Lock(f"the forward insists on a literal size: {text}", source=user_line(error))
 
 
 def _as_double(value: Any) -> Any:

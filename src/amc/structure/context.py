@@ -165,7 +165,9 @@ class Context:
             return True
         for literal in self._literals():
             if literal.size == size and place in (None, literal.place):
-                self.attributes.append(AttributeUse(literal.module, literal.name, ids, ids.size // literal.value))
+                self.attributes.append(
+                    AttributeUse(literal.module, literal.name, ids, ids.size // literal.value)
+                )
                 return True
         return False
 
@@ -211,4 +213,3 @@ class Context:
 
 def _constant_along(grid: Ids, axis: int) -> bool:
     return bool((np.diff(grid, axis=axis) == 0).all())
-

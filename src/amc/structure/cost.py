@@ -71,9 +71,7 @@ class CostModel:
     def _params(self) -> tuple[npt.NDArray[np.float64], Counts]:
         return self._padded(self.params_terms)
 
-    def _padded(
-        self, terms: tuple[Term, ...]
-    ) -> tuple[npt.NDArray[np.float64], Counts]:
+    def _padded(self, terms: tuple[Term, ...]) -> tuple[npt.NDArray[np.float64], Counts]:
         """Terms as arrays; index D stands for a dimension of size one."""
         width = max((len(dims) for _, dims in terms), default=0) or 1
         table = np.full((len(terms), width), self.fixed.size, dtype=np.int64)

@@ -22,8 +22,12 @@ def count_macs(model: nn.Module, example_input: Any) -> int:
     example = Example.of(example_input)
     try:
         with torch.device("meta"):
-            return _count(_on_meta(model), tree_map(_to_meta, example))
-    except (NotImplementedError, RuntimeError, AssertionError):  # constants on another device, data-dependent code
+            return _count(on_meta(model), example_on_meta(example))
+    except (
+        NotImplementedError,
+        RuntimeError,
+        AssertionError,
+    ):  # constants on another device, data-dependent code
         return _count(model, example)
 
 
@@ -38,12 +42,19 @@ def _count(model: nn.Module, example: Example) -> int:
     return int(counter.get_total_flops()) // 2
 
 
+def example_on_meta(example: Example) -> Example:
+    """The same arguments without storage."""
+    return Example(tree_map(_to_meta, example.args), tree_map(_to_meta, dict(example.kwargs)))
+
+
 def _to_meta(value: Any) -> Any:
     return value.to("meta") if isinstance(value, torch.Tensor) else value
 
 
-def _on_meta(model: nn.Module) -> nn.Module:
+def on_meta(model: nn.Module) -> nn.Module:
     """A copy without storage: the memo of deepcopy stands meta tensors in for parameters and buffers."""
-    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in model.parameters()}
+    memo: dict[int, Any] = {
+        id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in model.parameters()
+    }
     memo |= {id(b): b.detach().to("meta") for b in model.buffers()}
     return copy.deepcopy(model, memo)

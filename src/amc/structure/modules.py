@@ -71,10 +71,17 @@ class SlimMultiheadAttention(nn.MultiheadAttention):
         if mask is not None and mask.dim() != 2:
             raise ValueError("a pruned attention takes an attn_mask [L, S] for all heads, not one a head")
         total: Tensor | None = None
-        for given in (mask, padding[:, None, None] if padding is not None and padding.dim() == 2 else padding):
+        for given in (
+            mask,
+            padding[:, None, None] if padding is not None and padding.dim() == 2 else padding,
+        ):
             if given is None:
                 continue
-            added = torch.zeros_like(given, dtype=q.dtype).masked_fill(given, -torch.inf) if given.dtype == torch.bool else given
+            added = (
+                torch.zeros_like(given, dtype=q.dtype).masked_fill(given, -torch.inf)
+                if given.dtype == torch.bool
+                else given
+            )
             added = F.pad(added.to(q.dtype), (0, span - given.shape[-1]))
             total = added if total is None else total + added
         return total

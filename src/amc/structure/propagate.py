@@ -129,9 +129,11 @@ def _arguments(value: Any, env: dict[Node, Any]) -> Any:
     if isinstance(value, Node):
         return env[value]
     if isinstance(value, (list, tuple)):
-        return type(value)(_arguments(item, env) for item in value) if type(value) in (list, tuple) else [
-            _arguments(item, env) for item in value
-        ]
+        return (
+            type(value)(_arguments(item, env) for item in value)
+            if type(value) in (list, tuple)
+            else [_arguments(item, env) for item in value]
+        )
     if isinstance(value, dict):
         return {key: _arguments(item, env) for key, item in value.items()}
     return value

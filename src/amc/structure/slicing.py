@@ -43,7 +43,9 @@ def mask_model(model: nn.Module, structure: Structure, mask: Mask) -> nn.Module:
         value = tensor.detach().clone()
         for dim, slots in enumerate(structure.tensors.get(name, ())):
             if slots is not None:
-                value.index_fill_(dim, torch.from_numpy(np.flatnonzero(~_kept(slots, mask))).to(value.device), 0)
+                value.index_fill_(
+                    dim, torch.from_numpy(np.flatnonzero(~_kept(slots, mask))).to(value.device), 0
+                )
         replaced[name] = value
     return _with_tensors(model, replaced)
 
@@ -96,9 +98,15 @@ def _update_attributes_(slim: nn.Module, structure: Structure, mask: Mask) -> No
 
 def _update_sizes_(module: nn.Module) -> None:
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
-        module.in_channels, module.out_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
+        module.in_channels, module.out_channels = (
+            module.weight.shape[0],
+            module.weight.shape[1] * module.groups,
+        )
     elif isinstance(module, nn.modules.conv._ConvNd):
-        module.out_channels, module.in_channels = module.weight.shape[0], module.weight.shape[1] * module.groups
+        module.out_channels, module.in_channels = (
+            module.weight.shape[0],
+            module.weight.shape[1] * module.groups,
+        )
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):

@@ -96,7 +96,10 @@ def _canonical_names(model: nn.Module) -> dict[str, str]:
     """Every name of every parameter and buffer -> its first name: tied tensors have several."""
     first: dict[int, str] = {}
     names = {}
-    everything = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    everything = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
     for name, value in everything:
         names[name] = first.setdefault(id(value), name)
     return names

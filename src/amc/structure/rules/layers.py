@@ -34,7 +34,7 @@ def convolution(
 ) -> Dims:
     """x [N, I, ...], weight [O, I/groups, kernel...] -> [N, O, ...]; each output position costs one weight."""
     spatial = weight.rank - 2
-    batch = x.ids[:-1-spatial]
+    batch = x.ids[: -1 - spatial]
     _lock_all(ctx, (*batch, *x.ids[-spatial:]), f"{ctx.operator} slides over it")
     _lock_all(ctx, weight.ids[2:], "kernel size of a convolution")
     across = _tied_across(groups, weight.shape[1])
@@ -73,7 +73,7 @@ def transposed_convolution(
 ) -> Dims:
     """x [N, I, ...], weight [I, O/groups, kernel...] -> [N, O, ...]; each input position costs one weight."""
     spatial = weight.rank - 2
-    batch = x.ids[:-1-spatial]
+    batch = x.ids[: -1 - spatial]
     _lock_all(ctx, (*batch, *x.ids[-spatial:]), f"{ctx.operator} slides over it")
     _lock_all(ctx, weight.ids[2:], "kernel size of a convolution")
     channels, inside = ctx.tie(x.ids[-1 - spatial], weight.ids[0]), weight.ids[1]

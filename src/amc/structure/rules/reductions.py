@@ -9,18 +9,62 @@ from amc.structure.rules.registry import fixed_output, pointwise, rule
 
 
 @rule(
-    "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout", "clone", "contiguous",
-    "to", "_to_copy", "detach", "alias", "lift_fresh_copy", "type_as", "float", "half", "relu6",
-    "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "hardtanh", "bernoulli",
-    "_assert_tensor_metadata", "fake_quantize_per_tensor_affine", "fill", "rrelu",
+    "dropout",
+    "feature_dropout",
+    "alpha_dropout",
+    "feature_alpha_dropout",
+    "native_dropout",
+    "clone",
+    "contiguous",
+    "to",
+    "_to_copy",
+    "detach",
+    "alias",
+    "lift_fresh_copy",
+    "type_as",
+    "float",
+    "half",
+    "relu6",
+    "zeros_like",
+    "ones_like",
+    "full_like",
+    "empty_like",
+    "rand_like",
+    "randn_like",
+    "hardtanh",
+    "bernoulli",
+    "_assert_tensor_metadata",
+    "fake_quantize_per_tensor_affine",
+    "fill",
+    "rrelu",
+    "triu",
+    "tril",
 )
 def same_place(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Dims:
     """Every position stays where it is."""
     return x.ids if ctx.node is not None and ctx.node.meta.get("val") is not None else ()
 
 
-@rule("arange", "ones", "zeros", "full", "empty", "scalar_tensor", "new_zeros", "new_ones", "new_full", "linspace",
-      "rand", "randn", "eye", "tril_indices", "triu_indices", "new_empty", "_assert_async", "sym_constrain_range")
+@rule(
+    "arange",
+    "ones",
+    "zeros",
+    "full",
+    "empty",
+    "scalar_tensor",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "linspace",
+    "rand",
+    "randn",
+    "eye",
+    "tril_indices",
+    "triu_indices",
+    "new_empty",
+    "_assert_async",
+    "sym_constrain_range",
+)
 def constant(ctx: Context, *_: Any, **__: Any) -> Any:
     """A tensor made by the operator itself: its sizes are literal."""
     return fixed_output(ctx)
@@ -33,21 +77,49 @@ def _spatial(ctx: Context, x: Tracked, count: int) -> Dims:
     return (*x.ids[:-count], *(None,) * count)
 
 
-@rule("avg_pool1d", "max_pool1d", "adaptive_avg_pool1d", "adaptive_max_pool1d", "upsample_nearest1d",
-      "upsample_linear1d", "max_pool1d_with_indices", "_upsample_nearest_exact1d")
+@rule(
+    "avg_pool1d",
+    "max_pool1d",
+    "adaptive_avg_pool1d",
+    "adaptive_max_pool1d",
+    "upsample_nearest1d",
+    "upsample_linear1d",
+    "max_pool1d_with_indices",
+    "_upsample_nearest_exact1d",
+)
 def pool1d(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Any:
     return _one_or_pair(ctx, _spatial(ctx, x, 1))
 
 
-@rule("avg_pool2d", "max_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "upsample_nearest2d", "lp_pool2d",
-      "upsample_bilinear2d", "upsample_bicubic2d", "max_pool2d_with_indices", "_upsample_nearest_exact2d",
-      "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "fractional_max_pool2d")
+@rule(
+    "avg_pool2d",
+    "max_pool2d",
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
+    "upsample_nearest2d",
+    "lp_pool2d",
+    "upsample_bilinear2d",
+    "upsample_bicubic2d",
+    "max_pool2d_with_indices",
+    "_upsample_nearest_exact2d",
+    "_upsample_bilinear2d_aa",
+    "_upsample_bicubic2d_aa",
+    "fractional_max_pool2d",
+)
 def pool2d(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Any:
     return _one_or_pair(ctx, _spatial(ctx, x, 2))
 
 
-@rule("avg_pool3d", "max_pool3d", "adaptive_avg_pool3d", "adaptive_max_pool3d", "upsample_nearest3d",
-      "upsample_trilinear3d", "max_pool3d_with_indices", "_upsample_nearest_exact3d")
+@rule(
+    "avg_pool3d",
+    "max_pool3d",
+    "adaptive_avg_pool3d",
+    "adaptive_max_pool3d",
+    "upsample_nearest3d",
+    "upsample_trilinear3d",
+    "max_pool3d_with_indices",
+    "_upsample_nearest_exact3d",
+)
 def pool3d(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Any:
     return _one_or_pair(ctx, _spatial(ctx, x, 3))
 
@@ -65,8 +137,28 @@ def _axes(dim: Any, rank: int) -> set[int]:
     return {d % rank for d in (dim if isinstance(dim, (list, tuple)) else (dim,))} if rank else set()
 
 
-@rule("mean", "sum", "amax", "amin", "prod", "logsumexp", "std", "var", "norm", "linalg_vector_norm", "all", "any",
-      "max", "min", "argmax", "argmin", "var_mean", "std_mean", "median", "nansum")
+@rule(
+    "mean",
+    "sum",
+    "amax",
+    "amin",
+    "prod",
+    "logsumexp",
+    "std",
+    "var",
+    "norm",
+    "linalg_vector_norm",
+    "all",
+    "any",
+    "max",
+    "min",
+    "argmax",
+    "argmin",
+    "var_mean",
+    "std_mean",
+    "median",
+    "nansum",
+)
 def reduction(ctx: Context, x: Tracked, *args: Any, **kwargs: Any) -> Any:
     """Reduced dimensions must have a fixed size; the others pass."""
     if any(isinstance(argument, Tracked) for argument in args):  # max and min of two tensors

@@ -39,7 +39,9 @@ def _is_pointwise(target: Any) -> bool:
     """By torch's own tag; an in-place variant often lacks the tag that its functional form has."""
     if Tag.pointwise in getattr(target, "tags", ()):
         return True
-    functional = getattr(getattr(torch.ops, getattr(target, "namespace", ""), None), operator_name(target), None)
+    functional = getattr(
+        getattr(torch.ops, getattr(target, "namespace", ""), None), operator_name(target), None
+    )
     return functional is not None and any(
         Tag.pointwise in getattr(functional, overload).tags for overload in functional.overloads()
     )
@@ -78,17 +80,37 @@ def _fixed(value: Any) -> Dims:
     return (None,) * (value.ndim if isinstance(value, torch.Tensor) else 0)
 
 
+@rule(
+    "hardswish",
+    "log_sigmoid",
+    "copy",
+    "floor_divide",
+    "subtract",
+    "multiply",
+    "divide",
+    "negative",
+    "absolute",
+    "greater",
+    "greater_equal",
+    "less",
+    "less_equal",
+    "not_equal",
+    "__and__",
+    "__or__",
+    "__xor__",
+    "pow",
+)
+def pointwise(ctx: Context, *args: Any, **kwargs: Any) -> Dims:
+    """Broadcast: positions that meet are tied; a dimension of size one stretches."""
+    return broadcast(ctx, list(tensors_in([args, kwargs])), ctx.output_shape)
+
+
 def no_rule(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     """Lock everything that reaches an operator we know nothing about."""
     for tensor in tensors_in([args, kwargs]):
         for ids in tensor.ids:
             ctx.lock(ids, f"operator {ctx.operator} has no rule")
     return fixed_output(ctx)
-
-
-def pointwise(ctx: Context, *args: Any, **kwargs: Any) -> Dims:
-    """Broadcast: positions that meet are tied; a dimension of size one stretches."""
-    return broadcast(ctx, list(tensors_in([args, kwargs])), ctx.output_shape)
 
 
 def broadcast(ctx: Context, tensors: list[Tracked], shape: tuple[int, ...]) -> Dims:

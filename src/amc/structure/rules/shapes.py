@@ -155,8 +155,17 @@ def stack(ctx: Context, tensors: list[Tracked], dim: int = 0) -> Dims:
     return tuple(dims)
 
 
-@rule("pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d",
-      "reflection_pad3d", "replication_pad3d", "_pad_circular")
+@rule(
+    "pad",
+    "constant_pad_nd",
+    "reflection_pad1d",
+    "reflection_pad2d",
+    "replication_pad1d",
+    "replication_pad2d",
+    "reflection_pad3d",
+    "replication_pad3d",
+    "_pad_circular",
+)
 def pad(ctx: Context, x: Tracked, padding: Sequence[int], *_: Any, **__: Any) -> Dims:
     """New positions before and after; where they are channels their number is literal."""
     dims = list(x.ids)
@@ -347,4 +356,3 @@ def glu(ctx: Context, x: Tracked, dim: int = -1) -> Dims:
     """One half gates the other: equal places go together."""
     axis = dim % x.rank
     return _replaced(x.ids, axis, ctx.tie_across(x.ids[axis], 2, outer=False))
-
