@@ -21,6 +21,7 @@ from amc.compress import SearchConfig, environment, prepare
 from amc.evaluation import Evaluator
 from amc.recovery import FineTuneConfig, finetune
 from amc.rundir import RunDir, atomic_write_bytes
+from amc.search import BASELINES
 from amc.terminal import Progress
 
 RESULTS = Path(__file__).parent / "results"
@@ -48,6 +49,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--search-images", type=int)
     parser.add_argument("--epochs", type=int, default=5, help="of fine-tuning, for the first seed; 0: none")
+    parser.add_argument("--tune", nargs="*", default=["uniform", "random"], help="baselines to fine-tune too")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--fp32", action="store_true", help="score in float32 instead of bfloat16")
     return parser.parse_args()
@@ -73,7 +75,7 @@ def one_search(args: argparse.Namespace, seed: int) -> None:
         budget=args.budget,
         episodes=args.episodes,
         seed=seed,
-        baselines=("uniform", "random"),
+        baselines=BASELINES,
         bf16=not args.fp32,
     )
     jobs.search(path, origin, config.to_json(), progress=progress)
@@ -93,7 +95,7 @@ def fine_tuned(args: argparse.Namespace) -> None:
         data.search,
         SearchConfig.from_json(run.config()),
     )
-    for name in ("ddpg", "uniform", "random", "dense"):
+    for name in ("ddpg", *args.tune, "dense"):
         if name in done:
             continue
         model = jobs.network_of(run.config()) if name == "dense" else job.scorer.build(best_keep(run, name))
@@ -105,7 +107,7 @@ def fine_tuned(args: argparse.Namespace) -> None:
 
 def best_keep(run: RunDir, agent: str) -> tuple[int, ...]:
     """Keep counts of the agent's best policy, from its journal."""
-    name = {"ddpg": rundir.JOURNAL, "uniform": rundir.JOURNAL_UNIFORM, "random": rundir.JOURNAL_RANDOM}[agent]
+    name = rundir.JOURNAL if agent == "ddpg" else rundir.baseline_journal(agent)
     scored = [line for line in run.read_jsonl(name) if line.get("score") is not None]
     return tuple(max(scored, key=lambda line: (line["score"], -line["episode"]))["keep"])
 

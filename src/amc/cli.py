@@ -118,9 +118,9 @@ def search(
     ] = None,
     budget: Annotated[str, typer.Option(help='Such as "macs<=50%" or "macs<=50%,params<=60%".')] = "macs<=50%",
     episodes: Annotated[int, typer.Option(help="Policies to score.")] = 400,
-    agent: Annotated[str, typer.Option(help="ddpg, random or uniform.")] = "ddpg",
+    agent: Annotated[str, typer.Option(help="ddpg, random, uniform, shallow or deep.")] = "ddpg",
     baseline: Annotated[
-        list[str] | None, typer.Option(help="Score beside the agent: uniform, random (repeat), or none.")
+        list[str] | None, typer.Option(help="Score beside the agent: uniform, random, shallow, deep (repeat), or none.")
     ] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same search.")] = 0,
     evaluate: Annotated[

@@ -29,6 +29,7 @@ from amc.report import render_report
 from amc.rundir import RunDir
 from amc.scoring import PolicyScorer
 from amc.search import (
+    BASELINES,
     EpisodeRecord,
     EpisodeTiming,
     Metric,
@@ -52,7 +53,7 @@ class SearchConfig:
     agent: str = "ddpg"
     episodes: int = 400
     seed: int = 0
-    baselines: tuple[str, ...] = ("uniform",)  # scored beside the agent: "uniform", "random"
+    baselines: tuple[str, ...] = ("uniform",)  # scored beside the agent: uniform, random, shallow, deep
     round_to: int | None = None  # None: 8 where a group is wide enough
     max_sparsity: float = MAX_SPARSITY  # of a group's channels, in [0, 1)
     ranking: Ranking = "elimination"
@@ -75,7 +76,7 @@ class SearchConfig:
             "bn_images": (self.bn_images >= 0, "at least 0"),
             "calibration_images": (self.calibration_images >= 1, "at least 1"),
             "keep_sets": (self.keep_sets >= 0, "at least 0"),
-            "baselines": (set(self.baselines) <= {"uniform", "random"}, "uniform, random or both"),
+            "baselines": (set(self.baselines) <= set(BASELINES), f"among {', '.join(BASELINES)}"),
         }
         for name, (holds, rule) in rules.items():
             if not holds:
@@ -270,15 +271,13 @@ def _run_agent(job: Job, name: str, run: RunDir | None, watch: Observer) -> Sear
         agent,
         episodes=config.episodes,
         seed=config.seed,
-        journal_path=None if run is None else run.file(_journal_name(name, config.agent)),
+        journal_path=None if run is None else run.file(_journal(name, config.agent)),
         on_episode=hear,
     )
 
 
-def _journal_name(name: str, main: str) -> str:
-    if name == main:
-        return rundir.JOURNAL
-    return {"uniform": rundir.JOURNAL_UNIFORM, "random": rundir.JOURNAL_RANDOM}[name]
+def _journal(name: str, main: str) -> str:
+    return rundir.JOURNAL if name == main else rundir.baseline_journal(name)
 
 
 def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:

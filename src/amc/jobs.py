@@ -71,7 +71,7 @@ def _run(out: Path, origin: dict[str, Any], settings: Mapping[str, Any], progres
     if origin.get("evaluate"):
         evaluate = import_factory(str(origin["evaluate"]), EvaluationError)
     agents = (*settings["baselines"], settings["agent"])
-    progress.plan({name: 1 if name == "uniform" else int(settings["episodes"]) for name in agents})
+    progress.plan({name: int(settings["episodes"]) if name in ("ddpg", "random") else 1 for name in agents})
     try:
         compress(
             model,

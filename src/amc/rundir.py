@@ -22,8 +22,6 @@ from amc.errors import RunError
 
 CONFIG = "config.json"
 JOURNAL = "journal.jsonl"
-JOURNAL_UNIFORM = "journal-uniform.jsonl"
-JOURNAL_RANDOM = "journal-random.jsonl"
 TIMINGS = "timings.jsonl"
 POLICY = "policy.json"
 SUMMARY = "summary.json"
@@ -32,6 +30,12 @@ MODEL_FINETUNED = "model-finetuned.safetensors"
 FINETUNE = "finetune.jsonl"
 REPORT = "report.html"
 LOCK = ".lock"
+
+
+def baseline_journal(agent: str) -> str:
+    """Name of the journal of a baseline that was scored beside the main agent."""
+    return f"journal-{agent}.jsonl"
+
 
 _STALE_SECONDS = 60.0  # a temporary file this old belongs to a writer that was killed
 

@@ -8,7 +8,7 @@ kept: each batch adds to the matrices and is gone. Memory is 8 n² bytes a layer
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,6 +123,10 @@ def calibrate(
     for name, gram in grams.items():
         if not torch.isfinite(gram.matrix).all():
             raise DataError(f"calibration gives NaN or infinite inputs to layer '{name}'; check the data and weights")
+    idle = [name for name, gram in grams.items() if gram.samples == 0]
+    for name in idle:  # its weight goes into a functional call, where no module's input can be seen
+        del grams[name]
+        skipped[name] = "the forward uses its weight without calling its module"
     return Calibration(grams, skipped)
 
 
@@ -163,16 +167,22 @@ class _Collector:
         spatial = x.shape[2:]
         steps = list(zip(spatial, module.kernel_size, module.stride, module.dilation, strict=True))
         outputs = [(size - dilation * (kernel - 1) - 1) // stride + 1 for size, kernel, stride, dilation in steps]
-        count = min(self.positions, math.prod(outputs))
-        index = torch.zeros(x.shape[0], count, 1, dtype=torch.long)
-        for (size, kernel, stride, dilation), extent in zip(steps, outputs, strict=True):
-            start = torch.randint(extent, (x.shape[0], count, 1, 1), generator=self.generator) * stride
-            place = start + torch.arange(kernel) * dilation  # [N, count, 1, kernel]
+        index = torch.zeros(1, 1, 1, dtype=torch.long)
+        for (size, kernel, stride, dilation), at in zip(steps, self._sampled(outputs, x.shape[0]), strict=True):
+            place = (at * stride)[..., None, None] + torch.arange(kernel) * dilation  # [N, count, 1, kernel]
             index = (index.unsqueeze(-1) * size + place).flatten(2)
         picked = x.flatten(2).mT[torch.arange(x.shape[0])[:, None, None], index.to(x.device)]  # [N, count, K, C]
         patches = picked.flatten(0, 1).mT  # [samples, C, K]
         grouped = patches.reshape(patches.shape[0], module.groups, -1)
         return grouped.transpose(0, 1)
+
+    def _sampled(self, outputs: Sequence[int], images: int) -> list[Tensor]:
+        """Coordinates of the sampled outputs, [images, count] a dimension; every output once if they are few."""
+        if math.prod(outputs) <= self.positions:
+            grid = torch.meshgrid(*(torch.arange(extent) for extent in outputs), indexing="ij")
+            return [axis.flatten().expand(images, -1) for axis in grid]
+        shape = (images, self.positions)
+        return [torch.randint(extent, shape, generator=self.generator) for extent in outputs]
 
 
 def _padded(module: nn.modules.conv._ConvNd, x: Tensor) -> Tensor:

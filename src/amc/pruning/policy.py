@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from amc.errors import RunError
+from amc.rundir import atomic_write_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,12 @@ class Policy:
 
     groups: tuple[GroupPolicy, ...]
     method: str = "channel"
+
+    def __post_init__(self) -> None:
+        names = [group.name for group in self.groups]
+        for name in names:
+            if names.count(name) > 1:
+                raise RunError(f"the policy names group {name!r} twice; keep one of the two")
 
     @classmethod
     def of(cls, keep: Mapping[str, Any], sizes: Mapping[str, int], method: str = "channel") -> Policy:
@@ -72,13 +79,13 @@ class Policy:
             ) from None
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON."""
-        Path(path).write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+        """Write as JSON, whole or not at all; RunError if the disk refuses."""
+        atomic_write_bytes(path, (json.dumps(self.to_json(), indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Policy:
         """Read what `save` wrote; RunError if the file is missing or damaged."""
         try:
             return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RunError) as error:
             raise RunError(f"cannot read policy {path}: {error}") from None

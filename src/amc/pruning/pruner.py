@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from amc.errors import ModelError, RunError
+from amc.errors import ModelError
 from amc.pruning.calibration import Calibration, reconstructible
 from amc.pruning.policy import Policy
 from amc.pruning.ranking import Order, Ranking, elimination, magnitude
@@ -109,7 +109,7 @@ def apply_policy(model: nn.Module, example_input: Any, policy: Policy, structure
         except ModelError as error:
             raise ModelError(f"the policy does not fit this network: {error}") from None
         if group.size != entry.size:
-            raise RunError(
+            raise ModelError(
                 f"the policy is for another network: group {entry.name!r} has {group.size} channels, not {entry.size}"
             )
     return slice_model(model, structure, structure.mask(policy.keep))

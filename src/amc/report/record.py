@@ -71,14 +71,14 @@ def load_record(run: RunDir) -> RunRecord:
     summary = run.read_json(rundir.SUMMARY) if run.has(rundir.SUMMARY) else {}
     policy = run.read_json(rundir.POLICY) if run.has(rundir.POLICY) else {}
     journal = run.read_jsonl(rundir.JOURNAL)
-    uniform = _episodes(run.read_jsonl(rundir.JOURNAL_UNIFORM))
+    uniform = _episodes(run.read_jsonl(rundir.baseline_journal("uniform")))
     return RunRecord(
         path=str(run.path),
         config=config,
         summary=summary,
         episodes=_episodes(journal),
         uniform=uniform,
-        random=_episodes(run.read_jsonl(rundir.JOURNAL_RANDOM)),
+        random=_episodes(run.read_jsonl(rundir.baseline_journal("random"))),
         groups=_groups(summary, policy, uniform[0].keep if uniform else ()),
         warmup=_warmup(config, journal),
         seconds=_seconds(run.read_jsonl(rundir.TIMINGS)),

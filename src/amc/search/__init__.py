@@ -1,7 +1,7 @@
 """The search: budgets, the environment, agents and the episode loop. Sees numbers only, never a network."""
 
 from amc.errors import AmcError
-from amc.search.baselines import Agent, RandomAgent, UniformAgent
+from amc.search.baselines import Agent, RampAgent, RandomAgent, UniformAgent
 from amc.search.bounds import SURFACE_FLOOR, Bounds
 from amc.search.budget import Budget, Metric, parse_budgets
 from amc.search.ddpg import DDPGAgent, DDPGConfig
@@ -11,7 +11,8 @@ from amc.search.loop import EpisodeTiming, SearchResult, search
 from amc.search.problem import CostFunction, Decision, LayerFeatures, Problem
 from amc.search.rewards import REWARDS, RewardFunction, get_reward, r_err
 
-AGENTS = ("ddpg", "random", "uniform")
+AGENTS = ("ddpg", "random", "uniform", "shallow", "deep")
+BASELINES = AGENTS[1:]
 
 
 def create_agent(name: str, problem: Problem, *, episodes: int, seed: int) -> Agent:
@@ -22,11 +23,14 @@ def create_agent(name: str, problem: Problem, *, episodes: int, seed: int) -> Ag
         return RandomAgent(problem, seed=seed)
     if name == "uniform":
         return UniformAgent(problem)
+    if name in ("shallow", "deep"):
+        return RampAgent(problem, name)
     raise AmcError(f"agent {name!r} is unknown; use one of {', '.join(AGENTS)}")
 
 
 __all__ = [
     "AGENTS",
+    "BASELINES",
     "REWARDS",
     "SURFACE_FLOOR",
     "Agent",

@@ -94,3 +94,26 @@ class UniformAgent(_PlannedAgent):
     def begin_episode(self, episode: int, attempt: int) -> None:
         """Take the common fraction; the environment rounds it inside the feasible set."""
         self._plan = (1.0 - self._surface.uniform()).tolist()
+
+
+class RampAgent(_PlannedAgent):
+    """The paper's handcrafted policies: "shallow" prunes early groups most, "deep" late ones (section 4.1).
+
+    The keep fraction changes linearly from first to last group, over as wide a range as the surface allows.
+    """
+
+    max_episodes = 1
+
+    def __init__(self, problem: Problem, name: str) -> None:
+        super().__init__(problem)
+        self.name = name
+        self._groups = len(problem.decisions)
+
+    def settings(self) -> dict[str, Setting]:
+        """Nothing to set."""
+        return {}
+
+    def begin_episode(self, episode: int, attempt: int) -> None:
+        """Take the ramp, landed on the surface."""
+        ramp = np.linspace(0.0, 1.0, self._groups)
+        self._plan = (1.0 - self._surface.land(ramp if self.name == "shallow" else ramp[::-1])).tolist()

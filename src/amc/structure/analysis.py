@@ -86,7 +86,7 @@ def _assemble(walk: Propagation, traced: Trace) -> Structure:
         tensors=tensors,
         shapes=shapes,
         attributes=tuple(
-            Attribute(use.module, use.name, slots(use.ids), use.divisor) for use in walk.attributes
+            Attribute(use.module, use.name, slots(use.ids), use.value) for use in walk.attributes
         ),
         cost=cost,
     )

@@ -23,7 +23,7 @@ from amc.structure.slicing import mask_model, slice_model
 from amc.structure.structure import Mask, Structure, lock_groups
 from amc.structure.trace import Example, inference, user_line
 
-TOLERANCE = 1e-8  # of the largest output, in double precision
+TOLERANCE = 1e-6  # of the largest output, in double precision
 FLOAT_TOLERANCE = 1e-3  # for a model whose forward insists on single precision
 
 

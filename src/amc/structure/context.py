@@ -67,12 +67,12 @@ class LayerUse:
 
 @dataclass(frozen=True, slots=True)
 class AttributeUse:
-    """An integer attribute of a module that counts channels: kept positions of `ids` over `divisor`."""
+    """An integer attribute of a module that counts channels: it shrinks in proportion to `ids`."""
 
     module: str
     name: str
     ids: Ids
-    divisor: int
+    value: int  # of the dense network
 
 
 SplitKey = tuple[str, tuple[int, ...]]  # module path and shape: queries, keys and values are split alike
@@ -96,6 +96,7 @@ class Context:
     literals: Mapping[str, tuple[Literal, ...]] = field(default_factory=dict)  # by line of the forward
     attributes_known: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # by module path
     node: Node | None = None
+    live: bool = True  # whether anything the network returns depends on the operator
     terms: list[Term] = field(default_factory=list)
     layers: list[LayerUse] = field(default_factory=list)
     attributes: list[AttributeUse] = field(default_factory=list)
@@ -161,12 +162,12 @@ class Context:
         if ids is None:
             return True
         if name and self.attributes_known.get(self.module, {}).get(name) == size:
-            self.attributes.append(AttributeUse(self.module, name, ids, ids.size // size))
+            self.attributes.append(AttributeUse(self.module, name, ids, size))
             return True
         for literal in self._literals():
             if literal.size == size and place in (None, literal.place):
                 self.attributes.append(
-                    AttributeUse(literal.module, literal.name, ids, ids.size // literal.value)
+                    AttributeUse(literal.module, literal.name, ids, literal.value)
                 )
                 return True
         return False

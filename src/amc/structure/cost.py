@@ -56,6 +56,13 @@ class CostModel:
                 out[layer] += value
         return out
 
+    def shrinking(self, keep_counts: npt.ArrayLike, metric: Metric = "macs") -> float:
+        """Share of the cost in terms that depend on any keep count, in [0, 1]."""
+        factors, dims = self._macs if metric == "macs" else self._params
+        values = self._products(keep_counts, dims) * factors
+        depends = np.append(self.per_channel.any(axis=1), False)[dims].any(axis=-1)
+        return float(values[depends].sum() / max(1.0, values.sum()))
+
     def _products(self, keep_counts: npt.ArrayLike, dims: Counts) -> npt.NDArray[np.float64]:
         sizes = np.asarray(keep_counts, dtype=np.float64) @ self.per_channel.T + self.fixed
         ones = np.ones((*sizes.shape[:-1], 1))

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 @dataclass(frozen=True, slots=True)
 class Literal:
-    """A number in a call that is an attribute of a module, or a multiple of one."""
+    """A number in a call that is an attribute of a module, or a multiple or fraction of one."""
 
     module: str
     name: str
@@ -31,7 +31,7 @@ class Literal:
 
 
 class AttributeInt(int):
-    """An integer that remembers which attribute it is; multiples of it remember, too."""
+    """An integer that remembers which attribute it is; its multiples and fractions remember, too."""
 
     origin: tuple[str, str, int]
 
@@ -49,6 +49,11 @@ class AttributeInt(int):
         return AttributeInt.of(product, self.origin) if known else product
 
     __rmul__ = __mul__
+
+    def __floordiv__(self, other: Any) -> Any:
+        quotient = int(self) // (int(other) if isinstance(other, int) else other)
+        exact = type(quotient) is int and quotient * other == int(self)
+        return AttributeInt.of(quotient, self.origin) if exact else quotient
 
     def __deepcopy__(self, memo: Any) -> int:
         return int(self)

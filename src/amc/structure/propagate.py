@@ -75,7 +75,7 @@ def _walk(trace: Trace, choices: dict[SplitKey, int]) -> tuple[Context, dict[str
     env: dict[Node, Any] = {}
     tensors: dict[str, Dims] = {}
     for node in trace.nodes:
-        ctx.node = node
+        ctx.node, ctx.live = node, node in trace.live
         if node.op == "placeholder":
             env[node] = _placeholder(ctx, node, trace, tensors)
         elif node.op == "call_function":

@@ -91,7 +91,7 @@ def _update_attributes_(slim: nn.Module, structure: Structure, mask: Mask) -> No
     """Bring the sizes that torch's modules keep as attributes in line with their tensors."""
     for use in structure.attributes:
         kept = int(np.count_nonzero(_kept(use.slots, mask)))
-        setattr(slim.get_submodule(use.module), use.name, kept // use.divisor)
+        setattr(slim.get_submodule(use.module), use.name, kept * use.value // use.slots.size)
     for module in slim.modules():
         _update_sizes_(module)
 

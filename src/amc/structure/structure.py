@@ -61,12 +61,12 @@ class Locked:
 
 @dataclass(frozen=True, slots=True)
 class Attribute:
-    """An integer attribute of a module that counts channels: kept positions over `divisor`."""
+    """An integer attribute of a module that counts channels: it shrinks in proportion to `slots`."""
 
     module: str
     name: str
     slots: Slots
-    divisor: int
+    value: int  # of the dense network
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,12 @@ class Structure:
         raise ModelError(f"no prunable group is called {name!r}; `amc inspect` lists them")
 
     def prunable_macs(self) -> float:
-        """Share of the dense MACs in layers that touch a prunable group."""
-        touched = {index for group in self.groups for index in (*group.producers, *group.consumers)}
-        return sum(self.layers[index].macs for index in touched) / max(1, self.macs)
+        """Share of the dense MACs in layers and attention products that shrink with some prunable group."""
+        return self.cost.shrinking(self.sizes, "macs")
+
+    def prunable_params(self) -> float:
+        """Share of the dense parameters in tensors that shrink with some prunable group."""
+        return self.cost.shrinking(self.sizes, "params")
 
     def mask(self, keep: Mapping[str, npt.ArrayLike]) -> Mask:
         """[channels]: True where kept, from kept indices by group; groups not named keep everything."""

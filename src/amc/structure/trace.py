@@ -45,6 +45,7 @@ class Trace:
     """The exported graph and what its placeholders stand for."""
 
     nodes: tuple[Node, ...]
+    live: frozenset[Node]  # those whose result reaches an output or changes a tensor in place
     tensors: Mapping[str, str]  # placeholder name -> name of a parameter or buffer of the model
     shapes: Mapping[str, tuple[int, ...]]  # every parameter and buffer of the model
     parameters: tuple[str, ...]  # names of the parameters, tied ones once
@@ -89,7 +90,16 @@ def trace(model: nn.Module, example: Example) -> Trace:
         path: {key: value for key, value in vars(module).items() if type(value) is int}
         for path, module in model.named_modules()
     }
-    return Trace(tuple(program.graph.nodes), tensors, shapes, parameters, attributes, seen())
+    nodes = tuple(program.graph.nodes)
+    return Trace(nodes, _live(nodes), tensors, shapes, parameters, attributes, seen())
+
+
+def _live(nodes: tuple[Node, ...]) -> frozenset[Node]:
+    found: set[Node] = set()
+    for node in reversed(nodes):
+        if node.op == "output" or node.is_impure() or not found.isdisjoint(node.users):
+            found.add(node)
+    return frozenset(found)
 
 
 def _canonical_names(model: nn.Module) -> dict[str, str]:

@@ -205,7 +205,8 @@ def batch_norm(
     *_: Any,
     **__: Any,
 ) -> Dims:
-    """x [N, C, ...]: every channel by itself."""
+    """x [N, C, ...]: every channel by itself; over the other dimensions there may be statistics."""
+    _lock_all(ctx, (x.ids[0], *x.ids[2:]), f"{ctx.operator} averages over it, as in standardised weights")
     channels = x.ids[1]
     for tensor in (weight, bias, running_mean, running_var):
         if tensor is not None:

@@ -164,7 +164,7 @@ def reduction(ctx: Context, x: Tracked, *args: Any, **kwargs: Any) -> Any:
     if any(isinstance(argument, Tracked) for argument in args):  # max and min of two tensors
         return pointwise(ctx, x, *args, **kwargs)
     axes = _axes(ctx.argument("dim"), x.rank)
-    for axis in axes:
+    for axis in axes if ctx.live else ():  # attention computes a mean over heads even where nobody looks at it
         ctx.lock(x.ids[axis], f"{ctx.operator} reduces over these channels")
     assert ctx.node is not None
     value = ctx.node.meta["val"]

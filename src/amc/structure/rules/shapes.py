@@ -12,6 +12,7 @@ from amc.structure.channels import Ids
 from amc.structure.context import Context, Dims, Tracked
 from amc.structure.rules.registry import fixed_output, no_rule, rule
 
+MOST_UNITS = 8  # a split into more parts than this is hardly a chunk
 LITERAL = "a literal size or index in the forward picks some of these channels"
 
 
@@ -200,19 +201,20 @@ def chunk(ctx: Context, x: Tracked, chunks: int, dim: int = 0) -> Any:
 
 @rule("split", "split_with_sizes", "tensor_split", "unsafe_split", "unsafe_chunk")
 def split(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Any:
-    """Parts of equal size are treated as a chunk, others where attributes of the module hold their sizes.
+    """Parts that are multiples of the smallest are treated as a chunk into parts of that size.
 
-    The certificate tells whether the sizes were literal after all.
+    Others where attributes of the module hold their sizes. The certificate tells whether they were literal.
     """
     axis = (ctx.argument("dim") or 0) % x.rank
     sizes = [t.shape[axis] for t in _outputs(ctx)]
     ids = x.ids[axis]
-    equal = len(set(sizes)) == 1
-    if ids is not None and len(sizes) > 1 and equal:
-        ids = np.tile(ctx.tie_across(ids, len(sizes), outer=False), len(sizes))  # type: ignore[arg-type]
+    units = sum(sizes) // min(sizes)
+    whole = all(size % min(sizes) == 0 for size in sizes) and units <= MOST_UNITS
+    if ids is not None and len(sizes) > 1 and whole:
+        ids = np.tile(ctx.tie_across(ids, units, outer=False), units)  # type: ignore[arg-type]
     parts = _cut(ids, sizes)
     found = [ctx.counted(part, size) for part, size in zip(parts, sizes, strict=True)]
-    if not equal and not all(found):
+    if not whole and not all(found):
         ctx.lock(ids, LITERAL)
         parts = _cut(None, sizes)
     return [_replaced(x.ids, axis, part) for part in parts]

@@ -1,0 +1,91 @@
+"""The networks of docs/networks.md, each with the side of its square input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from amc._torchvision import import_torchvision
+from amc.zoo import create_model
+
+TORCHVISION = {
+    "alexnet": 224, "vgg16_bn": 64, "resnet18": 64, "resnet50": 64, "wide_resnet50_2": 64, "resnext50_32x4d": 64,
+    "densenet121": 64, "squeezenet1_1": 64, "googlenet": 96, "inception_v3": 128, "mobilenet_v2": 96,
+    "mobilenet_v3_small": 96, "mobilenet_v3_large": 96, "efficientnet_b0": 96, "efficientnet_v2_s": 64,
+    "shufflenet_v2_x1_0": 96, "mnasnet1_0": 96, "regnet_x_400mf": 64, "regnet_y_400mf": 64, "convnext_tiny": 64,
+    "vit_b_16": 224, "vit_b_32": 224, "swin_t": 224, "maxvit_t": 224,
+}  # fmt: skip
+SEGMENTATION = {
+    "fcn_resnet50": 64, "deeplabv3_resnet50": 64, "deeplabv3_mobilenet_v3_large": 96, "lraspp_mobilenet_v3_large": 96,
+}  # fmt: skip
+DETECTION = {
+    "backbone of fasterrcnn_resnet50_fpn": 64, "backbone of retinanet_resnet50_fpn": 64,
+    "backbone of fasterrcnn_mobilenet_v3_large_fpn": 96, "backbone of ssd300_vgg16": 128,
+    "backbone of ssdlite320_mobilenet_v3_large": 96,
+}  # fmt: skip
+VIDEO = {"r3d_18": 32}
+TIMM = {
+    "vit_small_patch16_224": 224, "deit_small_patch16_224": 224, "swin_tiny_patch4_window7_224": 224,
+    "beit_base_patch16_224": 224, "mixer_s32_224": 224, "resmlp_12_224": 224, "poolformer_s12": 64,
+    "convnext_atto": 64, "inception_next_tiny": 64, "visformer_tiny": 224, "botnet26t_256": 256,
+    "resnet50d": 64, "seresnet50": 64, "skresnet18": 64, "res2net50_26w_4s": 64, "resnest14d": 64, "dla34": 64,
+    "hrnet_w18_small": 64, "cspresnet50": 64, "cspdarknet53": 64, "darknet53": 64, "dpn68": 64, "xception41": 96,
+    "inception_v4": 128, "ese_vovnet19b_dw": 64, "selecsls42b": 64, "tresnet_m": 64, "gernet_s": 64, "regnetz_b16": 64,
+    "ghostnet_100": 64, "rexnet_100": 64, "tinynet_a": 64, "lcnet_050": 64, "mobilenetv1_100": 64,
+    "mobilenetv4_conv_small": 64, "repvgg_a0": 64, "mobileone_s0": 64, "repvit_m0_9": 64, "starnet_s1": 64,
+    "fasternet_t0": 64, "efficientformer_l1": 224, "nf_resnet50": 64,
+}  # fmt: skip
+ZOO = {"resnet20": 32, "resnet56": 32, "plain20": 32, "vgg16_cifar": 32, "mobilenet_v1": 32, "digits_cnn": 8}
+OWN = ("unet", "yolo", "keyword_spotter", "text_encoder")
+
+NETWORKS: dict[str, int] = {
+    **TORCHVISION,
+    **SEGMENTATION,
+    **DETECTION,
+    **VIDEO,
+    **{f"timm/{name}": size for name, size in TIMM.items()},
+    **{f"zoo/{name}": size for name, size in ZOO.items()},
+    **{f"tests/{name}": 0 for name in OWN},
+}
+
+
+def create(name: str, size: int | None = None) -> tuple[nn.Module, Any]:
+    """The network in eval mode with random weights, and an example input (one image of this side)."""
+    side = size or NETWORKS[name]
+    source, _, short = name.rpartition("/")
+    if source == "tests":
+        from tests.structure import nets
+
+        made, example = getattr(nets, short)()
+        return made.eval(), example
+    shape = (1, 1, side, side) if short == "digits_cnn" else (1, 3, side, side)
+    if name in VIDEO:
+        shape = (1, 3, 8, side, side)  # type: ignore[assignment]
+    return _model(name, source, short).eval(), torch.randn(shape)
+
+
+def _model(name: str, source: str, short: str) -> nn.Module:
+    models = import_torchvision().models
+    bare = {"weights": None, "weights_backbone": None}
+    made: Any
+    if source == "timm":
+        import timm
+
+        made = timm.create_model(short, pretrained=False)
+    elif source == "zoo":
+        made = create_model(short)
+    elif name in DETECTION:
+        factory: Callable[..., Any] = getattr(models.detection, name.removeprefix("backbone of "))
+        made = factory(**bare).backbone
+    elif name in SEGMENTATION:
+        made = getattr(models.segmentation, name)(**bare)
+    elif name in VIDEO:
+        made = getattr(models.video, name)(weights=None)
+    else:
+        options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        made = getattr(models, name)(weights=None, **options)
+    module: nn.Module = made
+    return module

@@ -1,0 +1,95 @@
+"""What torch-pruning makes of a network: the same judgement as AMC's own certificate, on torch-pruning's result.
+
+Its magnitude pruner removes half of the channels of every layer it can, told which layers make the output and
+how many heads the attentions have, as its documentation asks. All weights are distinct random numbers, so the
+numbers that are left in every tensor tell which entries were removed; the network with exactly those entries set
+to zero is the masked one. Sliced and masked outputs are compared in double precision.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from amc.structure import inspect
+from amc.structure.trace import inference
+from benchmarks.network_list import create
+
+TOLERANCE = 1e-6  # of the largest output: that of AMC's certificate
+RATIO = 0.5
+
+
+def attempt(name: str) -> dict[str, Any]:
+    """`verdict` matches, differs or fails, with the largest difference or the error."""
+    import torch_pruning as tp
+
+    model, example = create(name)
+    ends = {locked.name for locked in inspect(model, example).locked if locked.lock.reason == "network output"}
+    _randomise(model)
+    model = model.double()
+    example = example.double() if example.is_floating_point() else example
+    pruned = copy.deepcopy(model)
+    before = sum(p.numel() for p in model.parameters())
+    norms = any(isinstance(m, nn.LayerNorm | nn.GroupNorm) for m in model.modules())
+    try:
+        for parameter in pruned.parameters():
+            parameter.requires_grad_(True)
+        attentions = {m.qkv: m.num_heads for m in pruned.modules() if hasattr(m, "qkv") and hasattr(m, "num_heads")}
+        pruner = tp.pruner.MagnitudePruner(
+            pruned,
+            example,
+            importance=tp.importance.MagnitudeImportance(p=2),
+            pruning_ratio=RATIO,
+            ignored_layers=[m for path, m in pruned.named_modules() if path in ends],
+            num_heads=attentions,
+        )
+        pruner.step()
+        for module in pruned.modules():
+            if getattr(module, "qkv", None) in attentions and hasattr(module, "head_dim"):
+                module.num_heads = pruner.num_heads[module.qkv]
+                module.head_dim = module.qkv.out_features // (3 * module.num_heads)
+        sliced = _outputs(pruned, example)
+    except Exception as error:  # whatever it raises is its result
+        text = str(error).strip().splitlines()
+        return {"verdict": "fails", "detail": f"{type(error).__name__}: {text[0][:120] if text else ''}"}
+    removed = 1 - sum(p.numel() for p in pruned.parameters()) / before
+    return _verdict(sliced, _outputs(_masked(model, pruned), example)) | {"removed": removed, "norms": norms}
+
+
+def _verdict(sliced: list[Tensor], masked: list[Tensor]) -> dict[str, Any]:
+    worst = 0.0
+    for a, b in zip(sliced, masked, strict=True):
+        if a.shape != b.shape:
+            return {"verdict": "differs", "detail": f"output of shape {tuple(a.shape)}, not {tuple(b.shape)}"}
+        worst = max(worst, float((a - b).abs().max() / b.abs().max().clamp(min=1e-30)))
+    return {"verdict": "matches" if worst <= TOLERANCE else "differs", "detail": f"{worst:.1e}"}
+
+
+def _masked(model: nn.Module, pruned: nn.Module) -> nn.Module:
+    """The dense network with zeros in all entries that are not left in the pruned one."""
+    masked = copy.deepcopy(model)
+    left = {**dict(pruned.named_parameters()), **dict(pruned.named_buffers())}
+    for name, tensor in [*masked.named_parameters(), *masked.named_buffers()]:
+        if tensor.is_floating_point() and tensor.numel() > 1 and name in left and tensor.shape != left[name].shape:
+            tensor.data.mul_(torch.isin(tensor.data, left[name].data))
+    return masked
+
+
+def _randomise(model: nn.Module) -> None:
+    """Distinct values of ordinary size everywhere."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if not tensor.is_floating_point() or name.endswith(("relative_coords_table", "attn_mask")):
+            continue
+        if tensor.ndim < 2:
+            tensor.data.uniform_(0.5, 1.5)
+        else:
+            tensor.data.normal_(std=max(1, tensor[0].numel()) ** -0.5)
+
+
+def _outputs(model: nn.Module, example: Any) -> list[Tensor]:
+    with inference(model):
+        return [leaf for leaf in tree_leaves(model(example)) if isinstance(leaf, Tensor)]

@@ -1,0 +1,138 @@
+"""docs/benchmarks.md from the results that the other scripts left in benchmarks/results/.
+
+python benchmarks/render.py
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+TARGET = HERE.parent / "docs" / "benchmarks.md"
+
+INTRODUCTION = """# Benchmarks
+
+Every figure on this page was written by `python benchmarks/render.py` from what the scripts named below measured. Data is
+the user's own: `DATA` is a folder with `train/<class>/` and `test/<class>/`, here the 60,000 CIFAR-10 images as JPEG
+(quality 75). Networks trained on the original images lose about ten points on these, so accuracies compare with each
+other and not with published CIFAR-10 figures. "Search" is the accuracy on the search split (held out of training; the
+reward), "test" the accuracy on the test split, which steers nothing. MACs are recounted with torch's own counter on the
+sliced network.
+"""
+
+
+def main() -> None:
+    sections = [INTRODUCTION]
+    for path in sorted(RESULTS.glob("search-*.json")):
+        if path.name != "search-toys.json":
+            sections.append(search_section(json.loads(path.read_text())))
+    for path in sorted(RESULTS.glob("episode-*.json")):
+        sections.append(episode_section(json.loads(path.read_text())))
+    toys = RESULTS / "search-toys.json"
+    if toys.exists():
+        sections.append(toys_section(json.loads(toys.read_text())))
+    TARGET.write_text("\n".join(sections), encoding="utf-8")
+
+
+def search_section(record: dict[str, Any]) -> str:
+    runs = list(record["seeds"].values())
+    if not runs:
+        return ""
+    name, episodes = record["model"], record["episodes"]
+    agents = ["ddpg", *runs[0]["baselines"]]
+    rows = [[agent, *scores(runs, agent)] for agent in agents]
+    text = (
+        f"## Search on {name}, {record['budget']}, {episodes} episodes\n\n"
+        f"`python benchmarks/search_quality.py --model {name} --weights W --data cifar10:DATA --runs DIR`, "
+        f"{len(runs)} seed(s), scores before fine-tuning on {record.get('search_images') or 'all'} search images in "
+        f"{record['scoring']}. Dense: {percent(runs[0]['dense']['score'])} search"
+        f"{', ' + percent(runs[0]['dense']['test']) + ' test' if 'test' in runs[0]['dense'] else ''}, "
+        f"{runs[0]['dense']['macs'] / 1e6:.2f} M MACs.\n\n"
+    )
+    text += table(["policy", "search, median (least to most)", "MACs, % of dense", "policies scored"], rows)
+    gains = [100 * (run["slim"]["score"] - run["baselines"]["random"]["score"]) for run in runs]
+    text += (
+        f"\nDDPG beats the best random policy by {', '.join(f'{gain:+.2f}' for gain in gains)} points "
+        f"(seed by seed) and the uniform one by "
+        + ", ".join(f"{100 * (run['slim']['score'] - run['baselines']['uniform']['score']):+.2f}" for run in runs)
+        + '. "Uniform" keeps one share of every group, residual streams included.\n'
+    )
+    if record.get("finetuned"):
+        text += "\n" + finetuned_table(record["finetuned"])
+    return text + machine(record)
+
+
+def scores(runs: list[dict[str, Any]], agent: str) -> list[str]:
+    parts = [run["slim"] if agent == "ddpg" else run["baselines"][agent] for run in runs]
+    values = [part["score"] for part in parts]
+    macs = [100 * part["macs"] / run["dense"]["macs"] for part, run in zip(parts, runs, strict=True)]
+    counts = {run["episodes"] if agent == "ddpg" else run["baselines"][agent]["episodes"] for run in runs}
+    spread = f"{percent(statistics.median(values))} ({percent(min(values))} to {percent(max(values))})"
+    return [spread, f"{min(macs):.2f} to {max(macs):.2f}", "/".join(map(str, sorted(counts)))]
+
+
+def finetuned_table(done: dict[str, Any]) -> str:
+    rows = [
+        [name, percent(entry["test_before"]), percent(entry["test_after"]), str(entry["epochs"])]
+        for name, entry in done.items()
+    ]
+    return "Fine-tuned (first seed, last epoch, the same settings for all):\n\n" + table(
+        ["policy", "test before", "test after", "epochs"], rows
+    )
+
+
+def episode_section(record: dict[str, Any]) -> str:
+    seconds, speed = record["seconds"], record["speedup"]
+    rows = [[name, f"{value * 1000:.0f} ms" if value < 1 else f"{value:.2f} s"] for name, value in seconds.items()]
+    return (
+        f"## What one episode costs: {record['model']}\n\n"
+        f"`python benchmarks/episode_cost.py --model {record['model']} --weights W --data cifar10:DATA`, "
+        f"{record['images']} search images, {record['scoring']}, {record['threads']} thread(s), medians of "
+        f"{record['rounds']} rounds in which dense and slim alternate.\n\n"
+        + table(["part", "time"], rows)
+        + f"\nEverything but scoring takes {record['overhead']:.1%} of an episode. Scoring at 50% of the MACs is "
+        f"{speed['median']:.2f} times as fast as scoring the dense network ({speed['least']:.2f} to {speed['most']:.2f}). "
+        f"Ranking, factorising and solving for all keep counts, once, take as long as "
+        f"{record['reconstruction_in_episodes']:.1f} episodes.\n" + machine(record)
+    )
+
+
+def toys_section(record: dict[str, Any]) -> str:
+    rows = [
+        [
+            row["problem"], row["variant"], percent(row["score"]),
+            f"{100 * row['gain']:+.2f} ± {100 * row['spread']:.2f}" if row["variant"] != "random" else "",
+            f"{row['wins']}/{record['seeds']}" if row["variant"] != "random" else "",
+        ]
+        for row in record["rows"]
+    ]  # fmt: skip
+    return (
+        f"## What carries the search\n\n`python -m benchmarks.search_toys`: closed-form toys with unequal layer "
+        f"sensitivities at 50% of the MACs, best of {record['episodes']} scored policies, {record['seeds']} seeds.\n\n"
+        + table(["problem", "agent", "best score, mean", "points over random", "wins"], rows)
+        + "\nExploring around the best policy so far carries the gain; the actor-critic alone is no better than random "
+        "policies at this length.\n" + machine(record)
+    )
+
+
+def table(header: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.2f}%"
+
+
+def machine(record: dict[str, Any]) -> str:
+    e = record["environment"]
+    return f"\n*{e['cpu']}, {e['cores']} cores, torch {e['torch']}, Python {e['python']}, {e['date']}.*\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Whole heads and hidden widths of attention, however it is written."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from amc.structure import certify, inspect, slice_model
+from amc.structure.modules import SlimMultiheadAttention
+from tests.structure.checks import assert_exact, outputs
+
+
+class Fused(nn.Module):
+    """One projection for queries, keys and values, as in timm; the head count equals neither 3 nor the size."""
+
+    def __init__(self, dim: int = 20, heads: int = 5) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.inner = heads, dim // heads, dim
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(y.transpose(1, 2).reshape(b, n, self.inner))
+
+
+class Separate(nn.Module):
+    """Three projections, the formula written out, a bias per head, batch and heads in one dimension."""
+
+    def __init__(self, dim: int = 12, heads: int = 3) -> None:
+        super().__init__()
+        self.heads, self.dim_head = heads, dim // heads
+        self.to_q, self.to_k, self.to_v = (nn.Linear(dim, dim, bias=False) for _ in range(3))
+        self.bias = nn.Parameter(torch.randn(heads, 1, 1))
+        self.to_out = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+
+        def split(y: Tensor) -> Tensor:
+            return y.view(b, n, self.heads, self.dim_head).transpose(1, 2).reshape(b * self.heads, n, self.dim_head)
+
+        q, k, v = split(self.to_q(x)), split(self.to_k(x)), split(self.to_v(x))
+        scores = (q @ k.transpose(1, 2) / self.dim_head**0.5).view(b, self.heads, n, n) + self.bias
+        y = scores.softmax(-1).view(b * self.heads, n, n) @ v
+        return self.to_out(y.view(b, self.heads, n, self.dim_head).transpose(1, 2).reshape(b, n, -1))
+
+
+class Self(nn.Module):
+    def __init__(self, need_weights: bool, **options: bool) -> None:
+        super().__init__()
+        self.inside = nn.Linear(6, 12)
+        self.attention = nn.MultiheadAttention(12, 3, **options)
+        self.need_weights = need_weights
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inside(x)
+        return x + self.attention(x, x, x, need_weights=self.need_weights)[0]
+
+
+def test_fused_heads_go_whole_and_the_attributes_follow() -> None:
+    model, x = Fused(), torch.randn(2, 7, 20)
+    structure = assert_exact(model, x)
+    assert [(g.name, g.size) for g in structure.groups] == [("qkv", 5)]
+    slim = slice_model(model, structure, structure.mask({"qkv": [1, 4]}))
+    assert (slim.num_heads, slim.head_dim, slim.inner) == (2, 4, 8)
+    assert (model.num_heads, model.inner) == (5, 20)
+    rows = [4 * head + place for head in (1, 4) for place in range(4)]
+    torch.testing.assert_close(slim.qkv.weight, model.qkv.weight[[20 * part + r for part in range(3) for r in rows]])
+    torch.testing.assert_close(slim.proj.weight, model.proj.weight[:, rows])
+
+
+def test_fused_heads_as_many_as_their_size() -> None:
+    """`num_heads` and `head_dim` have one value: their places in the call tell them apart."""
+    model, x = Fused(16, 4), torch.randn(1, 5, 16)
+    structure = assert_exact(model, x)
+    slim = slice_model(model, structure, structure.mask({"qkv": [2]}))
+    assert (slim.num_heads, slim.head_dim) == (1, 4)
+
+
+def test_separate_projections_lose_the_same_heads() -> None:
+    structure = assert_exact(Separate(), torch.randn(2, 5, 12))
+    assert [g.size for g in structure.groups] == [3]
+    assert [structure.layers[i].name for i in structure.groups[0].producers] == ["to_q", "to_k", "to_v"]
+
+
+def test_macs_of_attention_match_hand_count() -> None:
+    """7 tokens, width 20: projections 7*20*60 and 7*20*20; scores and values 5 heads * 7*7*4 each."""
+    structure = inspect(Fused(), torch.randn(1, 7, 20))
+    assert structure.macs == 7 * 20 * 60 + 7 * 20 * 20 + 2 * 5 * 7 * 7 * 4
+    assert structure.cost.macs([2]) == 7 * 20 * 24 + 7 * 8 * 20 + 2 * 2 * 7 * 7 * 4
+
+
+@pytest.mark.parametrize("need_weights", [False, True])
+@pytest.mark.parametrize(
+    "options", [{}, {"batch_first": True}, {"bias": False}, {"add_bias_kv": True}]
+)
+def test_torch_attention_loses_heads(need_weights: bool, options: dict[str, bool]) -> None:
+    torch.manual_seed(0)
+    model, x = Self(need_weights, **options), torch.randn(5, 2, 6)
+    structure = assert_exact(model, x)
+    assert 3 in [g.size for g in structure.groups]
+
+
+def test_slim_attention_is_a_plain_module_with_the_same_names() -> None:
+    model, x = Self(False), torch.randn(5, 2, 6)
+    structure = inspect(model, x)
+    heads = next(g.name for g in structure.groups if g.size == 3)
+    slim = slice_model(model, structure, structure.mask({heads: [0, 2]}))
+    assert type(slim.attention) is SlimMultiheadAttention
+    assert type(model.attention) is nn.MultiheadAttention
+    assert slim.state_dict().keys() == model.state_dict().keys()
+    assert (slim.attention.num_heads, slim.attention.head_dim, slim.attention.embed_dim) == (2, 4, 12)
+    again = pickle.loads(pickle.dumps(slim))
+    torch.testing.assert_close(again(x), slim(x))
+    assert_exact(slim, x, policies=2)  # and can be pruned again
+
+
+def test_slim_attention_takes_masks_and_returns_weights_as_torch_does() -> None:
+    """With no head removed the stand-in must agree with torch's own module."""
+    torch.manual_seed(0)
+    dense = nn.MultiheadAttention(8, 2, batch_first=True).eval()
+    slim = pickle.loads(pickle.dumps(dense))
+    slim.__class__ = SlimMultiheadAttention
+    q, kv = torch.randn(3, 4, 8), torch.randn(3, 6, 8)
+    mask = torch.rand(4, 6) > 0.7
+    padding = torch.zeros(3, 6, dtype=torch.bool)
+    padding[1, 4:] = True
+    for options in (
+        {},
+        {"attn_mask": mask},
+        {"key_padding_mask": padding},
+        {"attn_mask": mask, "key_padding_mask": padding, "average_attn_weights": False},
+        {"attn_mask": torch.randn(4, 6), "need_weights": False},
+    ):
+        for a, b in zip(slim(q, kv, kv, **options), dense(q, kv, kv, **options), strict=True):
+            assert (a is None) == (b is None)
+            if a is not None:
+                torch.testing.assert_close(a, b)
+    for a, b in zip(slim(q[0], kv[0], kv[0]), dense(q[0], kv[0], kv[0]), strict=True):
+        torch.testing.assert_close(a, b)
+    with pytest.raises(ValueError, match="not one a head"):
+        slim(q, kv, kv, attn_mask=torch.randn(6, 4, 6))
+
+
+def test_transformer_encoder_runs_outside_torchs_fast_path() -> None:
+    """torch's fused encoder layer would assume equal widths: a pruned layer must not take it."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(12, 4, 20, batch_first=True, norm_first=True)
+    model, x = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), torch.randn(2, 5, 12)
+    structure = assert_exact(model, x)
+    assert sorted(g.size for g in structure.groups) == [4, 4, 20, 20]
+    mask = structure.mask({g.name: range(2) for g in structure.groups})
+    slim = slice_model(model, structure, mask).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(slim(x).double(), outputs(slim, x)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_decoder_attends_to_another_sequence() -> None:
+    torch.manual_seed(0)
+    model = nn.TransformerDecoderLayer(12, 3, 16, batch_first=True)
+    x = (torch.randn(2, 4, 12), torch.randn(2, 6, 12))
+    structure = assert_exact(model, x)
+    assert sorted(g.size for g in structure.groups) == [3, 3, 16]
+
+
+def test_a_literal_head_count_is_found_out_and_locked() -> None:
+    class Literal(Fused):
+        def forward(self, x: Tensor) -> Tensor:
+            b, n, _ = x.shape
+            q, k, v = self.qkv(x).reshape(b, n, 3, 5, 4).permute(2, 0, 3, 1, 4).unbind(0)
+            return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, -1))
+
+    model, x = Literal(), torch.randn(2, 7, 20)
+    structure, certificate = certify(model, inspect(model, x), x)
+    assert structure.groups == ()
+    assert [name for name, _ in certificate.failed] == ["qkv"]
+    assert "test_attention.py:" in certificate.failed[0][1].source
