@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,10 @@ from torch import nn
 
 from amc._torchvision import import_torchvision
 from amc.zoo import create_model
+from tests.structure import nets
+
+models = import_torchvision().models  # before timm, which imports torchvision plainly
+timm = importlib.import_module("timm")
 
 TORCHVISION = {
     "alexnet": 224, "vgg16_bn": 64, "resnet18": 64, "resnet50": 64, "wide_resnet50_2": 64, "resnext50_32x4d": 64,
@@ -57,8 +62,6 @@ def create(name: str, size: int | None = None) -> tuple[nn.Module, Any]:
     side = size or NETWORKS[name]
     source, _, short = name.rpartition("/")
     if source == "tests":
-        from tests.structure import nets
-
         made, example = getattr(nets, short)()
         return made.eval(), example
     shape = (1, 1, side, side) if short == "digits_cnn" else (1, 3, side, side)
@@ -68,12 +71,9 @@ def create(name: str, size: int | None = None) -> tuple[nn.Module, Any]:
 
 
 def _model(name: str, source: str, short: str) -> nn.Module:
-    models = import_torchvision().models
     bare = {"weights": None, "weights_backbone": None}
     made: Any
     if source == "timm":
-        import timm
-
         made = timm.create_model(short, pretrained=False)
     elif source == "zoo":
         made = create_model(short)

@@ -12,6 +12,7 @@ import copy
 from typing import Any
 
 import torch
+import torch_pruning as tp
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -25,8 +26,6 @@ RATIO = 0.5
 
 def attempt(name: str) -> dict[str, Any]:
     """`verdict` matches, differs or fails, with the largest difference or the error."""
-    import torch_pruning as tp
-
     model, example = create(name)
     ends = {locked.name for locked in inspect(model, example).locked if locked.lock.reason == "network output"}
     _randomise(model)
@@ -51,7 +50,8 @@ def attempt(name: str) -> dict[str, Any]:
         for module in pruned.modules():
             if getattr(module, "qkv", None) in attentions and hasattr(module, "head_dim"):
                 module.num_heads = pruner.num_heads[module.qkv]
-                module.head_dim = module.qkv.out_features // (3 * module.num_heads)
+                module.attn_dim = module.qkv.out_features // 3
+                module.head_dim = module.attn_dim // module.num_heads
         sliced = _outputs(pruned, example)
     except Exception as error:  # whatever it raises is its result
         text = str(error).strip().splitlines()
@@ -65,6 +65,8 @@ def _verdict(sliced: list[Tensor], masked: list[Tensor]) -> dict[str, Any]:
     for a, b in zip(sliced, masked, strict=True):
         if a.shape != b.shape:
             return {"verdict": "differs", "detail": f"output of shape {tuple(a.shape)}, not {tuple(b.shape)}"}
+        if not bool(b.isfinite().all()):
+            return {"verdict": "differs", "detail": "not finite"}
         worst = max(worst, float((a - b).abs().max() / b.abs().max().clamp(min=1e-30)))
     return {"verdict": "matches" if worst <= TOLERANCE else "differs", "detail": f"{worst:.1e}"}
 

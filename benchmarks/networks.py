@@ -13,11 +13,13 @@ from __future__ import annotations
 import argparse
 import collections
 import json
+import multiprocessing
 import os
 import statistics
-import subprocess
 import sys
 import time
+import warnings
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +34,13 @@ from amc.structure import certify, count_macs, count_params, inspect, slice_mode
 from benchmarks.network_list import NETWORKS, create  # noqa: E402
 from benchmarks.network_page import write_page  # noqa: E402
 from benchmarks.network_rival import attempt  # noqa: E402
+from tests.structure.nets import chain  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "networks.json"
 POLICIES = 20
 KEEP_SETS = 3
 SECONDS = 400  # for one process
+FORK = multiprocessing.get_context("fork")
 LARGE = {"resnet50": 224, "densenet121": 224, "vit_b_16": 224, "convnext_tiny": 224}
 CHAINS = (250, 500, 1000)
 
@@ -94,8 +98,6 @@ def timings() -> dict[str, Any]:
         middle = time.process_time()
         certify(model, structure, example, keep_sets=KEEP_SETS)
         found[name] = {"structure": middle - begin, "certificate": time.process_time() - middle}
-    from tests.structure.nets import chain
-
     for length in CHAINS:
         model, example = chain(length)
         seconds = []
@@ -108,24 +110,43 @@ def timings() -> dict[str, Any]:
 
 
 def _child(task: str, name: str) -> dict[str, Any]:
-    """Run one task in a process of its own; a failure is a result, too."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, "--task", task, name]
+    """Run one task in a process of its own, forked so that nothing is imported twice; a failure is a result, too."""
+    here, there = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=_task, args=(task, name, there))
+    process.start()
+    there.close()
+    found: dict[str, Any] = {"error": f"takes more than {SECONDS} s"}
+    if here.poll(SECONDS):
+        try:
+            found = here.recv()
+        except EOFError:
+            found = {"error": "its process died"}
+    process.kill()
+    process.join()
+    return found
+
+
+def _task(task: str, name: str, result: Connection) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    warnings.simplefilter("ignore")
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        return {"error": f"takes more than {SECONDS} s"}
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode == 0 and lines:
-        found: dict[str, Any] = json.loads(lines[-1])
-        return found
-    return {"error": (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1][:200]}
+        result.send({"measure": measure, "rival": attempt, "timings": lambda _: timings()}[task](name))
+    except Exception as error:  # the table says what went wrong
+        text = str(error).strip().splitlines()
+        result.send({"error": f"{type(error).__name__}: {text[0][:200] if text else ''}"})
 
 
-def _save(results: dict[str, Any]) -> None:
+def _read() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    return found
+
+
+def _save(name: str, row: dict[str, Any]) -> None:
+    """Add one result to those on disk, to which another run may have added meanwhile."""
     RESULTS.parent.mkdir(exist_ok=True)
-    draft = RESULTS.with_suffix(".tmp")
-    draft.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    draft = RESULTS.with_suffix(f".{os.getpid()}")
+    draft.write_text(json.dumps(_read() | {name: row}, indent=1, sort_keys=True) + "\n")
     draft.replace(RESULTS)
 
 
@@ -133,24 +154,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*")
     parser.add_argument("--page", action="store_true")
-    parser.add_argument("--task", choices=("measure", "rival", "timings"))
     options = parser.parse_args()
-    if options.task:
-        torch.set_num_threads(1)
-        torch.manual_seed(0)
-        tasks = {"measure": measure, "rival": attempt, "timings": lambda _: timings()}
-        print(json.dumps(tasks[options.task](*options.names)))
-        return
-    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    todo = options.names or [name for name in [*NETWORKS, "timings"] if name not in results]
+    todo = options.names or [name for name in [*NETWORKS, "timings"] if name not in _read()]
     for name in [] if options.page else todo:
-        if name == "timings":
-            results[name] = _child("timings", name)
-        else:
-            results[name] = _child("measure", name) | {"rival": _child("rival", name)}
-        _save(results)
-        print(name, results[name], flush=True)
-    write_page(results, ROOT / "docs" / "networks.md")
+        task = "timings" if name == "timings" else "measure"
+        row = _child(task, name)
+        if task == "measure":
+            row["rival"] = _child("rival", name)
+        _save(name, row)
+        print(name, row, flush=True)
+    write_page(_read(), ROOT / "docs" / "networks.md")
 
 
 if __name__ == "__main__":

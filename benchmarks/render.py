@@ -17,8 +17,8 @@ TARGET = HERE.parent / "docs" / "benchmarks.md"
 
 INTRODUCTION = """# Benchmarks
 
-Every figure on this page was written by `python benchmarks/render.py` from what the scripts named below measured. Data is
-the user's own: `DATA` is a folder with `train/<class>/` and `test/<class>/`, here the 60,000 CIFAR-10 images as JPEG
+Every figure on this page was written by `python benchmarks/render.py` from what the scripts named below measured. Data
+is the user's own: `DATA` is a folder with `train/<class>/` and `test/<class>/`, here the 60,000 CIFAR-10 images as JPEG
 (quality 75). Networks trained on the original images lose about ten points on these, so accuracies compare with each
 other and not with published CIFAR-10 figures. "Search" is the accuracy on the search split (held out of training; the
 reward), "test" the accuracy on the test split, which steers nothing. MACs are recounted with torch's own counter on the
@@ -27,16 +27,15 @@ sliced network.
 
 
 def main() -> None:
-    sections = [INTRODUCTION]
-    for path in sorted(RESULTS.glob("search-*.json")):
-        if path.name != "search-toys.json":
-            sections.append(search_section(json.loads(path.read_text())))
-    for path in sorted(RESULTS.glob("episode-*.json")):
-        sections.append(episode_section(json.loads(path.read_text())))
-    toys = RESULTS / "search-toys.json"
-    if toys.exists():
-        sections.append(toys_section(json.loads(toys.read_text())))
-    TARGET.write_text("\n".join(sections), encoding="utf-8")
+    kinds = {
+        "search-*.json": search_section,
+        "episode-*.json": episode_section,
+        "reconstruction-*.json": reconstruction_section,
+        "toys.json": toys_section,
+    }
+    found = [(make, path) for pattern, make in kinds.items() for path in sorted(RESULTS.glob(pattern))]
+    sections = [make(json.loads(path.read_text(encoding="utf-8"))) for make, path in found]
+    TARGET.write_text("\n".join([INTRODUCTION, *sections]), encoding="utf-8")
 
 
 def search_section(record: dict[str, Any]) -> str:
@@ -96,9 +95,25 @@ def episode_section(record: dict[str, Any]) -> str:
         f"{record['rounds']} rounds in which dense and slim alternate.\n\n"
         + table(["part", "time"], rows)
         + f"\nEverything but scoring takes {record['overhead']:.1%} of an episode. Scoring at 50% of the MACs is "
-        f"{speed['median']:.2f} times as fast as scoring the dense network ({speed['least']:.2f} to {speed['most']:.2f}). "
+        f"{speed['median']:.2f} times as fast as scoring the dense network "
+        f"({speed['least']:.2f} to {speed['most']:.2f}). "
         f"Ranking, factorising and solving for all keep counts, once, take as long as "
         f"{record['reconstruction_in_episodes']:.1f} episodes.\n" + machine(record)
+    )
+
+
+def reconstruction_section(record: dict[str, Any]) -> str:
+    rows = [
+        [f"{row['kept']:.0%}", f"{row['macs']:.1%}", row["ranking"], *(percent(score) for score in row["scores"])]
+        for row in record["rows"]
+    ]
+    lock = f" --lock {' '.join(record['locked'])}" if record["locked"] else ""
+    header = ["kept", "MACs", "ranking", "plain", "batch norm re-estimated", "least squares", "both"]
+    return (
+        f"## What ranking, least squares and batch-norm re-estimation are worth: {record['model']}\n\n"
+        f"`python benchmarks/reconstruction.py --model {record['model']} --weights W --data cifar10:DATA{lock}`: "
+        f"the same share of every group kept, accuracy on {record['images']} search images without any fine-tuning "
+        f"(dense {percent(record['dense'])}).\n\n" + table(header, rows) + machine(record)
     )
 
 

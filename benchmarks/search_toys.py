@@ -3,7 +3,7 @@
     python -m benchmarks.search_toys            (from the root of the repository)
 
 The toys (tests/search/toys.py) have unequal, saturating layer sensitivities and score in microseconds, so that many
-seeds can be compared. The outcome goes to benchmarks/results/search-toys.json.
+seeds can be compared. The outcome goes to benchmarks/results/toys.json.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from amc.rundir import atomic_write_bytes
 from amc.search import Agent, DDPGAgent, DDPGConfig, Problem, create_agent, search
 from tests.search.toys import chain_problem, residual_problem
 
-RESULTS = Path(__file__).parent / "results" / "search-toys.json"
+RESULTS = Path(__file__).parent / "results" / "toys.json"
 PROBLEMS: dict[str, Callable[[int], Any]] = {
     "residual, 9 groups": lambda seed: residual_problem(9, "macs<=50%", seed),
     "chain, 14 groups": lambda seed: chain_problem(14, "macs<=50%", seed),

@@ -31,7 +31,7 @@ err = Console(stderr=True, highlight=False)  # progress and errors
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The directory that `amc search --out` made.")]
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A zoo name such as resnet20, or package.module:factory.")
+    str, typer.Argument(metavar="MODEL", help="A zoo or torchvision name, timm:NAME, or package.module:factory.")
 ]
 WeightsOption = Annotated[
     Path | None,
@@ -42,13 +42,13 @@ LockOption = Annotated[list[str] | None, typer.Option(help="Keep layers of this 
 OnlyOption = Annotated[list[str] | None, typer.Option(help="Prune only layers of this name or pattern (repeat).")]
 
 
-def _reported(command: Callable[..., None]) -> Callable[..., None]:
+def _reported(command: Callable[..., Any]) -> Callable[..., Any]:
     """A user's mistake becomes one line and exit code 2."""
 
     @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
+    def run(*args: Any, **kwargs: Any) -> Any:
         try:
-            command(*args, **kwargs)
+            return command(*args, **kwargs)
         except AmcError as error:
             err.print(f"amc: {' '.join(str(error).split())}", style="red", soft_wrap=True, markup=False)
             raise typer.Exit(2) from None
@@ -61,6 +61,23 @@ def _reported(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(130) from None
 
     return run
+
+
+@_reported
+def _take_recipe(context: typer.Context, path: Path | None) -> Path | None:
+    """Let the recipe give the defaults of the other options, MODEL included."""
+    from amc.recipes import load_recipe
+
+    if path is not None:
+        options = {parameter.name for parameter in context.command.params if parameter.name} - {"recipe", "out_dir"}
+        context.default_map = load_recipe(path, options).search
+    return path
+
+
+RecipeOption = Annotated[
+    Path | None,
+    typer.Option(help="TOML file that gives defaults for MODEL and the options.", is_eager=True, callback=_take_recipe),
+]
 
 
 @app.command()
@@ -144,6 +161,7 @@ def search(
     lock: LockOption = None,
     only: OnlyOption = None,
     test: Annotated[bool, typer.Option(help="Evaluate dense and slim on the test split at the end.")] = True,
+    recipe: RecipeOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Search for the best way to meet a budget."""

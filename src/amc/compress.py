@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import difflib
 import hashlib
 import os
 import platform
@@ -20,14 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from amc import rundir
-from amc.errors import AmcError, DataError, RunError
-from amc.evaluation import as_evaluator
+from amc.errors import AmcError, DataError, EvaluationError, RunError
+from amc.evaluation import as_evaluator, evaluating
 from amc.problem import MAX_SPARSITY, make_problem
 from amc.pruning import Policy, Pruner, apply_policy, calibrate
 from amc.pruning.ranking import Ranking
 from amc.report import render_report
 from amc.rundir import RunDir
-from amc.scoring import PolicyScorer
+from amc.scoring import Evaluate, PolicyScorer
 from amc.search import (
     BASELINES,
     EpisodeRecord,
@@ -37,6 +38,7 @@ from amc.search import (
     SearchResult,
     create_agent,
     parse_budgets,
+    read_journal,
     search,
 )
 from amc.structure import Certificate, Structure, certify, count_macs, count_params, inspect, restrict
@@ -67,6 +69,7 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         rules = {
+            "budget": (isinstance(self.budget, str), 'text such as "macs<=50%"'),
             "episodes": (self.episodes >= 1, "at least 1"),
             "seed": (self.seed >= 0, "at least 0"),
             "round_to": (self.round_to is None or self.round_to >= 1, "at least 1"),
@@ -81,6 +84,17 @@ class SearchConfig:
         for name, (holds, rule) in rules.items():
             if not holds:
                 raise AmcError(f"{name.replace('_', '-')} must be {rule}, got {getattr(self, name)!r}")
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> SearchConfig:
+        """From keyword arguments; AmcError for a name that is none."""
+        known = [f.name for f in dataclasses.fields(cls)]
+        for name in settings:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+                raise AmcError(f"unknown setting {name!r}; {hint}")
+        return cls(**settings)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -141,8 +155,9 @@ def compress(
 
     Raises AmcError (its kinds in `amc.errors`) with one clear line for whatever is wrong with the input.
     """
-    config, watch = SearchConfig(**settings), observer or Observer()
-    run = _claim(run_dir, resume)
+    config, watch = SearchConfig.of(settings), observer or Observer()
+    run = _claim(run_dir, config, model, resume=resume)
+    final = None if test is None else as_evaluator(test)
     job = prepare(model, example_input, calibration, evaluate, config, watch)
     if run_dir is not None and run is None:
         record = {
@@ -152,20 +167,33 @@ def compress(
             "weights_sha256": fingerprint(model),
         }
         run = RunDir.create(run_dir, record)
-    elif run is not None and run.config().get("weights_sha256") != fingerprint(model):
-        raise RunError(f"'{run.path}' was started with other weights; resume it with the weights of its config.json")
     with run.lock() if run else nullcontext():
-        return _search_and_finish(job, run, None if test is None else as_evaluator(test), watch)
+        return _search_and_finish(job, run, final, watch)
 
 
-def _claim(run_dir: str | Path | None, resume: bool) -> RunDir | None:
-    """Refuse an occupied directory before any work is done; open it if it is to be resumed."""
+def _claim(run_dir: str | Path | None, config: SearchConfig, model: nn.Module, *, resume: bool) -> RunDir | None:
+    """The run to resume; None for a new one. Whatever is wrong with the directory is found before any work."""
     if run_dir is None:
         return None
-    if resume:
-        return RunDir.open(run_dir)
-    RunDir.refuse_occupied(run_dir)
-    return None
+    if not resume:
+        RunDir.refuse_occupied(run_dir)
+        return None
+    run = RunDir.open(run_dir)
+    began = run.config()
+    if began.get("weights_sha256") != fingerprint(model):
+        raise RunError(f"'{run.path}' was started with other weights; resume it with the weights of its config.json")
+    wanted = SearchConfig.from_json(config.to_json()).to_json()
+    for name, value in SearchConfig.from_json(began).to_json().items():
+        if value != wanted[name]:
+            raise RunError(
+                f"'{run.path}' was started with {name} {value!r}, not {wanted[name]!r}; "
+                "resume it with the same settings, or choose another directory"
+            )
+    for name in (*map(rundir.baseline_journal, config.baselines), rundir.JOURNAL):
+        if run.has(name):
+            read_journal(run.file(name))
+    with run.lock():  # refuses at once where another process is writing
+        return run
 
 
 @dataclass(frozen=True)
@@ -206,7 +234,7 @@ def prepare(
     problem = make_problem(structure, budgets, round_to=config.round_to, max_sparsity=config.max_sparsity)
     score = as_evaluator(evaluate, autocast=config.bf16)
     watch.stage("dense score")
-    dense = score(model)
+    dense = _score_of(score, model, "dense")
     watch.dense(dense)
     watch.stage("calibration")
     batches = limited(calibration, config.calibration_images)
@@ -215,6 +243,21 @@ def prepare(
     pruner = Pruner(model, structure, gathered, ranking=config.ranking, reconstruct=config.reconstruct)
     scorer = PolicyScorer(pruner, score, limited(batches, config.bn_images))
     return Job(model, example_input, config, structure, certificate, problem, scorer, dense, dict(gathered.skipped))
+
+
+def _score_of(score: Evaluate, model: nn.Module, which: str) -> float:
+    """Score in eval mode, all modes restored; EvaluationError if the user's function raises."""
+    try:
+        with evaluating(model):
+            return score(model)
+    except AmcError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        raise EvaluationError(
+            f"evaluate fails on the {which} network ({type(error).__name__}: {reason[0] if reason else ''}); "
+            "it must return a number for any network of this class"
+        ) from error
 
 
 def limited(batches: Iterable[Any], images: int) -> list[Tensor]:
@@ -237,7 +280,11 @@ def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer)
     found: dict[str, SearchResult] = {}
     for name in (*config.baselines, config.agent):
         watch.stage(f"search ({name})")
-        found[name] = _run_agent(job, name, run, watch)
+        try:
+            found[name] = _run_agent(job, name, run, watch)
+        except EvaluationError:
+            if name == config.agent:
+                raise  # a baseline whose every policy fails is left out; its journal says why
     best = found[config.agent].best
     watch.stage("result")
     slim = job.scorer.build(best.keep)
@@ -315,7 +362,7 @@ def _summary(
         "episodes": len(found[config.agent].episodes),
         "failed_episodes": found[config.agent].failed,
         "seed": config.seed,
-        "seconds": round(_seconds(run), 1) if run else None,
+        "seconds": round(_seconds(run, config.agent), 1) if run else None,
         "dense": {**dense, "score": job.dense_score},
         "slim": {**small, "score": best.score},
         "baselines": _baselines(found, config.agent),
@@ -328,8 +375,8 @@ def _summary(
         "environment": environment(),
     }
     if test is not None:
-        result["dense"]["test"] = test(job.model)
-        result["slim"]["test"] = test(slim)
+        result["dense"]["test"] = _score_of(test, job.model, "dense")
+        result["slim"]["test"] = _score_of(test, slim, "slim")
     return result
 
 
@@ -357,9 +404,10 @@ def _certificate(certificate: Certificate | None) -> dict[str, Any] | None:
     }
 
 
-def _seconds(run: RunDir) -> float:
+def _seconds(run: RunDir, agent: str) -> float:
     """Scoring and agent time of the main search, over all its sessions."""
-    return sum(sum(line["seconds"].values()) for line in run.read_jsonl(rundir.TIMINGS))
+    lines = run.read_jsonl(rundir.TIMINGS)
+    return sum(sum(line["seconds"].values()) for line in lines if line["agent"] == agent)
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:

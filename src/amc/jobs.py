@@ -16,7 +16,7 @@ from torch import nn
 from amc import rundir
 from amc.compress import Observer, SearchConfig, compress, load_run, state_of
 from amc.errors import AmcError, DataError, EvaluationError, ModelError, RunError
-from amc.evaluation import Evaluator
+from amc.evaluation import Evaluator, as_evaluator
 from amc.problem import keep_choices
 from amc.recovery import EpochRecord, FineTuneConfig, StepRecord
 from amc.recovery import finetune as recover
@@ -54,11 +54,21 @@ def search(out: Path, origin: Mapping[str, Any], settings: Mapping[str, Any], *,
 def resume(run_path: Path, *, progress: Progress) -> Path:
     """Go on with the run in `run_path`."""
     run = RunDir.open(run_path)
-    config = run.config()
-    if not config.get("model"):
-        raise RunError(f"'{run.path}' was started from Python; call amc.compress(..., run_dir=..., resume=True) again")
+    config = _config_of(run, "call amc.compress(..., run_dir=..., resume=True) again")
+    if run.has(rundir.SUMMARY):  # finished; what was fine-tuned since must stay
+        with run.lock():
+            render_report(run)
+        return run_path
     settings = SearchConfig.from_json(config).to_json()
     return _run(run_path, config, settings, progress, resuming=True)
+
+
+def _config_of(run: RunDir, remedy: str) -> dict[str, Any]:
+    """The config.json of a run whose network and data can be built again by name."""
+    config = run.config()
+    if not config.get("model"):
+        raise RunError(f"'{run.path}' was started from Python, with a network that has no name; {remedy}")
+    return config
 
 
 def _run(out: Path, origin: dict[str, Any], settings: Mapping[str, Any], progress: Progress, *, resuming: bool) -> Path:
@@ -67,9 +77,6 @@ def _run(out: Path, origin: dict[str, Any], settings: Mapping[str, Any], progres
     origin["input_shape"] = list(data.input_shape)
     example = torch.zeros(1, *data.input_shape)
     _check_fit(model, data, str(origin["model"]))
-    evaluate: Any = data.search
-    if origin.get("evaluate"):
-        evaluate = import_factory(str(origin["evaluate"]), EvaluationError)
     agents = (*settings["baselines"], settings["agent"])
     progress.plan({name: int(settings["episodes"]) if name in ("ddpg", "random") else 1 for name in agents})
     try:
@@ -77,7 +84,7 @@ def _run(out: Path, origin: dict[str, Any], settings: Mapping[str, Any], progres
             model,
             example,
             calibration=data.calibration.batches(BATCH),
-            evaluate=evaluate,
+            evaluate=_evaluate_of(origin, data),
             test=data.test if origin.get("test", True) else None,
             run_dir=out,
             resume=resuming,
@@ -88,6 +95,12 @@ def _run(out: Path, origin: dict[str, Any], settings: Mapping[str, Any], progres
     finally:
         progress.close()
     return out
+
+
+def _evaluate_of(origin: Mapping[str, Any], data: DataSplits) -> Any:
+    """The user's own function, or the search split for top-1 accuracy."""
+    spec = origin.get("evaluate")
+    return import_factory(str(spec), EvaluationError) if spec else data.search
 
 
 def network_of(origin: Mapping[str, Any]) -> nn.Module:
@@ -202,13 +215,13 @@ def finetune(run_path: Path, chosen: Mapping[str, Any], *, progress: Progress) -
     run = RunDir.open(run_path)
     if not run.has(rundir.SUMMARY):
         raise RunError(f"'{run.path}' has no finished search yet; run `amc resume {run.path}` first")
-    config = run.config()
+    config = _config_of(run, "train result.model with amc.recovery.finetune")
     settings = FineTuneConfig(**chosen)
     progress.stage("network and data")
     data = data_of(config)
     slim = load_run(run_path, finetuned=False)
     teacher = network_of(config) if settings.distill > 0 else None
-    score = Evaluator(data.search)
+    score = as_evaluator(_evaluate_of(config, data))
     lines: list[dict[str, Any]] = []
 
     def on_epoch(epoch: EpochRecord) -> None:
@@ -225,11 +238,12 @@ def finetune(run_path: Path, chosen: Mapping[str, Any], *, progress: Progress) -
         progress.epoch(epoch, value)
 
     progress.stage("fine-tuning")
-    try:
-        recover(slim, data.train, settings, teacher=teacher, on_step=progress.training, on_epoch=on_epoch)
-    finally:
-        progress.close()
-    _record_finetuning(run, slim, data, lines, bool(config.get("test", True)))
+    with run.lock():
+        try:
+            recover(slim, data.train, settings, teacher=teacher, on_step=progress.training, on_epoch=on_epoch)
+        finally:
+            progress.close()
+        _record_finetuning(run, slim, data, lines, bool(config.get("test", True)))
     return run_path
 
 
@@ -243,19 +257,19 @@ def _record_finetuning(run: RunDir, slim: nn.Module, data: DataSplits, lines: li
     }
     if test:
         summary["slim"]["test_finetuned"] = Evaluator(data.test)(slim)
-    with run.lock():
-        run.write_bytes(rundir.MODEL_FINETUNED, safetensors.torch.save(state_of(slim)))
-        run.write_text(rundir.FINETUNE, "".join(json.dumps(line) + "\n" for line in lines))
-        run.write_json(rundir.SUMMARY, summary)
-        render_report(run)
+    run.write_bytes(rundir.MODEL_FINETUNED, safetensors.torch.save(state_of(slim)))
+    run.write_text(rundir.FINETUNE, "".join(json.dumps(line) + "\n" for line in lines))
+    run.write_json(rundir.SUMMARY, summary)
+    render_report(run)
 
 
 def demo(out: Path, *, episodes: int, seed: int, progress: Progress) -> Path:
     """Search and fine-tune the built-in network; an earlier demo in the same place is replaced."""
-    if out.exists() and _is_demo(out):
-        shutil.rmtree(out)
     origin = {"command": "demo", "model": "digits_cnn", "weights": None, "data": "digits", "test": True}
     settings = SearchConfig(episodes=episodes, seed=seed, baselines=("uniform", "random"))
+    if out.exists() and _is_demo(out):  # after the settings have been found right
+        with RunDir.open(out).lock():  # not while another process is at it
+            shutil.rmtree(out)
     search(out, origin, settings.to_json(), progress=progress)
     return finetune(out, {"epochs": 10, "seed": seed}, progress=progress)
 

@@ -78,7 +78,11 @@ class KeywordSpotter(nn.Module):
         super().__init__()
         layers: list[nn.Module] = [nn.Conv1d(40, width, 5, 2), nn.BatchNorm1d(width), nn.ReLU()]
         for _ in range(3):
-            layers += [nn.Conv1d(width, width, 9, padding=4, groups=width, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
+            layers += [
+                nn.Conv1d(width, width, 9, padding=4, groups=width, bias=False),
+                nn.BatchNorm1d(width),
+                nn.ReLU(),
+            ]
             layers += [nn.Conv1d(width, width, 1, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
         self.features, self.classifier = nn.Sequential(*layers), nn.Linear(width, 12)
 

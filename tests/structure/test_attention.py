@@ -97,9 +97,7 @@ def test_macs_of_attention_match_hand_count() -> None:
 
 
 @pytest.mark.parametrize("need_weights", [False, True])
-@pytest.mark.parametrize(
-    "options", [{}, {"batch_first": True}, {"bias": False}, {"add_bias_kv": True}]
-)
+@pytest.mark.parametrize("options", [{}, {"batch_first": True}, {"bias": False}, {"add_bias_kv": True}])
 def test_torch_attention_loses_heads(need_weights: bool, options: dict[str, bool]) -> None:
     torch.manual_seed(0)
     model, x = Self(need_weights, **options), torch.randn(5, 2, 6)

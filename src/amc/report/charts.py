@@ -122,9 +122,7 @@ def ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def _vertical_scale(curve: LearningCurve, frame: Frame) -> _Scale:
-    values = [
-        score for score in (*curve.scores, *running_best(curve.random), curve.uniform) if score is not None
-    ]
+    values = [score for score in (*curve.scores, *running_best(curve.random), curve.uniform) if score is not None]
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     margin = 0.06 * (high - low) or 0.05 * (abs(high) or 1.0)
     return _Scale(low - margin, high + margin, frame.height - frame.bottom, frame.top)
@@ -139,9 +137,7 @@ def _axes(frame: Frame, x: _Scale, y: _Scale, *, percent: bool) -> str:
         text = f"{value * 100:.{digits}f}%" if percent else f"{value:g}"
         at = f"{y(value):.1f}"
         parts.append(f'<line class="grid" x1="{frame.left}" x2="{right}" y1="{at}" y2="{at}"/>')
-        parts.append(
-            f'<text class="tick" x="{frame.left - 8}" y="{at}" dy="0.32em" text-anchor="end">{text}</text>'
-        )
+        parts.append(f'<text class="tick" x="{frame.left - 8}" y="{at}" dy="0.32em" text-anchor="end">{text}</text>')
     parts.extend(
         f'<text class="tick" x="{x(value):.1f}" y="{floor + 17}" text-anchor="middle">{value:g}</text>'
         for value in ticks(x.low, x.high, max(3, frame.width // 110))
@@ -185,9 +181,7 @@ def _steps(best: Sequence[float | None], first: int, x: _Scale, y: _Scale, *, ki
     for number, value in enumerate(best, start=first):
         if value is None or value == former:
             continue
-        path.append(
-            f"M{x(number):.1f} {y(value):.1f}" if former is None else f"H{x(number):.1f}V{y(value):.1f}"
-        )
+        path.append(f"M{x(number):.1f} {y(value):.1f}" if former is None else f"H{x(number):.1f}V{y(value):.1f}")
         former = value
     if former is None:
         return ""

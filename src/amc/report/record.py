@@ -101,9 +101,7 @@ def _episodes(records: list[dict[str, Any]]) -> tuple[Episode, ...]:
     )
 
 
-def _groups(
-    summary: Mapping[str, Any], policy: Mapping[str, Any], uniform: tuple[int, ...]
-) -> tuple[Group, ...]:
+def _groups(summary: Mapping[str, Any], policy: Mapping[str, Any], uniform: tuple[int, ...]) -> tuple[Group, ...]:
     records = summary.get("groups") or policy.get("groups") or ()
     aligned = uniform if len(uniform) == len(records) else (None,) * len(records)
     return tuple(

@@ -33,9 +33,7 @@ class Bounds:
     the limit as any completion comes.
     """
 
-    def __init__(
-        self, problem: Problem, *, floor: float | None = SURFACE_FLOOR, lookahead: int = LOOKAHEAD
-    ) -> None:
+    def __init__(self, problem: Problem, *, floor: float | None = SURFACE_FLOOR, lookahead: int = LOOKAHEAD) -> None:
         """`floor` in (0, 1] of each limit; None switches the lower side off and leaves the paper's bound."""
         if floor is not None and not 0 < floor <= 1:
             raise ValueError(f"floor must be in (0, 1] or None, got {floor}")

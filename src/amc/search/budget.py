@@ -49,16 +49,12 @@ class Budget:
 
     def __post_init__(self) -> None:
         if (self.fraction is None) == (self.absolute is None):
-            raise BudgetError(
-                f"budget on {self.metric} needs either a fraction or an absolute limit; {_REMEDY}"
-            )
+            raise BudgetError(f"budget on {self.metric} needs either a fraction or an absolute limit; {_REMEDY}")
         if self.fraction is not None and not 0 < self.fraction <= 1:
             percent = f"{self.fraction * 100:g}%"
             raise BudgetError(f"budget {self.metric}<={percent} must be above 0% and at most 100%; {_REMEDY}")
         if self.absolute is not None and not (self.absolute > 0 and math.isfinite(self.absolute)):
-            raise BudgetError(
-                f"budget {self.metric}<={self.absolute:g} must be above zero and finite; {_REMEDY}"
-            )
+            raise BudgetError(f"budget {self.metric}<={self.absolute:g} must be above zero and finite; {_REMEDY}")
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -77,9 +73,7 @@ class Budget:
             return cls(metric, fraction=number / 100)
         absolute = number * _unit_scale(metric, match["unit"].lower(), text.strip())
         if metric is not Metric.LATENCY and absolute < 1:
-            raise BudgetError(
-                f"budget {text.strip()!r} allows less than one; {number:g} of the whole is {number:.4%}"
-            )
+            raise BudgetError(f"budget {text.strip()!r} allows less than one; {number:g} of the whole is {number:.4%}")
         return cls(metric, absolute=absolute)
 
     def limit(self, dense: float) -> float:

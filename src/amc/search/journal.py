@@ -83,15 +83,11 @@ class Journal:
         try:
             content = path.read_bytes() if path.exists() else b""
         except OSError as error:
-            raise RunError(
-                f"journal {path} cannot be read: {error.strerror}; check the path and its rights"
-            ) from error
+            raise RunError(f"journal {path} cannot be read: {error.strerror}; check the path and its rights") from error
         lines = _whole_lines(path, content)
         if lines:
             self._check_header(lines[0])
-            self.records = tuple(
-                _read_record(path, number, line) for number, line in enumerate(lines[1:], start=2)
-            )
+            self.records = tuple(_read_record(path, number, line) for number, line in enumerate(lines[1:], start=2))
             self._check_order()
         self._size = sum(len(line) + 1 for line in lines)
         if self._size < len(content):
@@ -115,9 +111,7 @@ class Journal:
             with contextlib.suppress(OSError):
                 self._truncate()
             remedy = (
-                "free some space"
-                if error.errno in (errno.ENOSPC, errno.EDQUOT)
-                else "check the path and its rights"
+                "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the path and its rights"
             )
             raise RunError(
                 f"journal {self.path} cannot be written: {error.strerror}; {remedy} and resume, "
@@ -166,9 +160,7 @@ def read_journal(path: Path) -> tuple[dict[str, Any], tuple[EpisodeRecord, ...]]
     try:
         lines = _whole_lines(path, path.read_bytes())
     except OSError as error:
-        raise RunError(
-            f"journal {path} cannot be read: {error.strerror}; check the path and its rights"
-        ) from error
+        raise RunError(f"journal {path} cannot be read: {error.strerror}; check the path and its rights") from error
     if not lines:
         return {}, ()
     records = tuple(_read_record(path, number, line) for number, line in enumerate(lines[1:], start=2))

@@ -97,26 +97,18 @@ def search(
 class _Loop:
     """State of a search in progress."""
 
-    def __init__(
-        self, problem: Problem, score: Score, agent: Agent, reward: RewardFunction, bounds: Bounds
-    ) -> None:
+    def __init__(self, problem: Problem, score: Score, agent: Agent, reward: RewardFunction, bounds: Bounds) -> None:
         self._problem, self._score, self._agent = problem, score, agent
         self._reward, self._bounds = reward, bounds
         self._records: list[EpisodeRecord] = []
         self._known: dict[tuple[int, ...], EpisodeRecord] = {}
 
-    def run_episode(
-        self, episode: int, replayed: EpisodeRecord | None
-    ) -> tuple[EpisodeRecord, EpisodeTiming]:
+    def run_episode(self, episode: int, replayed: EpisodeRecord | None) -> tuple[EpisodeRecord, EpisodeTiming]:
         """Propose, score (or take the score from the journal) and learn."""
         began = time.perf_counter()
         rollout = self._propose(episode)
         proposed = time.perf_counter()
-        record = (
-            self._replay(rollout, replayed)
-            if replayed is not None
-            else self._judge(episode, rollout.keep_counts)
-        )
+        record = self._replay(rollout, replayed) if replayed is not None else self._judge(episode, rollout.keep_counts)
         judged = time.perf_counter()
         self._known.setdefault(record.keep, record)
         self._records.append(record)
@@ -159,9 +151,7 @@ class _Loop:
         try:
             score = _finite(self._score(policy))
             paid = _finite(self._reward(score, costs))
-        except (
-            Exception
-        ) as error:  # a user's callable may raise anything; the search goes on without this episode
+        except Exception as error:  # a user's callable may raise anything; the search goes on without this episode
             return EpisodeRecord(episode, policy, costs, None, None, _one_line(error))
         return EpisodeRecord(episode, policy, costs, score, paid)
 

@@ -45,9 +45,7 @@ class Decision:
     def __post_init__(self) -> None:
         ascending = all(a < b for a, b in zip(self.choices, self.choices[1:], strict=False))
         if not self.choices or not ascending or self.choices[0] < 1 or self.choices[-1] != self.size:
-            raise ValueError(
-                f"choices of {self.name!r} must ascend from at least 1 to {self.size}, got {self.choices}"
-            )
+            raise ValueError(f"choices of {self.name!r} must ascend from at least 1 to {self.size}, got {self.choices}")
 
 
 class CostFunction(Protocol):
@@ -73,9 +71,7 @@ class Problem:
 
     def __post_init__(self) -> None:
         if not self.decisions:
-            raise BudgetError(
-                "there is nothing to prune: every channel of the network is locked; see amc inspect"
-            )
+            raise BudgetError("there is nothing to prune: every channel of the network is locked; see amc inspect")
         names = [decision.name for decision in self.decisions]
         if len(set(names)) != len(names):
             raise ValueError(f"decisions must have distinct names, got {names}")
@@ -121,9 +117,7 @@ class Problem:
     def _check_reachable(self, budget: Budget) -> None:
         if budget.metric not in self.costs:
             known = ", ".join(self.costs)
-            raise BudgetError(
-                f"budget {budget}: {budget.metric} is not available for this network; use {known}"
-            )
+            raise BudgetError(f"budget {budget}: {budget.metric} is not available for this network; use {known}")
         dense, least = self.cost(budget.metric, self.dense), self.cost(budget.metric, self.least)
         if least <= self.limit(budget):
             return

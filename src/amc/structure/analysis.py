@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from amc.structure.channels import Ids
+from amc.structure.channels import Ids, Lock
 from amc.structure.context import Dims, LayerUse
 from amc.structure.cost import CostModel, Term
 from amc.structure.grouping import FIXED, Grouping, group_channels
 from amc.structure.propagate import Propagation, propagate
-from amc.structure.structure import Attribute, Group, Layer, Locked, Slots, Structure, restrict
+from amc.structure.structure import Attribute, Group, Layer, Locked, Slots, Structure, lock_groups, restrict
 from amc.structure.trace import Example, Trace, trace
+
+
+INSEPARABLE = Lock("its channels are all tied together, so none can go without the rest")
 
 
 def inspect(
@@ -31,6 +34,7 @@ def inspect(
     """
     traced = trace(model, Example.of(example_input))
     structure = _assemble(propagate(traced), traced)
+    structure = lock_groups(structure, {group.name: INSEPARABLE for group in structure.groups if group.size == 1})
     return restrict(structure, lock=lock, only=only) if lock or only else structure
 
 
@@ -44,13 +48,9 @@ def _assemble(walk: Propagation, traced: Trace) -> Structure:
     for layer in walk.layers:
         dims.add(layer.input_ids)
     macs_terms = tuple(dims.term(term.factor, term.dims) for term in walk.terms)
-    params_terms = tuple(
-        _params_term(dims, shapes[name], walk.tensors.get(name)) for name in traced.parameters
-    )
+    params_terms = tuple(_params_term(dims, shapes[name], walk.tensors.get(name)) for name in traced.parameters)
     grouping = group_channels(dims.arrays, locked)
-    cost = _cost_model(
-        dims.arrays, grouping, macs_terms, params_terms, tuple(term.layer for term in walk.terms)
-    )
+    cost = _cost_model(dims.arrays, grouping, macs_terms, params_terms, tuple(term.layer for term in walk.terms))
     slot = grouping.slot
 
     def slots(ids: Ids | None, size: int = 0) -> Slots:
@@ -76,8 +76,7 @@ def _assemble(walk: Propagation, traced: Trace) -> Structure:
         for use, macs in zip(walk.layers, dense, strict=True)
     )
     tensors = {
-        name: tuple(None if ids is None else slots(ids) for ids in entry)
-        for name, entry in walk.tensors.items()
+        name: tuple(None if ids is None else slots(ids) for ids in entry) for name, entry in walk.tensors.items()
     }
     return Structure(
         groups=_groups(grouping, layers),
@@ -85,9 +84,7 @@ def _assemble(walk: Propagation, traced: Trace) -> Structure:
         layers=layers,
         tensors=tensors,
         shapes=shapes,
-        attributes=tuple(
-            Attribute(use.module, use.name, slots(use.ids), use.value) for use in walk.attributes
-        ),
+        attributes=tuple(Attribute(use.module, use.name, slots(use.ids), use.value) for use in walk.attributes),
         cost=cost,
     )
 

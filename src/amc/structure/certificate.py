@@ -6,7 +6,7 @@ channel, and the comparison runs in double precision. A group that fails is foun
 
 from __future__ import annotations
 
-import copy
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,12 +19,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 from amc.errors import ModelError
 from amc.structure.channels import Lock
 from amc.structure.count import example_on_meta, on_meta
-from amc.structure.slicing import mask_model, slice_model
+from amc.structure.slicing import copy_model, mask_model, slice_model
 from amc.structure.structure import Mask, Structure, lock_groups
 from amc.structure.trace import Example, inference, user_line
 
-TOLERANCE = 1e-6  # of the largest output, in double precision
-FLOAT_TOLERANCE = 1e-3  # for a model whose forward insists on single precision
+# Largest difference allowed, relative to the largest output, by the precision of the comparison. A forward that
+# insists on single precision, or on the model's own (None), is compared in that.
+TOLERANCES: dict[torch.dtype | None, float] = {torch.float64: 1e-6, torch.float32: 1e-3, None: 5e-2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ def _offenders(structure: Structure, check: _Check, mask: Mask, names: Sequence[
 
 
 class _Check:
-    """Compares sliced and masked networks on one random input."""
+    """Compares sliced and masked networks on the example input."""
 
     def __init__(self, model: nn.Module, structure: Structure, example: Example, seed: int) -> None:
         self.structure = structure
@@ -130,15 +131,15 @@ class _Check:
         except Exception as error:  # the user's forward may raise anything on a size it did not expect
             return _literal_size(error)
         masked = self._run(mask_model(self.model, self.structure, mask))
-        worst = 0.0
+        errors = [0.0]
         for a, b in zip(sliced, masked, strict=True):
             if a.shape != b.shape:
                 return Lock("slicing it changes the shape of the output")
-            scale = max(float(b.abs().max()), 1e-30) if b.numel() else 1.0
-            worst = max(worst, float((a - b).abs().max()) / scale if b.numel() else 0.0)
-        if not worst <= self.tolerance:
-            return Lock(f"the sliced network differs from the masked one by {worst:.1e} of its output")
-        return worst
+            if b.numel():
+                errors.append(float((a - b).abs().max()) / max(float(b.abs().max()), 1e-30))
+        if not all(error <= self.tolerance for error in errors):  # NaN included
+            return Lock(f"the sliced network differs from the masked one by {max(errors):.1e} of its output")
+        return max(errors)
 
     def obstacle(self, mask: Mask) -> Lock | None:
         """Why the sliced network does not run, found by its sizes alone, without arithmetic."""
@@ -163,15 +164,25 @@ class _Check:
         return model, example
 
     def _prepared(self, model: nn.Module, example: Example) -> tuple[nn.Module, Example, float]:
-        """Random parameters, in double precision where the forward bears it."""
-        single = _randomised(model, self.generator)
-        double = copy.deepcopy(single).double()
-        inputs = tree_map(_as_double, example.args), tree_map(_as_double, dict(example.kwargs))
-        try:
-            self._outputs(double, Example(*inputs))
-        except (RuntimeError, TypeError):  # mixed precisions in the forward
-            return single, example, FLOAT_TOLERANCE
-        return double, Example(*inputs), TOLERANCE
+        """The model in the highest precision that its forward bears, if possible with random parameters.
+
+        Its own parameters serve where random ones overflow, which would compare NaN with NaN.
+        """
+        for dtype, tolerance in TOLERANCES.items():
+            cast = functools.partial(_cast, dtype=dtype)
+            inputs = Example(tree_map(cast, example.args), tree_map(cast, dict(example.kwargs)))
+            for candidate in (_randomised(model, self.generator), copy_model(model)):
+                candidate = candidate.to(dtype) if dtype is not None else candidate
+                try:
+                    found = self._outputs(candidate, inputs)
+                except (RuntimeError, TypeError):  # mixed precisions in the forward
+                    break
+                if all(bool(out.isfinite().all()) for out in found) and any(bool(out.any()) for out in found):
+                    return candidate, inputs, tolerance
+        raise ModelError(
+            f"{type(model).__name__} cannot be certified: on the example input it returns nothing but zeros, NaN or "
+            "infinite values; check the weights and the example input"
+        )
 
     def _run(self, model: nn.Module) -> list[torch.Tensor]:
         return self._outputs(model, self.example)
@@ -180,9 +191,7 @@ class _Check:
     def _outputs(model: nn.Module, example: Example) -> list[torch.Tensor]:
         with inference(model):
             out = model(*example.args, **example.kwargs)
-        return [
-            leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
-        ]
+        return [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
 
 
 def _literal_size(error: Exception) -> Lock:
@@ -190,13 +199,14 @@ def _literal_size(error: Exception) -> Lock:
     return Lock(f"the forward insists on a literal size: {text}", source=user_line(error))
 
 
-def _as_double(value: Any) -> Any:
-    return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+def _cast(value: Any, dtype: torch.dtype | None) -> Any:
+    floating = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return value.to(dtype) if floating and dtype is not None else value
 
 
 def _randomised(model: nn.Module, generator: torch.Generator) -> nn.Module:
-    """A float copy with random parameters and statistics of ordinary size."""
-    copied = copy.deepcopy(model).float()
+    """A copy with random parameters and statistics of ordinary size."""
+    copied = copy_model(model)
 
     def uniform(tensor: torch.Tensor, low: float, high: float) -> torch.Tensor:
         return (torch.rand(tensor.shape, generator=generator) * (high - low) + low).to(tensor)

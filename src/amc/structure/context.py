@@ -166,9 +166,7 @@ class Context:
             return True
         for literal in self._literals():
             if literal.size == size and place in (None, literal.place):
-                self.attributes.append(
-                    AttributeUse(literal.module, literal.name, ids, literal.value)
-                )
+                self.attributes.append(AttributeUse(literal.module, literal.name, ids, literal.value))
                 return True
         return False
 

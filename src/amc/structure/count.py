@@ -53,8 +53,6 @@ def _to_meta(value: Any) -> Any:
 
 def on_meta(model: nn.Module) -> nn.Module:
     """A copy without storage: the memo of deepcopy stands meta tensors in for parameters and buffers."""
-    memo: dict[int, Any] = {
-        id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in model.parameters()
-    }
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in model.parameters()}
     memo |= {id(b): b.detach().to("meta") for b in model.buffers()}
     return copy.deepcopy(model, memo)

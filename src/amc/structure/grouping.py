@@ -43,9 +43,7 @@ def group_channels(dims: list[Ids], locked: npt.NDArray[np.bool_]) -> Grouping:
         return Grouping(slot, np.zeros(1, dtype=np.int64))
     columns = np.concatenate(dims)
     rows = np.repeat(np.arange(len(dims)), [d.size for d in dims])
-    table = coo_array(
-        (np.ones(columns.size, dtype=np.int64), (columns, rows)), shape=(count, len(dims))
-    ).tocsr()
+    table = coo_array((np.ones(columns.size, dtype=np.int64), (columns, rows)), shape=(count, len(dims))).tocsr()
     table.sum_duplicates()
     table.sort_indices()
     mentioned, first = np.unique(columns, return_index=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.fx import Node
+from torch.fx import GraphModule, Node
 
 from amc.structure.channels import ChannelTable, Resolution
 from amc.structure.context import AttributeUse, Context, Dims, LayerUse, Split, SplitKey, Term, Tracked
@@ -78,15 +78,12 @@ def _walk(trace: Trace, choices: dict[SplitKey, int]) -> tuple[Context, dict[str
         ctx.node, ctx.live = node, node in trace.live
         if node.op == "placeholder":
             env[node] = _placeholder(ctx, node, trace, tensors)
-        elif node.op == "call_function":
-            env[node] = _call(ctx, node, env)
         elif node.op == "output":
             for tensor in _tensors(_arguments(node.args, env)):
                 for ids in tensor.ids:
                     ctx.lock(ids, "network output")
-        else:  # get_attr: a constant or a subgraph of a higher-order operator
-            value = node.meta.get("val")
-            env[node] = _tracked(value, (None,) * value.ndim) if isinstance(value, torch.Tensor) else None
+        else:
+            env[node] = _value(ctx, node, env)
     _lock_unused(ctx, tensors)
     _tie_attributes(ctx)
     return ctx, tensors
@@ -104,10 +101,38 @@ def _placeholder(ctx: Context, node: Node, trace: Trace, tensors: dict[str, Dims
     return Tracked(tuple(value.shape), dims, name)
 
 
+def _value(ctx: Context, node: Node, env: dict[Node, Any]) -> Any:
+    if node.op == "call_function":
+        return _call(ctx, node, env)
+    value = node.meta.get("val")  # of a constant; without one it is the graph of a block
+    if isinstance(value, torch.Tensor):
+        return _tracked(value, (None,) * value.ndim)
+    assert node.graph.owning_module is not None
+    return getattr(node.graph.owning_module, str(node.target), None)
+
+
+def _block(ctx: Context, graph: GraphModule, given: list[Any]) -> Any:
+    """The result of a block under another gradient or autocast mode, which export keeps as a graph of its own."""
+    env: dict[Node, Any] = {}
+    inputs = iter(given)
+    for node in graph.graph.nodes:
+        ctx.node = node
+        if node.op == "placeholder":
+            env[node] = next(inputs)
+        elif node.op == "output":
+            return _arguments(node.args[0], env)
+        else:
+            env[node] = _value(ctx, node, env)
+    return None
+
+
 def _call(ctx: Context, node: Node, env: dict[Node, Any]) -> Any:
     args, kwargs = _arguments(node.args, env), _arguments(node.kwargs, env)
     if node.target is operator.getitem:
         return args[0][args[1]]
+    graphs = [place for place, argument in enumerate(args) if isinstance(argument, GraphModule)]
+    if len(graphs) == 1:
+        return _block(ctx, args[graphs[0]], list(args[graphs[0] + 1 :]))
     result = apply_rule(ctx, node.target, args, kwargs)
     value = node.meta.get("val")
     if isinstance(value, (list, tuple)):

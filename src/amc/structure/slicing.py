@@ -43,9 +43,7 @@ def mask_model(model: nn.Module, structure: Structure, mask: Mask) -> nn.Module:
         value = tensor.detach().clone()
         for dim, slots in enumerate(structure.tensors.get(name, ())):
             if slots is not None:
-                value.index_fill_(
-                    dim, torch.from_numpy(np.flatnonzero(~_kept(slots, mask))).to(value.device), 0
-                )
+                value.index_fill_(dim, torch.from_numpy(np.flatnonzero(~_kept(slots, mask))).to(value.device), 0)
         replaced[name] = value
     return _with_tensors(model, replaced)
 
@@ -77,9 +75,19 @@ def _tensors(model: nn.Module, structure: Structure) -> list[tuple[str, torch.Te
     return found
 
 
+def copy_model(model: nn.Module) -> nn.Module:
+    """Deep copy that shares nothing with `model`, computed weights (weight norm, pruning masks) included."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return _with_tensors(model, {name: tensor.detach().clone() for name, tensor in tensors})
+
+
 def _with_tensors(model: nn.Module, replaced: Mapping[str, torch.Tensor]) -> nn.Module:
     """Deep copy that takes these tensors instead: the old ones are never copied, and tied ones stay tied."""
     memo: dict[int, Any] = {}
+    for module in model.modules():  # computed weights, which hooks compute again before the next forward
+        for value in vars(module).values():
+            if isinstance(value, torch.Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
     for name, parameter in model.named_parameters():
         memo[id(parameter)] = nn.Parameter(replaced[name], requires_grad=parameter.requires_grad)
     for name, buffer in model.named_buffers():

@@ -122,12 +122,7 @@ class Structure:
         for name, indices in keep.items():
             group = self.group(name)
             kept = np.asarray(indices, dtype=np.int64)
-            if (
-                kept.size == 0
-                or np.unique(kept).size != kept.size
-                or kept.min() < 0
-                or kept.max() >= group.size
-            ):
+            if kept.size == 0 or np.unique(kept).size != kept.size or kept.min() < 0 or kept.max() >= group.size:
                 raise ModelError(
                     f"group {name!r} keeps {kept.tolist()[:8]}…: give at least one of its channels "
                     f"0 to {group.size - 1}, each once"
@@ -142,9 +137,7 @@ def restrict(structure: Structure, *, lock: tuple[str, ...] = (), only: tuple[st
     matched = {pattern: set(_matching(structure, pattern)) for pattern in (*lock, *only)}
     for pattern, names in matched.items():
         if not names:
-            raise ModelError(
-                f"pattern {pattern!r} matches no prunable group; `amc inspect` lists their names"
-            )
+            raise ModelError(f"pattern {pattern!r} matches no prunable group; `amc inspect` lists their names")
     reasons: dict[str, Lock] = {}
     chosen = set().union(*(matched[pattern] for pattern in only)) if only else None
     for group in structure.groups:
@@ -181,8 +174,7 @@ def lock_groups(structure: Structure, reasons: Mapping[str, Lock]) -> Structure:
         groups=tuple(groups),
         locked=(*structure.locked, *(Locked(group.name, group.size, reasons[group.name]) for group in gone)),
         layers=tuple(
-            replace(layer, input=renumber[layer.input], output=renumber[layer.output])
-            for layer in structure.layers
+            replace(layer, input=renumber[layer.input], output=renumber[layer.output]) for layer in structure.layers
         ),
         tensors={
             name: tuple(None if dim is None else renumber[dim] for dim in dims)

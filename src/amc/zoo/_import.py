@@ -49,9 +49,7 @@ def call_factory(spec: str, error: type[AmcError], **kwargs: Any) -> Any:
     except AmcError:
         raise
     except Exception as problem:
-        raise error(
-            f"factory '{spec}' failed ({_in_one_line(problem)}); fix it or its arguments"
-        ) from problem
+        raise error(f"factory '{spec}' failed ({_in_one_line(problem)}); fix it or its arguments") from problem
 
 
 def _helped_by_torchvision(action: Callable[[], _T]) -> _T:

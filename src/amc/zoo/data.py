@@ -31,9 +31,7 @@ def load_data(spec: str, *, search_images: int | None = None, image_size: int = 
     Raises DataError.
     """
     if search_images is not None and search_images < 1:
-        raise DataError(
-            f"search images must be at least 1, got {search_images}; the reward is measured on them"
-        )
+        raise DataError(f"search images must be at least 1, got {search_images}; the reward is measured on them")
     kind, colon, rest = spec.partition(":")
     if spec == "digits":
         return _digits(search_images)
@@ -59,9 +57,7 @@ def _from_factory(spec: str, search_images: int | None) -> DataSplits:
     made = call_factory(spec, DataError)
     if isinstance(made, DataSplits):
         if search_images is not None:
-            raise DataError(
-                f"factory '{spec}' returns its own splits; limit the search images ({search_images}) there"
-            )
+            raise DataError(f"factory '{spec}' returns its own splits; limit the search images ({search_images}) there")
         return made
     if isinstance(made, Mapping):
         return splits_from_mapping(spec, made, search_images=search_images)
@@ -84,9 +80,7 @@ def _digits(search_images: int | None) -> DataSplits:
 
     test, held, kept = np.split(balanced_order(labels), [DIGITS_TEST, DIGITS_TEST + DIGITS_SEARCH])
     source = Source(labels, pick)
-    return Plan(source, kept, source, held, lambda: pick(test)).assemble(
-        "digits", 10, (1, 8, 8), search_images
-    )
+    return Plan(source, kept, source, held, lambda: pick(test)).assemble("digits", 10, (1, 8, 8), search_images)
 
 
 def _cifar10(spec: str, root: Path, search_images: int | None) -> DataSplits:
@@ -95,11 +89,7 @@ def _cifar10(spec: str, root: Path, search_images: int | None) -> DataSplits:
             return _cifar10_binary(spec, folder, search_images)
     if not (root / "train").is_dir() or not (root / "test").is_dir():
         pickled = (root / "cifar-10-batches-py").is_dir() or (root / "data_batch_1").is_file()
-        why = (
-            "the python version of CIFAR-10 is a pickle, which can run code, and is not read; "
-            if pickled
-            else ""
-        )
+        why = "the python version of CIFAR-10 is a pickle, which can run code, and is not read; " if pickled else ""
         raise DataError(
             f"data '{spec}': {why}'{root}' must hold train/<class>/ and test/<class>/ with images, "
             "or the binary version of CIFAR-10 (data_batch_1.bin ...)"
@@ -115,9 +105,7 @@ def _cifar10(spec: str, root: Path, search_images: int | None) -> DataSplits:
         images = Decoder().decode(files.paths)
         if images.shape[2:] != (32, 32):
             size = f"{images.shape[3]}x{images.shape[2]}"
-            raise DataError(
-                f"data '{spec}': images are {size}, not 32x32; for other data write imagefolder:{root}"
-            )
+            raise DataError(f"data '{spec}': images are {size}, not 32x32; for other data write imagefolder:{root}")
         return _cifar_set(images, torch.tensor(files.targets))
 
     source = Source(np.array(train.targets), lambda part: read(train.pick(part)))
@@ -128,9 +116,7 @@ def _cifar10_binary(spec: str, folder: Path, search_images: int | None) -> DataS
     def read(*names: str) -> ImageSet:
         records = np.concatenate([_read_records(spec, folder / name) for name in names])
         images = torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32))
-        return _cifar_set(
-            images.contiguous(memory_format=torch.channels_last), torch.from_numpy(records[:, 0]).long()
-        )
+        return _cifar_set(images.contiguous(memory_format=torch.channels_last), torch.from_numpy(records[:, 0]).long())
 
     train = read(*(f"data_batch_{i}.bin" for i in range(1, 6)))  # nothing to decode: a moment
     source = Source(train.labels.numpy(), lambda part: train.subset(torch.from_numpy(part)))
@@ -141,13 +127,10 @@ def _read_records(spec: str, path: Path) -> "np.ndarray[tuple[int, int], np.dtyp
     try:
         content = np.fromfile(path, dtype=np.uint8)
     except OSError as problem:
-        raise DataError(
-            f"data '{spec}': '{path}' cannot be read ({problem.strerror}); download it again"
-        ) from problem
+        raise DataError(f"data '{spec}': '{path}' cannot be read ({problem.strerror}); download it again") from problem
     if len(content) == 0 or len(content) % _CIFAR_RECORD:
         raise DataError(
-            f"data '{spec}': '{path}' has {len(content)} bytes, not a multiple of {_CIFAR_RECORD}; "
-            "download it again"
+            f"data '{spec}': '{path}' has {len(content)} bytes, not a multiple of {_CIFAR_RECORD}; download it again"
         )
     return content.reshape(-1, _CIFAR_RECORD)
 
@@ -170,17 +153,13 @@ def _imagefolder(spec: str, root: Path, search_images: int | None, image_size: i
         raise DataError(f"image size must be at least 1 pixel, got {image_size}")
     present = [name for name in ("train", "val", "test") if (root / name).is_dir()]
     if "train" not in present or len(present) < 2:
-        raise DataError(
-            f"data '{spec}': '{root}' must hold train/ and val/ or test/, each with one folder a class"
-        )
+        raise DataError(f"data '{spec}': '{root}' must hold train/ and val/ or test/, each with one folder a class")
     listed = {name: list_images(root / name) for name in present}
     classes = listed["train"].classes
     for name, files in listed.items():
         if files.classes != classes:
             odd = ", ".join(sorted(set(files.classes) ^ set(classes))[:3])
-            raise DataError(
-                f"data '{spec}': {name}/ and train/ differ in classes ({odd}); make them the same"
-            )
+            raise DataError(f"data '{spec}': {name}/ and train/ differ in classes ({odd}); make them the same")
 
     def source(files: ImageFiles) -> Source:
         return Source(np.array(files.targets), lambda part: folder(files.pick(part)))

@@ -36,9 +36,7 @@ class ImageFiles:
 
 def list_images(root: Path) -> ImageFiles:
     """The images in root/<class>/, hidden folders passed over. Raises DataError where a class has none."""
-    classes = sorted(
-        entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")
-    )
+    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
     if not classes:
         raise DataError(f"data folder '{root}' has no folders in it; it must hold one for each class")
     paths: list[str] = []
@@ -119,16 +117,12 @@ class Decoder:
     def _tensor(self, file: str, box: CropBox | None) -> Tensor:
         return torch.from_numpy(self._array(file, box)).permute(2, 0, 1)
 
-    def _array(
-        self, file: str, box: CropBox | None
-    ) -> "np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]":
+    def _array(self, file: str, box: CropBox | None) -> "np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]":
         try:
             with Image.open(file) as image:
                 pixels = image.convert("RGB")
         except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as problem:
-            raise DataError(
-                f"image '{file}' cannot be decoded ({problem}); remove or replace it"
-            ) from problem
+            raise DataError(f"image '{file}' cannot be decoded ({problem}); remove or replace it") from problem
         if self.size is not None:
             pixels = _centre(pixels, self.size) if box is None else _random(pixels, self.size, box)
         return np.array(pixels, dtype=np.uint8)

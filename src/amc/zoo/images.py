@@ -47,9 +47,7 @@ class Augmentation:
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """A new `[B, C, H, W]`, channels-last, each image shifted and flipped on its own."""
         count, _, height, width = images.shape
-        padded = torch.nn.functional.pad(
-            images.permute(0, 2, 3, 1), (0, 0, self.pad, self.pad, self.pad, self.pad)
-        )
+        padded = torch.nn.functional.pad(images.permute(0, 2, 3, 1), (0, 0, self.pad, self.pad, self.pad, self.pad))
         shifts = torch.randint(0, 2 * self.pad + 1, (2, count, 1), generator=generator)
         rows = torch.arange(height) + shifts[0]
         columns = torch.arange(width) + shifts[1]
@@ -68,9 +66,7 @@ class ImageSet:
 
     images: Tensor  # [N, C, H, W], uint8 in [0, 255] or floating point
     labels: Tensor  # [N], int64
-    normalisation: Normalisation | None = (
-        None  # None: floating-point images are ready, bytes are scaled to [0, 1]
-    )
+    normalisation: Normalisation | None = None  # None: floating-point images are ready, bytes are scaled to [0, 1]
     augmentation: Augmentation | None = None  # of training_batches; None: shuffled only
 
     def __post_init__(self) -> None:
@@ -147,17 +143,13 @@ class FolderSet:
     def subset(self, indices: Tensor) -> "FolderSet":
         """The images at `indices` [M], in that order."""
         chosen = indices.tolist()
-        return replace(
-            self, files=[self.files[i] for i in chosen], targets=tuple(self.targets[i] for i in chosen)
-        )
+        return replace(self, files=[self.files[i] for i in chosen], targets=tuple(self.targets[i] for i in chosen))
 
     def load(self) -> ImageSet:
         """The same images in memory, without augmentation."""
         return ImageSet(self.decoder.decode(self.files), self.labels, self.normalisation)
 
-    def _decoded(
-        self, jobs: Sequence[tuple[list[int], list[CropBox] | None]], ahead: int = 2
-    ) -> Iterator[Batch]:
+    def _decoded(self, jobs: Sequence[tuple[list[int], list[CropBox] | None]], ahead: int = 2) -> Iterator[Batch]:
         pending: deque[tuple[list[int], list[Future[Tensor]]]] = deque()
         with self.decoder.pool() as pool:
             try:

@@ -1,7 +1,7 @@
-"""MobileNet-V1 for 32x32 images (Howard et al., arXiv 1704.04861, table 1).
+"""MobileNet-V1 (Howard et al., arXiv 1704.04861, table 1), for 224x224 and for 32x32 images.
 
-The paper's layers with the strides of the first convolution and of the first reductions taken away, so that a
-32x32 image is 2x2 at the last layer. `[N, 3, 32, 32]` in, logits `[N, num_classes]` out.
+The two differ in the stride of the first convolution: 2 as in the paper, 1 for small images, where a 32x32 image is
+2x2 at the last layer. `[N, 3, H, W]` in, logits `[N, num_classes]` out.
 """
 
 from torch import Tensor, nn
@@ -32,10 +32,10 @@ class MobileNetV1(nn.Module):
     `width` multiplies every channel count (the paper's alpha).
     """
 
-    def __init__(self, width: float = 1.0, num_classes: int = 10) -> None:
+    def __init__(self, width: float = 1.0, num_classes: int = 10, stem_stride: int = 1) -> None:
         super().__init__()
         before = max(1, round(32 * width))
-        stem = nn.Conv2d(3, before, 3, padding=1, bias=False)
+        stem = nn.Conv2d(3, before, 3, stem_stride, padding=1, bias=False)
         layers = [nn.Sequential(stem, nn.BatchNorm2d(before), nn.ReLU(inplace=True))]
         for channels, stride in LAYERS:
             after = max(1, round(channels * width))

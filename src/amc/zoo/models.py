@@ -22,6 +22,7 @@ from amc.zoo.digits import DigitsCNN
 from amc.zoo.mobilenet import MobileNetV1
 from amc.zoo.plain import VGG, PlainNet
 from amc.zoo.resnet import resnet
+from amc.zoo.vision import from_timm, from_torchvision, mobilenet_v2_cifar, resnet50_cifar, torchvision_names
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "digits_cnn": DigitsCNN,
@@ -33,7 +34,12 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "plain20": PlainNet,
     "vgg16": VGG,
     "mobilenet_v1": MobileNetV1,
+    "mobilenet_v1_imagenet": lambda **kwargs: MobileNetV1(**{"num_classes": 1000, "stem_stride": 2, **kwargs}),
+    "resnet50_cifar": resnet50_cifar,
+    "mobilenet_v2_cifar": mobilenet_v2_cifar,
 }
+IMAGENET = ("mobilenet_v1_imagenet",)  # for 224x224 images and 1,000 classes, as all that torchvision and timm have
+_ELSEWHERE: dict[str, Callable[..., nn.Module]] = {"torchvision": from_torchvision, "timm": from_timm}
 SCALABLE = ("vgg16", "mobilenet_v1")  # take a width factor, also as a suffix in percent: mobilenet_v1_050
 _DIGITS_WEIGHTS = Path(__file__).parent / "digits_cnn.safetensors"
 _SHOWN = 3  # keys named in an error before "and N more"
@@ -58,17 +64,20 @@ def model_names() -> tuple[str, ...]:
 def create_model(spec: str, **kwargs: Any) -> nn.Module:
     """A network with fresh random weights, in train mode.
 
-    `spec` is a zoo name, where `_050` after mobilenet_v1 or vgg16 means half the width, or
-    `package.module:factory` for a callable that returns an `nn.Module`. Keyword arguments (`num_classes`,
-    `width`) go to the network or the factory. Raises ModelError.
+    `spec` is a zoo name, where `_050` after mobilenet_v1 or vgg16 means half the width; a name that torchvision
+    knows; `torchvision:NAME` or `timm:NAME`; or `package.module:factory` for a callable that returns an
+    `nn.Module`. Keyword arguments (`num_classes`, `width`) go to the network or the factory. Raises ModelError.
     """
-    if ":" in spec:
+    package, colon, rest = spec.partition(":")
+    if colon and package in _ELSEWHERE:
+        return _ELSEWHERE[package](rest, **kwargs)
+    if colon:
         model = call_factory(spec, ModelError, **kwargs)
         if not isinstance(model, nn.Module):
-            raise ModelError(
-                f"factory '{spec}' returned a {type(model).__name__}; it must return a torch.nn.Module"
-            )
+            raise ModelError(f"factory '{spec}' returned a {type(model).__name__}; it must return a torch.nn.Module")
         return model
+    if spec not in MODELS and spec in torchvision_names():
+        return from_torchvision(spec, **kwargs)
     name, width = _split_width(spec)
     if width is not None:
         kwargs = {"width": width, **kwargs}
@@ -80,8 +89,10 @@ def create_model(spec: str, **kwargs: Any) -> nn.Module:
 
 def model_info(spec: str) -> ModelInfo | None:
     """What the zoo knows of `spec`, None for `package.module:factory`. Raises ModelError if unknown."""
-    if ":" in spec:
+    if ":" in spec and spec.partition(":")[0] not in _ELSEWHERE:
         return None
+    if spec in IMAGENET or ":" in spec or (spec not in MODELS and spec in torchvision_names()):
+        return ModelInfo(spec, (3, 224, 224), 1000, None, None)
     name, _ = _split_width(spec)
     if name == "digits_cnn":
         return ModelInfo(spec, (1, 8, 8), 10, _DIGITS_WEIGHTS, "digits")

@@ -87,14 +87,11 @@ class Plan:
         """The splits, nothing read yet; `search_images` limits the search split. Raises DataError."""
         if len(self.kept) == 0 or len(self.held) == 0:
             raise DataError(
-                f"data '{name}' has too few images ({len(self.train.labels)}) to hold some out "
-                "of train for the search"
+                f"data '{name}' has too few images ({len(self.train.labels)}) to hold some out of train for the search"
             )
         order = balanced_order(self.search.labels[self.held])
         if search_images is not None and search_images > len(order):
-            raise DataError(
-                f"search images must be at most the {len(order)} of '{name}', got {search_images}"
-            )
+            raise DataError(f"search images must be at most the {len(order)} of '{name}', got {search_images}")
         searched = self.held[order[:search_images]]
         calibrated = self.kept[balanced_order(self.train.labels[self.kept])[:CALIBRATION_IMAGES]]
         makers: dict[str, Callable[[], Split]] = {
@@ -106,9 +103,7 @@ class Plan:
         return DataSplits(name, num_classes, input_shape, makers)
 
 
-def splits_from_mapping(
-    name: str, splits: Mapping[str, object], *, search_images: int | None = None
-) -> DataSplits:
+def splits_from_mapping(name: str, splits: Mapping[str, object], *, search_images: int | None = None) -> DataSplits:
     """Splits of the user's own: `train` and `test` at least, as ImageSet, FolderSet or (images, labels).
 
     Images are [N, C, H, W]; floating-point ones are taken as they are, uint8 ones scaled to [0, 1]. Without
@@ -117,12 +112,8 @@ def splits_from_mapping(
     """
     unknown, absent = set(splits) - set(NAMES), {"train", "test"} - set(splits)
     if unknown or absent:
-        complaint = (
-            f"unknown splits {sorted(unknown)}" if unknown else f"no {' and no '.join(sorted(absent))}"
-        )
-        raise DataError(
-            f"data '{name}' has {complaint}; give train and test, and search and calibration if you like"
-        )
+        complaint = f"unknown splits {sorted(unknown)}" if unknown else f"no {' and no '.join(sorted(absent))}"
+        raise DataError(f"data '{name}' has {complaint}; give train and test, and search and calibration if you like")
     sets = {key: _as_split(f"{name}, {key}", value) for key, value in splits.items()}
     train = _source(sets["train"])
     search, held = train, balanced_order(train.labels)[: len(train.labels) // 10]
@@ -162,9 +153,7 @@ def _as_split(name: str, value: object) -> Split:
     if isinstance(value, ImageSet | FolderSet):
         return value
     if not isinstance(value, tuple | list) or len(value) != 2:
-        raise DataError(
-            f"data '{name}' is a {type(value).__name__}; give (images, labels) tensors or an ImageSet"
-        )
+        raise DataError(f"data '{name}' is a {type(value).__name__}; give (images, labels) tensors or an ImageSet")
     try:
         images, labels = torch.as_tensor(value[0]), torch.as_tensor(value[1]).long()
     except (TypeError, ValueError, RuntimeError) as problem:

@@ -39,9 +39,9 @@ def _is_pointwise(target: Any) -> bool:
     """By torch's own tag; an in-place variant often lacks the tag that its functional form has."""
     if Tag.pointwise in getattr(target, "tags", ()):
         return True
-    functional = getattr(
-        getattr(torch.ops, getattr(target, "namespace", ""), None), operator_name(target), None
-    )
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    functional = getattr(getattr(torch.ops, target.namespace), operator_name(target), None)
     return functional is not None and any(
         Tag.pointwise in getattr(functional, overload).tags for overload in functional.overloads()
     )

@@ -1,0 +1,67 @@
+"""Networks that torchvision and timm have (extra `vision`), by name, and the small-image variants the paper needs.
+
+`torchvision:NAME` and `timm:NAME` name the package; a bare name that the zoo lacks is looked up in torchvision.
+Weights are random: nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from torch import nn
+
+from amc._torchvision import import_torchvision
+from amc.errors import ModelError
+
+
+def from_torchvision(name: str, **kwargs: Any) -> nn.Module:
+    """A torchvision classification network of this name. Raises ModelError."""
+    models = import_torchvision().models
+    if name not in models.list_models():
+        raise ModelError(f"torchvision has no model {name!r}; see torchvision.models.list_models()")
+    if name in ("googlenet", "inception_v3"):  # they would spend a minute on initial weights, and warn
+        kwargs.setdefault("init_weights", False)
+    model: nn.Module = models.get_model(name, weights=None, **kwargs)
+    return model
+
+
+def from_timm(name: str, **kwargs: Any) -> nn.Module:
+    """A timm network of this name. Raises ModelError."""
+    import_torchvision()  # timm imports it, and it may need help
+    try:
+        timm = importlib.import_module("timm")
+    except ModuleNotFoundError as error:
+        raise ModelError("timm is not installed; pip install 'amc-compress[vision]'") from error
+    if name not in timm.list_models():
+        close = timm.list_models(f"*{name}*")[:3]
+        hint = f"; did you mean {', '.join(close)}?" if close else "; see timm.list_models()"
+        raise ModelError(f"timm has no model {name!r}{hint}")
+    model: nn.Module = timm.create_model(name, pretrained=False, **kwargs)
+    return model
+
+
+def torchvision_names() -> list[str]:
+    """Classification networks that torchvision has; empty where it is not installed."""
+    try:
+        names: list[str] = import_torchvision().models.list_models(module=import_torchvision().models)
+    except ModelError:
+        return []
+    return names
+
+
+def resnet50_cifar(num_classes: int = 10) -> nn.Module:
+    """ResNet-50 for 32x32 images: a 3x3 first convolution of stride 1 and no pooling after it."""
+    model = from_torchvision("resnet50", num_classes=num_classes)
+    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    model.maxpool = nn.Identity()
+    return model
+
+
+def mobilenet_v2_cifar(num_classes: int = 10) -> nn.Module:
+    """MobileNet-V2 for 32x32 images: the first two strided convolutions have stride 1."""
+    model = from_torchvision("mobilenet_v2", num_classes=num_classes)
+    strided = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)]
+    for convolution in strided[:2]:
+        convolution.stride = (1, 1)
+    return model
