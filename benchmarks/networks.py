@@ -28,7 +28,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from torch import nn  # noqa: E402
 
 from amc.structure import certify, count_macs, count_params, inspect, slice_model  # noqa: E402
 from benchmarks.network_list import NETWORKS, create  # noqa: E402

@@ -84,7 +84,7 @@ RecipeOption = Annotated[
 @_reported
 def demo(
     out_dir: Annotated[Path, typer.Option("--out", help="Where to keep the run.")] = Path("runs/demo"),
-    episodes: Annotated[int, typer.Option(help="Policies to score.")] = 80,
+    episodes: Annotated[int, typer.Option(help="Policies to score.")] = 100,
     seed: Annotated[int, typer.Option(help="Of the agent and the fine-tuning.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:

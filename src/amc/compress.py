@@ -30,6 +30,7 @@ from amc.report import render_report
 from amc.rundir import RunDir
 from amc.scoring import Evaluate, PolicyScorer
 from amc.search import (
+    AGENTS,
     BASELINES,
     EpisodeRecord,
     EpisodeTiming,
@@ -74,6 +75,7 @@ class SearchConfig:
             "seed": (self.seed >= 0, "at least 0"),
             "round_to": (self.round_to is None or self.round_to >= 1, "at least 1"),
             "max_sparsity": (0 <= self.max_sparsity < 1, "in [0, 1)"),
+            "agent": (self.agent in AGENTS, f"one of {', '.join(AGENTS)}"),
             "method": (self.method in METHODS, f"one of {', '.join(METHODS)}"),
             "ranking": (self.ranking in ("magnitude", "elimination"), "magnitude or elimination"),
             "bn_images": (self.bn_images >= 0, "at least 0"),

@@ -199,7 +199,10 @@ def structure_record(
             }
             for group in structure.groups
         ],
-        "locked": [{"name": item.name, "size": item.size, "reason": str(item.lock)} for item in structure.locked],
+        "locked": [
+            {"name": item.name, "size": item.size, "reason": str(item.lock), "source": item.lock.source}
+            for item in structure.locked
+        ],
         "certificate": None
         if certificate is None
         else {

@@ -163,12 +163,14 @@ def show_structure(console: Console, found: Mapping[str, Any]) -> None:
     console.print(f"{found['model']}, input {shape}: {format_count(macs)} MACs, {format_count(params)} parameters")
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("group", overflow="fold")
-    table.add_column("channels", justify="right")
-    table.add_column("MACs touched", justify="right")
-    table.add_column("read by", overflow="ellipsis", no_wrap=True, max_width=36)
+    table.add_column("channels", justify="right", no_wrap=True)
+    table.add_column("MACs touched", justify="right", no_wrap=True)
+    wide = console.width >= 110
+    if wide:
+        table.add_column("read by", overflow="ellipsis", no_wrap=True)
     for group in found["groups"]:
         share = f"{group['macs'] / max(1, macs):.1%}"
-        table.add_row(group["name"], str(group["size"]), share, _few(group["consumers"]))
+        table.add_row(group["name"], str(group["size"]), share, *((_few(group["consumers"]),) if wide else ()))
     if found["groups"]:
         console.print(table)
     console.print(

@@ -17,7 +17,6 @@ from amc.structure.propagate import Propagation, propagate
 from amc.structure.structure import Attribute, Group, Layer, Locked, Slots, Structure, lock_groups, restrict
 from amc.structure.trace import Example, Trace, trace
 
-
 INSEPARABLE = Lock("its channels are all tied together, so none can go without the rest")
 
 

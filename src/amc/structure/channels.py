@@ -26,7 +26,7 @@ class Lock:
 
     def __str__(self) -> str:
         where = f" in '{self.module}'" if self.module else ""
-        source = f" ({self.source})" if self.source else ""
+        source = f" ({self.source.rpartition('/')[2]})" if self.source else ""
         return f"{self.reason}{where}{source}"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
+from amc.structure.slicing import with_tensors
 from amc.structure.trace import Example, inference
 
 
@@ -52,7 +52,6 @@ def _to_meta(value: Any) -> Any:
 
 
 def on_meta(model: nn.Module) -> nn.Module:
-    """A copy without storage: the memo of deepcopy stands meta tensors in for parameters and buffers."""
-    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in model.parameters()}
-    memo |= {id(b): b.detach().to("meta") for b in model.buffers()}
-    return copy.deepcopy(model, memo)
+    """A copy without storage."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return with_tensors(model, {name: tensor.detach().to("meta") for name, tensor in tensors})

@@ -31,7 +31,7 @@ def slice_model(
         if value is None:
             value = _sliced(tensor.detach(), structure.tensors.get(name, ()), mask)
         replaced[name] = value.to(tensor)
-    slim = _with_tensors(model, replaced)
+    slim = with_tensors(model, replaced)
     _update_attributes_(slim, structure, mask)
     return slim
 
@@ -45,7 +45,7 @@ def mask_model(model: nn.Module, structure: Structure, mask: Mask) -> nn.Module:
             if slots is not None:
                 value.index_fill_(dim, torch.from_numpy(np.flatnonzero(~_kept(slots, mask))).to(value.device), 0)
         replaced[name] = value
-    return _with_tensors(model, replaced)
+    return with_tensors(model, replaced)
 
 
 def kept_positions(slots: Slots, mask: Mask) -> Slots:
@@ -78,10 +78,10 @@ def _tensors(model: nn.Module, structure: Structure) -> list[tuple[str, torch.Te
 def copy_model(model: nn.Module) -> nn.Module:
     """Deep copy that shares nothing with `model`, computed weights (weight norm, pruning masks) included."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    return _with_tensors(model, {name: tensor.detach().clone() for name, tensor in tensors})
+    return with_tensors(model, {name: tensor.detach().clone() for name, tensor in tensors})
 
 
-def _with_tensors(model: nn.Module, replaced: Mapping[str, torch.Tensor]) -> nn.Module:
+def with_tensors(model: nn.Module, replaced: Mapping[str, torch.Tensor]) -> nn.Module:
     """Deep copy that takes these tensors instead: the old ones are never copied, and tied ones stay tied."""
     memo: dict[int, Any] = {}
     for module in model.modules():  # computed weights, which hooks compute again before the next forward

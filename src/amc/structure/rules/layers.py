@@ -8,7 +8,7 @@ from typing import Any
 
 from amc.structure.channels import Ids
 from amc.structure.context import Context, Dims, LayerUse, Tracked
-from amc.structure.rules.registry import rule
+from amc.structure.rules.registry import fixed_output, rule
 
 
 def _lock_all(ctx: Context, dims: Sequence[Ids | None], reason: str) -> None:
@@ -265,3 +265,11 @@ def prelu(ctx: Context, x: Tracked, weight: Tracked) -> Dims:
         return x.ids
     channels = weight.ids[0] if weight.rank == 1 else weight.ids[1]
     return (x.ids[0], ctx.tie(x.ids[1], channels), *x.ids[2:])
+
+
+@rule("_weight_norm", "_weight_norm_interface")
+def weight_norm(ctx: Context, v: Tracked, g: Tracked, *_: Any, **__: Any) -> Any:
+    """w = g v / |v|: without some inputs of v the others would be scaled up."""
+    reason = "weight norm divides by the norm over these channels; remove it first (remove_parametrizations)"
+    _lock_all(ctx, (*v.ids, *g.ids), reason)
+    return fixed_output(ctx)
