@@ -43,7 +43,7 @@ TIMM = {
     "mobilenetv4_conv_small": 64, "repvgg_a0": 64, "mobileone_s0": 64, "repvit_m0_9": 64, "starnet_s1": 64,
     "fasternet_t0": 64, "efficientformer_l1": 224, "nf_resnet50": 64,
 }  # fmt: skip
-ZOO = {"resnet20": 32, "resnet56": 32, "plain20": 32, "vgg16_cifar": 32, "mobilenet_v1": 32, "digits_cnn": 8}
+ZOO = {"resnet20": 32, "resnet56": 32, "plain20": 32, "vgg16_050": 32, "mobilenet_v1": 32, "digits_cnn": 8}
 OWN = ("unet", "yolo", "keyword_spotter", "text_encoder")
 
 NETWORKS: dict[str, int] = {

@@ -76,9 +76,21 @@ def _masked(model: nn.Module, pruned: nn.Module) -> nn.Module:
     masked = copy.deepcopy(model)
     left = {**dict(pruned.named_parameters()), **dict(pruned.named_buffers())}
     for name, tensor in [*masked.named_parameters(), *masked.named_buffers()]:
-        if tensor.is_floating_point() and tensor.numel() > 1 and name in left and tensor.shape != left[name].shape:
-            tensor.data.mul_(torch.isin(tensor.data, left[name].data))
+        if tensor.is_floating_point() and name in left and tensor.shape != left[name].shape:
+            _mask_(tensor.data, left[name].data)
     return masked
+
+
+def _mask_(dense: Tensor, left: Tensor) -> None:
+    """Zero what is not left: the first entry that is left is looked up, then the lines through it."""
+    start = (dense == left.flatten()[0]).nonzero()[0].tolist()
+    dropped = []
+    for dim in range(dense.ndim):
+        line = dense[tuple(slice(None) if d == dim else start[d] for d in range(dense.ndim))]
+        kept = left[tuple(slice(None) if d == dim else 0 for d in range(dense.ndim))]
+        dropped.append((~torch.isin(line, kept)).nonzero().flatten())
+    for dim, places in enumerate(dropped):
+        dense.index_fill_(dim, places, 0)
 
 
 def _randomise(model: nn.Module) -> None:

@@ -59,12 +59,13 @@ def amc(
     *arguments: object,
     cwd: Path | None = None,
     kill_when: Callable[[], bool] | None = None,
+    kill_with: signal.Signals = signal.SIGKILL,
     bytes_left: int | None = None,
 ) -> Finished:
     """Run `amc ARGUMENTS`, in `cwd`.
 
-    The process is killed (SIGKILL) as soon as `kill_when` answers True. After `bytes_left` bytes written to
-    files the disk is full.
+    The process gets the signal `kill_with` as soon as `kill_when` answers True. After `bytes_left` bytes
+    written to files the disk is full.
     """
     server = _server()
     with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +80,7 @@ def amc(
         pid = _ask(server, request)["pid"]
         ended = threading.Event()
         if kill_when is not None:
-            threading.Thread(target=_killer, args=(pid, kill_when, ended), daemon=True).start()
+            threading.Thread(target=_killer, args=(pid, kill_when, kill_with, ended), daemon=True).start()
         code = json.loads(_line(server))["code"]
         ended.set()
         return Finished(code, out.read_text(encoding="utf-8"), err.read_text(encoding="utf-8"))
@@ -94,11 +95,11 @@ def contents(directory: Path) -> Mapping[str, str]:
     }
 
 
-def _killer(pid: int, kill_when: Callable[[], bool], ended: threading.Event) -> None:
+def _killer(pid: int, kill_when: Callable[[], bool], kill_with: signal.Signals, ended: threading.Event) -> None:
     while not ended.wait(0.002):
         if kill_when():
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, kill_with)
             return
 
 

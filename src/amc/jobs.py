@@ -18,6 +18,7 @@ from amc.compress import Observer, SearchConfig, compress, load_run, state_of
 from amc.errors import AmcError, DataError, EvaluationError, ModelError, RunError
 from amc.evaluation import Evaluator, as_evaluator
 from amc.problem import keep_choices
+from amc.pruning import reconstructible
 from amc.recovery import EpochRecord, FineTuneConfig, StepRecord
 from amc.recovery import finetune as recover
 from amc.report import render_report
@@ -164,7 +165,7 @@ def inspect(
     certificate = None
     if keep_sets and structure.groups:
         structure, certificate = certify(model, structure, example, keep_sets=keep_sets)
-    return structure_record(spec, shape, structure, certificate)
+    return structure_record(spec, shape, structure, certificate) | refitting_record(structure)
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
@@ -210,6 +211,15 @@ def structure_record(
             "worst_error": certificate.worst_error,
             "passed": certificate.passed,
         },
+    }
+
+
+def refitting_record(structure: Structure) -> dict[str, Any]:
+    """Which layers are refitted by least squares after a cut, and why the others are only sliced."""
+    refitted, sliced = reconstructible(structure)
+    return {
+        "refitted": list(refitted),
+        "only_sliced": [{"name": name, "reason": reason} for name, reason in sliced.items()],
     }
 
 

@@ -5,6 +5,7 @@ Writes only to the consoles that `amc.cli` hands in.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,9 @@ def show_structure(console: Console, found: Mapping[str, Any]) -> None:
         f"prunable: {found['prunable_macs']:.1%} of the MACs; budgets down to macs<={least['macs'] / max(1, macs):.1%}"
         f" or params<={least['params'] / max(1, params):.1%} can be reached"
     )
+    reasons = Counter(item["reason"] for item in found["only_sliced"])
+    only_sliced = "".join(f"; {count} only sliced: {reason}" for reason, count in reasons.most_common())
+    console.print(f"refitted by least squares: {len(found['refitted'])} layers{only_sliced}", markup=False)
     for item in found["locked"][:LOCKS_SHOWN]:
         console.print(f"locked: {item['name']} ({item['size']} channels): {item['reason']}", markup=False)
     if len(found["locked"]) > LOCKS_SHOWN:

@@ -159,7 +159,7 @@ def test_memory_bound_skips_layers_that_do_not_fit_and_says_why() -> None:
     ).eval()
     structure = inspect(model, torch.zeros(1, *IMAGE))
     memory = 8 * (8**2 + 16**2)  # for the two last layers; the 3x3 one wants 8 * 576² bytes
-    chosen, skipped = reconstructible(model, structure, memory=memory)
+    chosen, skipped = reconstructible(structure, memory=memory)
     assert list(chosen) == ["2.weight", "3.weight"]
     assert skipped == {"1.weight": "its Gram matrix of 2 MiB exceeds the memory left for calibration"}
     found = calibrate(model, structure, batches_of(IMAGE), memory=memory)
@@ -172,7 +172,7 @@ def test_layers_that_cannot_be_refitted_are_named_with_the_reason() -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.ConvTranspose2d(8, 6, 2), nn.Conv2d(6, 2, 1)
     ).eval()
-    _, skipped = reconstructible(model, inspect(model, torch.zeros(1, *IMAGE)))
+    _, skipped = reconstructible(inspect(model, torch.zeros(1, *IMAGE)))
     assert skipped == {
         "1.weight": "a convolution pruned by whole groups loses no input of the groups that stay",
         "2.weight": "a transposed convolution is sliced without refitting",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -104,11 +105,11 @@ def test_data_dependent_control_flow_is_refused_naming_the_line() -> None:
         inspect(Branch(), torch.randn(2, 4))
     assert len(str(caught.value).splitlines()) == 1
     line = int(str(caught.value).split("test_tracing.py:")[1].split(")")[0])
-    assert "the line to be named" in open(__file__).read().splitlines()[line - 1]  # noqa: PTH123
+    assert "the line to be named" in Path(__file__).read_text().splitlines()[line - 1]
 
 
 def test_a_forward_that_raises_is_refused_naming_the_line() -> None:
-    with pytest.raises(ModelError, match="cannot trace Residual: .*toys.py"):
+    with pytest.raises(ModelError, match=r"cannot trace Residual: .*toys\.py"):
         inspect(Residual("projection"), torch.randn(2, 5, 8, 8))
 
 

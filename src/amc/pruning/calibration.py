@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from amc.errors import DataError
 from amc.structure import Layer, Structure
 from amc.structure.grouping import FIXED
+from amc.structure.modules import attention_by_parts
 from amc.structure.trace import Example, inference
 
 MEMORY = 6 << 30  # bytes for all Gram matrices together
 POSITIONS = 10  # output positions sampled per image, as in the paper's reconstruction
-
-_PADDING = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 
 
 @dataclass(slots=True)
@@ -46,9 +46,7 @@ class Calibration:
     skipped: Mapping[str, str] = field(default_factory=dict)
 
 
-def reconstructible(
-    model: nn.Module, structure: Structure, *, memory: int = MEMORY
-) -> tuple[dict[str, Layer], dict[str, str]]:
+def reconstructible(structure: Structure, *, memory: int = MEMORY) -> tuple[dict[str, Layer], dict[str, str]]:
     """Layers whose weights can be refitted by least squares, and why the others cannot, by weight name."""
     chosen: dict[str, Layer] = {}
     skipped: dict[str, str] = {}
@@ -56,7 +54,7 @@ def reconstructible(
     for layer in structure.layers:
         if (layer.input == FIXED).all() or layer.weight in chosen:
             continue
-        reason = _obstacle(model, layer)
+        reason = _obstacle(layer)
         need = 8 * (max(1, layer.groups) * columns(layer) ** 2)
         if not reason and need > room:
             reason = f"its Gram matrix of {need >> 20} MiB exceeds the memory left for calibration"
@@ -73,11 +71,9 @@ def columns(layer: Layer) -> int:
     return layer.input.size // layer.groups * math.prod(layer.kernel)
 
 
-def _obstacle(model: nn.Module, layer: Layer) -> str:
-    kinds = (nn.modules.conv._ConvNd, nn.Linear)
-    module = dict(model.named_modules()).get(layer.weight.rpartition(".")[0])
-    if not isinstance(module, kinds) or not layer.weight.endswith(".weight"):
-        return "its weight is used outside a convolution or linear module"
+def _obstacle(layer: Layer) -> str:
+    if not layer.weight:
+        return "its weight is computed by the forward, not a parameter"
     if layer.kind == "conv_transpose":
         return "a transposed convolution is sliced without refitting"
     if layer.groups > 1 and not layer.tied_across:
@@ -99,34 +95,27 @@ def calibrate(
     `positions` output positions of every image are sampled per convolution. Raises DataError for an empty set
     or activations that are not finite.
     """
-    layers, skipped = reconstructible(model, structure, memory=memory)
+    layers, skipped = reconstructible(structure, memory=memory)
     grams = {
         name: Gram(torch.zeros(layer.groups, columns(layer), columns(layer), dtype=torch.float64))
         for name, layer in layers.items()
     }
-    generator = torch.Generator().manual_seed(seed)
-    handles = []
-    try:
-        for name in layers:
-            module = model.get_submodule(name.rpartition(".")[0])
-            handles.append(module.register_forward_pre_hook(_Collector(grams[name], positions, generator)))
-        count = 0
-        with inference(model):
-            for example in _examples(batches):
-                model(*example.args, **example.kwargs)
-                count += 1
-    finally:
-        for handle in handles:
-            handle.remove()
+    named = dict(model.named_parameters())
+    watch = _Watch({id(named[name]): gram for name, gram in grams.items()}, positions, seed)
+    count = 0
+    with inference(model), attention_by_parts(model), watch:
+        for example in _examples(batches):
+            model(*example.args, **example.kwargs)
+            count += 1
     if count == 0:
         raise DataError("the calibration set is empty; give at least one batch")
     for name, gram in grams.items():
         if not torch.isfinite(gram.matrix).all():
             raise DataError(f"calibration gives NaN or infinite inputs to layer '{name}'; check the data and weights")
     idle = [name for name, gram in grams.items() if gram.samples == 0]
-    for name in idle:  # its weight goes into a functional call, where no module's input can be seen
+    for name in idle:  # its weight goes through an operator other than linear and convolution
         del grams[name]
-        skipped[name] = "the forward uses its weight without calling its module"
+        skipped[name] = "its input cannot be watched"
     return Calibration(grams, skipped)
 
 
@@ -135,23 +124,55 @@ def _examples(batches: Iterable[Any]) -> Iterator[Example]:
         yield Example.of(batch[0] if isinstance(batch, (list, tuple)) else batch)
 
 
-class _Collector:
-    """A forward pre-hook that adds the sampled input patches of one layer to its Gram matrix."""
+class _Watch(TorchFunctionMode):
+    """Sees every linear and convolution call, in modules or not, and adds its inputs to the weight's Gram matrix.
 
-    def __init__(self, gram: Gram, positions: int, generator: torch.Generator) -> None:
-        self.gram, self.positions, self.generator = gram, positions, generator
+    `grams` are by identity of the weight.
+    """
 
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        x = inputs[0].detach()
-        if isinstance(module, nn.Linear):
-            rows = self._rows(x)
-            patches = rows.unsqueeze(0)
-        else:
-            assert isinstance(module, nn.modules.conv._ConvNd)
-            patches = self._patches(module, x)
+    def __init__(self, grams: Mapping[int, Gram], positions: int, seed: int) -> None:
+        super().__init__()
+        self.grams, self.positions = grams, positions
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.linear:
+            self._linear(*args, **kwargs)
+        elif func in (torch.conv1d, torch.conv2d, torch.conv3d):
+            self._convolution(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
+        gram = self.grams.get(id(weight))
+        if gram is not None:
+            self._add(gram, self._rows(input.detach()).unsqueeze(0))
+
+    def _convolution(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> None:
+        gram = self.grams.get(id(weight))
+        if gram is None:
+            return
+        kernel = weight.shape[2:]
+        strides, dilations = _each(stride, len(kernel)), _each(dilation, len(kernel))
+        x = _padded(input.detach(), kernel, padding, dilations)
+        self._add(gram, self._patches(x, list(zip(x.shape[2:], kernel, strides, dilations, strict=True)), groups))
+
+    @staticmethod
+    def _add(gram: Gram, patches: Tensor) -> None:
         patches = patches.float()
-        self.gram.matrix += (patches.mT @ patches).double().cpu()
-        self.gram.samples += patches.shape[1]
+        gram.matrix += (patches.mT @ patches).double().cpu()
+        gram.samples += patches.shape[1]
 
     def _rows(self, x: Tensor) -> Tensor:
         """[..., n] -> [samples, n]: at most `positions` rows an example."""
@@ -161,11 +182,11 @@ class _Collector:
             return rows
         return rows[torch.randperm(rows.shape[0], generator=self.generator)[:most].to(x.device)]
 
-    def _patches(self, module: nn.modules.conv._ConvNd, x: Tensor) -> Tensor:
-        """[N, C, spatial...] -> [groups, samples, C/groups * kernel]: what the kernel sees at sampled outputs."""
-        x = _padded(module, x)
-        spatial = x.shape[2:]
-        steps = list(zip(spatial, module.kernel_size, module.stride, module.dilation, strict=True))
+    def _patches(self, x: Tensor, steps: Sequence[tuple[int, int, int, int]], groups: int) -> Tensor:
+        """[N, C, spatial...] -> [groups, samples, C/groups * kernel]: what the kernel sees at sampled outputs.
+
+        `steps`: padded size, kernel, stride and dilation of each spatial dimension.
+        """
         outputs = [(size - dilation * (kernel - 1) - 1) // stride + 1 for size, kernel, stride, dilation in steps]
         index = torch.zeros(1, 1, 1, dtype=torch.long)
         for (size, kernel, stride, dilation), at in zip(steps, self._sampled(outputs, x.shape[0]), strict=True):
@@ -173,8 +194,7 @@ class _Collector:
             index = (index.unsqueeze(-1) * size + place).flatten(2)
         picked = x.flatten(2).mT[torch.arange(x.shape[0])[:, None, None], index.to(x.device)]  # [N, count, K, C]
         patches = picked.flatten(0, 1).mT  # [samples, C, K]
-        grouped = patches.reshape(patches.shape[0], module.groups, -1)
-        return grouped.transpose(0, 1)
+        return patches.reshape(patches.shape[0], groups, -1).transpose(0, 1)
 
     def _sampled(self, outputs: Sequence[int], images: int) -> list[Tensor]:
         """Coordinates of the sampled outputs, [images, count] a dimension; every output once if they are few."""
@@ -185,5 +205,16 @@ class _Collector:
         return [torch.randint(extent, shape, generator=self.generator) for extent in outputs]
 
 
-def _padded(module: nn.modules.conv._ConvNd, x: Tensor) -> Tensor:
-    return F.pad(x, module._reversed_padding_repeated_twice, mode=_PADDING[module.padding_mode])
+def _each(value: Any, rank: int) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * rank if len(values) == 1 else values
+
+
+def _padded(x: Tensor, kernel: Sequence[int], padding: Any, dilations: Sequence[int]) -> Tensor:
+    """Zero padding as the convolution itself would add it; other kinds are padded by the module before."""
+    if padding == "same":
+        totals = [dilation * (size - 1) for size, dilation in zip(kernel, dilations, strict=True)]
+        ends = [(total // 2, total - total // 2) for total in totals]
+    else:
+        ends = [(size, size) for size in _each(0 if padding == "valid" else padding, len(kernel))]
+    return F.pad(x, [size for pair in reversed(ends) for size in pair])

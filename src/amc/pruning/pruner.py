@@ -38,7 +38,7 @@ class Pruner:
         damping: float = DAMPING,
     ) -> None:
         self.model, self.structure = model, structure
-        layers, _ = reconstructible(model, structure)
+        layers, _ = reconstructible(structure)
         named = dict(model.named_parameters())
         grams = calibration.grams if calibration else {}
         weights = {name: flat_weight(named[name], layer.groups) for name, layer in layers.items()}

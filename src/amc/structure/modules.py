@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -50,11 +53,11 @@ class SlimMultiheadAttention(nn.MultiheadAttention):
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values [N, L, heads * head_dim], with the learned extra key and value appended."""
-        if self.in_proj_weight is None:
-            weights = [self.q_proj_weight, self.k_proj_weight, self.v_proj_weight]
-        else:
-            weights = list(self.in_proj_weight.chunk(3))
-        biases = [None] * 3 if self.in_proj_bias is None else list(self.in_proj_bias.chunk(3))
+        weight: Tensor | None = self.in_proj_weight  # one of the two is None, whatever torch declares
+        bias: Tensor | None = self.in_proj_bias
+        separate = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        weights = separate if weight is None else weight.chunk(3)
+        biases = (None, None, None) if bias is None else bias.chunk(3)
         q, k, v = (F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
         if self.bias_k is not None and self.bias_v is not None:
             k = torch.cat([k, self.bias_k.expand(k.shape[0], 1, -1)], dim=1)
@@ -64,7 +67,7 @@ class SlimMultiheadAttention(nn.MultiheadAttention):
         return q, k, v
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return x.reshape(*x.shape[:-1], -1, self.head_dim).transpose(1, 2)
 
     def _bias(self, q: Tensor, span: int, padding: Tensor | None, mask: Tensor | None) -> Tensor | None:
         """Both masks as one to add to the scores, [N or 1, 1, L or 1, S]; appended keys are visible to all."""
@@ -85,6 +88,19 @@ class SlimMultiheadAttention(nn.MultiheadAttention):
             added = F.pad(added.to(q.dtype), (0, span - given.shape[-1]))
             total = added if total is None else total + added
         return total
+
+
+@contextlib.contextmanager
+def attention_by_parts(model: nn.Module) -> Iterator[None]:
+    """Let every `nn.MultiheadAttention` of the model compute by single operators, which can then be watched."""
+    swapped = [module for module in model.modules() if type(module) is nn.MultiheadAttention]
+    for module in swapped:
+        module.__class__ = SlimMultiheadAttention
+    try:
+        yield
+    finally:
+        for module in swapped:
+            module.__class__ = nn.MultiheadAttention
 
 
 def slim_attention_(module: nn.MultiheadAttention) -> None:

@@ -126,7 +126,7 @@ def _update_sizes_(module: nn.Module) -> None:
         module.num_embeddings, module.embedding_dim = module.weight.shape
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.shape[0]
-    elif type(module) in (nn.MultiheadAttention, SlimMultiheadAttention):
+    elif isinstance(module, nn.MultiheadAttention) and type(module) in (nn.MultiheadAttention, SlimMultiheadAttention):
         slim_attention_(module)
 
 

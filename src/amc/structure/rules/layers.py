@@ -8,7 +8,7 @@ from typing import Any
 
 from amc.structure.channels import Ids
 from amc.structure.context import Context, Dims, LayerUse, Tracked
-from amc.structure.rules.registry import fixed_output, rule
+from amc.structure.rules.registry import rule
 
 
 def _lock_all(ctx: Context, dims: Sequence[Ids | None], reason: str) -> None:
@@ -231,7 +231,7 @@ def layer_norm(
     for tensor in (weight, bias):
         if isinstance(tensor, Tracked):
             _lock_all(ctx, tensor.ids, reason)
-    return (*x.ids[:-count], *(None,) * count)
+    return x.ids
 
 
 @rule("group_norm")
@@ -272,4 +272,4 @@ def weight_norm(ctx: Context, v: Tracked, g: Tracked, *_: Any, **__: Any) -> Any
     """w = g v / |v|: without some inputs of v the others would be scaled up."""
     reason = "weight norm divides by the norm over these channels; remove it first (remove_parametrizations)"
     _lock_all(ctx, (*v.ids, *g.ids), reason)
-    return fixed_output(ctx)
+    return [v.ids, g.ids] if ctx.operator.startswith("aten._weight_norm_interface") else v.ids
