@@ -20,14 +20,16 @@ import numpy as np
 import torch
 
 from amc import jobs
-from amc.compress import SearchConfig, environment, limited
+from amc.config import SearchConfig
 from amc.evaluation import Evaluator
+from amc.job import limited
 from amc.problem import make_problem
 from amc.pruning import Pruner, calibrate
 from amc.rundir import atomic_write_bytes
 from amc.scoring import PolicyScorer
 from amc.search import Bounds, create_agent, parse_budgets, roll_out
 from amc.structure import inspect
+from amc.summary import environment
 
 RESULTS = Path(__file__).parent / "results"
 

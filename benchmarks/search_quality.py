@@ -17,11 +17,13 @@ import torch
 from rich.console import Console
 
 from amc import jobs, rundir
-from amc.compress import SearchConfig, environment, prepare
+from amc.config import SearchConfig
 from amc.evaluation import Evaluator
+from amc.job import prepare
 from amc.recovery import FineTuneConfig, finetune
 from amc.rundir import RunDir, atomic_write_bytes
 from amc.search import BASELINES
+from amc.summary import environment
 from amc.terminal import Progress
 
 RESULTS = Path(__file__).parent / "results"

@@ -192,6 +192,7 @@ def _run(arguments: Sequence[str], bytes_left: int | None) -> int:
     from amc.cli import main
 
     sys.argv = ["amc", *arguments]
+    sys.modules["__main__"].__package__ = ""  # else the help says `python -m tests.amc`
     sys.path[:] = [entry for entry in sys.path if entry not in ("", str(ROOT))]
     if bytes_left is not None:
         _fill_disk(bytes_left)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from amc.compress import load_run
+from amc.stored import load_run
 from amc.search import EpisodeRecord, EpisodeTiming
 from amc.structure import count_macs, count_params
 from amc.terminal import Progress
@@ -150,7 +150,6 @@ def test_search_tells_its_progress_on_stderr_and_its_result_on_stdout(tmp_path: 
     done = amc("search", "digits_cnn", "--out", out, "--episodes", 4, *QUICK, "--certify", 1)
     assert done.code == 0
     assert_narrow(done.stdout)
-    assert_narrow(done.stderr)
     assert_progress(done.stderr)
     for text in ("· structure", "sliced equals masked on 1 random keep set", "uniform 1/1: best", "ddpg 4/4: best"):
         assert text in done.stderr
@@ -167,7 +166,7 @@ def test_search_tells_its_progress_on_stderr_and_its_result_on_stdout(tmp_path: 
 def test_search_as_json_prints_the_summary_and_nothing_else(tmp_path: Path) -> None:
     out = tmp_path / "run"
     done = amc(
-        *("search", "digits_cnn", "--out", out, "--episodes", 3, *QUICK, "--budget", "macs<=60%,params<=70%"),
+        *("search", "digits_cnn", "--out", out, "--episodes", 3, *QUICK, "--budget", "macs<=80%,params<=70%"),
         *("--baseline", "none", "--agent", "random", "--round-to", 1, "--only", "layer3.*", "--no-reconstruct"),
         *("--ranking", "magnitude", "--max-sparsity", 0.9, "--seed", 3, "--no-test", "--json"),
     )
@@ -175,7 +174,7 @@ def test_search_as_json_prints_the_summary_and_nothing_else(tmp_path: Path) -> N
     assert_progress(done.stderr)
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     assert done.json == summary | {"run": str(out)}
-    assert (summary["agent"], summary["seed"], summary["budget"]) == ("random", 3, "macs<=60%,params<=70%")
+    assert (summary["agent"], summary["seed"], summary["budget"]) == ("random", 3, "macs<=80%,params<=70%")
     assert summary["baselines"] == {}
     assert "test" not in summary["dense"]
     assert all(group["name"].startswith("layer3") for group in summary["groups"])

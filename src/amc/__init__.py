@@ -4,9 +4,12 @@ The method is He, Lin et al., "AMC: AutoML for Model Compression and Acceleratio
 (arXiv 1802.03494).
 """
 
-from amc.compress import Observer, Result, SearchConfig, compress, load_run
+from amc.compress import Result, compress
+from amc.config import SearchConfig
 from amc.errors import AmcError, BudgetError, DataError, EvaluationError, ModelError, RunError
+from amc.job import Observer
 from amc.pruning import Policy, apply_policy
+from amc.stored import load_run
 from amc.structure import Structure, certify, count_macs, count_params, inspect
 
 __all__ = [

@@ -14,9 +14,11 @@ import torch
 from torch import nn
 
 from amc import rundir
-from amc.compress import Observer, SearchConfig, compress, load_run, state_of
+from amc.compress import compress
+from amc.config import SearchConfig
 from amc.errors import AmcError, DataError, EvaluationError, ModelError, RunError
 from amc.evaluation import Evaluator, as_evaluator
+from amc.job import Observer
 from amc.problem import keep_choices
 from amc.pruning import reconstructible
 from amc.recovery import EpochRecord, FineTuneConfig, StepRecord
@@ -24,6 +26,7 @@ from amc.recovery import finetune as recover
 from amc.report import render_report
 from amc.rundir import RunDir
 from amc.search import EpisodeRecord, EpisodeTiming
+from amc.stored import load_run, state_of
 from amc.structure import Certificate, Structure, certify, count_macs, count_params, restrict
 from amc.structure import inspect as inspect_structure
 from amc.zoo import DataSplits, create_model, load_data, load_weights, model_info

@@ -118,8 +118,8 @@ def _update_sizes_(module: nn.Module) -> None:
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):
-        tensor = module.weight if module.weight is not None else module.running_mean
-        module.num_features = tensor.shape[0] if tensor is not None else module.num_features
+        tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        module.num_features = next((t.shape[0] for t in tensors if t.ndim == 1), module.num_features)
     elif isinstance(module, nn.GroupNorm) and module.weight is not None:
         module.num_channels = module.weight.shape[0]
     elif isinstance(module, nn.Embedding):

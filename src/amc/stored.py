@@ -1,0 +1,59 @@
+"""Networks in a run directory: what is written of them, and getting them back."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amc import rundir
+from amc.errors import RunError
+from amc.pruning import Policy, apply_policy
+from amc.rundir import RunDir
+from amc.zoo import create_model, load_weights
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict, each tensor contiguous and with memory of its own, as safetensors wants it."""
+    return {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 of all weights: a resumed search must have the same."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_run(
+    run_dir: str | Path, model: nn.Module | None = None, example_input: Any = None, *, finetuned: bool = True
+) -> nn.Module:
+    """The slim network of a run, ready to use: the fine-tuned one if there is one and `finetuned`.
+
+    Without `model`, the dense network is built as the run's config.json says (a zoo name or factory); a run
+    that began in Python with a network of your own needs `model` (any weights) and `example_input`.
+    """
+    run = RunDir.open(run_dir)
+    if model is None:
+        model, example_input = _original(run)
+    policy = Policy.from_json(run.read_json(rundir.POLICY))
+    slim = apply_policy(model, example_input, policy)
+    name = rundir.MODEL_FINETUNED if finetuned and run.has(rundir.MODEL_FINETUNED) else rundir.MODEL
+    load_weights(slim, run.file(name))
+    return slim.eval()
+
+
+def _original(run: RunDir) -> tuple[nn.Module, Any]:
+    """The dense network of config.json, with random weights, and an example for it."""
+    config = run.config()
+    if not config.get("model"):
+        raise RunError(
+            f"'{run.path}' was made from a network in Python; load it with load_run(run, model, example_input)"
+        )
+    model = create_model(config["model"], **config.get("model_args", {}))
+    return model, torch.zeros(1, *config["input_shape"])
