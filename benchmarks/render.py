@@ -29,6 +29,7 @@ sliced network.
 def main() -> None:
     kinds = {
         "search-*.json": search_section,
+        "rival-*.json": rival_section,
         "episode-*.json": episode_section,
         "reconstruction-*.json": reconstruction_section,
         "toys.json": toys_section,
@@ -82,6 +83,23 @@ def finetuned_table(done: dict[str, Any]) -> str:
     ]
     return "Fine-tuned (first seed, last epoch, the same settings for all):\n\n" + table(
         ["policy", "test before", "test after", "epochs"], rows
+    )
+
+
+def rival_section(record: dict[str, Any]) -> str:
+    rows = [
+        [
+            name, f"{row['macs'] / record['dense_macs']:.2%}", f"{row['params'] / 1e3:.1f} k",
+            percent(row["test"]), percent(row["test_batch_norm"]), percent(row["test_finetuned"]),
+        ]
+        for name, row in record["rows"].items()
+    ]  # fmt: skip
+    header = ["network", "MACs", "parameters", "test as pruned", "batch norm re-estimated", "fine-tuned"]
+    return (
+        f"## Beside torch-pruning: {record['model']}\n\n"
+        f"`python benchmarks/against_torch_pruning.py --model {record['model']} --weights W --data cifar10:DATA "
+        f"--runs DIR`: group-magnitude pruning at the same recounted MACs, {record['epochs']} epochs of the same "
+        f"fine-tuning for all (the dense network too), one seed.\n\n" + table(header, rows) + machine(record)
     )
 
 

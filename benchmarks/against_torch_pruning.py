@@ -1,0 +1,125 @@
+"""AMC beside torch-pruning's group-magnitude pruner: the same MACs, the same fine-tuning.
+
+    python benchmarks/against_torch_pruning.py --model vgg16_050 --weights W.safetensors --data cifar10:ROOT --runs DIR
+
+The search is an ordinary run directory, resumed where it stopped. torch-pruning prunes step by step, by a global
+ranking or by the same share everywhere, until torch's counter finds no more MACs than in AMC's network. The outcome
+goes to benchmarks/results/rival-MODEL.json, after each network, so that a stopped benchmark goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from amc import jobs, rundir
+from amc.config import SearchConfig
+from amc.evaluation import Evaluator, reestimate_batchnorm_
+from amc.job import limited
+from amc.recovery import FineTuneConfig, finetune
+from amc.rundir import RunDir, atomic_write_bytes
+from amc.stored import load_run
+from amc.structure import count_macs, count_params
+from amc.summary import environment
+from amc.terminal import Progress
+from amc.zoo import DataSplits
+
+RESULTS = Path(__file__).parent / "results"
+STEPS = 200  # of torch-pruning, so that it stops close to the MACs asked for
+
+
+def main() -> None:
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    run = searched(args)
+    data, dense = jobs.data_of(run.config()), jobs.network_of(run.config())
+    example = torch.zeros(1, *data.input_shape)
+    ours = load_run(run.path, finetuned=False)
+    limit = count_macs(ours, example)
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "AMC": lambda: ours,
+        "torch-pruning, global": lambda: rival(dense, example, limit, everywhere=True),
+        "torch-pruning, uniform": lambda: rival(dense, example, limit, everywhere=False),
+        "dense": lambda: copy.deepcopy(dense),
+    }
+    path = RESULTS / f"rival-{args.model}.json"
+    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": {}}
+    for name, make in makers.items():
+        if name not in record["rows"]:
+            record["rows"][name] = measured(make(), data, example, args)
+        record |= {"model": args.model, "epochs": args.epochs, "environment": environment()}
+        record["dense_macs"] = count_macs(dense, example)
+        atomic_write_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--data", required=True, help="cifar10:ROOT")
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--search-images", type=int)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2)
+    return parser.parse_args()
+
+
+def searched(args: argparse.Namespace) -> RunDir:
+    """The finished search at half the MACs, seed 0."""
+    path, progress = args.runs / f"{args.model}-rival", Progress(Console(stderr=True))
+    if path.exists() and not RunDir.open(path).has(rundir.SUMMARY):
+        jobs.resume(path, progress=progress)
+    elif not path.exists():
+        origin = {
+            "command": "search", "model": args.model, "weights": str(args.weights.resolve()), "data": args.data,
+            "search_images": args.search_images, "test": False,
+        }  # fmt: skip
+        jobs.search(path, origin, SearchConfig(episodes=args.episodes, bf16=True).to_json(), progress=progress)
+    return RunDir.open(path)
+
+
+def rival(dense: nn.Module, example: torch.Tensor, limit: int, *, everywhere: bool) -> nn.Module:
+    """torch-pruning's network with at most `limit` MACs; `everywhere` ranks all layers together."""
+    import torch_pruning as tp
+
+    model = copy.deepcopy(dense)
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    pruner = tp.pruner.MagnitudePruner(
+        model,
+        example,
+        importance=tp.importance.GroupMagnitudeImportance(p=2),
+        global_pruning=everywhere,
+        pruning_ratio=0.95,
+        iterative_steps=STEPS,
+        ignored_layers=[last],
+    )
+    for _ in range(STEPS):
+        if count_macs(model, example) <= limit:
+            break
+        pruner.step()
+    return model
+
+
+def measured(model: nn.Module, data: DataSplits, example: torch.Tensor, args: argparse.Namespace) -> dict[str, Any]:
+    """Costs, and test accuracy as pruned, with batch norms re-estimated, and after fine-tuning."""
+    test = Evaluator(data.test)
+    row: dict[str, Any] = {"macs": count_macs(model, example), "params": count_params(model), "test": test(model)}
+    reestimate_batchnorm_(model, limited(data.calibration.batches(jobs.BATCH), SearchConfig().bn_images))
+    row["test_batch_norm"] = test(model)
+    finetune(model, data.train, FineTuneConfig(epochs=args.epochs, autocast=True))
+    row["test_finetuned"] = test(model)
+    print(row, flush=True)
+    return row
+
+
+if __name__ == "__main__":
+    main()
