@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -250,6 +251,7 @@ def _print_json(record: dict[str, Any]) -> None:
 def main() -> None:
     """Entry point of the `amc` command."""
     sys.path.insert(0, "")  # package.module:factory may lie in the current directory
+    warnings.filterwarnings("ignore", module=r"torch\.")  # meant for whoever writes code that calls torch
     app()
 
 
