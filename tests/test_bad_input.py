@@ -18,9 +18,21 @@ from amc.rundir import RunDir
 from amc.zoo import create_model
 from tests.commands import amc, contents
 
-QUICK = ("--episodes", 12, "--search-images", 50, "--calibration-images", 64, "--bn-images", 32, "--certify", 0, "--no-test")
+QUICK = (
+    "--episodes",
+    12,
+    "--search-images",
+    50,
+    "--calibration-images",
+    64,
+    "--bn-images",
+    32,
+    "--certify",
+    0,
+    "--no-test",
+)
 
-OWN = '''
+OWN = """
 import math
 import torch
 from torch import nn
@@ -107,7 +119,9 @@ def sometimes(module):
     if calls % 4 == 3:
         raise ValueError("no camera")
     return math.nan if calls % 4 == 0 else channels(module) / 26
-'''
+"""
+
+BRANCH = 1 + next(number for number, line in enumerate(OWN.splitlines()) if "LINE" in line)
 
 
 @pytest.fixture
@@ -150,7 +164,7 @@ CASES: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "missing dimension": (("inspect", "digits_cnn", "--input", "8"), ("torch.export cannot trace DigitsCNN",)),
     "control flow on data": (
         ("inspect", "own:branching", "--input", "1x9x9"),
-        ("torch.export cannot trace Branching", f"own.py:{OWN.splitlines().index('        if x.sum() > 0:  # LINE') + 1}"),
+        ("torch.export cannot trace Branching", f"own.py:{BRANCH}"),
     ),
     "control flow on data, search": (
         ("search", "own:branching", "--data", "own:data", "--out", "run"),
@@ -194,7 +208,7 @@ CASES: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     ),
     "budget out of reach": ((*SEARCH, "--budget", "macs<=3%"), ("macs<=3% cannot be reached", "% or more")),
     "parameters out of reach": ((*SEARCH, "--budget", "params<=100"), ("params<=100 cannot be reached", "% or more")),
-    "budget malformed": ((*SEARCH, "--budget", "half"), ("budget 'half' is malformed", 'write for example "macs<=50%"')),
+    "budget malformed": ((*SEARCH, "--budget", "half"), ("budget 'half' is malformed", '"macs<=50%" to keep')),
     "budget empty": ((*SEARCH, "--budget", ""), ("budget '' is malformed",)),
     "budget zero": ((*SEARCH, "--budget", "macs<=0%"), ("'macs<=0%' must be above zero",)),
     "budget negative": ((*SEARCH, "--budget", "macs<=-5%"), ("'macs<=-5%' must be above zero",)),
@@ -242,7 +256,7 @@ CASES: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", list(CASES))
 def test_a_mistake_is_one_line_and_changes_nothing(name: str, place: Path) -> None:
     arguments, parts = CASES[name]
     complaint = refused(place, *arguments)
@@ -336,6 +350,15 @@ def test_a_journal_damaged_in_the_middle_is_named_by_line(
         assert "restore the file from a copy, or delete line" in complaint
 
 
+def test_a_report_on_a_damaged_journal_names_the_line(stopped: Path) -> None:
+    journal = stopped / "run" / "journal.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines[:3], b"torn\n", *lines[4:]]))
+    assert "'run/journal.jsonl' line 4 is damaged" in refused(stopped, "report", "run")
+    journal.write_bytes(b"".join([b"torn\n", *lines[1:]]))
+    assert "'run/journal.jsonl' line 1 is damaged" in refused(stopped, "report", "run")
+
+
 def test_a_torn_last_line_is_repaired_without_a_word(stopped: Path, finished: Path) -> None:
     journal = stopped / "run" / "journal.jsonl"
     journal.write_bytes(journal.read_bytes()[:-25])
@@ -372,9 +395,7 @@ def test_another_process_at_the_same_run_is_named(stopped: Path, finished: Path,
 
 
 def test_finetuning_needs_a_finished_search_and_fitting_options(stopped: Path, finished: Path) -> None:
-    assert refused(stopped, "finetune", "run") == (
-        "'run' has no finished search yet; run `amc resume run` first"
-    )
+    assert refused(stopped, "finetune", "run") == ("'run' has no finished search yet; run `amc resume run` first")
     for option, value in (("--epochs", 0), ("--lr", 0), ("--distill", 1.5), ("--label-smoothing", 1)):
         name = option.removeprefix("--").replace("-", "_")
         assert f"fine-tuning {name} is out of range: " in refused(finished, "finetune", "run", option, value)
@@ -391,9 +412,7 @@ def test_a_run_from_python_is_resumed_and_finetuned_in_python(stopped: Path) -> 
 
 
 @pytest.mark.parametrize(("evaluate", "reason"), [("nan_when_slim", "nan"), ("raises_when_slim", "no camera")])
-def test_an_evaluate_that_always_fails_ends_the_search_with_its_reason(
-    evaluate: str, reason: str, place: Path
-) -> None:
+def test_an_evaluate_that_always_fails_ends_the_search_with_its_reason(evaluate: str, reason: str, place: Path) -> None:
     before = contents(place)
     done = amc(*OWN_SEARCH, "--evaluate", f"own:{evaluate}", cwd=place)
     assert reason in done.complaint
@@ -420,7 +439,7 @@ def test_a_full_disk_is_told_and_the_search_goes_on_once_there_is_room(stopped: 
     """At every stage: the journal, the timings, the network, the policy, the summary, the report."""
     run = stopped / "run"
     complaints = set()
-    for room in (0, 200, 700, 1500, 10_000, 72_000, 76_000, 90_000):
+    for room in (0, 700, 10_000, 74_000, 78_000):
         before = (run / "journal.jsonl").read_bytes()
         complaints.add(amc("resume", "run", cwd=stopped, bytes_left=room).complaint.split("run/")[-1])
         after = (run / "journal.jsonl").read_bytes()

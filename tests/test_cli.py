@@ -13,8 +13,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from amc.stored import load_run
 from amc.search import EpisodeRecord, EpisodeTiming
+from amc.stored import load_run
 from amc.structure import count_macs, count_params
 from amc.terminal import Progress
 from amc.zoo import create_model
@@ -24,7 +24,7 @@ COMMANDS = ("demo", "inspect", "search", "resume", "finetune", "report")
 QUICK = ("--search-images", 60, "--calibration-images", 64, "--bn-images", 32, "--certify", 0)
 EXAMPLE = torch.zeros(1, 1, 8, 8)
 
-OWN = '''
+OWN = """
 import torch
 from torch import nn
 
@@ -43,7 +43,7 @@ def data():
 
 def width(module):
     return float(sum(p.shape[0] for p in module.parameters() if p.ndim == 4))
-'''
+"""
 
 
 def lines_of(text: str) -> list[str]:
@@ -239,20 +239,22 @@ def test_report_is_written_again(run: Path) -> None:
     assert amc("report", run, "--json").json == {"report": f"{run}/report.html"}
 
 
-def test_demo_does_the_whole_job_and_replaces_its_own_run_only(tmp_path: Path) -> None:
-    done = amc("demo", "--episodes", 3, cwd=tmp_path)
+def test_demo_does_the_whole_job_and_replaces_an_earlier_one(tmp_path: Path) -> None:
+    out = tmp_path / "runs" / "demo"
+    out.mkdir(parents=True)
+    (out / "config.json").write_text('{"command": "demo", "model": "digits_cnn"}')
+    (out / "journal-handmade.jsonl").write_text("of an earlier demo")
+    done = amc("demo", "--episodes", 3, "--seed", 1, cwd=tmp_path)
     assert done.code == 0, done.stderr
     assert_narrow(done.stdout)
     assert_progress(done.stderr)
-    out = tmp_path / "runs" / "demo"
+    assert not (out / "journal-handmade.jsonl").exists()
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     assert summary["slim"]["macs"] <= 0.5 * summary["dense"]["macs"]
     assert set(summary["baselines"]) == {"uniform", "random"}
     assert {"test", "test_finetuned", "score", "score_finetuned"} <= set(summary["slim"])
     assert (out / "report.html").exists()
-    again = amc("demo", "--episodes", 2, "--seed", 1, "--json", cwd=tmp_path)
-    assert again.code == 0, again.stderr
-    assert (again.json["episodes"], again.json["seed"], again.json["run"]) == (2, 1, "runs/demo")
+    assert (summary["episodes"], summary["seed"]) == (3, 1)
 
 
 class Terminal:

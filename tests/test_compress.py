@@ -332,7 +332,9 @@ def test_an_episode_that_cannot_be_scored_is_recorded_and_the_search_goes_on(how
     assert all(record.score is None and record.reward is None for record in failed)
     assert result.summary["failed_episodes"] == len(failed)
     assert result.search.best.error is None
-    again = compress(tiny(), evaluate=Fragile(lambda call: True, how), run_dir=tmp_path / "run", episodes=8, resume=True)
+    again = compress(
+        tiny(), evaluate=Fragile(lambda call: True, how), run_dir=tmp_path / "run", episodes=8, resume=True
+    )
     assert again.policy == result.policy  # nothing is scored again
 
 
@@ -344,7 +346,7 @@ def test_a_baseline_that_fails_does_not_end_the_search(tmp_path: Path) -> None:
     assert RunDir.open(tmp_path / "run").has("report.html")
 
 
-@pytest.mark.parametrize("how", REASONS)
+@pytest.mark.parametrize("how", ["raise", "nan"])
 def test_a_search_in_which_everything_fails_ends_with_the_reason(how: str, tmp_path: Path) -> None:
     evaluate = Fragile(lambda call: True, how)
     with pytest.raises(EvaluationError) as refusal:
@@ -420,7 +422,7 @@ def test_a_new_search_refuses_a_directory_that_is_in_use(tmp_path: Path) -> None
     for name, message in (("run", "already holds a run"), ("notes", r"is not empty \(it holds thesis\.tex\)")):
         with pytest.raises(RunError, match=message):
             compress(tiny(), run_dir=tmp_path / name, evaluate=evaluate)
-    with RunDir.open(tmp_path / "run").lock(), pytest.raises(RunError, match="another process .* is writing"):
+    with RunDir.open(tmp_path / "run").lock(), pytest.raises(RunError, match=r"another process .* is writing"):
         compress(tiny(), run_dir=tmp_path / "run", evaluate=evaluate, resume=True)
     assert evaluate.calls == 0  # found before any work
     assert contents(tmp_path) == before

@@ -144,9 +144,7 @@ class TestAsEvaluator:
 class TestReestimateBatchnorm:
     def network(self) -> nn.Sequential:
         torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.Dropout(0.5), nn.BatchNorm2d(3, momentum=0.3)
-        )
+        return nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.Dropout(0.5), nn.BatchNorm2d(3, momentum=0.3))
 
     def test_statistics_are_the_means_over_the_batches(self) -> None:
         model = self.network()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def test_choices_ascend_to_the_whole_group_within_the_largest_sparsity(
 ) -> None:
     choices = keep_choices(size, round_to, max_sparsity)
     assert choices[-1] == size
-    assert all(a < b for a, b in zip(choices, choices[1:], strict=False))
+    assert all(a < b for a, b in pairwise(choices))
     assert choices[0] >= 1
     assert all(count / size >= 1 - max_sparsity - 1e-9 for count in choices)
     if round_to:

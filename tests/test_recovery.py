@@ -175,9 +175,7 @@ class TestFinetune:
             def __len__(self) -> int:
                 return 64
 
-            def training_batches(
-                self, batch_size: int, generator: torch.Generator
-            ) -> Iterator[tuple[Tensor, Tensor]]:
+            def training_batches(self, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
                 self.epoch += 1
                 for i, (images, labels) in enumerate(data.training_batches(batch_size, generator)):
                     yield images * (float("nan") if (self.epoch, i) == (2, 3) else 1), labels

@@ -60,10 +60,9 @@ def when_lines(path: Path, count: int, delay: float = 0.0) -> Callable[[], bool]
 def test_the_same_seed_gives_the_same_bytes(whole: Path, tmp_path: Path) -> None:
     assert amc("search", "digits_cnn", "--out", tmp_path / "run", *SETTINGS, "--seed", 0).code == 0
     assert_same(tmp_path / "run", whole)
-    assert amc("search", "digits_cnn", "--out", tmp_path / "other", *SETTINGS, "--seed", 1).code == 0
-    assert (tmp_path / "other" / "journal.jsonl").read_bytes() != (whole / "journal.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_killed_at_ten_random_moments_and_resumed(whole: Path, tmp_path: Path) -> None:
     run, draw = tmp_path / "run", random.Random(2018)
     moments = sorted(draw.sample(range(2, EPISODES + 1), 10))  # lines of the journal, the header among them
@@ -125,7 +124,7 @@ def test_a_journal_cut_at_any_byte_is_continued_to_the_same_end(tmp_path: Path) 
     whole = tmp_path / "whole"
     result = go(whole, resume=False)
     journal = (whole / "journal.jsonl").read_bytes()
-    for index, cut in enumerate(random.Random(5).sample(range(len(journal)), 6)):
+    for index, cut in enumerate(random.Random(5).sample(range(len(journal)), 4)):
         run = tmp_path / f"cut{index}"
         run.mkdir()
         shutil.copy(whole / "config.json", run)

@@ -19,9 +19,7 @@ CONFIG = {"model": "resnet20", "budget": "macs<=50%", "episodes": 100, "seed": 0
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    return {
-        str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()
-    }
+    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
 
 
 def test_create_makes_parents_and_open_reads_the_config_back(tmp_path: Path) -> None:
@@ -157,9 +155,7 @@ def test_full_disk_in_the_middle_of_a_line_leaves_the_lines_before(
     assert run.read_jsonl("timings.jsonl") == [{"episode": 0}, {"episode": 1}]
 
 
-@pytest.mark.parametrize(
-    "torn", [b'{"episode": 1', b'{"episode": 1}', b"\x00\x00\xff", b"\x00\x00\n", b"[2]\n"]
-)
+@pytest.mark.parametrize("torn", [b'{"episode": 1', b'{"episode": 1}', b"\x00\x00\xff", b"\x00\x00\n", b"[2]\n"])
 def test_torn_last_line_is_left_out_and_healed_by_the_next_append(tmp_path: Path, torn: bytes) -> None:
     run = RunDir.create(tmp_path, CONFIG)
     run.file("timings.jsonl").write_bytes(b'{"episode": 0}\n' + torn)
@@ -237,9 +233,7 @@ def test_killed_writer_leaves_whole_files_and_frees_the_lock(tmp_path: Path) -> 
     """)
     run = RunDir.create(tmp_path, CONFIG)
     for attempt in range(4):
-        process = subprocess.Popen(
-            [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True
-        )
+        process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         with process, process.stdout as output:
             assert output.readline() == "ready\n"

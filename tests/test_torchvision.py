@@ -17,9 +17,7 @@ needs_torchvision = pytest.mark.skipif(
 
 def _run(program: str) -> str:
     """Standard output of a fresh interpreter: what is imported here must not decide the outcome."""
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
@@ -28,9 +26,7 @@ def test_missing_torchvision_names_the_extra(monkeypatch: pytest.MonkeyPatch) ->
         raise ModuleNotFoundError(f"No module named '{name}'", name=name)
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(
-        ModelError, match=r"torchvision is not installed; pip install 'amc-compress\[vision\]'"
-    ):
+    with pytest.raises(ModelError, match=r"torchvision is not installed; pip install 'amc-compress\[vision\]'"):
         _torchvision.import_torchvision()
 
 

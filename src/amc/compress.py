@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,8 +98,7 @@ def _claim(run_dir: str | Path | None, config: SearchConfig, model: nn.Module, *
             )
     for name in (*map(rundir.baseline_journal, config.baselines), rundir.JOURNAL):
         if run.has(name):
-            with suppress(ValueError):  # a damaged header is named when the journal is opened
-                read_journal(run.file(name))
+            read_journal(run.file(name))
     with run.lock():  # refuses at once where another process is writing
         return run
 

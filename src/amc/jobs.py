@@ -281,6 +281,7 @@ def _record_finetuning(run: RunDir, slim: nn.Module, data: DataSplits, lines: li
 
 def demo(out: Path, *, episodes: int, seed: int, progress: Progress) -> Path:
     """Search and fine-tune the built-in network; an earlier demo in the same place is replaced."""
+    torch.set_num_threads(1)  # in networks this small a second thread only gets in the way
     origin = {"command": "demo", "model": "digits_cnn", "weights": None, "data": "digits", "test": True}
     settings = SearchConfig(episodes=episodes, seed=seed, baselines=("uniform", "random"))
     if out.exists() and _is_demo(out):  # after the settings have been found right

@@ -128,9 +128,7 @@ def test_labels_are_ignored_and_batches_add_up() -> None:
     model, batches = conv2d(4, 3, 3), batches_of(IMAGE)
     structure = inspect(model, batches[0])
     plain = calibrate(model, structure, batches, positions=ALL).grams["1.weight"]
-    labelled = calibrate(
-        model, structure, [(x, torch.zeros(3)) for x in batches], positions=ALL
-    ).grams["1.weight"]
+    labelled = calibrate(model, structure, [(x, torch.zeros(3)) for x in batches], positions=ALL).grams["1.weight"]
     joined = calibrate(model, structure, [torch.cat(batches)], positions=ALL).grams["1.weight"]
     assert torch.equal(plain.matrix, labelled.matrix)
     assert joined.samples == plain.samples
@@ -154,9 +152,7 @@ def test_a_layer_called_twice_adds_both_inputs() -> None:
 
 
 def test_memory_bound_skips_layers_that_do_not_fit_and_says_why() -> None:
-    model = nn.Sequential(
-        nn.Conv2d(3, 64, 1), nn.Conv2d(64, 8, 3), nn.Conv2d(8, 16, 1), nn.Conv2d(16, 4, 1)
-    ).eval()
+    model = nn.Sequential(nn.Conv2d(3, 64, 1), nn.Conv2d(64, 8, 3), nn.Conv2d(8, 16, 1), nn.Conv2d(16, 4, 1)).eval()
     structure = inspect(model, torch.zeros(1, *IMAGE))
     memory = 8 * (8**2 + 16**2)  # for the two last layers; the 3x3 one wants 8 * 576² bytes
     chosen, skipped = reconstructible(structure, memory=memory)

@@ -90,9 +90,7 @@ def test_full_keep_counts_give_the_dense_outputs(net, structure, calibration) ->
 
 @pytest.mark.parametrize("ranking", ["elimination", "magnitude"])
 def test_reconstruction_lowers_the_output_error(net, structure, calibration, ranking) -> None:
-    refitted, plain = (
-        Pruner(net, structure, calibration, ranking=ranking, reconstruct=way) for way in (True, False)
-    )
+    refitted, plain = (Pruner(net, structure, calibration, ranking=ranking, reconstruct=way) for way in (True, False))
     for counts in (half(structure), [max(1, 3 * group.size // 4) for group in structure.groups]):
         assert refitted.policy(counts) == plain.policy(counts)
         assert output_error(net, refitted.build(counts)) < 0.6 * output_error(net, plain.build(counts))
@@ -129,9 +127,7 @@ def test_every_refitted_layer_solves_its_own_least_squares(net, structure, calib
         target = x @ flat(module.weight, layer.groups)
         solution = torch.linalg.lstsq(x[:, :, columns], target).solution
         expected = torch.cat([part.T.reshape(-1, len(inputs), *layer.kernel) for part in solution])[outputs]
-        torch.testing.assert_close(
-            slim.get_submodule(layer.name).weight.double(), expected, rtol=2e-3, atol=2e-4
-        )
+        torch.testing.assert_close(slim.get_submodule(layer.name).weight.double(), expected, rtol=2e-3, atol=2e-4)
         checked.append(layer.name)
     assert checked == ["inner", "back", "side", "join", "grouped", "hidden", "head"]
 

@@ -79,10 +79,7 @@ def make_run(path: Path, *, episodes: int = 100, finetuned: bool = True, **confi
     write_lines(run.file("timings.jsonl"), [{"episode": n, "seconds": seconds} for n in range(episodes)])
     slim = SLIM | ({"score_finetuned": 0.8622, "test_finetuned": 0.8574} if finetuned else {})
     if finetuned:
-        epochs = [
-            {"epoch": n, "loss": 0.9 - 0.1 * n, "lr": 0.05 / n, "score": 0.82 + 0.008 * n}
-            for n in range(1, 6)
-        ]
+        epochs = [{"epoch": n, "loss": 0.9 - 0.1 * n, "lr": 0.05 / n, "score": 0.82 + 0.008 * n} for n in range(1, 6)]
         write_lines(run.file("finetune.jsonl"), epochs)
     noise = random.Random(4)
     groups = [{"name": n, "size": s, "kept": round(s * noise.uniform(0.25, 1))} for n, s in SIZES.items()]

@@ -91,9 +91,7 @@ def test_warm_up_is_shaded_up_to_its_last_episode() -> None:
     "scores", [[], [0.5], [None], [0.5, 0.5], [0.0, 0.0], [-310.5, 12.25], [1e-9, 2e-9], [0.7] * 500]
 )
 def test_every_number_is_inside_the_drawing(frame: Frame, scores: list[float | None]) -> None:
-    svg = draw(
-        curve(scores=scores, planned=len(scores), percent=False, random=[], uniform=None, warmup=0), frame
-    )
+    svg = draw(curve(scores=scores, planned=len(scores), percent=False, random=[], uniform=None, warmup=0), frame)
     for element in svg.iter():
         for key, limit in (
             ("cx", frame.width),

@@ -83,9 +83,7 @@ def test_figures_and_tables_can_be_read_aloud(tmp_path: Path) -> None:
     page = render(make_run(tmp_path / "run"))
     ids = [value for name, value in page.attributes if name == "id"]
     assert len(ids) == len(set(ids))
-    referred = {
-        part for name, value in page.attributes if name == "aria-labelledby" for part in (value or "").split()
-    }
+    referred = {part for name, value in page.attributes if name == "aria-labelledby" for part in (value or "").split()}
     assert referred <= set(ids)
     assert page.tags.count("table") == page.tags.count("thead")
     assert ("lang", "en") in page.attributes
@@ -165,9 +163,7 @@ def test_unfinished_search_shows_what_there_is(tmp_path: Path, scored: int) -> N
     assert f"search not finished: {scored} of 100 episodes" in text
     assert "macs<=50%: not recounted yet" in text
     assert ("No episode has been scored yet." in text) == (scored == 0)
-    marks = [
-        value for name, value in page.attributes if name == "class" and value in ("c-explore", "c-exploit")
-    ]
+    marks = [value for name, value in page.attributes if name == "class" and value in ("c-explore", "c-exploit")]
     legend = 2 if scored else 0
     assert len(marks) == 2 * scored + legend  # a wide and a narrow drawing
 
@@ -203,9 +199,7 @@ def test_missing_fields_are_left_out(tmp_path: Path, summary: dict[str, Any]) ->
 
 def test_policy_gives_the_groups_where_the_summary_has_none(tmp_path: Path) -> None:
     run = make_unfinished_run(tmp_path / "run")
-    run.write_json(
-        "policy.json", {"method": "channel", "groups": [{"name": "conv1", "size": 8, "keep": [0, 3, 5]}]}
-    )
+    run.write_json("policy.json", {"method": "channel", "groups": [{"name": "conv1", "size": 8, "keep": [0, 3, 5]}]})
     assert "conv1 3 of 8" in words(render(run))
 
 

@@ -21,8 +21,7 @@ def problems(draw, max_groups=4, max_choices=5):
     """Random affine-product costs, one or two budgets, and any reachable limits."""
     groups = draw(st.integers(1, max_groups))
     choices = [
-        tuple(sorted(draw(st.sets(st.integers(1, 20), min_size=1, max_size=max_choices))))
-        for _ in range(groups)
+        tuple(sorted(draw(st.sets(st.integers(1, 20), min_size=1, max_size=max_choices)))) for _ in range(groups)
     ]
     costs = {}
     for metric in (Metric.MACS, Metric.PARAMS):
@@ -120,9 +119,7 @@ def test_unreachable_budget_says_what_is_reachable():
     # Two groups of 10 channels, at least 2 each: 10 + 2 * (2 + 2) of 10 + 2 * (10 + 10): 18 of 50 or 36%.
     decisions = tuple(Decision(name, 10, (2, 10), LAYER) for name in "ab")
     cost = ProductCost(((10.0, ()), (2.0, (0,)), (2.0, (1,))))
-    with pytest.raises(
-        BudgetError, match=r"macs<=35% cannot be reached.* 36% of the macs remain \(18 of 50\)"
-    ):
+    with pytest.raises(BudgetError, match=r"macs<=35% cannot be reached.* 36% of the macs remain \(18 of 50\)"):
         Problem(decisions, {Metric.MACS: cost}, (Budget.parse("macs<=35%"),))
     reachable = Problem(decisions, {Metric.MACS: cost}, (Budget.parse("macs<=36%"),))
     assert Bounds(reachable).allowed([]).tolist() == [2]

@@ -31,9 +31,7 @@ def test_defaults_are_the_papers():
     assert config.warmup_episodes == DDPGConfig.for_episodes(400).warmup_episodes == 100
 
 
-@pytest.mark.parametrize(
-    ("episodes", "warmup"), [(1, 1), (3, 1), (40, 10), (100, 25), (400, 100), (800, 100)]
-)
+@pytest.mark.parametrize(("episodes", "warmup"), [(1, 1), (3, 1), (40, 10), (100, 25), (400, 100), (800, 100)])
 def test_warmup_is_a_quarter_of_the_episodes_up_to_the_papers_hundred(episodes, warmup):
     assert DDPGConfig.for_episodes(episodes).warmup_episodes == warmup
 
@@ -44,9 +42,7 @@ def test_replay_holds_executed_actions_and_explicit_next_states():
     rollouts = play(agent, problem, score, 4)
     transitions = [t for rollout in rollouts for t in rollout.transitions]
     observation, action, reward, following, done = agent.replay.batch(np.arange(36))
-    executed = [
-        1 - k / d.size for r in rollouts for k, d in zip(r.keep_counts, problem.decisions, strict=True)
-    ]
+    executed = [1 - k / d.size for r in rollouts for k, d in zip(r.keep_counts, problem.decisions, strict=True)]
     np.testing.assert_allclose(action[:, 0].numpy(), executed, rtol=1e-6)
     np.testing.assert_array_equal(observation.numpy(), [t.observation for t in transitions])
     np.testing.assert_array_equal(following.numpy(), [t.next_observation for t in transitions])

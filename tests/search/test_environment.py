@@ -94,9 +94,7 @@ def test_observations_and_transitions_are_consistent(make):
     assert every.min() >= 0
     assert every.max() <= 1
     assert (np.diff(every[:, FEATURES.index("reduced")]) >= 0).all()
-    for keep, transition, decision in zip(
-        rollout.keep_counts, rollout.transitions, problem.decisions, strict=True
-    ):
+    for keep, transition, decision in zip(rollout.keep_counts, rollout.transitions, problem.decisions, strict=True):
         assert transition.action == pytest.approx(1 - keep / decision.size)
 
 

@@ -109,9 +109,7 @@ def test_full_disk_leaves_a_valid_journal(path, monkeypatch):
         return real(descriptor, data[:20])
 
     monkeypatch.setattr(os, "write", write_a_little)
-    with pytest.raises(
-        RunError, match=r"No space left.*free some space and resume, the 1 episodes before are safe"
-    ):
+    with pytest.raises(RunError, match=r"No space left.*free some space and resume, the 1 episodes before are safe"):
         journal.append(SECOND)
     monkeypatch.setattr(os, "write", real)
     assert path.read_bytes() == before

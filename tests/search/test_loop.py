@@ -24,9 +24,7 @@ EPISODES = 15
 def run(path, *, seed=0, score=None, agent="ddpg", episodes=EPISODES, **options):
     problem, toy_score = residual_problem(9)
     made = DDPGAgent(problem, SMALL, seed=seed) if agent == "ddpg" else RandomAgent(problem, seed=seed)
-    return search(
-        problem, score or toy_score, made, episodes=episodes, seed=seed, journal_path=path, **options
-    )
+    return search(problem, score or toy_score, made, episodes=episodes, seed=seed, journal_path=path, **options)
 
 
 @pytest.mark.parametrize("agent", ["ddpg", "random"])

@@ -50,18 +50,14 @@ def choices_of(size: int, count: int = 8) -> tuple[int, ...]:
     return tuple(k for k in range(step, size + 1, step) if k >= 0.2 * size)
 
 
-def residual_problem(
-    blocks: int = 9, budget: str = "macs<=50%", seed: int = 0
-) -> tuple[Problem, SensitivityScore]:
+def residual_problem(blocks: int = 9, budget: str = "macs<=50%", seed: int = 0) -> tuple[Problem, SensitivityScore]:
     """Inner widths of residual blocks: cost is a sum of c_i * k_i, as in a CIFAR ResNet."""
     stage = [3 * i // blocks for i in range(blocks)]
     sizes = [16 * 2**s for s in stage]
     sides = [32 // 2**s for s in stage]
     decisions, macs, params = [], [(442_368.0, ())], [(1_000.0, ())]
     for i, (size, side) in enumerate(zip(sizes, sides, strict=True)):
-        layer = LayerFeatures(
-            n=size, c=size, h=side, w=side, stride=1, k=3, macs=2 * 9 * size * size * side * side
-        )
+        layer = LayerFeatures(n=size, c=size, h=side, w=side, stride=1, k=3, macs=2 * 9 * size * size * side * side)
         decisions.append(Decision(f"block{i}", size, choices_of(size), layer))
         macs.append((2.0 * 9 * size * side * side, (i,)))
         params.append((2.0 * 9 * size, (i,)))
@@ -69,18 +65,14 @@ def residual_problem(
     return Problem(tuple(decisions), costs, parse_budgets(budget)), random_score(sizes, seed)
 
 
-def chain_problem(
-    layers: int = 14, budget: str = "macs<=50%", seed: int = 0
-) -> tuple[Problem, SensitivityScore]:
+def chain_problem(layers: int = 14, budget: str = "macs<=50%", seed: int = 0) -> tuple[Problem, SensitivityScore]:
     """A chain of separable convolutions: products of neighbouring widths, as in MobileNet-V1."""
     sizes = [min(512, 32 * 2 ** (i // 2)) for i in range(layers)]
     sides = [max(4, 32 // 2 ** (i // 3)) for i in range(layers)]
     decisions, macs, params = [], [(27.0 * sides[0] ** 2, (0,))], [(27.0, (0,))]
     for i, (size, side) in enumerate(zip(sizes, sides, strict=True)):
         after = sizes[i + 1] if i + 1 < layers else 10
-        layer = LayerFeatures(
-            n=after, c=size, h=side, w=side, stride=1, k=1, macs=(9 + after) * size * side * side
-        )
+        layer = LayerFeatures(n=after, c=size, h=side, w=side, stride=1, k=1, macs=(9 + after) * size * side * side)
         decisions.append(Decision(f"conv{i}", size, choices_of(size, 16), layer))
         macs.append((9.0 * side * side, (i,)))
         params.append((9.0, (i,)))

@@ -179,3 +179,34 @@ def test_a_literal_head_count_is_found_out_and_locked() -> None:
     assert structure.groups == ()
     assert [name for name, _ in certificate.failed] == ["qkv"]
     assert "test_attention.py:" in certificate.failed[0][1].source
+
+
+def test_a_padding_mask_follows_the_heads_also_where_torch_would_pack_the_input() -> None:
+    """Expanded to every head, the mask has whatever heads there are."""
+    torch.manual_seed(0)
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(12, 4, 20, batch_first=True), 2)
+    padding = torch.zeros(2, 5, dtype=torch.bool)
+    padding[1, 3:] = True
+    x = {"src": torch.randn(2, 5, 12), "src_key_padding_mask": padding}
+    structure = assert_exact(model, x)
+    assert sorted(g.size for g in structure.groups) == [4, 4, 20, 20]
+    slim = slice_model(model, structure, structure.mask({g.name: range(2) for g in structure.groups})).eval()
+    with torch.no_grad():  # torch's fast path allowed
+        torch.testing.assert_close(slim(**x).double(), outputs(slim, x)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_expanded_tokens_do_not_become_a_group() -> None:
+    """A learned token repeated over the batch: the batch is no channel."""
+
+    class Token(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token = nn.Parameter(torch.randn(1, 1, 6))
+            self.inside, self.outside = nn.Linear(6, 10), nn.Linear(10, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.inside(self.token.expand(x.shape[0], -1, -1))
+            return self.outside(y.relu()) * x.mean()
+
+    structure = assert_exact(Token(), torch.randn(4, 2))
+    assert sorted(g.size for g in structure.groups) == [6, 10]  # the width of the token and of the layer

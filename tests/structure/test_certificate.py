@@ -143,3 +143,17 @@ def test_a_network_that_returns_nothing_but_nan_is_refused() -> None:
     model, x = Bad(), torch.randn(2, 4)
     with pytest.raises(ModelError, match="cannot be certified"):
         certify(model, inspect(model, x), x)
+
+
+def test_a_forward_that_is_random_is_refused() -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x)) + torch.rand(3)
+
+    model, x = Noisy(), torch.randn(2, 4)
+    with pytest.raises(ModelError, match=r"does not reproduce itself|random in eval mode"):
+        certify(model, inspect(model, x), x)

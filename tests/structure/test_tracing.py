@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amc.errors import ModelError
-from amc.structure import count_macs, inspect
+from amc.structure import count_macs, inspect, slice_model
 from tests.structure.checks import assert_exact
 from tests.structure.toys import Residual, image
 
@@ -120,6 +120,24 @@ def test_attributes_are_restored_even_if_tracing_fails() -> None:
         inspect(model, torch.randn(2, 5, 8, 8))
     assert type(model.count) is int
     assert model.training
+
+
+def test_a_forward_that_counts_its_calls_is_left_as_it_was() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls, self.width = 0, 6
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            self.twice = self.width * 2
+            return self.b(self.a(x).view(-1, self.width))
+
+    model, x = Counting(), torch.randn(3, 4)
+    structure = inspect(model, x)
+    assert (model.calls, type(model.calls), type(model.twice), type(model.width)) == (0, int, int, int)
+    assert slice_model(model, structure, structure.mask({"a": [0, 1]})).width == 2
 
 
 def test_two_calls_of_one_batch_norm_and_a_reused_activation() -> None:

@@ -35,9 +35,7 @@ def numbers(split: ImageSet | FolderSet) -> list[tuple[int, int]]:
     """(class, number of the file) of every image, sorted."""
     assert isinstance(split, ImageSet)
     grey = split.images[:, 0, 0, 0].tolist()
-    return sorted(
-        (label, value - 16 * label) for label, value in zip(split.labels.tolist(), grey, strict=True)
-    )
+    return sorted((label, value - 16 * label) for label, value in zip(split.labels.tolist(), grey, strict=True))
 
 
 class TestBalancedOrder:
@@ -197,9 +195,7 @@ class TestImageFolder:
         again = list(train.training_batches(4, torch.Generator().manual_seed(3)))
         other = list(train.training_batches(4, torch.Generator().manual_seed(4)))
         assert [images.shape for images, _ in first] == [(4, 3, 8, 8)] * 4  # 18 images: the last two wait
-        assert all(
-            torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(first, again, strict=True)
-        )
+        assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(first, again, strict=True))
         assert not all(torch.equal(a[1], b[1]) for a, b in zip(first, other, strict=True))
 
     def test_stopping_early_leaves_no_thread_waiting(self, tmp_path: Path) -> None:
@@ -227,9 +223,7 @@ class TestAugmentation:
         """Every augmented image is one of the shifted, perhaps mirrored, zero-padded originals."""
         from amc.zoo import Augmentation
 
-        images = torch.randint(
-            1, 256, (64, 2, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-        )
+        images = torch.randint(1, 256, (64, 2, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         out = Augmentation(pad=1, flip=True)(images, torch.Generator().manual_seed(1))
         padded = torch.nn.functional.pad(images, (1, 1, 1, 1))
         found = set()

@@ -99,9 +99,7 @@ def test_mobilenet_strides_and_widths() -> None:
 
 def test_width_suffix_is_the_width_factor() -> None:
     suffixed, factor = create_model("vgg16_025").state_dict(), create_model("vgg16", width=0.25).state_dict()
-    assert {key: value.shape for key, value in suffixed.items()} == {
-        key: value.shape for key, value in factor.items()
-    }
+    assert {key: value.shape for key, value in suffixed.items()} == {key: value.shape for key, value in factor.items()}
 
 
 @pytest.mark.parametrize("name", model_names())
@@ -165,9 +163,7 @@ def test_factory_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.Monke
             create_model(spec)
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("torchvision") is None, reason="the extra 'vision' is not installed"
-)
+@pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="the extra 'vision' is not installed")
 def test_factory_of_torchvision() -> None:
     assert count_parameters(create_model("torchvision.models:resnet18")) == 11_689_512
 
@@ -212,9 +208,7 @@ class TestLoadWeights:
             load_weights(create_model("resnet20"), tmp_path / "w.safetensors")
 
     def test_absent_batch_counters_are_no_misfit(self, tmp_path: Path) -> None:
-        state = {
-            key: value for key, value in nn.BatchNorm1d(3).state_dict().items() if "num_batches" not in key
-        }
+        state = {key: value for key, value in nn.BatchNorm1d(3).state_dict().items() if "num_batches" not in key}
         state["running_mean"] = torch.tensor([1.0, 2.0, 3.0])
         save_file(state, tmp_path / "w.safetensors")
         model = nn.BatchNorm1d(3)

@@ -163,8 +163,11 @@ def read_journal(path: Path) -> tuple[dict[str, Any], tuple[EpisodeRecord, ...]]
         raise RunError(f"journal {path} cannot be read: {error.strerror}; check the path and its rights") from error
     if not lines:
         return {}, ()
-    records = tuple(_read_record(path, number, line) for number, line in enumerate(lines[1:], start=2))
-    return json.loads(lines[0]), records
+    try:
+        header = json.loads(lines[0])
+    except ValueError:
+        raise RunError(_corrupt(path, 1, "it is not the JSON header of a journal")) from None
+    return header, tuple(_read_record(path, number, line) for number, line in enumerate(lines[1:], start=2))
 
 
 def _whole_lines(path: Path, content: bytes) -> list[bytes]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -56,24 +56,7 @@ def _assemble(walk: Propagation, traced: Trace) -> Structure:
         return np.full(size, FIXED, dtype=np.int64) if ids is None else slot[channel[ids]]
 
     dense = cost.layer_macs(grouping.sizes, len(walk.layers))
-    layers = tuple(
-        Layer(
-            name=use.weight.rpartition(".")[0] or use.module or use.weight,
-            kind=use.kind,
-            weight=use.weight,
-            bias=use.bias,
-            input=slots(use.input_ids, _input_size(use, shapes)),
-            output=slots(use.output_ids, _output_size(use, shapes)),
-            input_dim=use.input_dim,
-            kernel=use.kernel,
-            stride=use.stride,
-            groups=use.groups,
-            tied_across=use.tied_across,
-            input_size=use.input_size,
-            macs=int(macs),
-        )
-        for use, macs in zip(walk.layers, dense, strict=True)
-    )
+    layers = tuple(_layer(use, int(macs), slots, shapes) for use, macs in zip(walk.layers, dense, strict=True))
     tensors = {
         name: tuple(None if ids is None else slots(ids) for ids in entry) for name, entry in walk.tensors.items()
     }
@@ -85,6 +68,26 @@ def _assemble(walk: Propagation, traced: Trace) -> Structure:
         shapes=shapes,
         attributes=tuple(Attribute(use.module, use.name, slots(use.ids), use.value) for use in walk.attributes),
         cost=cost,
+    )
+
+
+def _layer(
+    use: LayerUse, macs: int, slots: Callable[[Ids | None, int], Slots], shapes: Mapping[str, tuple[int, ...]]
+) -> Layer:
+    return Layer(
+        name=use.weight.rpartition(".")[0] or use.module or use.weight,
+        kind=use.kind,
+        weight=use.weight,
+        bias=use.bias,
+        input=slots(use.input_ids, _input_size(use, shapes)),
+        output=slots(use.output_ids, _output_size(use, shapes)),
+        input_dim=use.input_dim,
+        kernel=use.kernel,
+        stride=use.stride,
+        groups=use.groups,
+        tied_across=use.tied_across,
+        input_size=use.input_size,
+        macs=macs,
     )
 
 

@@ -62,6 +62,10 @@ def certify(
             worst, passed = max(worst, error), passed + 1
             continue
         names = _offenders(structure, check, mask, [g.name for g in structure.groups if g.name not in failed])
+        if not names:  # it fails, and again it does not
+            raise ModelError(
+                f"{type(model).__name__} cannot be certified: its forward is random in eval mode; fix its random state"
+            )
         failed |= names
     return lock_groups(structure, failed), Certificate(keep_sets, worst, tuple(failed.items()))
 

@@ -93,7 +93,7 @@ class Context:
 
     table: ChannelTable
     choices: Mapping[SplitKey, int]  # how many candidate axes of a split to pass over
-    literals: Mapping[str, tuple[Literal, ...]] = field(default_factory=dict)  # by line of the forward
+    literals: tuple[Literal, ...] = ()
     attributes_known: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # by module path
     node: Node | None = None
     live: bool = True  # whether anything the network returns depends on the operator
@@ -101,6 +101,7 @@ class Context:
     layers: list[LayerUse] = field(default_factory=list)
     attributes: list[AttributeUse] = field(default_factory=list)
     splits: list[Split] = field(default_factory=list)
+    free: list[Ids] = field(default_factory=list)  # dimensions that repeat one value
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -133,6 +134,15 @@ class Context:
     def lock(self, ids: Ids | None, reason: str) -> None:
         if ids is not None:
             self.table.lock(ids, self.because(reason))
+
+    def stretched(self, size: int) -> Ids:
+        """Ids of a dimension that repeats one value; those that no parameter is tied to are locked in the end."""
+        ids = self.table.fresh(size)
+        self.free.append(ids)
+        return ids
+
+    def is_stretched(self, ids: Ids | None) -> bool:
+        return any(ids is free for free in self.free)
 
     def tie(self, a: Ids | None, b: Ids | None) -> Ids | None:
         """Tie two dimensions of one size; returns the ids of the result."""
@@ -171,15 +181,19 @@ class Context:
         return False
 
     def _literals(self) -> list[Literal]:
-        """Attributes read on this line, by this module or one around it, the innermost first."""
+        """Attributes of this module or one around it that reach this line, the innermost first.
+
+        Export keeps no line of a forward by another name; then any line of the module itself will do.
+        """
         assert self.node is not None
-        inside = f"{self.module}."
+        line, inside = source_line(self.node), f"{self.module}."
         here = [
             literal
-            for literal in self.literals.get(source_line(self.node), ())
-            if not literal.module or inside.startswith(f"{literal.module}.")
+            for literal in self.literals
+            if literal.module == self.module
+            or (literal.line == line and (not literal.module or inside.startswith(f"{literal.module}.")))
         ]
-        return sorted(here, key=lambda literal: -len(literal.module))
+        return sorted(here, key=lambda literal: (literal.line != line, -len(literal.module)))
 
     def cost(self, sizes: Sequence[int], dims: Sequence[Ids | None], *, layer: int | None = None) -> None:
         """Multiply-accumulates: the product of these sizes, of which those with ids shrink with them."""

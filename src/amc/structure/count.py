@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from amc.structure.slicing import with_tensors
+from amc.structure.slicing import copy_model, with_tensors
 from amc.structure.trace import Example, inference
 
 
@@ -28,7 +28,7 @@ def count_macs(model: nn.Module, example_input: Any) -> int:
         RuntimeError,
         AssertionError,
     ):  # constants on another device, data-dependent code
-        return _count(model, example)
+        return _count(copy_model(model).requires_grad_(False), example)
 
 
 def count_params(model: nn.Module) -> int:
@@ -54,4 +54,5 @@ def _to_meta(value: Any) -> Any:
 def on_meta(model: nn.Module) -> nn.Module:
     """A copy without storage."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    return with_tensors(model, {name: tensor.detach().to("meta") for name, tensor in tensors})
+    copied = with_tensors(model, {name: tensor.detach().to("meta") for name, tensor in tensors})
+    return copied.requires_grad_(False)  # the counter's hooks stumble over views of parameters that want gradients

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -28,6 +28,7 @@ class Literal:
     value: int  # of the attribute
     size: int  # as the call was given it
     place: int  # among the numbers of the call, from the end: -1 is the last
+    line: str  # `file.py:12`, the user's
 
 
 class AttributeInt(int):
@@ -60,8 +61,8 @@ class AttributeInt(int):
 
 
 @contextlib.contextmanager
-def watching(model: nn.Module) -> Iterator[Callable[[], Mapping[str, tuple[Literal, ...]]]]:
-    """Watch the attributes of `model` in the forward passes inside; the value tells what was seen by line.
+def watching(model: nn.Module) -> Iterator[Callable[[], tuple[Literal, ...]]]:
+    """Watch the attributes of `model` in the forward passes inside; the value tells what was seen.
 
     The attributes are as before afterwards.
     """
@@ -76,10 +77,13 @@ def watching(model: nn.Module) -> Iterator[Callable[[], Mapping[str, tuple[Liter
                     touched.append((module, name, value))
                     vars(module)[name] = AttributeInt.of(value, (path, name, value))
         with watcher:
-            yield lambda: {line: tuple(found) for line, found in watcher.found.items()}
+            yield lambda: tuple(watcher.found)
     finally:
         for module, name, value in touched:
             vars(module)[name] = value
+        for module in model.modules():  # what the forward computed from them and kept
+            kept = {name: int(value) for name, value in vars(module).items() if isinstance(value, AttributeInt)}
+            vars(module).update(kept)
 
 
 class _Watcher(TorchFunctionMode):
@@ -87,17 +91,19 @@ class _Watcher(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: dict[str, dict[Literal, None]] = {}
+        self.found: dict[Literal, None] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if len(args) == 1 and not kwargs:  # most calls: a property, or an operator without numbers
+            return func(*args)
         numbers = list(_numbers((args, kwargs or {})))
         for place, number in enumerate(numbers, start=-len(numbers)):
             if isinstance(number, AttributeInt):
                 module, name, value = number.origin
-                line = self.found.setdefault(_user_frame(sys._getframe(1)), {})
-                line[Literal(module, name, value, int(number), place)] = None
+                line = _user_frame(sys._getframe(1))
+                self.found[Literal(module, name, value, int(number), place, line)] = None
         return func(*args, **(kwargs or {}))
 
 

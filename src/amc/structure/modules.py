@@ -110,3 +110,12 @@ def slim_attention_(module: nn.MultiheadAttention) -> None:
     if inner != module.embed_dim:
         module.__class__ = SlimMultiheadAttention
         module._qkv_same_embed_dim = False  # keeps torch's fused layers, which assume equal widths, away
+
+
+def avoid_nested_tensors_(model: nn.Module) -> None:
+    """Keep torch's encoders from packing padded inputs for fused layers that slim attentions do not take, in place."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder) and any(
+            isinstance(inner, SlimMultiheadAttention) for inner in module.modules()
+        ):
+            module.use_nested_tensor = False

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.fx import GraphModule, Node
 
-from amc.structure.channels import ChannelTable, Resolution
+from amc.structure.channels import ChannelTable, Lock, Resolution
 from amc.structure.context import AttributeUse, Context, Dims, LayerUse, Split, SplitKey, Term, Tracked
 from amc.structure.rules import apply_rule
 from amc.structure.trace import Trace
@@ -86,6 +86,7 @@ def _walk(trace: Trace, choices: dict[SplitKey, int]) -> tuple[Context, dict[str
             env[node] = _value(ctx, node, env)
     _lock_unused(ctx, tensors)
     _tie_attributes(ctx)
+    _lock_free(ctx, tensors)
     return ctx, tensors
 
 
@@ -188,3 +189,17 @@ def _tie_attributes(ctx: Context) -> None:
         other = first.setdefault((use.module, use.name), use)
         if other.ids.size == use.ids.size:
             ctx.table.tie(other.ids, use.ids)
+
+
+def _lock_free(ctx: Context, tensors: dict[str, Dims]) -> None:
+    """Stretched dimensions that no parameter is tied to, such as a batch, have a fixed size."""
+    if not ctx.free:
+        return
+    channel = ctx.table.resolve().channel
+    held = np.zeros(channel.max(initial=-1) + 1, dtype=bool)
+    for dims in tensors.values():
+        for ids in dims:
+            if ids is not None:
+                held[channel[ids]] = True
+    for ids in ctx.free:
+        ctx.table.lock(ids[~held[channel[ids]]], Lock("it repeats one value a fixed number of times"))

@@ -12,7 +12,7 @@ from torch import nn
 
 from amc.errors import ModelError
 from amc.structure.grouping import FIXED
-from amc.structure.modules import SlimMultiheadAttention, slim_attention_
+from amc.structure.modules import SlimMultiheadAttention, avoid_nested_tensors_, slim_attention_
 from amc.structure.structure import Mask, Slots, Structure
 
 
@@ -102,6 +102,7 @@ def _update_attributes_(slim: nn.Module, structure: Structure, mask: Mask) -> No
         setattr(slim.get_submodule(use.module), use.name, kept * use.value // use.slots.size)
     for module in slim.modules():
         _update_sizes_(module)
+    avoid_nested_tensors_(slim)
 
 
 def _update_sizes_(module: nn.Module) -> None:

@@ -6,6 +6,8 @@ The trace keeps the module path and source line of every operator, for messages 
 from __future__ import annotations
 
 import contextlib
+import io
+import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -50,7 +52,7 @@ class Trace:
     shapes: Mapping[str, tuple[int, ...]]  # every parameter and buffer of the model
     parameters: tuple[str, ...]  # names of the parameters, tied ones once
     attributes: Mapping[str, Mapping[str, int]]  # per module path: its integer attributes, such as groups
-    literals: Mapping[str, tuple[Literal, ...]]  # per line of the forward: attributes that reach it
+    literals: tuple[Literal, ...]  # integer attributes that reach an operator
 
 
 @contextlib.contextmanager
@@ -72,8 +74,7 @@ def inference(model: nn.Module) -> Iterator[None]:
 def trace(model: nn.Module, example: Example) -> Trace:
     """Export `model` on `example`; ModelError, naming the cause, if torch.export cannot follow it."""
     try:
-        with inference(model), warnings.catch_warnings(), watching(model) as seen:
-            warnings.simplefilter("ignore")
+        with inference(model), _quiet(), watching(model) as seen:
             program = torch.export.export(model, example.args, dict(example.kwargs), strict=False)
     except Exception as error:  # torch.export raises whatever the user's forward does
         raise ModelError(f"torch.export cannot trace {type(model).__name__}: {_cause(error)}") from error
@@ -92,6 +93,20 @@ def trace(model: nn.Module, example: Example) -> Trace:
     }
     nodes = tuple(program.graph.nodes)
     return Trace(nodes, _live(nodes), tensors, shapes, parameters, attributes, seen())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what torch.export warns, logs and prints off the user's terminal: errors are told in our own line."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _live(nodes: tuple[Node, ...]) -> frozenset[Node]:

@@ -57,7 +57,8 @@ def _reshape_block(ctx: Context, old: Sequence[int], ids: Dims, new: Sequence[in
     live = [d for d, entry in enumerate(ids) if entry is not None]
     if not live:
         return [None] * len(new)
-    axis = max(live, key=lambda d: old[d])
+    axis = max(live, key=lambda d: (not ctx.is_stretched(ids[d]), old[d]))
+    live = [d for d in live if d == axis or not ctx.is_stretched(ids[d])]
     for other in live:
         if other != axis:
             ctx.lock(ids[other], f"{ctx.operator} merges it with other channels")
@@ -277,13 +278,16 @@ def slice_(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Dims:
 
 @rule("expand", "expand_as", "broadcast_to")
 def expand(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Dims:
-    """New leading dimensions and stretched ones have a fixed size."""
+    """New and stretched dimensions repeat one value: they take any size that what they meet has.
+
+    So a mask expanded to all heads loses the heads that the queries lose.
+    """
     extra = len(ctx.output_shape) - x.rank
     dims: list[Ids | None] = [None] * extra
     for size, new, ids in zip(x.shape, ctx.output_shape[extra:], x.ids, strict=True):
         if size != new:
             ctx.lock(ids, f"{ctx.operator} stretches it")
-        dims.append(ids if size == new else None)
+        dims.append(ids if size == new else ctx.stretched(new))
     return tuple(dims)
 
 
