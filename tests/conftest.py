@@ -1,5 +1,9 @@
 """What every test shares."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: networks this small are slower on two threads
+
 import pytest
 import torch
 
