@@ -28,7 +28,7 @@ SEGMENTATION = {
 }  # fmt: skip
 DETECTION = {
     "backbone of fasterrcnn_resnet50_fpn": 64, "backbone of retinanet_resnet50_fpn": 64,
-    "backbone of fasterrcnn_mobilenet_v3_large_fpn": 96, "backbone of ssd300_vgg16": 128,
+    "backbone of fasterrcnn_mobilenet_v3_large_fpn": 96, "backbone of ssd300_vgg16": 300,
     "backbone of ssdlite320_mobilenet_v3_large": 96,
 }  # fmt: skip
 VIDEO = {"r3d_18": 32}

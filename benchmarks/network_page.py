@@ -31,6 +31,9 @@ sizes from their input's shape (`C // self.num_heads`, `reshape(B, N, C)`), whic
 heads counted by an attribute go; everything next to standardised weights. GoogLeNet's auxiliary classifiers are not
 used in eval mode and so keep their parameters.
 
+Not in the table yet, and known to have less than 80% prunable for the same reasons: torchvision's swin_v2, and timm's
+BEiT, CaiT, PVT-v2, Twins, XCiT, DaViT, CAFormer, EVA-02, most of MViT and FocalNet, and the other NF-Nets.
+
 ## Summary
 
 {summary}
