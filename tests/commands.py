@@ -174,6 +174,7 @@ def _say(message: Any) -> None:
 def _child(request: Mapping[str, Any]) -> None:
     """Become `amc ARGUMENTS`; never returns."""
     code = 1
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a background job starts with ignores it
     try:
         os.chdir(request["cwd"])
         for descriptor, name in ((1, "out"), (2, "err")):

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from amc.search.bounds import Bounds
+from amc.search.budget import Metric
 from amc.search.ddpg import DDPGAgent, DDPGConfig, ReplayBuffer
 from amc.search.environment import roll_out
+from amc.search.loop import search
 from tests.search.toys import residual_problem
 
 SMALL = DDPGConfig(warmup_episodes=4, hidden=16, batch_size=8, replay_size=40, updates_per_episode=2)
@@ -114,3 +116,11 @@ def test_global_random_states_are_neither_read_nor_moved():
 
 def test_empty_replay_buffer_has_no_transitions():
     assert len(ReplayBuffer(3)) == 0
+
+
+def test_a_budget_that_asks_for_nothing_can_be_searched() -> None:
+    problem, score = residual_problem(3, "macs<=100%", 0)
+    agent = DDPGAgent(problem, DDPGConfig.for_episodes(3), seed=0)
+    result = search(problem, score, agent, episodes=3, seed=0)
+    dense = problem.cost(Metric.MACS, problem.dense)
+    assert all(record.cost["macs"] >= 0.98 * dense for record in result.episodes)

@@ -224,8 +224,9 @@ class _Actor(nn.Module):
 
     def aim_at(self, sparsity: float) -> None:
         """Let the untrained actor answer about `sparsity` everywhere."""
+        within = min(max(sparsity, 0.01), 0.99)  # a sigmoid never reaches the ends
         with torch.no_grad():
-            self.last.bias.fill_(math.log(sparsity / (1 - sparsity)))
+            self.last.bias.fill_(math.log(within / (1 - within)))
 
 
 class _Critic(nn.Module):
