@@ -83,7 +83,8 @@ def amc(
             threading.Thread(target=_killer, args=(pid, kill_when, kill_with, ended), daemon=True).start()
         code = json.loads(_line(server))["code"]
         ended.set()
-        return Finished(code, out.read_text(encoding="utf-8"), err.read_text(encoding="utf-8"))
+        texts = [path.read_text(encoding="utf-8") if path.exists() else "" for path in (out, err)]  # killed at once
+        return Finished(code, *texts)
 
 
 def contents(directory: Path) -> Mapping[str, str]:
