@@ -31,6 +31,7 @@ def main() -> None:
         "search-*.json": search_section,
         "rival-*.json": rival_section,
         "episode-*.json": episode_section,
+        "speed-*.json": speed_section,
         "reconstruction-*.json": reconstruction_section,
         "toys.json": toys_section,
     }
@@ -117,6 +118,20 @@ def episode_section(record: dict[str, Any]) -> str:
         f"({speed['least']:.2f} to {speed['most']:.2f}). "
         f"Ranking, factorising and solving for all keep counts, once, take as long as "
         f"{record['reconstruction_in_episodes']:.1f} episodes.\n" + machine(record)
+    )
+
+
+def speed_section(record: dict[str, Any]) -> str:
+    rows = [[name, f"{row['dense']:.2f} s", f"{row['speedup']:.2f}"] for name, row in record["rows"].items()]
+    lock = f" --lock {' '.join(record['locked'])}" if record["locked"] else ""
+    return (
+        f"## Speed of scoring: {record['model']}\n\n"
+        f"`python benchmarks/scoring_speed.py --model {record['model']}{lock}`: every group{' but these' * bool(lock)} "
+        f"halved, {record['macs']:.1%} of the MACs, {record['images']} images, CPU seconds of one thread, medians of "
+        f"{record['rounds']} alternating rounds.\n\n" + table(["variant", "dense", "times as fast"], rows) + "\n"
+        "torch's convolutions (oneDNN) compute channels in blocks of 16 on this processor, so a convolution with 8 "
+        "output channels costs nearly as much as one with 16: narrow networks gain less than their MACs say, wide ones "
+        "more.\n" + machine(record)
     )
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from amc.errors import DataError
 from amc.structure import Layer, Structure
@@ -104,7 +105,7 @@ def calibrate(
     watch = _Watch({id(named[name]): gram for name, gram in grams.items()}, positions, seed)
     count = 0
     with inference(model), attention_by_parts(model), watch:
-        for example in _examples(batches):
+        for example in _examples(batches, _device_of(model)):
             model(*example.args, **example.kwargs)
             count += 1
     if count == 0:
@@ -119,9 +120,14 @@ def calibrate(
     return Calibration(grams, skipped)
 
 
-def _examples(batches: Iterable[Any]) -> Iterator[Example]:
+def _device_of(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def _examples(batches: Iterable[Any], device: torch.device) -> Iterator[Example]:
     for batch in batches:
-        yield Example.of(batch[0] if isinstance(batch, (list, tuple)) else batch)
+        inputs = batch[0] if isinstance(batch, (list, tuple)) else batch
+        yield Example.of(tree_map(lambda part: part.to(device) if isinstance(part, Tensor) else part, inputs))
 
 
 class _Watch(TorchFunctionMode):

@@ -1,0 +1,84 @@
+"""Why scoring a network of half the MACs is not twice as fast, and what was tried.
+
+    python benchmarks/scoring_speed.py --model resnet20
+
+Random weights and images (speed does not depend on them). Dense and slim alternate, in CPU seconds of one thread, which
+other work on the machine disturbs least. The outcome goes to benchmarks/results/speed-MODEL.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+
+from amc.rundir import atomic_write_bytes
+from amc.structure import inspect, slice_model
+from amc.summary import environment
+from amc.zoo import create_model
+
+RESULTS = Path(__file__).parent / "results"
+VARIANTS = {  # name: (batch size, batch norms folded into convolutions, channels-last, bfloat16)
+    "as scored: batch 64, channels-last": (64, False, True, False),
+    "batch 16": (16, False, True, False),
+    "batch 250": (250, False, True, False),
+    "batch norm folded": (64, True, True, False),
+    "channels first": (64, False, False, False),
+    "channels first, batch norm folded": (64, True, False, False),
+    "bfloat16": (64, False, True, True),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--lock", nargs="*", default=[], help="groups to leave whole")
+    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    dense = create_model(args.model).eval()
+    example = torch.zeros(1, 3, 32, 32)
+    structure = inspect(dense, example)
+    counts = [g.size if g.name in args.lock else g.size // 2 for g in structure.groups]
+    keep = {group.name: np.arange(count) for group, count in zip(structure.groups, counts, strict=True)}
+    slim = slice_model(dense, structure, structure.mask(keep)).eval()
+    images = torch.rand(args.images, 3, 32, 32)
+    rows = {name: compared(dense, slim, images, variant, args.rounds) for name, variant in VARIANTS.items()}
+    record = {"model": args.model, "macs": structure.cost.macs(counts) / structure.macs, "locked": args.lock}
+    record |= {"rows": rows, "images": args.images, "rounds": args.rounds, "environment": environment()}
+    atomic_write_bytes(RESULTS / f"speed-{args.model}.json", (json.dumps(record, indent=1) + "\n").encode())
+    print(json.dumps(rows, indent=1))
+
+
+def compared(
+    dense: nn.Module, slim: nn.Module, images: Tensor, variant: tuple[int, bool, bool, bool], rounds: int
+) -> dict[str, float]:
+    """Median seconds of the dense network, and the median ratio to the slim one."""
+    batch, folded, channels_last, bf16 = variant
+    networks = [fuse(network) for network in (dense, slim)] if folded else [dense, slim]
+    x = images.contiguous(memory_format=torch.channels_last) if channels_last else images
+    seconds = [[scored(network, x, batch, bf16) for network in networks] for _ in range(rounds + 1)][1:]
+    return {
+        "dense": statistics.median(pair[0] for pair in seconds),
+        "speedup": statistics.median(pair[0] / pair[1] for pair in seconds),
+    }
+
+
+def scored(network: nn.Module, x: Tensor, batch: int, bf16: bool) -> float:
+    began = time.process_time()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        for part in x.split(batch):
+            network(part)
+    return time.process_time() - began
+
+
+if __name__ == "__main__":
+    main()

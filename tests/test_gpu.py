@@ -1,0 +1,27 @@
+"""The same job on a CUDA device: skipped where there is none."""
+
+import pytest
+import torch
+
+import amc
+from amc.evaluation import Evaluator
+from amc.recovery import FineTuneConfig, finetune
+from amc.zoo import create_model, load_data, load_weights, model_info
+
+
+@pytest.mark.gpu
+def test_the_whole_job_on_a_cuda_device() -> None:
+    info, data = model_info("digits_cnn"), load_data("digits")
+    assert info is not None
+    assert info.weights is not None
+    model = create_model("digits_cnn").eval()
+    load_weights(model, info.weights)
+    model, example = model.cuda(), torch.zeros(1, 1, 8, 8, device="cuda")
+    result = amc.compress(
+        model, example, calibration=data.calibration.batches(256), evaluate=data.search, episodes=8, seed=0
+    )
+    assert {parameter.device.type for parameter in result.model.parameters()} == {"cuda"}
+    assert 0.49 <= amc.count_macs(result.model, example) / amc.count_macs(model, example) <= 0.5
+    assert result.summary["slim"]["score"] > 0.7
+    finetune(result.model, data.train, FineTuneConfig(epochs=2))
+    assert Evaluator(data.search)(result.model) > 0.9
