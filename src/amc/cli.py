@@ -66,18 +66,19 @@ def _reported(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @_reported
 def _take_recipe(context: typer.Context, path: Path | None) -> Path | None:
-    """Let the recipe give the defaults of the other options, MODEL included."""
+    """Let the recipe give the defaults of the command's other options, MODEL included."""
     from amc.recipes import load_recipe
 
     if path is not None:
-        options = {parameter.name for parameter in context.command.params if parameter.name} - {"recipe", "out_dir"}
-        context.default_map = load_recipe(path, options).search
+        own = {"recipe", "run", "out_dir", "as_json"}  # of this call alone
+        options = {parameter.name for parameter in context.command.params if parameter.name} - own
+        context.default_map = load_recipe(path, str(context.info_name), options)
     return path
 
 
 RecipeOption = Annotated[
     Path | None,
-    typer.Option(help="TOML file that gives defaults for MODEL and the options.", is_eager=True, callback=_take_recipe),
+    typer.Option(help="TOML file that gives defaults for the other options.", is_eager=True, callback=_take_recipe),
 ]
 
 
@@ -205,6 +206,7 @@ def finetune(
     distill: Annotated[float | None, typer.Option(help="Weight of the dense network's answers, in [0, 1].")] = None,
     bf16: Annotated[bool, typer.Option(help="Train in bfloat16.")] = False,
     seed: Annotated[int | None, typer.Option(help="Of shuffling and augmentation.")] = None,
+    recipe: RecipeOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Fine-tune the slim network of a run; the last epoch is reported."""
