@@ -127,7 +127,7 @@ def load(args: argparse.Namespace) -> dict[str, Any]:
 def save(args: argparse.Namespace, finetuned: dict[str, Any] | None = None) -> None:
     """Collect what the finished runs say."""
     record: dict[str, Any] = {"model": args.model, "budget": args.budget, "episodes": args.episodes}
-    record["scoring"] = "float32" if args.fp32 else "bfloat16"
+    record |= {"scoring": "float32" if args.fp32 else "bfloat16", "search_images": args.search_images}
     record["seeds"] = {}
     for seed in args.seeds:
         path = run_path(args, seed)
