@@ -113,6 +113,20 @@ def test_what_comes_from_the_run_is_escaped(tmp_path: Path) -> None:
     assert "<i>layer</i>" in page.text
 
 
+def test_locks_and_the_certificate_are_told(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    summary = run.read_json("summary.json")
+    summary["locked"] = [{"name": f"layer{i}", "size": 16, "reason": f"zero padding <{i}>"} for i in range(14)]
+    summary["certificate"] = {"keep_sets": 3, "worst_error": 2.4e-16, "locked": ["conv9"]}
+    run.write_json("summary.json", summary)
+    text = words(render(run))
+    assert "layer11 16 zero padding <11>" in text
+    assert "layer12" not in text
+    assert "And 2 more in summary.json" in text
+    assert "on 3 random keep sets; the largest difference was 2e-16 of the output" in text
+    assert "Groups for which they differed, now locked: 1." in text
+
+
 def test_exceeded_budget_is_not_called_held(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     run.write_json("summary.json", run.read_json("summary.json") | {"slim": SLIM | {"macs": 21_000_000}})

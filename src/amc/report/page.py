@@ -33,6 +33,7 @@ from amc.report.tables import (
 from amc.rundir import RunDir
 
 _SHOWN_FAILURES = 20
+_SHOWN_LOCKS = 12
 _SHOWN_BEST = 5
 
 
@@ -103,6 +104,9 @@ def _context(record: RunRecord) -> dict[str, object]:
         "charts": [learning_curve(curve, WIDE, name="wide"), learning_curve(curve, NARROW, name="narrow")],
         "best": [_best_row(episode, record, percent=percent) for episode in record.best[:_SHOWN_BEST]],
         "has_uniform": any(group.uniform is not None for group in record.groups),
+        "certificate": _certificate_text(summary.get("certificate")),
+        "locked": [item for item in summary.get("locked") or () if isinstance(item, Mapping)][:_SHOWN_LOCKS],
+        "locked_left": max(0, len(summary.get("locked") or ()) - _SHOWN_LOCKS),
         "failures": record.failed[:_SHOWN_FAILURES],
         "failures_left": max(0, len(record.failed) - _SHOWN_FAILURES),
         "times": _times(record.seconds),
@@ -116,6 +120,18 @@ def _context(record: RunRecord) -> dict[str, object]:
         "random_best": format_score(max(_scores(record.random), default=None), percent=percent),
         "uniform_score": format_score(curve.uniform, percent=percent),
     }
+
+
+def _certificate_text(certificate: Any) -> str:
+    """What was proved of the structure before the search; nothing where nothing was checked."""
+    if not isinstance(certificate, Mapping) or not certificate.get("keep_sets"):
+        return ""
+    text = (
+        f"Before the search, the sliced network was compared with the masked one on {certificate['keep_sets']} random "
+        f"keep sets; the largest difference was {float(certificate.get('worst_error') or 0):.0e} of the output."
+    )
+    failed = certificate.get("locked") or ()
+    return text + (f" Groups for which they differed, now locked: {len(failed)}." if failed else "")
 
 
 def _percent(record: RunRecord) -> bool:
