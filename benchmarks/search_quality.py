@@ -134,7 +134,8 @@ def save(args: argparse.Namespace, finetuned: dict[str, Any] | None = None) -> N
         if not (path / rundir.SUMMARY).exists():
             continue
         summary = RunDir.open(path).read_json(rundir.SUMMARY)
-        summary.pop("locked", None)
+        for name in ("locked", "data"):  # paths of the machine that measured
+            summary.pop(name, None)
         record["seeds"][str(seed)] = summary
     record["finetuned"] = load(args).get("finetuned", {}) if finetuned is None else finetuned
     record["environment"] = environment()
