@@ -113,7 +113,8 @@ def episode_section(record: dict[str, Any]) -> str:
         f"{record['images']} search images, {record['scoring']}, {record['threads']} thread(s), medians of "
         f"{record['rounds']} rounds in which dense and slim alternate.\n\n"
         + table(["part", "time"], rows)
-        + f"\nEverything but scoring takes {record['overhead']:.1%} of an episode. Scoring at 50% of the MACs is "
+        + f"\nEverything but judging the network (re-estimating its batch norms, and the score) takes "
+        f"{record['overhead']:.1%} of an episode. Scoring at 50% of the MACs is "
         f"{speed['median']:.2f} times as fast as scoring the dense network "
         f"({speed['least']:.2f} to {speed['most']:.2f}). "
         f"Ranking, factorising and solving for all keep counts, once, take as long as "
