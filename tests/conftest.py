@@ -4,8 +4,14 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: networks this small are slower on two threads
 
+import hypothesis
 import pytest
 import torch
+
+# CI repeats itself: the same examples every time. Elsewhere hypothesis goes on looking.
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("local", deadline=None)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
