@@ -5,7 +5,6 @@ makes one from what the user has. `reestimate_batchnorm_` gives a sliced network
 activations.
 """
 
-import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, runtime_checkable
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from amc.errors import DataError, EvaluationError
+from amc.modes import evaluating
 
 Batch = tuple[Tensor, Tensor]
 Score = Callable[[nn.Module], float]
@@ -98,18 +98,6 @@ def as_evaluator(evaluate: Score | BatchSource | Iterable[Batch], *, autocast: b
     raise EvaluationError(
         f"evaluate is a {type(evaluate).__name__}; give a function module -> float or a loader of (images, labels)"
     )
-
-
-@contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode inside the block; every submodule back in its own mode after it."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 @torch.no_grad()

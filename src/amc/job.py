@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from amc.config import SearchConfig
 from amc.errors import AmcError, DataError, EvaluationError
-from amc.evaluation import as_evaluator, evaluating
+from amc.evaluation import as_evaluator
+from amc.modes import evaluating
 from amc.problem import make_problem
 from amc.pruning import Pruner, calibrate
 from amc.scoring import Evaluate, PolicyScorer
@@ -40,7 +41,6 @@ class Job:
     problem: Problem
     scorer: PolicyScorer
     dense_score: float
-    notes: dict[str, str] = field(default_factory=dict)  # layers without reconstruction, and why
 
 
 def prepare(
@@ -74,7 +74,7 @@ def prepare(
     watch.stage("ranking and reconstruction")
     pruner = Pruner(model, structure, gathered, ranking=config.ranking, reconstruct=config.reconstruct)
     scorer = PolicyScorer(pruner, score, limited(batches, config.bn_images))
-    return Job(model, example_input, config, structure, certificate, problem, scorer, dense, dict(gathered.skipped))
+    return Job(model, example_input, config, structure, certificate, problem, scorer, dense)
 
 
 def score_of(score: Evaluate, model: nn.Module, which: str) -> float:

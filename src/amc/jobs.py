@@ -19,7 +19,7 @@ from amc.config import SearchConfig
 from amc.errors import AmcError, DataError, EvaluationError, ModelError, RunError
 from amc.evaluation import Evaluator, as_evaluator
 from amc.job import Observer
-from amc.problem import keep_choices
+from amc.problem import MAX_SPARSITY, keep_choices
 from amc.pruning import reconstructible
 from amc.recovery import EpochRecord, FineTuneConfig, StepRecord
 from amc.recovery import finetune as recover
@@ -185,7 +185,7 @@ def parse_shape(text: str) -> tuple[int, ...]:
 def structure_record(
     spec: str, shape: tuple[int, ...], structure: Structure, certificate: Certificate | None
 ) -> dict[str, Any]:
-    least = np.array([keep_choices(group.size, None, 0.8)[0] for group in structure.groups], dtype=np.int64)
+    least = np.array([keep_choices(group.size, None, MAX_SPARSITY)[0] for group in structure.groups], dtype=np.int64)
     return {
         "model": spec,
         "input": list(shape),

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amc.errors import AmcError
-from amc.evaluation import evaluating
+from amc.modes import evaluating
 
 Batch = tuple[Tensor, Tensor]
 

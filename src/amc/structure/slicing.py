@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from amc.errors import ModelError
-from amc.structure.grouping import FIXED
 from amc.structure.modules import SlimMultiheadAttention, avoid_nested_tensors_, slim_attention_
 from amc.structure.structure import Mask, Slots, Structure
 
@@ -131,4 +130,4 @@ def _update_sizes_(module: nn.Module) -> None:
         slim_attention_(module)
 
 
-__all__ = ["FIXED", "kept_positions", "mask_model", "slice_model"]
+__all__ = ["kept_positions", "mask_model", "slice_model"]

@@ -20,6 +20,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
 from amc.errors import ModelError
+from amc.modes import evaluating
 from amc.structure.literals import Literal, watching
 
 
@@ -58,17 +59,13 @@ class Trace:
 @contextlib.contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
     """Eval mode without gradients; attention by its plain formula, which every tool here can follow."""
-    modes = [(module, module.training) for module in model.modules()]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    model.eval()
     try:
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-        for module, training in modes:
-            module.training = training
 
 
 def trace(model: nn.Module, example: Example) -> Trace:

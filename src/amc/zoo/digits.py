@@ -8,31 +8,19 @@ blocks.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from amc.zoo.resnet import initialise_
+from amc.zoo.resnet import BasicBlock, initialise_
 
 WIDTHS = (8, 16, 32)
 BLOCKS = 2  # in each stage
 
 
-class ProjectionBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut: the identity, or a 1x1 convolution where the shape changes."""
+class ProjectionBlock(BasicBlock):
+    """A basic block whose shortcut is a 1x1 convolution where the shape changes."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or in_channels != channels:
-            projection = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False)
-            self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[N, C_in, H, W]` -> `[N, C, H / stride, W / stride]`."""
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        return F.relu(out + self.shortcut(x))
+    def bridge(self, in_channels: int, channels: int, stride: int) -> nn.Module:
+        """1x1 convolution and batch norm."""
+        projection = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False)
+        return nn.Sequential(projection, nn.BatchNorm2d(channels))
 
 
 class DigitsCNN(nn.Module):

@@ -38,8 +38,12 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != channels:
-            added = channels - in_channels
-            self.shortcut = ZeroPadShortcut(before=added // 2, after=added - added // 2)
+            self.shortcut = self.bridge(in_channels, channels, stride)
+
+    def bridge(self, in_channels: int, channels: int, stride: int) -> nn.Module:
+        """What brings the input to the output's shape."""
+        added = channels - in_channels
+        return ZeroPadShortcut(before=added // 2, after=added - added // 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, C_in, H, W]` -> `[N, C, H / stride, W / stride]`."""

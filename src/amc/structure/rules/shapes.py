@@ -72,7 +72,7 @@ def _reshape_block(ctx: Context, old: Sequence[int], ids: Dims, new: Sequence[in
     return [flat] if len(new) == 1 else list(ctx.split(flat, new))
 
 
-@rule("squeeze", "unsqueeze", "unsqueeze_n")
+@rule("squeeze", "unsqueeze")
 def squeeze(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Dims:
     """Dimensions of size one come and go."""
     dim = ctx.argument("dim")
