@@ -155,6 +155,7 @@ def _warm_up() -> None:
     import sklearn.datasets  # noqa: F401
     import torch
 
+    import amc
     import amc.jobs
     import amc.terminal
     from amc.report.page import PackageLoader  # noqa: F401
@@ -162,9 +163,9 @@ def _warm_up() -> None:
     torch.set_num_threads(1)
     model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 1), torch.nn.Conv2d(4, 2, 1)).eval()
     example = torch.zeros(1, 1, 4, 4)
-    structure = amc.jobs.inspect_structure(model, example)
-    amc.jobs.certify(model, structure, example, keep_sets=1)
-    amc.jobs.count_macs(model, example)
+    structure = amc.inspect(model, example)
+    amc.certify(model, structure, example, keep_sets=1)
+    amc.count_macs(model, example)
 
 
 def _say(message: Any) -> None:

@@ -1,0 +1,32 @@
+"""`amc …`: the command line, and the only package that prints.
+
+Exit codes: 0 done, 2 the user's input is wrong (one line: what, which value, what to do), 1 a fault of ours,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+import typer
+
+from amc.cli.finetune import finetune
+from amc.cli.search import demo, inspect, report, resume, search
+
+app = typer.Typer(
+    help="Prune a trained network to a budget with a reinforcement-learning agent.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for command in (demo, inspect, search, resume, finetune, report):
+    app.command()(command)
+
+
+def main() -> None:
+    """Entry point of the `amc` command."""
+    sys.path.insert(0, "")  # package.module:factory may lie in the current directory
+    warnings.filterwarnings("ignore", module=r"torch\.")  # meant for whoever writes code that calls torch
+    app()

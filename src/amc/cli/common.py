@@ -1,0 +1,86 @@
+"""What the commands share: consoles, options, and how a mistake is reported."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from amc.errors import AmcError
+
+out = Console(highlight=False)  # results
+err = Console(stderr=True, highlight=False)  # progress and errors
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The directory that `amc search --out` made.")]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A zoo or torchvision name, timm:NAME, or package.module:factory.")
+]
+WeightsOption = Annotated[
+    Path | None,
+    typer.Option(help="State dict of the trained network: safetensors, or torch.save of tensors only."),
+]
+InputOption = Annotated[str | None, typer.Option("--input", help="Shape of one example without the batch: 3x224x224.")]
+LockOption = Annotated[list[str] | None, typer.Option(help="Keep layers of this name or pattern whole (repeat).")]
+OnlyOption = Annotated[list[str] | None, typer.Option(help="Prune only layers of this name or pattern (repeat).")]
+
+
+def reported(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A user's mistake becomes one line and exit code 2."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except AmcError as error:
+            err.print(f"amc: {' '.join(str(error).split())}", style="red", soft_wrap=True, markup=False)
+            raise typer.Exit(2) from None
+        except OSError as error:  # a full disk, a path that cannot be written
+            place = f" '{error.filename}'" if error.filename else ""
+            err.print(f"amc: {error.strerror or error}{place}", style="red", soft_wrap=True, markup=False)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            err.print("amc: interrupted; nothing is lost, `amc resume RUN` goes on", soft_wrap=True)
+            raise typer.Exit(130) from None
+
+    return run
+
+
+@reported
+def take_recipe(context: typer.Context, path: Path | None) -> Path | None:
+    """Let the recipe give the defaults of the command's other options, MODEL included."""
+    from amc.recipes import load_recipe
+
+    if path is not None:
+        own = {"recipe", "run", "out_dir", "as_json"}  # of this call alone
+        options = {parameter.name for parameter in context.command.params if parameter.name} - own
+        context.default_map = load_recipe(path, str(context.info_name), options)
+    return path
+
+
+RecipeOption = Annotated[
+    Path | None,
+    typer.Option(help="TOML file that gives defaults for the other options.", is_eager=True, callback=take_recipe),
+]
+
+
+def finish(run: Path, as_json: bool) -> None:
+    """What every job ends with: its summary, as a table or as JSON."""
+    from amc.rundir import SUMMARY, RunDir
+    from amc.terminal import show_summary
+
+    summary = RunDir.open(run).read_json(SUMMARY)
+    if as_json:
+        print_json(summary | {"run": str(run)})
+    else:
+        show_summary(out, run, summary)
+
+
+def print_json(record: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(record, indent=2, ensure_ascii=False) + "\n")

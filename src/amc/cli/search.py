@@ -1,0 +1,145 @@
+"""`amc demo`, `inspect`, `search`, `resume` and `report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from amc.cli.common import (
+    InputOption,
+    JsonFlag,
+    LockOption,
+    ModelArgument,
+    OnlyOption,
+    RecipeOption,
+    RunArgument,
+    WeightsOption,
+    err,
+    finish,
+    out,
+    print_json,
+    reported,
+)
+
+
+@reported
+def demo(
+    out_dir: Annotated[Path, typer.Option("--out", help="Where to keep the run.")] = Path("runs/demo"),
+    episodes: Annotated[int, typer.Option(help="Policies to score.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of the agent and the fine-tuning.")] = 0,
+    as_json: JsonFlag = False,
+) -> None:
+    """The whole job on built-in data, offline: search, fine-tune, report."""
+    from amc.jobs import demo as job
+    from amc.terminal import Progress
+
+    finish(job(out_dir, episodes=episodes, seed=seed, progress=Progress(err)), as_json)
+
+
+@reported
+def inspect(
+    model: ModelArgument,
+    weights: WeightsOption = None,
+    input_shape: InputOption = None,
+    certify: Annotated[int, typer.Option(help="Random keep sets to check.", min=0)] = 1,
+    lock: LockOption = None,
+    only: OnlyOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """What can be pruned, what each budget can reach, and what is locked and why."""
+    from amc.jobs import inspect as job
+    from amc.terminal import show_structure
+
+    found = job(
+        model,
+        weights=weights,
+        input_shape=input_shape,
+        keep_sets=certify,
+        lock=tuple(lock or ()),
+        only=tuple(only or ()),
+    )
+    if as_json:
+        print_json(found)
+    else:
+        show_structure(out, found)
+
+
+@reported
+def search(
+    model: ModelArgument,
+    out_dir: Annotated[Path, typer.Option("--out", help="Directory for the run; must not hold another.")],
+    weights: WeightsOption = None,
+    data: Annotated[
+        str | None, typer.Option(help="digits, cifar10:ROOT, imagefolder:ROOT, or package.module:factory.")
+    ] = None,
+    budget: Annotated[str, typer.Option(help='Such as "macs<=50%" or "macs<=50%,params<=60%".')] = "macs<=50%",
+    episodes: Annotated[int, typer.Option(help="Policies to score.")] = 400,
+    agent: Annotated[str, typer.Option(help="ddpg, random, uniform, shallow or deep.")] = "ddpg",
+    baseline: Annotated[
+        list[str] | None, typer.Option(help="Score beside the agent: uniform, random, shallow, deep (repeat), or none.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same search.")] = 0,
+    evaluate: Annotated[
+        str | None, typer.Option(help="package.module:function, module -> score, instead of top-1 accuracy.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="What is pruned.")] = "channel",
+    round_to: Annotated[
+        int | None, typer.Option(help="Keep counts are multiples of this (default: 8 or less).")
+    ] = None,
+    max_sparsity: Annotated[float, typer.Option(help="Largest share of a group that may go.")] = 0.8,
+    ranking: Annotated[str, typer.Option(help="elimination or magnitude.")] = "elimination",
+    reconstruct: Annotated[bool, typer.Option(help="Refit pruned layers by least squares.")] = True,
+    bn_images: Annotated[int, typer.Option(help="Images to re-estimate batch norms on; 0: do not.")] = 512,
+    calibration_images: Annotated[int, typer.Option(help="Training images for calibration.")] = 2048,
+    search_images: Annotated[
+        int | None, typer.Option(help="Images that give the score (default: the whole split).")
+    ] = None,
+    image_size: Annotated[int, typer.Option(help="Of an imagefolder, in pixels.")] = 224,
+    bf16: Annotated[bool, typer.Option(help="Score in bfloat16.")] = False,
+    keep_sets: Annotated[int, typer.Option("--certify", help="Random keep sets to check first.")] = 3,
+    lock: LockOption = None,
+    only: OnlyOption = None,
+    test: Annotated[bool, typer.Option(help="Evaluate dense and slim on the test split at the end.")] = True,
+    recipe: RecipeOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Search for the best way to meet a budget."""
+    from amc.jobs import search as job
+    from amc.terminal import Progress
+
+    baselines = ("uniform",) if baseline is None else tuple(name for name in baseline if name != "none")
+    settings = {
+        "budget": budget, "episodes": episodes, "agent": agent, "seed": seed, "method": method,
+        "baselines": tuple(name for name in baselines if name != agent), "round_to": round_to,
+        "max_sparsity": max_sparsity, "ranking": ranking, "reconstruct": reconstruct, "bn_images": bn_images,
+        "calibration_images": calibration_images, "bf16": bf16, "keep_sets": keep_sets,
+        "lock": tuple(lock or ()), "only": tuple(only or ()),
+    }  # fmt: skip
+    origin = {
+        "command": "search", "model": model, "weights": None if weights is None else str(weights.resolve()),
+        "data": data, "evaluate": evaluate, "search_images": search_images, "image_size": image_size, "test": test,
+    }  # fmt: skip
+    finish(job(out_dir, origin, settings, progress=Progress(err)), as_json)
+
+
+@reported
+def resume(run: RunArgument, as_json: JsonFlag = False) -> None:
+    """Go on with a search that was stopped; the result is that of an uninterrupted one."""
+    from amc.jobs import resume as job
+    from amc.terminal import Progress
+
+    finish(job(run, progress=Progress(err)), as_json)
+
+
+@reported
+def report(run: RunArgument, as_json: JsonFlag = False) -> None:
+    """Write RUN/report.html again."""
+    from amc.report import render_report
+
+    path = render_report(run)
+    if as_json:
+        print_json({"report": str(path)})
+    else:
+        out.print(f"report: {path}", soft_wrap=True)

@@ -1,0 +1,8 @@
+"""What the commands do: names and paths to networks and data, then the library. Prints nothing."""
+
+from amc.jobs.finetune import finetune
+from amc.jobs.inspect import inspect
+from amc.jobs.origin import BATCH, data_of, network_of
+from amc.jobs.search import demo, resume, search
+
+__all__ = ["BATCH", "data_of", "demo", "finetune", "inspect", "network_of", "resume", "search"]

@@ -1,0 +1,98 @@
+"""`amc inspect`: the structure of a network as a record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from amc.errors import AmcError, ModelError
+from amc.problem import MAX_SPARSITY, keep_choices
+from amc.pruning import reconstructible
+from amc.structure import Certificate, Structure, certify, restrict
+from amc.structure import inspect as inspect_structure
+from amc.zoo import create_model, load_weights, model_info
+
+
+def inspect(
+    spec: str,
+    *,
+    weights: Path | None,
+    input_shape: str | None,
+    keep_sets: int,
+    lock: tuple[str, ...],
+    only: tuple[str, ...],
+) -> dict[str, Any]:
+    """The structure of a network as a record: costs, groups, locks, certificate, reachable budgets."""
+    model = create_model(spec)
+    if weights:
+        load_weights(model, weights)
+    info = model_info(spec)
+    shape = parse_shape(input_shape) if input_shape else (info.input_shape if info else None)
+    if shape is None:
+        raise ModelError(f"'{spec}' is your own network: give the shape of one example, such as --input 3x224x224")
+    example = torch.zeros(1, *shape)
+    structure = inspect_structure(model, example)
+    if lock or only:
+        structure = restrict(structure, lock=lock, only=only)
+    certificate = None
+    if keep_sets and structure.groups:
+        structure, certificate = certify(model, structure, example, keep_sets=keep_sets)
+    return structure_record(spec, shape, structure, certificate) | refitting_record(structure)
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """`3x224x224` -> (3, 224, 224)."""
+    try:
+        shape = tuple(int(part) for part in text.lower().replace(",", "x").split("x"))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise AmcError(f"input shape {text!r} is malformed; write 3x224x224")
+    return shape
+
+
+def structure_record(
+    spec: str, shape: tuple[int, ...], structure: Structure, certificate: Certificate | None
+) -> dict[str, Any]:
+    least = np.array([keep_choices(group.size, None, MAX_SPARSITY)[0] for group in structure.groups], dtype=np.int64)
+    return {
+        "model": spec,
+        "input": list(shape),
+        "macs": structure.macs,
+        "params": structure.params,
+        "prunable_macs": structure.prunable_macs(),
+        "least": {"macs": structure.cost.macs(least), "params": structure.cost.params(least)},
+        "groups": [
+            {
+                "name": group.name,
+                "size": group.size,
+                "producers": [structure.layers[index].name for index in group.producers],
+                "consumers": [structure.layers[index].name for index in group.consumers],
+                "macs": sum(structure.layers[i].macs for i in {*group.producers, *group.consumers}),
+            }
+            for group in structure.groups
+        ],
+        "locked": [
+            {"name": item.name, "size": item.size, "reason": str(item.lock), "source": item.lock.source}
+            for item in structure.locked
+        ],
+        "certificate": None
+        if certificate is None
+        else {
+            "keep_sets": certificate.keep_sets,
+            "worst_error": certificate.worst_error,
+            "passed": certificate.passed,
+        },
+    }
+
+
+def refitting_record(structure: Structure) -> dict[str, Any]:
+    """Which layers are refitted by least squares after a cut, and why the others are only sliced."""
+    refitted, sliced = reconstructible(structure)
+    return {
+        "refitted": list(refitted),
+        "only_sliced": [{"name": name, "reason": reason} for name, reason in sliced.items()],
+    }

@@ -1,0 +1,54 @@
+"""From a run's config.json back to the network, the data and the score it is about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from amc.errors import DataError, EvaluationError, ModelError, RunError
+from amc.rundir import RunDir
+from amc.zoo import DataSplits, create_model, load_data, load_weights, model_info
+from amc.zoo._import import import_factory
+
+BATCH = 256  # images a calibration batch
+
+
+def config_of(run: RunDir, remedy: str) -> dict[str, Any]:
+    """The config.json of a run whose network and data can be built again by name."""
+    config = run.config()
+    if not config.get("model"):
+        raise RunError(f"'{run.path}' was started from Python, with a network that has no name; {remedy}")
+    return config
+
+
+def network_of(origin: Mapping[str, Any]) -> nn.Module:
+    """The trained network a run is about: a zoo name or factory, and its weights."""
+    spec = str(origin["model"])
+    model = create_model(spec)
+    info = model_info(spec)
+    weights = origin.get("weights") or (info.weights if info else None)
+    if weights:
+        load_weights(model, Path(weights))
+    elif info is not None:
+        raise ModelError(f"'{spec}' has no built-in weights; give those of a trained network with --weights FILE")
+    return model.eval()
+
+
+def data_of(origin: Mapping[str, Any]) -> DataSplits:
+    """The data set a run is about; a zoo network with its own data set needs none given."""
+    info = model_info(str(origin["model"]))
+    spec = origin.get("data") or (info.data if info else None)
+    if not spec:
+        raise DataError("no data set given; write --data cifar10:ROOT, imagefolder:ROOT or package.module:factory")
+    return load_data(
+        str(spec), search_images=origin.get("search_images"), image_size=int(origin.get("image_size") or 224)
+    )
+
+
+def evaluate_of(origin: Mapping[str, Any], data: DataSplits) -> Any:
+    """The user's own function, or the search split for top-1 accuracy."""
+    spec = origin.get("evaluate")
+    return import_factory(str(spec), EvaluationError) if spec else data.search

@@ -1,0 +1,101 @@
+"""`amc search`, `amc resume` and `amc demo`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from amc import rundir
+from amc.compress import compress
+from amc.config import SearchConfig
+from amc.errors import DataError, RunError
+from amc.job import Observer
+from amc.jobs.finetune import finetune
+from amc.jobs.origin import BATCH, config_of, data_of, evaluate_of, network_of
+from amc.jobs.progress import Progress
+from amc.report import render_report
+from amc.rundir import RunDir
+from amc.zoo import DataSplits
+
+
+def search(out: Path, origin: Mapping[str, Any], settings: Mapping[str, Any], *, progress: Progress) -> Path:
+    """A new run in `out`; returns its path."""
+    RunDir.refuse_occupied(out)
+    SearchConfig(**settings)  # wrong settings are found before anything is loaded
+    return _run(out, dict(origin), settings, progress, resuming=False)
+
+
+def resume(run_path: Path, *, progress: Progress) -> Path:
+    """Go on with the run in `run_path`."""
+    run = RunDir.open(run_path)
+    config = config_of(run, "call amc.compress(..., run_dir=..., resume=True) again")
+    if run.has(rundir.SUMMARY):  # finished; what was fine-tuned since must stay
+        with run.lock():
+            render_report(run)
+        return run_path
+    settings = SearchConfig.from_json(config).to_json()
+    return _run(run_path, config, settings, progress, resuming=True)
+
+
+def _run(out: Path, origin: dict[str, Any], settings: Mapping[str, Any], progress: Progress, *, resuming: bool) -> Path:
+    progress.stage("network and data")
+    model, data = network_of(origin), data_of(origin)
+    origin["input_shape"] = list(data.input_shape)
+    example = torch.zeros(1, *data.input_shape)
+    _check_fit(model, data, str(origin["model"]))
+    agents = (*settings["baselines"], settings["agent"])
+    progress.plan({name: int(settings["episodes"]) if name in ("ddpg", "random") else 1 for name in agents})
+    try:
+        compress(
+            model,
+            example,
+            calibration=data.calibration.batches(BATCH),
+            evaluate=evaluate_of(origin, data),
+            test=data.test if origin.get("test", True) else None,
+            run_dir=out,
+            resume=resuming,
+            origin=origin,
+            observer=Observer(progress.stage, progress.structure, progress.dense, progress.episode),
+            **settings,
+        )
+    finally:
+        progress.close()
+    return out
+
+
+def _check_fit(model: nn.Module, data: DataSplits, name: str) -> None:
+    """One forward pass on an example: a network for other images is found here."""
+    try:
+        with torch.inference_mode():
+            model(torch.zeros(1, *data.input_shape))
+    except Exception as error:  # whatever the user's forward raises
+        shape = "x".join(map(str, data.input_shape))
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"'{name}' cannot take {shape} images of '{data.name}': {reason}; choose fitting data"
+        ) from None
+
+
+def demo(out: Path, *, episodes: int, seed: int, progress: Progress) -> Path:
+    """Search and fine-tune the built-in network; an earlier demo in the same place is replaced."""
+    torch.set_num_threads(1)  # in networks this small a second thread only gets in the way
+    origin = {"command": "demo", "model": "digits_cnn", "weights": None, "data": "digits", "test": True}
+    settings = SearchConfig(episodes=episodes, seed=seed, baselines=("uniform", "random"))
+    if out.exists() and _is_demo(out):  # after the settings have been found right
+        with RunDir.open(out).lock():  # not while another process is at it
+            shutil.rmtree(out)
+    search(out, origin, settings.to_json(), progress=progress)
+    return finetune(out, {"epochs": 10, "seed": seed}, progress=progress)
+
+
+def _is_demo(out: Path) -> bool:
+    """Only what an earlier demo wrote may be removed."""
+    try:
+        return RunDir.open(out).config().get("command") == "demo"
+    except RunError:
+        return False
