@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from amc.errors import ModelError
+from amc.errors import ModelError, RunError
+from amc.storage import read_state
 from amc.zoo._import import call_factory
 from amc.zoo.digits import DigitsCNN
 from amc.zoo.mobilenet import MobileNetV1
@@ -101,9 +101,10 @@ def model_info(spec: str) -> ModelInfo | None:
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Fill `model`, in place, from a state dict on disk: safetensors, or one of torch.save.
 
-    Nothing but tensors is unpickled. A state dict inside a checkpoint (under `state_dict` or `model`) is
-    found, a `module.` before every key (DataParallel) taken off. Raises ModelError where the file cannot be
-    read, or naming the keys and shapes that do not fit; the model is then as it was.
+    Nothing but tensors is unpickled; sparse ones (`amc.storage`) come back dense. A state dict inside a checkpoint
+    (under `state_dict` or `model`) is found, a `module.` before every key (DataParallel) taken off. Raises
+    ModelError where the file cannot be read, or naming the keys and shapes that do not fit; the model is then as it
+    was.
     """
     path = Path(path)
     state = _strip_prefix(_read_state(path))
@@ -148,8 +149,10 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"weights '{path}' not found; check the path")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            return read_state(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except RunError as problem:
+        raise ModelError(str(problem)) from problem
     except pickle.UnpicklingError as problem:
         raise ModelError(
             f"weights '{path}' hold more than tensors and are not unpickled, for safety; "
