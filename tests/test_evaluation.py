@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from amc.errors import DataError, EvaluationError
-from amc.evaluation import Evaluator, as_evaluator, evaluating, reestimate_batchnorm_
+from amc.evaluation import Evaluator, PairedEvaluator, as_evaluator, evaluating, reestimate_batchnorm_
+from amc.statistics import Measured, PairedDrop
 from amc.zoo import ImageSet
 
 CLASSES = 4
@@ -109,6 +110,67 @@ class TestEvaluator:
     def test_output_that_is_no_logits(self) -> None:
         with pytest.raises(EvaluationError, match=r"\[40, 1, 2, 2\] for 40 images"):
             Evaluator(ImageSet(*labelled()))(nn.Identity())
+
+    def test_which_images_are_right(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        expected = [True] * 30 + [False] * 10
+        for limit in (1 << 30, 100):  # kept, and read anew each time
+            monkeypatch.setattr("amc.evaluation.KEEP_FLOAT_BYTES", limit)
+            evaluator = Evaluator(ImageSet(*labelled()), batch_size=7)
+            correct = evaluator.correct(FirstPixels())
+            assert correct.dtype == torch.bool
+            assert correct.tolist() == expected
+            assert len(evaluator) == 40
+            assert evaluator(FirstPixels()) == 0.75
+
+    @pytest.mark.parametrize("limit", [1 << 30, 100])
+    @pytest.mark.parametrize("batches", [[41], [1, 1, 39], [7] * 5 + [6], None])
+    def test_halves_hold_every_other_image(
+        self, monkeypatch: pytest.MonkeyPatch, limit: int, batches: list[int] | None
+    ) -> None:
+        monkeypatch.setattr("amc.evaluation.KEEP_FLOAT_BYTES", limit)
+        images, labels = labelled(41, wrong=11)
+        source = ImageSet(images, labels)
+        whole = Evaluator(
+            source if batches is None else zip(images.split(batches), labels.split(batches), strict=True),
+            batch_size=4,
+        )
+        correct = whole.correct(FirstPixels())
+        first, second = whole.halves()
+        assert (len(first), len(second)) == (21, 20)
+        assert torch.equal(first.correct(FirstPixels()), correct[::2])
+        assert torch.equal(second.correct(FirstPixels()), correct[1::2])
+        assert torch.equal(whole.correct(FirstPixels()), correct)
+
+    @pytest.mark.parametrize("limit", [1 << 30, 1])
+    def test_one_image_has_no_halves(self, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+        monkeypatch.setattr("amc.evaluation.KEEP_FLOAT_BYTES", limit)
+        with pytest.raises(DataError, match="one image cannot be divided"):
+            Evaluator(ImageSet(*labelled(1, wrong=0))).halves()
+
+
+class TestPairedEvaluator:
+    def test_score_comes_with_the_error_of_its_difference(self) -> None:
+        class Shifted(FirstPixels):
+            """Right where the other is wrong and the label is the next one: on the last ten images."""
+
+            def forward(self, x: Tensor) -> Tensor:
+                return super().forward(x).roll(1, dims=1)
+
+        images, labels = labelled()
+        evaluate = PairedEvaluator(Evaluator(ImageSet(images, labels)), FirstPixels())
+        assert (evaluate.dense_score, evaluate.images) == (0.75, 40)
+        same, other = evaluate(FirstPixels()), evaluate(Shifted())
+        assert isinstance(same, Measured)
+        assert (same, same.standard_error) == (0.75, 2 / 40)  # the guard alone: sqrt(4) / 40
+        assert evaluate.compare(Shifted()) == PairedDrop(40, lost=30, gained=10)
+        assert (other, other.standard_error) == (0.25, PairedDrop(40, 30, 10).standard_error)
+
+    def test_it_passes_as_a_score_and_so_does_a_callables_own_error(self) -> None:
+        evaluate = PairedEvaluator(Evaluator(ImageSet(*labelled())), FirstPixels())
+        assert as_evaluator(evaluate) is evaluate
+        score = as_evaluator(lambda module: Measured(0.5, 0.01))(FirstPixels())
+        assert isinstance(score, Measured)
+        assert score.standard_error == 0.01
 
 
 class TestAsEvaluator:

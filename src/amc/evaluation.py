@@ -1,10 +1,11 @@
 """A network -> its score.
 
 `Evaluator` is the score of the method: top-1 accuracy of the network on images kept in memory. `as_evaluator`
-makes one from what the user has. `reestimate_batchnorm_` gives a sliced network the statistics of its own
-activations.
+makes one from what the user has. `PairedEvaluator` adds how sure the score is, beside the dense network.
+`reestimate_batchnorm_` gives a sliced network the statistics of its own activations.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, runtime_checkable
@@ -15,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from amc.errors import DataError, EvaluationError
 from amc.modes import evaluating
+from amc.statistics import Measured, PairedDrop, compare
 
 Batch = tuple[Tensor, Tensor]
 Score = Callable[[nn.Module], float]
@@ -57,14 +59,18 @@ class Evaluator:
                 self._source = source
             else:
                 self._kept = list(source.batches(batch_size))
-        if self._source is None and not sum(len(labels) for _, labels in self._kept):
+        if len(self) == 0:
             raise DataError("the set to evaluate on is empty; give it at least one image")
 
     def __call__(self, module: nn.Module) -> float:
         """The share of images whose largest logit is that of their label."""
+        correct = self.correct(module)
+        return int(correct.sum()) / len(correct)
+
+    def correct(self, module: nn.Module) -> Tensor:
+        """Which images the network gets right: bool [N] on the CPU, always in the same order."""
         device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-        correct = torch.zeros((), dtype=torch.int64, device=device)
-        count = 0
+        right: list[Tensor] = []  # on the device until the end: nothing waits for it in between
         dtype = torch.bfloat16
         with (
             evaluating(module),
@@ -73,12 +79,60 @@ class Evaluator:
         ):
             for images, labels in self._batches():
                 logits = module(images.to(device))
-                correct += _count_correct(logits, labels.to(device))
-                count += len(labels)
-        return int(correct) / count
+                right.append(_correct(logits, labels.to(device)))
+            return torch.cat(right).cpu()
+
+    def halves(self) -> tuple["Evaluator", "Evaluator"]:
+        """Two evaluators, on every other image each: one to search on, one to confirm on what the first found.
+
+        Images that are kept in memory are copied. Raises DataError for fewer than two images.
+        """
+        parts = []
+        for first in (0, 1):
+            part = copy.copy(self)
+            if self._source is None:
+                part._kept = [_checked(batch) for batch in _every_other(self._kept, first)]
+            else:
+                part._source = _EveryOther(self._source, first)
+            parts.append(part)
+        if len(parts[1]) == 0:
+            raise DataError("one image cannot be divided into a half to search on and one to confirm on; give more")
+        return parts[0], parts[1]
+
+    def __len__(self) -> int:
+        """How many images."""
+        return sum(len(labels) for _, labels in self._kept) if self._source is None else len(self._source)
 
     def _batches(self) -> Iterable[Batch]:
         return self._kept if self._source is None else self._source.batches(self._batch_size)
+
+
+class PairedEvaluator:
+    """Accuracy with the standard error of its difference from the dense network's, on the same images."""
+
+    def __init__(self, evaluator: Evaluator, dense: nn.Module) -> None:
+        """`dense` is evaluated here, once."""
+        self._evaluator = evaluator
+        self._dense = evaluator.correct(dense)
+
+    @property
+    def dense_score(self) -> float:
+        """The dense network's accuracy."""
+        return int(self._dense.sum()) / len(self._dense)
+
+    @property
+    def images(self) -> int:
+        """On how many images."""
+        return len(self._dense)
+
+    def __call__(self, module: nn.Module) -> Measured:
+        """The network's accuracy, as `Evaluator` gives it, and that standard error."""
+        right = self._evaluator.correct(module)
+        return Measured(int(right.sum()) / len(right), compare(self._dense, right).standard_error)
+
+    def compare(self, module: nn.Module) -> PairedDrop:
+        """What the network loses against the dense one, counted in images."""
+        return compare(self._dense, self._evaluator.correct(module))
 
 
 def as_evaluator(evaluate: Score | BatchSource | Iterable[Batch], *, autocast: bool = False) -> Score:
@@ -87,7 +141,7 @@ def as_evaluator(evaluate: Score | BatchSource | Iterable[Batch], *, autocast: b
     The score of a callable may be any finite number; EvaluationError where it is not. What it raises passes
     through.
     """
-    if isinstance(evaluate, Evaluator):
+    if isinstance(evaluate, Evaluator | PairedEvaluator):
         return evaluate
     if isinstance(evaluate, BatchSource):
         return Evaluator(evaluate, autocast=autocast)
@@ -144,7 +198,28 @@ def _checked(batch: object) -> Batch:
     return images, labels
 
 
-def _count_correct(logits: object, labels: Tensor) -> Tensor:
+class _EveryOther:
+    """Every other image of a source that is too large to keep."""
+
+    def __init__(self, source: BatchSource, first: int) -> None:
+        self._source, self._first = source, first
+
+    def __len__(self) -> int:
+        return (len(self._source) + 1 - self._first) // 2
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        return _every_other(self._source.batches(2 * batch_size), self._first)
+
+
+def _every_other(batches: Iterable[Batch], first: int) -> Iterator[Batch]:
+    """Images first, first + 2, ... counted through all batches; no empty batches."""
+    for images, labels in batches:
+        if len(labels) > first:
+            yield images[first::2], labels[first::2]
+        first = (first - len(labels)) % 2
+
+
+def _correct(logits: object, labels: Tensor) -> Tensor:
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(labels):
         shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise EvaluationError(
@@ -153,7 +228,7 @@ def _count_correct(logits: object, labels: Tensor) -> Tensor:
         )
     if logits.isnan().any():
         raise EvaluationError("the network's logits are NaN; check its weights and the normalisation of the images")
-    return (logits.argmax(dim=1) == labels).sum()
+    return logits.argmax(dim=1) == labels
 
 
 def _checked_score(evaluate: Score) -> Score:
@@ -165,6 +240,6 @@ def _checked_score(evaluate: Score) -> Score:
             raise EvaluationError(f"evaluate returned a {type(value).__name__}; it must return a number") from problem
         if not math.isfinite(number):
             raise EvaluationError(f"evaluate returned {number}; it must return a finite number, higher for better")
-        return number
+        return value if isinstance(value, Measured) else number
 
     return score

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from amc.search.baselines import RandomAgent, UniformAgent
+from amc.search.baselines import RUNGS, RampAgent, RandomAgent, UniformAgent
 from amc.search.bounds import Bounds
 from amc.search.environment import roll_out
 from amc.search.problem import Problem
@@ -74,3 +74,57 @@ def test_without_a_budget_wishes_are_only_clipped():
     free = Surface(Problem(problem.decisions, problem.costs))
     assert free.land(np.full(9, 2.0)).tolist() == [1.0] * 9
     assert free.land(np.full(9, 0.0)).tolist() == free.least_fractions.tolist()
+
+
+@pytest.mark.parametrize("make", [residual_problem, chain_problem])
+def test_without_a_budget_random_policies_cover_the_range_of_costs(make):
+    problem, _ = make()
+    free = Problem(problem.decisions, problem.costs)
+    agent = RandomAgent(free, seed=0)
+    costs = [free.cost(free.metric, play(free, agent, episode)) for episode in range(200)]
+    least, dense = free.cost(free.metric, free.least), free.cost(free.metric, free.dense)
+    where = np.histogram((np.array(costs) - least) / (dense - least), bins=5, range=(0, 1))[0]
+    # Independent draws would all lie within the middle fifths.
+    assert (where >= 0.08 * 200).all()
+    fractions = np.stack([Surface(free).sample(np.random.default_rng(i)) for i in range(50)])
+    assert (fractions >= free.least / free.dense).all()
+    assert (fractions <= 1).all()
+    assert np.ptp(fractions, axis=1).max() > 0.5  # policies are not all uniform
+
+
+def test_without_a_budget_uniform_offers_a_ladder():
+    problem, _ = residual_problem(9)
+    free = Problem(problem.decisions, problem.costs)
+    agent = UniformAgent(free)
+    assert agent.max_episodes == RUNGS
+    policies = [play(free, agent, episode) for episode in range(RUNGS)]
+    assert policies[0] == tuple(free.dense)
+    assert policies[-1] == tuple(free.least)
+    costs = [free.cost(free.metric, policy) for policy in policies]
+    assert costs == sorted(costs, reverse=True)
+    # Dense 1.0 down to 0.25 (the least of 16 and 32 channels), in equal steps.
+    least = float((free.least / free.dense).min())
+    fractions = np.array(policies[10]) / free.dense
+    assert fractions == pytest.approx(1 - 10 / (RUNGS - 1) * (1 - least), abs=1 / 16 + 1e-9)
+
+
+@pytest.mark.parametrize("name", ["shallow", "deep"])
+def test_without_a_budget_ramps_are_offered_at_every_level(name):
+    problem, _ = residual_problem(9)
+    free = Problem(problem.decisions, problem.costs)
+    agent = RampAgent(free, name)
+    assert agent.max_episodes == RUNGS
+    policies = [play(free, agent, episode) for episode in range(RUNGS)]
+    assert (policies[0], policies[-1]) == (tuple(free.dense), tuple(free.least))
+    middle = np.array(policies[RUNGS // 2]) / free.dense
+    assert (middle[-1] - middle[0] > 0.4) == (name == "shallow")
+    assert (middle[0] - middle[-1] > 0.4) == (name == "deep")
+
+
+def test_landing_at_a_cost_takes_the_budgets_place():
+    problem, _ = chain_problem()
+    free = Problem(problem.decisions, problem.costs)
+    wish, dense = np.linspace(0.4, 0.9, len(free.decisions)), free.cost(free.metric, free.dense)
+    landed = Surface(free).land(wish, cost=0.3 * dense)
+    assert free.cost(free.metric, np.rint(landed * free.dense)) == pytest.approx(0.3 * dense, rel=0.02)
+    assert landed == pytest.approx(Surface(chain_problem(budget="macs<=30%")[0]).land(wish))

@@ -1,15 +1,18 @@
 """The feasible set: no overshoot, no false refusal, and the surface is met whenever it can be."""
 
 import itertools
+import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from amc.errors import BudgetError
 from amc.search.bounds import Bounds, nearest_choice
 from amc.search.budget import Budget, Metric
+from amc.search.environment import Walk
 from amc.search.problem import Decision, LayerFeatures, Problem
 from tests.search.toys import ProductCost, residual_problem
 
@@ -18,20 +21,21 @@ LAYER = LayerFeatures(n=8, c=8, h=4, w=4, stride=1, k=3, macs=100)
 
 @st.composite
 def problems(draw, max_groups=4, max_choices=5):
-    """Random affine-product costs, one or two budgets, and any reachable limits."""
+    """Random affine-product costs, one to three budgets, and any reachable limits."""
     groups = draw(st.integers(1, max_groups))
     choices = [
         tuple(sorted(draw(st.sets(st.integers(1, 20), min_size=1, max_size=max_choices)))) for _ in range(groups)
     ]
     costs = {}
-    for metric in (Metric.MACS, Metric.PARAMS):
+    for metric in (Metric.MACS, Metric.PARAMS, Metric.SIZE):
         single = [(float(draw(st.integers(0, 50))), (i,)) for i in range(groups)]
         pairs = [(float(draw(st.integers(0, 9))), (i, i + 1)) for i in range(groups - 1)]
         costs[metric] = ProductCost(((float(draw(st.integers(1, 40))), ()), *single, *pairs))
     decisions = tuple(Decision(f"g{i}", c[-1], c, LAYER) for i, c in enumerate(choices))
     free = Problem(decisions, costs)
     budgets = []
-    for metric in draw(st.sampled_from([(Metric.MACS,), (Metric.PARAMS, Metric.MACS)])):
+    limited = [(Metric.MACS,), (Metric.PARAMS, Metric.MACS), (Metric.SIZE, Metric.MACS, Metric.PARAMS)]
+    for metric in draw(st.sampled_from(limited)):
         least, dense = free.cost(metric, free.least), free.cost(metric, free.dense)
         budgets.append(Budget(metric, absolute=least + draw(st.floats(0, 1)) * (dense - least)))
     return Problem(decisions, costs, tuple(budgets))
@@ -58,6 +62,55 @@ def test_upper_bound_allows_exactly_the_keep_counts_with_a_feasible_completion(p
         for prefix in {p[:step] for p in feasible}:
             completed = sorted({p[step] for p in feasible if p[:step] == prefix})
             assert bounds.allowed(prefix).tolist() == completed
+
+
+GRID = 200  # weights of a layer, one keep count each: sparsity in steps of half a percent
+
+
+@st.composite
+def fine_grained(draw):
+    """Fine-grained pruning: the cost of a layer is its weights', so it is linear. Also which sparsity is wished."""
+    layers = draw(st.integers(1, 8))
+    weights = draw(st.lists(st.integers(1, 500), min_size=layers, max_size=layers))  # cost of one keep count
+    a_max = draw(st.lists(st.sampled_from([Fraction(4, 5), Fraction(49, 50)]), min_size=layers, max_size=layers))
+    removed = draw(st.floats(0, 1))  # alpha: the share of the whole that has to go
+    wishes = draw(st.lists(st.floats(0, 1), min_size=layers, max_size=layers))
+    return weights, a_max, removed, wishes
+
+
+def algorithm_1(action, *, a_max, layer, rest, reduced, total, alpha):
+    """The paper's Algorithm 1, with an a_max of each layer's own: `rest` sums a_max * W of the layers to come."""
+    duty = alpha * total - rest - reduced
+    return max(min(action, a_max), duty / layer)
+
+
+@settings(max_examples=200, deadline=None)
+@given(fine_grained())
+def test_linear_costs_give_the_papers_algorithm_1(drawn):
+    weights, a_max, share, wishes = drawn
+    choices = [tuple(range(int(GRID * (1 - a)), GRID + 1)) for a in a_max]
+    decisions = tuple(Decision(f"g{i}", GRID, c, LAYER) for i, c in enumerate(choices))
+    cost = ProductCost(tuple((float(w), (i,)) for i, w in enumerate(weights)))
+    total, least = GRID * sum(weights), sum(w * c[0] for w, c in zip(weights, choices, strict=True))
+    limit = math.floor(total - share * (total - least))
+    assume(0 < limit <= total)
+    alpha = Fraction(total - limit, total)
+    problem = Problem(decisions, {Metric.PARAMS: cost}, (Budget(Metric.PARAMS, absolute=float(limit)),))
+    walk, bounds = Walk(problem, Bounds(problem, floor=None)), Bounds(problem, floor=None)
+    reduced = Fraction(0)
+    for i, wish in enumerate(wishes):
+        layers = [Fraction(GRID * w) for w in weights]
+        rest = sum((a * w for a, w in zip(a_max[i + 1 :], layers[i + 1 :], strict=True)), Fraction(0))
+        paper = {"a_max": a_max[i], "layer": layers[i], "rest": rest, "reduced": reduced, "total": total}
+        bounded = [algorithm_1(Fraction(a), alpha=alpha, **paper) for a in (0.0, wish, 1.0)]
+        # The whole range that the paper leaves, on the grid: rounding only ever goes to the feasible side.
+        most = math.floor(GRID * (1 - max(bounded[0], Fraction(0))))
+        allowed = bounds.allowed(walk.keep_counts)
+        assert allowed.tolist() == list(range(int(GRID * (1 - bounded[2])), most + 1))
+        executed = walk.advance(wish).action
+        assert abs(executed - float(max(bounded[1], Fraction(0)))) <= 1 / GRID + 1e-12
+        reduced += layers[i] * (1 - Fraction(walk.keep_counts[-1], GRID))
+    assert problem.cost(Metric.PARAMS, walk.keep_counts) <= limit
 
 
 @settings(max_examples=80, deadline=None)

@@ -11,6 +11,7 @@ from amc.search.budget import Metric
 from amc.search.ddpg import DDPGAgent, DDPGConfig, ReplayBuffer
 from amc.search.environment import roll_out
 from amc.search.loop import search
+from amc.search.problem import Problem
 from tests.search.toys import residual_problem
 
 SMALL = DDPGConfig(warmup_episodes=4, hidden=16, batch_size=8, replay_size=40, updates_per_episode=2)
@@ -124,3 +125,24 @@ def test_a_budget_that_asks_for_nothing_can_be_searched() -> None:
     result = search(problem, score, agent, episodes=3, seed=0)
     dense = problem.cost(Metric.MACS, problem.dense)
     assert all(record.cost["macs"] >= 0.98 * dense for record in result.episodes)
+
+
+def test_without_a_budget_it_begins_with_the_dense_network_and_explores_about_the_cost_of_its_best() -> None:
+    problem, _ = residual_problem(9)
+    free = Problem(problem.decisions, problem.costs)
+    config = DDPGConfig(warmup_episodes=20, hidden=16, batch_size=8, updates_per_episode=1, elite_fraction=1)
+    agent = DDPGAgent(free, config, seed=0)
+    bounds, rewards, shares = Bounds(free), [], []
+    for episode in range(40):
+        agent.begin_episode(episode, 0)
+        rollout = roll_out(free, bounds, agent.act)
+        # A reward that only the third policy has: all later ones explore around it.
+        rewards.append(1.0 if episode == 2 else 0.0)
+        agent.end_episode(rollout, rewards[-1])
+        shares.append(free.cost(Metric.MACS, rollout.keep_counts) / free.cost(Metric.MACS, free.dense))
+        if episode == 0:
+            assert rollout.keep_counts == tuple(free.dense)
+    assert min(shares[1:20]) < 0.4  # the warm-up covers the range
+    assert max(shares[1:20]) > 0.8
+    best = shares[2]
+    assert all(0.9 * best <= share <= 1.06 * best for share in shares[20:])

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from amc.errors import AmcError, EvaluationError
+from amc.errors import EvaluationError
 from amc.search.bounds import Bounds
 from amc.search.budget import Budget, Metric
 from amc.search.environment import FEATURES, PruningEnv, Walk, roll_out
 from amc.search.problem import Decision, LayerFeatures, Problem
-from amc.search.rewards import get_reward, r_err
 from tests.search.toys import ProductCost, chain_problem, residual_problem
 
 
@@ -122,10 +121,3 @@ def test_stable_baselines3_ddpg_drives_it():
         observation, reward, terminated, _, info = env.step(action)
     assert -1 < reward < 0
     assert 0.98 * 0.5 <= info["costs"]["macs"] / problem.cost(Metric.MACS, problem.dense) <= 0.5
-
-
-def test_rewards_are_registered_by_name():
-    assert get_reward("r_err") is r_err
-    assert r_err(0.9, {}) == pytest.approx(-0.1)
-    with pytest.raises(AmcError, match="'r_flops' is unknown; use one of r_err"):
-        get_reward("r_flops")

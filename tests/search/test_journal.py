@@ -62,6 +62,22 @@ def test_last_line_of_lost_bytes_is_repaired(path):
     assert path.read_bytes() == LINES
 
 
+def test_standard_error_is_written_only_where_there_is_one(path):
+    write(path)
+    before = path.read_bytes()
+    sure = EpisodeRecord(2, (4, 4), {"macs": 70.0}, 0.5, -0.5, standard_error=0.0035)
+    Journal(path, HEADER).append(sure)
+    assert path.read_bytes() == before + (
+        b'{"episode": 2, "keep": [4, 4], "cost": {"macs": 70}, "score": 0.5, "reward": -0.5, '
+        b'"standard_error": 0.0035}\n'
+    )
+    assert Journal(path, HEADER).records == (FIRST, SECOND, sure)
+    broken = path.read_bytes().replace(b"0.0035", b"-1")
+    path.write_bytes(broken)
+    with pytest.raises(RunError, match=r"corrupt in line 4: .*standard error of -1"):
+        Journal(path, HEADER)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line"),
     [

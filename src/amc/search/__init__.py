@@ -6,10 +6,22 @@ from amc.search.bounds import SURFACE_FLOOR, Bounds
 from amc.search.budget import Budget, Metric, parse_budgets
 from amc.search.ddpg import DDPGAgent, DDPGConfig
 from amc.search.environment import PruningEnv, Rollout, Transition, roll_out
+from amc.search.guarantee import Confirmation, Trial, candidates, check_resolution, smallest_confirmed
 from amc.search.journal import EpisodeRecord, Journal, read_journal
 from amc.search.loop import EpisodeTiming, SearchResult, search
 from amc.search.problem import CostFunction, Decision, LayerFeatures, Problem
-from amc.search.rewards import REWARDS, RewardFunction, get_reward, r_err
+from amc.search.rewards import (
+    REWARDS,
+    LogCostReward,
+    Outcome,
+    RewardFunction,
+    SmallestWithin,
+    check_costs,
+    get_reward,
+    r_err,
+    reward_name,
+    rewarded_metric,
+)
 
 AGENTS = ("ddpg", "random", "uniform", "shallow", "deep")
 BASELINES = AGENTS[1:]
@@ -36,6 +48,7 @@ __all__ = [
     "Agent",
     "Bounds",
     "Budget",
+    "Confirmation",
     "CostFunction",
     "DDPGAgent",
     "DDPGConfig",
@@ -44,18 +57,28 @@ __all__ = [
     "EpisodeTiming",
     "Journal",
     "LayerFeatures",
+    "LogCostReward",
     "Metric",
+    "Outcome",
     "Problem",
     "PruningEnv",
     "RewardFunction",
     "Rollout",
     "SearchResult",
+    "SmallestWithin",
     "Transition",
+    "Trial",
+    "candidates",
+    "check_costs",
+    "check_resolution",
     "create_agent",
     "get_reward",
     "parse_budgets",
     "r_err",
     "read_journal",
+    "reward_name",
+    "rewarded_metric",
     "roll_out",
     "search",
+    "smallest_confirmed",
 ]

@@ -8,8 +8,10 @@ from typing import Protocol
 import numpy as np
 
 from amc.search.environment import Observation, Rollout
-from amc.search.problem import Problem
+from amc.search.problem import FloatArray, Problem
 from amc.search.surface import Surface
+
+RUNGS = 20  # policies that a baseline offers where no budget picks one
 
 Setting = bool | int | float | str | None
 
@@ -81,39 +83,45 @@ class RandomAgent(_PlannedAgent):
         self._plan = (1.0 - self._surface.sample(self._generator)).tolist()
 
 
-class UniformAgent(_PlannedAgent):
-    """The same keep fraction in every group, as large as the budget allows. One policy, hence one episode."""
+class _LadderAgent(_PlannedAgent):
+    """One wish for all groups: where it meets the budget or, without one, at `RUNGS` levels from dense to least."""
+
+    def __init__(self, problem: Problem, wish: FloatArray) -> None:
+        super().__init__(problem)
+        bounded = self._surface.bounded
+        self._policies = [self._surface.land(wish)] if bounded else self._surface.ladder(wish, RUNGS)
+
+    @property
+    def max_episodes(self) -> int:
+        """One policy under a budget, `RUNGS` without."""
+        return len(self._policies)
+
+    def settings(self) -> dict[str, Setting]:
+        """Nothing to set."""
+        return {}
+
+    def begin_episode(self, episode: int, attempt: int) -> None:
+        """Take the next policy; the environment rounds it inside the feasible set."""
+        self._plan = (1.0 - self._policies[episode]).tolist()
+
+
+class UniformAgent(_LadderAgent):
+    """The same keep fraction in every group, as large as the budget allows; without a budget, a ladder of them."""
 
     name = "uniform"
-    max_episodes = 1
 
-    def settings(self) -> dict[str, Setting]:
-        """Nothing to set."""
-        return {}
-
-    def begin_episode(self, episode: int, attempt: int) -> None:
-        """Take the common fraction; the environment rounds it inside the feasible set."""
-        self._plan = (1.0 - self._surface.uniform()).tolist()
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem, np.full(len(problem.decisions), 0.5))
 
 
-class RampAgent(_PlannedAgent):
+class RampAgent(_LadderAgent):
     """The paper's handcrafted policies: "shallow" prunes early groups most, "deep" late ones (section 4.1).
 
-    The keep fraction changes linearly from first to last group, over as wide a range as the surface allows.
+    The keep fraction changes linearly from first to last group, over as wide a range as the surface allows; without
+    a budget, the ramp is offered at every level.
     """
 
-    max_episodes = 1
-
     def __init__(self, problem: Problem, name: str) -> None:
-        super().__init__(problem)
         self.name = name
-        self._groups = len(problem.decisions)
-
-    def settings(self) -> dict[str, Setting]:
-        """Nothing to set."""
-        return {}
-
-    def begin_episode(self, episode: int, attempt: int) -> None:
-        """Take the ramp, landed on the surface."""
-        ramp = np.linspace(0.0, 1.0, self._groups)
-        self._plan = (1.0 - self._surface.land(ramp if self.name == "shallow" else ramp[::-1])).tolist()
+        ramp = np.linspace(0.0, 1.0, len(problem.decisions))
+        super().__init__(problem, ramp if name == "shallow" else ramp[::-1])

@@ -92,5 +92,5 @@ class Bounds:
 
 
 def nearest_choice(allowed: npt.NDArray[np.int64], wanted: float) -> int:
-    """The allowed keep count nearest to the wanted one, channels; the smaller of two equally near."""
+    """The allowed keep count nearest to the wanted one; the smaller of two equally near."""
     return int(allowed[np.argmin(np.abs(allowed - wanted))])

@@ -7,7 +7,7 @@ asked for once, at the end. `Walk` is the pure part, `PruningEnv` dresses it as 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
@@ -16,12 +16,13 @@ import numpy.typing as npt
 from amc.errors import EvaluationError
 from amc.search.bounds import SURFACE_FLOOR, Bounds, nearest_choice
 from amc.search.problem import IntArray, Problem
-from amc.search.rewards import RewardFunction, r_err
+from amc.search.rewards import Outcome, RewardFunction, r_err
+from amc.statistics import Measured
 
 FEATURES = ("t", "n", "c", "h", "w", "stride", "k", "macs", "reduced", "rest", "previous_action")
 
 Observation = npt.NDArray[np.float32]
-Score = Callable[[tuple[int, ...]], float]
+Score = Callable[[tuple[int, ...]], float]  # a `Measured` if it knows its standard error
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class Walk:
         return tuple(self._keep)
 
     def advance(self, sparsity: float) -> Transition:
-        """Decide the next group: keep the feasible number of channels nearest to (1 - sparsity) * size."""
+        """Decide the next group: keep the feasible number of units nearest to (1 - sparsity) * size."""
         decision = self._problem.decisions[len(self._keep)]
         allowed = self._bounds.allowed(self._keep)
         keep = nearest_choice(allowed, (1.0 - sparsity) * decision.size)
@@ -115,9 +116,9 @@ class PruningEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
     """The search as a gymnasium environment, for any reinforcement-learning library.
 
     Observation: the eleven `FEATURES`, float32 [11] in [0, 1]. Action: sparsity, the fraction of the group's
-    channels to remove, float32 [1] in [0, 1]. The step after the last group ends the episode with the
+    units to remove, float32 [1] in [0, 1]. The step after the last group ends the episode with the
     policy's reward; all others pay 0. `info` holds `executed_action` [1] and `keep_count`; the last one also
-    `policy`, `costs` and `score`.
+    `policy`, `costs`, `score` and `standard_error` (None if the score is a plain number).
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class PruningEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         self.action_space = gym.spaces.Box(0.0, 1.0, (1,), np.float32)
         self.problem = problem
         self._score, self._reward = score, reward
+        self._dense_costs = problem.policy_costs(problem.dense.tolist())
         self._bounds = Bounds(problem, floor=floor)
         self._walk = Walk(problem, self._bounds)
 
@@ -147,7 +149,7 @@ class PruningEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
     def step(
         self, action: npt.NDArray[np.float32] | Sequence[float]
     ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Decide the next group. Raises EvaluationError if the score of the finished policy is not finite."""
+        """Decide the next group. Raises EvaluationError if the score of the finished policy is no finite number."""
         if self._walk.done:
             raise gym.error.ResetNeeded("the episode is over; call reset() first")
         transition = self._walk.advance(float(np.asarray(action, dtype=np.float64).reshape(-1)[0]))
@@ -158,12 +160,21 @@ class PruningEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         reward = 0.0
         if transition.done:
             policy = self._walk.keep_counts
-            costs, score = self.problem.policy_costs(policy), float(self._score(policy))
-            if not math.isfinite(score):
-                raise EvaluationError(f"score of policy {policy} is {score}; it must be a finite number")
-            reward = self._reward(score, costs)
-            info.update(policy=policy, costs=costs, score=score)
+            score, error = finite_score(self._score(policy))
+            outcome = Outcome(score, self.problem.policy_costs(policy), self._dense_costs, error)
+            reward = self._reward(outcome)
+            info.update(policy=policy, costs=outcome.costs, score=score, standard_error=error)
         return transition.next_observation, reward, transition.done, False, info
+
+
+def finite_score(value: object) -> tuple[float, float | None]:
+    """A score and its standard error. Raises EvaluationError for NaN, infinity and what is no number."""
+    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
+        raise EvaluationError(f"the score is {value!r}, not a number")
+    number = float(value)
+    if not math.isfinite(number):
+        raise EvaluationError(f"the score is {number}, it must be finite")
+    return number, value.standard_error if isinstance(value, Measured) else None
 
 
 def _layer_features(problem: Problem) -> npt.NDArray[np.float32]:

@@ -24,15 +24,18 @@ class EpisodeRecord:
     """One scored or failed policy."""
 
     episode: int  # counted from 0
-    keep: tuple[int, ...]  # keep counts, channels, in the order of the problem's decisions
+    keep: tuple[int, ...]  # keep counts, in the order of the problem's decisions
     cost: Mapping[str, float]  # by metric name, in the metric's unit
     score: float | None  # None: failed
     reward: float | None
     error: str | None = None  # why it failed, one line
+    standard_error: float | None = None  # of the score's difference from the dense score; None: not known
 
     def __post_init__(self) -> None:
         if (self.score is None) != (self.error is not None) or (self.score is None) != (self.reward is None):
             raise ValueError(f"episode {self.episode} must have either a score and a reward, or an error")
+        if self.standard_error is not None and (self.score is None or self.standard_error < 0):
+            raise ValueError(f"episode {self.episode} has a standard error of {self.standard_error} for no score")
 
     def to_line(self) -> str:
         """The journal's line, without the newline."""
@@ -45,6 +48,8 @@ class EpisodeRecord:
         }
         if self.error is not None:
             fields["error"] = self.error
+        if self.standard_error is not None:
+            fields["standard_error"] = self.standard_error
         return json.dumps(fields, allow_nan=False)
 
     @classmethod
@@ -61,6 +66,7 @@ class EpisodeRecord:
                 score=_finite_or_none(fields["score"]),
                 reward=_finite_or_none(fields["reward"]),
                 error=None if fields.get("error") is None else str(fields["error"]),
+                standard_error=_finite_or_none(fields.get("standard_error")),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"fields are missing or of the wrong kind: {error}") from None

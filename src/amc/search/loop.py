@@ -9,15 +9,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any
 
-from amc.errors import EvaluationError, RunError
+from amc.errors import AmcError, EvaluationError, RunError
 from amc.search.baselines import Agent
 from amc.search.bounds import SURFACE_FLOOR, Bounds
-from amc.search.environment import Rollout, Score, roll_out
+from amc.search.environment import Rollout, Score, finite_score, roll_out
 from amc.search.journal import EpisodeRecord, Journal
 from amc.search.problem import Problem
-from amc.search.rewards import RewardFunction, r_err
+from amc.search.rewards import Outcome, RewardFunction, check_costs, r_err, reward_name
 
 MAX_ATTEMPTS = 10  # at a policy that was not scored before
 HOPELESS_AFTER = 10  # failures in a row from the start
@@ -64,11 +64,12 @@ def search(
 
     `score` maps a policy (keep counts in the order of the decisions) to a finite number, higher is better; it
     is called once per distinct policy. If it raises, or returns anything else, the episode is recorded as
-    failed with the reason and the search goes on. A journal that exists is continued. `seed` is written in
-    its header.
+    failed with the reason and the search goes on. A `Measured` score brings its standard error along. A journal
+    that exists is continued. `seed` is written in its header.
 
-    Raises EvaluationError if all episodes, or the first ten, fail; RunError for a journal that is corrupt,
-    belongs to another search or cannot be written. KeyboardInterrupt passes through; the journal then holds
+    Raises EvaluationError if all episodes, or the first ten, fail; what `reward` raises as an AmcError, before the
+    first episode where the costs are to blame; RunError for a journal that is corrupt, belongs to another search or
+    cannot be written. KeyboardInterrupt passes through; the journal then holds
     every finished episode.
     """
     if episodes < 1:
@@ -76,7 +77,7 @@ def search(
     if agent.max_episodes is not None:
         episodes = min(episodes, agent.max_episodes)
     loop = _Loop(problem, score, agent, reward, Bounds(problem, floor=floor))
-    journal = None if journal_path is None else Journal(journal_path, _header(problem, agent, seed, floor))
+    journal = None if journal_path is None else Journal(journal_path, _header(problem, agent, seed, floor, reward))
     recorded = () if journal is None else journal.records
     if len(recorded) > episodes:
         raise RunError(
@@ -100,6 +101,8 @@ class _Loop:
     def __init__(self, problem: Problem, score: Score, agent: Agent, reward: RewardFunction, bounds: Bounds) -> None:
         self._problem, self._score, self._agent = problem, score, agent
         self._reward, self._bounds = reward, bounds
+        self._dense_costs = problem.policy_costs(problem.dense.tolist())
+        check_costs(reward, self._dense_costs)
         self._records: list[EpisodeRecord] = []
         self._known: dict[tuple[int, ...], EpisodeRecord] = {}
 
@@ -149,11 +152,16 @@ class _Loop:
             return replace(self._known[policy], episode=episode)
         costs = self._problem.policy_costs(policy)
         try:
-            score = _finite(self._score(policy))
-            paid = _finite(self._reward(score, costs))
+            score, deviation = finite_score(self._score(policy))
         except Exception as error:  # a user's callable may raise anything; the search goes on without this episode
             return EpisodeRecord(episode, policy, costs, None, None, _one_line(error))
-        return EpisodeRecord(episode, policy, costs, score, paid)
+        try:
+            paid = _finite_reward(self._reward(Outcome(score, costs, self._dense_costs, deviation)))
+        except AmcError:
+            raise
+        except Exception as error:  # as above
+            return EpisodeRecord(episode, policy, costs, None, None, _one_line(error))
+        return EpisodeRecord(episode, policy, costs, score, paid, standard_error=deviation)
 
     def _replay(self, rollout: Rollout, record: EpisodeRecord) -> EpisodeRecord:
         """The journal's record, which must be of the policy the agent proposes again."""
@@ -171,23 +179,23 @@ class _Loop:
         )
 
 
-def _header(problem: Problem, agent: Agent, seed: int, floor: float | None) -> dict[str, Any]:
+def _header(problem: Problem, agent: Agent, seed: int, floor: float | None, reward: RewardFunction) -> dict[str, Any]:
+    paid = {} if reward is r_err else {"reward": reward_name(reward)}  # journals of r_err never named it
     return {
         "seed": seed,
         "agent": agent.name,
         "decisions": problem.fingerprint(),
         "floor": floor,
         "settings": agent.settings(),
+        **paid,
     }
 
 
-def _finite(value: object) -> float:
-    """A score as a float. Raises EvaluationError for NaN, infinity and what is no number."""
-    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
-        raise EvaluationError(f"the score is {value!r}, not a number")
+def _finite_reward(value: float) -> float:
+    """A reward as a float. Raises ValueError for NaN and infinity."""
     number = float(value)
     if not math.isfinite(number):
-        raise EvaluationError(f"the score is {number}, it must be finite")
+        raise ValueError(f"the reward is {number}, it must be finite")
     return number
 
 

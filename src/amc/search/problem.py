@@ -35,10 +35,10 @@ class LayerFeatures:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One step of the environment: how many channels of one group to keep."""
+    """One step of the environment: how many units of one group to keep (channels, weights, rows, blocks …)."""
 
     name: str
-    size: int  # channels in the dense network
+    size: int  # units in the dense network
     choices: tuple[int, ...]  # allowed keep counts, ascending; the last is `size`
     layer: LayerFeatures
 
