@@ -5,6 +5,7 @@ Writes only to the consoles that `amc.cli` hands in.
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,20 @@ from rich.table import Table
 
 from amc import rundir
 from amc.recovery import EpochRecord, StepRecord
-from amc.report import budget_lines, format_count, format_score, format_seconds, summary_table
+from amc.report import (
+    budget_lines,
+    format_bytes,
+    format_count,
+    format_ratio,
+    format_score,
+    format_seconds,
+    guarantee_verdict,
+    metric_label,
+    metric_of,
+    schedule_rows,
+    summary_table,
+    words_of,
+)
 from amc.search import EpisodeRecord, EpisodeTiming
 from amc.structure import Certificate, Structure
 
@@ -37,7 +51,7 @@ class Progress:
         self.console = console
         self._bar = RichProgress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=14),
+            BarColumn(bar_width=7),
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(compact=True),
@@ -48,7 +62,7 @@ class Progress:
         self._task: int | None = None
         self._name = ""
         self._episodes: Mapping[str, int] = {}
-        self._best: float | None = None
+        self._best: EpisodeRecord | None = None  # the most rewarded
         self._dense_macs = 1
 
     def stage(self, name: str) -> None:
@@ -71,6 +85,10 @@ class Progress:
         for name, lock in certificate.failed if certificate else ():
             self._say(f"locked '{name}': {lock}", style="yellow")
 
+    def warning(self, text: str) -> None:
+        """Something the user should know, though the job goes on."""
+        self.console.print(f"  warning: {text}", style="yellow", markup=False, soft_wrap=True)
+
     def dense(self, score: float) -> None:
         """The score to compare with."""
         self._say(f"dense network scores {format_score(score)}")
@@ -81,16 +99,18 @@ class Progress:
 
     def episode(self, agent: str, record: EpisodeRecord, timing: EpisodeTiming) -> None:
         """One more policy was scored."""
-        score = record.score
-        if score is not None and (self._best is None or score > self._best):
-            self._best = score
+        if record.reward is not None and (self._best is None or record.reward > (self._best.reward or 0.0)):
+            self._best = record
         total = self._episodes.get(agent, record.episode + 1)
-        macs = record.cost.get("macs", 0.0) / self._dense_macs
-        note = f"score {_short(score)}  best {_short(self._best)}  MACs {macs:.1%}"
+        best = self._best
+        at = f" ({self._macs_left(best)})" if best else ""
+        score = _short(record.score)
+        note = f"score {score}  best {_score_of(best)}{at}  MACs {self._macs_left(record)}"
         self._advance(f"  {agent}", total, record.episode + 1, note)
         last = record.episode + 1 == total
         if last or (not self.console.is_terminal and (record.episode + 1) % PLAIN_EVERY == 0):
-            self._say(f"{agent} {record.episode + 1}/{total}: best {_short(self._best)}, last {_short(score)}")
+            left = f" at {self._macs_left(best)} of the MACs" if best else ""
+            self._say(f"{agent} {record.episode + 1}/{total}: best {_score_of(best)}{left}, last {score}")
         if record.error is not None:
             self._say(f"episode {record.episode} failed: {record.error}", style="yellow")
 
@@ -106,6 +126,9 @@ class Progress:
     def close(self) -> None:
         """Clear the line that was being redrawn."""
         self._end_task()
+
+    def _macs_left(self, record: EpisodeRecord) -> str:
+        return f"{record.cost.get('macs', 0.0) / self._dense_macs:.1%}"
 
     def _advance(self, name: str, total: int, done: int, note: str) -> None:
         if self._task is None or self._name != name:
@@ -132,29 +155,90 @@ def _short(score: float | None) -> str:
     return "failed" if score is None else f"{score:.4f}"
 
 
+def _score_of(record: EpisodeRecord | None) -> str:
+    return _short(record.score if record else None)
+
+
 def show_summary(console: Console, run: Path, summary: Mapping[str, Any]) -> None:
-    """Dense against slim, the baselines, and where everything lies."""
+    """What came out, the baselines, and where everything lies; of a schedule, round by round."""
+    console.print()
+    if summary.get("schedule"):
+        console.print(_rounds_table(summary))
+        console.print()
+    else:
+        console.print(_result_table(summary))
+        console.print()
+        _show_promises(console, summary)
+        _show_search(console, summary)
+    if not words_of(summary.get("method")).slices:
+        _tell(console, "masked", "weights that were dropped are zero: on most runtimes it runs no faster")
+    for warning in summary.get("warnings") or ():
+        _tell(console, "warning", warning, style="yellow")
+    if run.joinpath(rundir.REPORT).exists():
+        console.print(f"report    {run / rundir.REPORT}", markup=False, soft_wrap=True)
+
+
+def _result_table(summary: Mapping[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     rows = summary_table(summary)
     finetuned = any(row.finetuned for row in rows)
-    for title in ("", "dense", "slim", *(("fine-tuned",) if finetuned else ()), "change"):
+    result = words_of(summary.get("method")).result
+    for title in ("", "dense", result, *(("fine-tuned",) if finetuned else ()), "change"):
         table.add_column(title, justify="left" if title in ("", "change") else "right")
     for row in rows:
         cells = [row.quantity, row.dense, row.slim, *((row.finetuned,) if finetuned else ()), row.change]
         table.add_row(*cells)
-    console.print()
-    console.print(table)
-    console.print()
+    return table
+
+
+def _rounds_table(summary: Mapping[str, Any]) -> Table:
+    """Eight columns in 80 characters: costs as shares of the dense network's."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("round", "asked", "MACs", "params", "size", "pruned", "fine-tuned", "test"):
+        table.add_column(title, justify="left" if title == "round" else "right", no_wrap=True)
+    dense = summary.get("dense") or {}
+    macs, params, size = format_count(dense.get("macs")), format_count(dense.get("params")), dense.get("size")
+    scores = (format_score(dense.get("score")), format_score(dense.get("test")))
+    table.add_row("dense", "", macs, params, format_bytes(size), "", *scores, style="dim")
+    for row in schedule_rows(summary):
+        cells = (row.asked, row.macs, row.params, row.size, row.pruned, row.tuned, row.test)
+        table.add_row(str(row.number), *cells)
+    return table
+
+
+def _show_promises(console: Console, summary: Mapping[str, Any]) -> None:
+    """Whether budgets and the allowed loss hold."""
     for line in budget_lines(summary):
-        console.print(f"budget    {line.text}", style="green" if line.held else "red", markup=False)
+        _tell(console, "budget", line.text, style="green" if line.held else "red")
+    verdict = guarantee_verdict(summary)
+    if verdict:
+        _tell(console, "max-drop", verdict.sentence, style="green" if verdict.confirmed else "red")
+
+
+def _show_search(console: Console, summary: Mapping[str, Any]) -> None:
+    """The baselines beside, and the time that it took."""
     for name, baseline in (summary.get("baselines") or {}).items():
         count = baseline.get("episodes", 1)
         what = f"best of {count}, median {format_score(baseline.get('median'))}" if count > 1 else "one policy"
-        console.print(f"{name:<9} {format_score(baseline.get('score'))} ({what})", markup=False)
+        left = _left_of(baseline, summary)
+        _tell(console, name, f"{format_score(baseline.get('score'))}{left} ({what})")
     if summary.get("seconds") is not None:
-        console.print(f"scoring   {format_seconds(summary['seconds'])}", markup=False)
-    if run.joinpath(rundir.REPORT).exists():
-        console.print(f"report    {run / rundir.REPORT}", markup=False, soft_wrap=True)
+        _tell(console, "scoring", format_seconds(summary["seconds"]))
+
+
+def _tell(console: Console, label: str, text: object, style: str = "") -> None:
+    """One labelled line, broken under its text where it is too long."""
+    plain = textwrap.fill(str(text), console.width, initial_indent=f"{label:<9} ", subsequent_indent=" " * 10)
+    console.print(plain, style=style, markup=False, soft_wrap=True)
+
+
+def _left_of(baseline: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """What a baseline's best policy keeps, where no budget makes that the same for all."""
+    metric = metric_of(summary)
+    dense = (summary.get("dense") or {}).get(metric)
+    if str(summary.get("budget")) != "none" or not dense or metric not in baseline:
+        return ""
+    return f" at {format_ratio(dense, baseline[metric])} of the {metric_label(metric)}"
 
 
 def show_structure(console: Console, found: Mapping[str, Any]) -> None:

@@ -102,3 +102,91 @@ def make_run(path: Path, *, episodes: int = 100, finetuned: bool = True, **confi
     )
     run.write_bytes("model.safetensors", b"")
     return run
+
+
+def make_guaranteed_run(path: Path, *, confirmed: bool = True, max_drop: float | None = 0.5, **config: Any) -> RunDir:
+    """A finished fine-grained search without a budget: policies of every size, one of them confirmed.
+
+    `max_drop` None: a search by the reward r_params instead.
+    """
+    free = {"budget": "none", "method": "fine-grained", "episodes": 60, "minimise": "params", "max_drop": max_drop}
+    free |= {"reward": "r_err" if max_drop else "r_params"}
+    run = RunDir.create(path, {key: value for key, value in CONFIG.items() if key != "warmup"} | free | config)
+    layers = {f"layer{stage}.{block}.conv1": 36 * 64**stage for stage in (1, 2) for block in range(3)}
+
+    def tried(number: int, share: float, noise: float) -> dict[str, Any]:
+        score = 0.8841 - 1.5 * max(0.0, 0.4 - share) ** 2 - noise
+        reward = -share if 0.8841 - score <= 0.005 else -1 - (0.8841 - score - 0.005)
+        if max_drop is None:
+            reward = -(1 - score) * 12.5 * (1 + share / 10)
+        cost = {"macs": DENSE["macs"] * share, "params": DENSE["params"] * share, "size": 1_100_000 * share}
+        keep = [round(size * share) for size in layers.values()]
+        return {"episode": number, "keep": keep, "cost": cost, "score": round(score, 4), "reward": round(reward, 6)}
+
+    noise = random.Random(5)
+    lines = [
+        tried(n, 0.2 + 0.8 * noise.random() if n < 15 else 0.42 - n / 400, noise.random() * (0.1 if n < 15 else 0.004))
+        for n in range(60)
+    ]
+    header = {"journal": 1, "seed": 0, "settings": {"warmup_episodes": 15}}
+    write_lines(run.file("journal.jsonl"), [header, *lines])
+    write_lines(
+        run.file("journal-uniform.jsonl"),
+        [{"journal": 1}, *(tried(n, 1 - n / 11, 0.03 * (n / 11) ** 2) for n in range(10))],
+    )
+    write_lines(run.file("journal-random.jsonl"), [tried(n, 0.3 + n / 30, 0.04) for n in range(20)])
+    trials = [
+        {"episode": 57, "drop": 0.61, "upper": 0.88, "confirmed": False},
+        {"episode": 52, "drop": 0.21, "upper": 0.46, "confirmed": True},
+    ]
+    guarantee = {
+        "max_drop": max_drop,
+        "confidence": 0.8,
+        "images": 2500,
+        "confirmed": confirmed,
+        "drop": 0.21 if confirmed else 0.61,
+        "upper": 0.46 if confirmed else 0.88,
+        "trials": trials if confirmed else trials[:1],
+    }
+    run.write_json(
+        "summary.json",
+        {key: CONFIG[key] for key in ("amc_version", "model", "data", "agent", "seed")}
+        | {"budget": "none", "method": "fine-grained", "episodes": 60, "seconds": 80.1}
+        | {"reward": "smallest within max_drop" if max_drop else "r_params"}
+        | {
+            "dense": DENSE | {"size": 1_084_312},
+            "slim": SLIM | {"size": 402_117, "params": 80_000},
+            "baselines": {"uniform": {"score": 0.8721, "params": 150_000, "median": 0.83, "episodes": 10}},
+            "groups": [{"name": name, "size": size, "kept": size // 3} for name, size in layers.items()],
+            "locked": [{"name": "fc", "reason": "locked by --lock"}],
+            "warnings": ["few calibration samples: layer <fc> has 64 inputs and only 32 samples"],
+            "environment": {"machine": "x86_64", "cores": 2, "python": "3.11.7", "torch": "2.13.0"},
+        }
+        | ({"guarantee": guarantee} if max_drop else {}),
+    )
+    run.write_bytes("model.safetensors", b"")
+    return run
+
+
+FRACTIONS = (0.5, 0.35, 0.25, 0.2)
+
+
+def make_schedule(path: Path, *, finished: int = 4, method: str = "fine-grained") -> RunDir:
+    """A schedule of four rounds, the first `finished` of which are done and have their own pages."""
+    record = {key: CONFIG[key] for key in ("amc_version", "model", "data", "agent", "seed")}
+    record |= {"budget": "params<=20%", "method": method, "schedule": list(FRACTIONS)}
+    run = RunDir.create(path, record | {"command": "schedule", "episodes": 100, "tuning": {"epochs": 30}})
+    dense = DENSE | {"size": 1_084_312}
+    rounds = []
+    for number, fraction in list(enumerate(FRACTIONS, start=1))[:finished]:
+        make_run(path / f"round-{number}", episodes=30).write_text("report.html", "<p>a round")
+        rounds.append(
+            {"fraction": fraction, "run": f"round-{number}", "macs": round(DENSE["macs"] * (fraction + 0.05))}
+            | {"params": round(DENSE["params"] * fraction), "size": round(1_120_000 * fraction)}
+            | {"score": 0.88 - 0.03 * number, "score_finetuned": 0.886 - 0.004 * number}
+            | {"test": 0.87 - 0.03 * number, "test_finetuned": 0.88 - 0.004 * number}
+        )
+    if rounds:
+        environment = {"machine": "x86_64", "cores": 2, "torch": "2.13.0"}
+        run.write_json("summary.json", record | {"dense": dense, "rounds": rounds, "environment": environment})
+    return run

@@ -4,16 +4,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from amc.report.charts import (
-    NARROW,
-    WIDE,
-    Frame,
-    LearningCurve,
-    describe,
-    learning_curve,
-    running_best,
-    ticks,
-)
+from amc.report.charts import LearningCurve, describe, learning_curve, running_best
+from amc.report.drawing import NARROW, WIDE, Frame, ticks
 
 
 def curve(**changes: object) -> LearningCurve:

@@ -1,5 +1,4 @@
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -8,49 +7,16 @@ import pytest
 from amc.errors import RunError
 from amc.report import render_report
 from amc.rundir import RunDir
-from tests.report.runs import SIZES, SLIM, episode, make_run, make_unfinished_run, write_lines
-
-VOID = {"meta", "link", "br", "img", "input", "hr"}
-
-
-class Page(HTMLParser):
-    """Text, tags and attributes of a page; fails where tags do not nest."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.text = ""
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str | None]] = []
-        self._open: list[str] = []
-        self.feed(html)
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-        if tag in VOID:
-            self.text += " "
-        else:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += attrs
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-        self.text += " "  # cells stand apart
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-def render(run: RunDir) -> Page:
-    return Page(render_report(run.path).read_text(encoding="utf-8"))
-
-
-def words(page: Page) -> str:
-    return re.sub(r"\s+", " ", page.text)
+from tests.report.pages import render, words
+from tests.report.runs import (
+    SIZES,
+    SLIM,
+    episode,
+    make_guaranteed_run,
+    make_run,
+    make_unfinished_run,
+    write_lines,
+)
 
 
 def test_full_run_shows_budget_scores_and_baselines(tmp_path: Path) -> None:
@@ -240,3 +206,124 @@ def test_rendering_twice_gives_the_same_page_and_no_other_file(tmp_path: Path) -
 def test_no_run_directory(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no run directory"):
         render_report(tmp_path / "absent")
+
+
+def test_what_the_search_warned_of_is_repeated_and_escaped(tmp_path: Path) -> None:
+    page = render(make_guaranteed_run(tmp_path / "run"))
+    assert "Warnings few calibration samples: layer <fc> has 64 inputs and only 32 samples" in words(page)
+    assert "Warnings" not in words(render(make_run(tmp_path / "other")))
+
+
+def test_a_masked_network_is_called_masked_and_no_faster(tmp_path: Path) -> None:
+    text = words(render(make_guaranteed_run(tmp_path / "run")))
+    assert "Dense and masked Quantity Dense Masked Change MACs, nonzero 40.55 M 20.16 M" in text
+    assert "File size 1.084 MB 402.1 kB 37.08% left (2.70× less)" in text
+    assert "on most runtimes it runs no faster" in text
+    assert "Layer Share kept Weights kept layer1.0.conv1 768 of 2,304" in text
+    assert "what is not kept of a layer is zero" in text
+    assert "masked, of the same shape as the dense one" in text
+    assert "Layer Reason fc locked by --lock" in text  # a layer has no number of channels
+    assert "slim" not in text.lower()
+    assert "channel" not in text.lower()
+
+
+def test_a_slim_network_is_not_called_masked(tmp_path: Path) -> None:
+    text = words(render(make_run(tmp_path / "run")))
+    assert "Group Share kept Channels kept" in text
+    assert "runs no faster" not in text
+    assert "nonzero" not in text
+
+
+@pytest.mark.parametrize(
+    ("method", "counted"),
+    [("2:4", "Weights"), ("n:8", "Weights"), ("rows", "Rows"), ("columns", "Columns"), ("blocks:4x4", "Blocks")],
+)
+def test_units_are_those_of_the_method(tmp_path: Path, method: str, counted: str) -> None:
+    run = make_run(tmp_path / "run")
+    run.write_json("summary.json", run.read_json("summary.json") | {"method": method})
+    text = words(render(run))
+    assert f"Layer Share kept {counted} kept" in text
+    assert f"{method} pruning" in text
+
+
+def test_a_confirmed_loss(tmp_path: Path) -> None:
+    page = render(make_guaranteed_run(tmp_path / "run"))
+    text = words(page)
+    assert "resnet20 · cifar10:data · fewest parameters within 0.5 points" in text
+    assert "loss of at most 0.5 points: confirmed" in text
+    assert (
+        "Confirmed: on 2,500 images that the search never scored the network loses 0.21 points, at most 0.46 points "
+        "(confidence 80%); 0.5 points allowed."
+    ) in text
+    assert "Episode Parameters left Loss At most Confirmed 57 27.75% 0.61 0.88 no 52 29.00% 0.21 0.46 yes" in text
+
+
+def test_a_loss_that_is_not_confirmed_is_said_so(tmp_path: Path) -> None:
+    text = words(render(make_guaranteed_run(tmp_path / "run", confirmed=False)))
+    assert "loss of at most 0.5 points: not confirmed" in text
+    assert "Not confirmed: on 2,500 images" in text
+    assert ": confirmed" not in text
+
+
+def test_without_a_budget_scores_stand_beside_costs_and_rewards_are_compared(tmp_path: Path) -> None:
+    page = render(make_guaranteed_run(tmp_path / "run", max_drop=None))
+    text = words(page)
+    assert "resnet20 · cifar10:data · reward r_params" in text
+    assert "Score and cost" in text
+    assert "not recounted" not in text
+    assert re.search(r"The chosen one, of episode 17, keeps 37\.8% and scores 88\.2", text)
+    assert re.search(r"best of 10 uniform policies 88\.31% 81\.82% −1\.581 \+0\.05", text)
+    assert re.search(
+        r"Best policies Episode Score, search split Parameters Reward 17 88\.22% 101\.8 k \(37\.75%\) −1\.528", text
+    )
+    chosen = [value for name, value in page.attributes if name == "class" and value == "c-chosen"]
+    assert len(chosen) == 3  # the legend, a wide and a narrow drawing
+
+
+def test_the_best_is_the_most_rewarded_not_the_best_scored(tmp_path: Path) -> None:
+    run = make_unfinished_run(tmp_path / "run", budget="none", reward="r_flops")
+    dense = episode(0, 0.9) | {"reward": -2.0}
+    small = episode(1, 0.8) | {"reward": -1.0}
+    write_lines(run.file("journal.jsonl"), [dense, small])
+    assert re.search(r"Best policies .* Reward 1 80\.00% 20\.10 M −1 0 90\.00%", words(render(run)))
+
+
+def test_candidates_are_shown_with_the_one_taken_on(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    tried = [
+        {"episode": 96, "score": 0.76, "score_tuned": 0.841, "chosen": False},
+        {"episode": 91, "score": 0.75, "score_tuned": 0.847, "chosen": True},
+    ]
+    run.write_json("summary.json", run.read_json("summary.json") | {"candidates": tried})
+    page = render(run)
+    assert "96 76.00% 84.10% 91 75.00% 84.70% taken on" in words(page)
+    assert [value for name, value in page.attributes if value == "taken"].count("taken") >= 1
+
+
+def test_a_size_budget_is_judged_on_the_file(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    summary = run.read_json("summary.json") | {"budget": "size<=600KB"}
+    summary["dense"] |= {"size": 1_084_312}
+    summary["slim"] |= {"size": 570_111}
+    run.write_json("summary.json", summary)
+    text = words(render(run))
+    assert "size<=600000: 570,111 bytes recounted: held" in text
+    assert "File size left 52.58% 570.1 kB of 1.084 MB 1.90× smaller" in text
+
+
+@pytest.mark.parametrize(
+    "summary",
+    [
+        {"budget": "none"},
+        {"budget": "none", "guarantee": {}},
+        {"budget": "none", "guarantee": {"max_drop": 0.5, "images": None, "confirmed": False, "drop": -0.2}},
+        {"budget": "none", "dense": {"macs": 4, "score": 0.5}, "slim": {}, "reward": "r_latency"},
+        {"method": "n:8", "candidates": [{}], "warnings": None, "locked": [{"name": "a", "reason": "b"}]},
+    ],
+)
+def test_missing_fields_of_a_search_without_a_budget(tmp_path: Path, summary: dict[str, Any]) -> None:
+    run = make_unfinished_run(tmp_path / "run", scored=12, budget="none")
+    run.write_json("summary.json", summary)
+    text = words(render(run))
+    assert "None" not in text
+    assert "nan" not in text.lower()

@@ -1,23 +1,53 @@
 """A run directory as tables and as one HTML page."""
 
-from amc.report.page import render_report
+import os
+from pathlib import Path
+
+from amc.report.guarantee import Verdict, guarantee_verdict
+from amc.report.page import open_run, render_run
+from amc.report.schedule import RoundRow, render_schedule, schedule_rows
 from amc.report.tables import (
     BudgetLine,
     SummaryRow,
     budget_lines,
+    format_bytes,
     format_count,
+    format_ratio,
     format_score,
     format_seconds,
     summary_table,
 )
+from amc.report.words import metric_label, metric_of, words_of
+from amc.rundir import RunDir
+
+
+def render_report(run: str | os.PathLike[str] | RunDir) -> Path:
+    """Write RUN/report.html, whole or not at all, and return its path; of a schedule, over all its rounds.
+
+    A search that is not finished gives a page of what there is so far. Raises `RunError` for a directory that
+    is no run or holds a damaged file.
+    """
+    directory = open_run(run)
+    return render_schedule(directory) if directory.config().get("schedule") else render_run(directory)
+
 
 __all__ = [
     "BudgetLine",
+    "RoundRow",
     "SummaryRow",
+    "Verdict",
     "budget_lines",
+    "format_bytes",
     "format_count",
+    "format_ratio",
     "format_score",
     "format_seconds",
+    "guarantee_verdict",
+    "metric_label",
+    "metric_of",
     "render_report",
+    "render_schedule",
+    "schedule_rows",
     "summary_table",
+    "words_of",
 ]

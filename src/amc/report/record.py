@@ -3,11 +3,14 @@
 A search may still be going on or have been killed, so every file but `config.json` may be missing.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from amc import rundir
+from amc.report.guarantee import guaranteed_episode
+from amc.report.tables import records_of
 from amc.rundir import RunDir
 
 
@@ -18,18 +21,25 @@ class Episode:
     number: int
     score: float | None  # None: the episode failed
     error: str
-    keep: tuple[int, ...]  # channels kept, group by group
+    keep: tuple[int, ...]  # keep counts, group by group
     cost: Mapping[str, float]  # by metric
+    reward: float | None = None
+
+    @property
+    def merit(self) -> float:
+        """What the search went by: the reward, or the score where a journal has none."""
+        worth = self.score if self.reward is None else self.reward
+        return -math.inf if worth is None else worth
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """What was kept of one group of channels."""
+    """What was kept of one group of channels, or of one layer's weights, rows, columns or blocks."""
 
     name: str
     size: int
     kept: int
-    uniform: int | None  # what the uniform baseline keeps of it
+    uniform: int | None  # what the best uniform policy keeps of it
 
     @property
     def share(self) -> float:
@@ -60,9 +70,24 @@ class RunRecord:
 
     @property
     def best(self) -> tuple[Episode, ...]:
-        """Episodes with a score, best first; of equal ones the earlier first."""
-        scored = [episode for episode in self.episodes if episode.score is not None]
-        return tuple(sorted(scored, key=lambda episode: -(episode.score or 0.0)))
+        """Episodes with a score, the most rewarded first; of equal ones the earlier first."""
+        return ranked(self.episodes)
+
+    @property
+    def chosen(self) -> int | None:
+        """Episode of the policy that became the result: not always the best of the search."""
+        for candidate in records_of(self.summary.get("candidates")):
+            if candidate.get("chosen"):
+                return candidate.get("episode")
+        guaranteed = guaranteed_episode(self.summary)
+        if guaranteed is not None:
+            return guaranteed
+        return self.best[0].number if self.best else None
+
+
+def ranked(episodes: Iterable[Episode]) -> tuple[Episode, ...]:
+    """Those with a score, the most rewarded first; of equal ones the earlier first."""
+    return tuple(sorted((e for e in episodes if e.score is not None), key=lambda e: (-e.merit, e.number)))
 
 
 def load_record(run: RunDir) -> RunRecord:
@@ -79,7 +104,7 @@ def load_record(run: RunDir) -> RunRecord:
         episodes=_episodes(journal),
         uniform=uniform,
         random=_episodes(run.read_jsonl(rundir.baseline_journal("random"))),
-        groups=_groups(summary, policy, uniform[0].keep if uniform else ()),
+        groups=_groups(summary, policy, ranked(uniform)[0].keep if ranked(uniform) else ()),
         warmup=_warmup(config, journal),
         seconds=_seconds(run.read_jsonl(rundir.TIMINGS)),
         finetune=tuple(record for record in run.read_jsonl(rundir.FINETUNE) if "epoch" in record),
@@ -95,6 +120,7 @@ def _episodes(records: list[dict[str, Any]]) -> tuple[Episode, ...]:
             error=str(record.get("error") or ""),
             keep=tuple(record.get("keep") or ()),
             cost=record.get("cost") or {},
+            reward=record.get("reward"),
         )
         for record in records
         if "episode" in record  # the first line is a header
@@ -102,7 +128,8 @@ def _episodes(records: list[dict[str, Any]]) -> tuple[Episode, ...]:
 
 
 def _groups(summary: Mapping[str, Any], policy: Mapping[str, Any], uniform: tuple[int, ...]) -> tuple[Group, ...]:
-    records = summary.get("groups") or policy.get("groups") or ()
+    # The policy first: it is what the stored network has, whichever candidate that became.
+    records = policy.get("groups") or summary.get("groups") or ()
     aligned = uniform if len(uniform) == len(records) else (None,) * len(records)
     return tuple(
         Group(

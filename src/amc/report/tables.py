@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from amc.errors import BudgetError
-from amc.search.budget import Budget, parse_budgets
+from amc.report.words import budgets_of, words_of
+from amc.search.budget import Budget, Metric
 
 DASH = "–"  # shown for what a run does not have
 _SCORE_KEYS = ("score", "score_finetuned", "test", "test_finetuned")
@@ -38,14 +38,18 @@ class BudgetLine:
 
 
 def summary_table(summary: Mapping[str, Any]) -> list[SummaryRow]:
-    """Rows for MACs, parameters and scores; the test split only where it was measured."""
-    dense, slim = _part(summary, "dense"), _part(summary, "slim")
+    """Rows for costs and scores; the file's size and the test split only where they were measured."""
+    dense, slim = part_of(summary, "dense"), part_of(summary, "slim")
     finetuned = any(_number(slim, key) is not None for key in ("score_finetuned", "test_finetuned"))
     percent = scores_are_fractions(summary)
+    counted = "" if words_of(summary.get("method")).slices else ", nonzero"
     rows = [
-        _cost_row("MACs", _number(dense, "macs"), _number(slim, "macs"), finetuned),
-        _cost_row("Parameters", _number(dense, "params"), _number(slim, "params"), finetuned),
+        _cost_row(f"MACs{counted}", _number(dense, "macs"), _number(slim, "macs"), finetuned),
+        _cost_row(f"Parameters{counted}", _number(dense, "params"), _number(slim, "params"), finetuned),
     ]
+    sizes = (_number(dense, "size"), _number(slim, "size"))
+    if sizes != (None, None):
+        rows.append(_cost_row("File size", *sizes, finetuned, is_size=True))
     for name, key in (("Score, search split", "score"), ("Score, test split", "test")):
         after = _number(slim, f"{key}_finetuned")
         values = (_number(dense, key), _number(slim, key), after)
@@ -66,20 +70,17 @@ def summary_table(summary: Mapping[str, Any]) -> list[SummaryRow]:
 
 def budget_lines(summary: Mapping[str, Any]) -> list[BudgetLine]:
     """Every budget of the run with the cost recounted on the result; none when there is no budget."""
-    try:
-        budgets = parse_budgets(str(summary.get("budget") or ""))
-    except BudgetError:
-        return []
-    dense, slim = _part(summary, "dense"), _part(summary, "slim")
+    dense, slim = part_of(summary, "dense"), part_of(summary, "slim")
     return [
         _budget_line(budget, _number(dense, budget.metric.value), _number(slim, budget.metric.value))
-        for budget in budgets
+        for budget in budgets_of(summary)
     ]
 
 
 def scores_are_fractions(summary: Mapping[str, Any]) -> bool:
     """Whether every score of the run lies in [0, 1], so that it reads well as a percentage."""
-    parts = [_part(summary, "dense"), _part(summary, "slim"), *_part(summary, "baselines").values()]
+    rounds = summary.get("rounds") or ()
+    parts = [part_of(summary, "dense"), part_of(summary, "slim"), *part_of(summary, "baselines").values(), *rounds]
     values = [_number(part, key) for part in parts if isinstance(part, Mapping) for key in _SCORE_KEYS]
     return all(value is None or 0 <= value <= 1 for value in values)
 
@@ -94,6 +95,17 @@ def format_count(value: float | None) -> str:
             scaled = rounded / scale
             return f"{scaled:.{max(0, 4 - len(str(int(abs(scaled)))))}f}{suffix}"
     return f"{value:g}"
+
+
+def format_bytes(value: float | None) -> str:
+    """Text such as "1.079 MB", in powers of 1000 as budgets are."""
+    text = format_count(value)
+    return text if value is None else f"{text}{'' if text[-1].isalpha() else ' '}B"
+
+
+def format_points(value: float | None, *, unit: str = " points") -> str:
+    """A loss in points of accuracy: "0.21 points"; a gain is negative."""
+    return DASH if value is None or not math.isfinite(value) else f"{value:.2f}{unit}".replace("-", "−")
 
 
 def format_score(value: float | None, *, percent: bool = True) -> str:
@@ -138,21 +150,30 @@ def _budget_line(budget: Budget, dense: float | None, slim: float | None) -> Bud
             recounted = f"{slim / dense:.6%}"  # never "50.00%: exceeded"
     else:
         assert budget.absolute is not None
-        held, recounted = slim <= budget.absolute, f"{slim:,.15g}"
+        unit = " bytes" if budget.metric is Metric.SIZE else ""
+        held, recounted = slim <= budget.absolute, f"{slim:,.15g}{unit}"
     return BudgetLine(f"{budget}: {recounted} recounted: {'held' if held else 'exceeded'}", held)
 
 
-def _cost_row(quantity: str, dense: float | None, slim: float | None, finetuned: bool) -> SummaryRow:
-    left = format_count(slim)
-    change = DASH
+def _cost_row(
+    quantity: str, dense: float | None, slim: float | None, finetuned: bool, *, is_size: bool = False
+) -> SummaryRow:
+    text = format_bytes if is_size else format_count
+    left, change = text(slim), DASH
     if dense and slim:
-        change = f"{format_ratio(dense, slim)} left ({dense / slim:.2f}× fewer)"
-    return SummaryRow(quantity, format_count(dense), left, left if finetuned else "", change)
+        change = f"{format_ratio(dense, slim)} left ({dense / slim:.2f}× {'less' if is_size else 'fewer'})"
+    return SummaryRow(quantity, text(dense), left, left if finetuned else "", change)
 
 
-def _part(summary: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+def part_of(summary: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The object that `summary` has under `key`; an empty one where it has none."""
     part = summary.get(key)
     return part if isinstance(part, Mapping) else {}
+
+
+def records_of(value: Any) -> list[Mapping[str, Any]]:
+    """The objects of a list; nothing where there is no list."""
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
 
 
 def _number(part: Mapping[str, Any], key: str) -> float | None:

@@ -1,0 +1,119 @@
+"""What the charts share: sizes, scales, ticks and axes, as SVG text.
+
+Colours come from the page's style sheet (classes), so that one drawing serves light and dark; text sizes do not
+scale with the page, so the page draws one wide and one narrow version and shows the one that fits. Pure: no files.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Size of a drawing in pixels, margins included."""
+
+    width: int
+    height: int
+    left: int = 52
+    right: int = 12
+    top: int = 22
+    bottom: int = 42
+
+    @property
+    def end(self) -> int:
+        """Where the plot ends to the right."""
+        return self.width - self.right
+
+    @property
+    def floor(self) -> int:
+        """Where the plot ends below."""
+        return self.height - self.bottom
+
+
+WIDE = Frame(width=900, height=360)
+NARROW = Frame(width=380, height=300)
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Linear map from values to pixels."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        """Pixels of `value`."""
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+
+def drawing(parts: Iterable[str], frame: Frame, *, name: str, title: str, description: str) -> Markup:
+    """The parts as one SVG; `name` keeps the ids of one page apart, its last word is the class."""
+    label = escape(name)
+    return Markup(
+        f'<svg class="chart {escape(name.rpartition("-")[2])}" viewBox="0 0 {frame.width} {frame.height}" role="img" '
+        f'aria-labelledby="{label}-title {label}-desc">'
+        f'<title id="{label}-title">{escape(title)}</title>'
+        f'<desc id="{label}-desc">{escape(description)}</desc>{"".join(parts)}</svg>'
+    )
+
+
+def ticks(low: float, high: float, count: int) -> list[float]:
+    """About `count` round numbers in [low, high], a step of 1, 2 or 5 times a power of ten apart."""
+    raw = (high - low) / max(count, 1)
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next((factor * power for factor in (1, 2, 5) if factor * power >= raw), 10 * power)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def vertical_scale(values: Sequence[float], frame: Frame) -> Scale:
+    """Over all `values`, with a margin; [0, 1] where there are none."""
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    margin = 0.06 * (high - low) or 0.05 * (abs(high) or 1.0)
+    return Scale(low - margin, high + margin, frame.floor, frame.top)
+
+
+def value_axis(frame: Frame, y: Scale, *, percent: bool) -> str:
+    """Horizontal grid lines with their values."""
+    values = ticks(y.low, y.high, 5)
+    digits = _digits(values, percent=percent)
+    parts = []
+    for value in values:
+        text = f"{value * 100:.{digits}f}%" if percent else f"{value:g}"
+        at = f"{y(value):.1f}"
+        parts.append(f'<line class="grid" x1="{frame.left}" x2="{frame.end}" y1="{at}" y2="{at}"/>')
+        parts.append(f'<text class="tick" x="{frame.left - 8}" y="{at}" dy="0.32em" text-anchor="end">{text}</text>')
+    return "".join(parts)
+
+
+def floor_axis(frame: Frame, x: Callable[[float], float], marks: Iterable[tuple[float, str]], label: str) -> str:
+    """The line below, with its marks as (value, text), and what it counts."""
+    parts = [
+        f'<text class="tick" x="{x(value):.1f}" y="{frame.floor + 17}" text-anchor="middle">{text}</text>'
+        for value, text in marks
+    ]
+    parts.append(f'<line class="axis" x1="{frame.left}" x2="{frame.end}" y1="{frame.floor}" y2="{frame.floor}"/>')
+    middle = (frame.left + frame.end) / 2
+    parts.append(
+        f'<text class="label" x="{middle:.0f}" y="{frame.floor + 36}" text-anchor="middle">{escape(label)}</text>'
+    )
+    return "".join(parts)
+
+
+def level(frame: Frame, y: Scale, value: float | None, kind: str) -> str:
+    """A line across the plot at one value; nothing for None."""
+    if value is None:
+        return ""
+    at = f"{y(value):.1f}"
+    return f'<line class="{kind}" x1="{frame.left}" x2="{frame.end}" y1="{at}" y2="{at}"/>'
+
+
+def _digits(values: Sequence[float], *, percent: bool) -> int:
+    """Decimals that tell neighbouring ticks apart."""
+    step = (values[1] - values[0]) * (100 if percent else 1) if len(values) > 1 else 1.0
+    return max(0, -math.floor(math.log10(step) + 1e-9))

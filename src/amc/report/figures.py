@@ -1,0 +1,114 @@
+"""The figures of one run: which numbers of its record each chart shows."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from markupsafe import Markup
+
+from amc.report.charts import LearningCurve, learning_curve
+from amc.report.drawing import NARROW, WIDE
+from amc.report.record import Episode, RunRecord, ranked
+from amc.report.tables import part_of, scores_are_fractions
+from amc.report.tradeoff import Point, TradeOff, tradeoff_chart
+from amc.report.words import metric_label, metric_of
+
+
+def scores_of(episodes: Iterable[Episode]) -> list[float]:
+    """The scores of those that have one."""
+    return [episode.score for episode in episodes if episode.score is not None]
+
+
+def is_percent(record: RunRecord) -> bool:
+    """Whether every score of the run is a fraction."""
+    scores = scores_of((*record.episodes, *record.random, *record.uniform))
+    return scores_are_fractions(record.summary) and all(0 <= score <= 1 for score in scores)
+
+
+def baseline_of(summary: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """What the summary says of a baseline."""
+    return part_of(part_of(summary, "baselines"), name)
+
+
+def score_curve(record: RunRecord) -> LearningCurve:
+    """Scores by episode: under a budget every policy costs about the same."""
+    uniform = baseline_of(record.summary, "uniform").get("score")
+    return LearningCurve(
+        scores=[episode.score for episode in record.episodes],
+        first=_first(record),
+        planned=_planned(record),
+        warmup=record.warmup,
+        uniform=max(scores_of(record.uniform), default=uniform),
+        random=[episode.score for episode in record.random],
+        percent=is_percent(record),
+    )
+
+
+def reward_curve(record: RunRecord) -> LearningCurve:
+    """Rewards by episode: without a budget, a score alone says nothing."""
+    return LearningCurve(
+        scores=[episode.reward for episode in record.episodes],
+        first=_first(record),
+        planned=_planned(record),
+        warmup=record.warmup,
+        uniform=max((e.reward for e in record.uniform if e.reward is not None), default=None),
+        random=[episode.reward for episode in record.random],
+        percent=False,
+        quantity="reward",
+    )
+
+
+def trade_off(record: RunRecord) -> TradeOff:
+    """Score and cost of every policy, for a search without a budget."""
+    summary = {**record.config, **record.summary}
+    metric = metric_of(summary)
+    dense = part_of(record.summary, "dense")
+    score, drop = dense.get("score"), summary.get("max_drop", part_of(summary, "guarantee").get("max_drop"))
+    return TradeOff(
+        points=_points(record.episodes, metric, dense, warmup=_first(record) + record.warmup),
+        chosen=record.chosen,
+        uniform=_points(record.uniform, metric, dense),
+        random=_points(record.random, metric, dense),
+        dense=score,
+        least=None if drop is None or score is None else score - drop / 100,
+        cost=metric_label(metric),
+        percent=is_percent(record),
+    )
+
+
+def both_widths(chart: LearningCurve | TradeOff, name: str) -> list[Markup]:
+    """One drawing for a wide page and one for a narrow one."""
+    if isinstance(chart, LearningCurve):
+        return [learning_curve(chart, frame, name=f"{name}-{width}") for frame, width in _FRAMES]
+    return [tradeoff_chart(chart, frame, name=f"{name}-{width}") for frame, width in _FRAMES]
+
+
+_FRAMES = ((WIDE, "wide"), (NARROW, "narrow"))
+
+
+def best_of(episodes: Iterable[Episode]) -> Episode | None:
+    """The most rewarded one."""
+    found = ranked(episodes)
+    return found[0] if found else None
+
+
+def _points(
+    episodes: Iterable[Episode], metric: str, dense: Mapping[str, Any], *, warmup: int = 0
+) -> tuple[Point, ...]:
+    """Those with a score and a cost, as shares of the dense cost; none while that is not known."""
+    whole = dense.get(metric)
+    if not whole:
+        return ()
+    return tuple(
+        Point(episode.number, episode.cost[metric] / whole, episode.score, explored=episode.number < warmup)
+        for episode in episodes
+        if episode.score is not None and metric in episode.cost
+    )
+
+
+def _first(record: RunRecord) -> int:
+    return record.episodes[0].number if record.episodes else 0
+
+
+def _planned(record: RunRecord) -> int:
+    planned = record.config.get("episodes")
+    return planned if isinstance(planned, int) else len(record.episodes)

@@ -1,0 +1,147 @@
+"""The page of a schedule: all its rounds into RUN/report.html, with links to the page of each."""
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from amc import rundir
+from amc.report import sections
+from amc.report.drawing import NARROW, WIDE
+from amc.report.page import open_run, render_template
+from amc.report.rounds import RoundPoint, RoundsCurve, describe_rounds, rounds_chart
+from amc.report.tables import (
+    DASH,
+    format_bytes,
+    format_count,
+    format_ratio,
+    format_score,
+    part_of,
+    records_of,
+    scores_are_fractions,
+)
+from amc.report.words import metric_label, metric_of, words_of
+from amc.rundir import RunDir
+
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]+")  # a directory inside the run, and no address
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRow:
+    """One round as text; costs and scores are dashes while it is not finished."""
+
+    number: int
+    asked: str  # share of the dense cost that the round was to leave
+    macs: str
+    params: str
+    size: str
+    pruned: str  # score on the search split as the search left it
+    tuned: str  # and after fine-tuning
+    test: str  # of the last network there is
+    link: str  # relative address of the round's own page; "" while there is none
+
+
+def render_schedule(run: str | os.PathLike[str] | RunDir) -> Path:
+    """Write the page of a schedule, whole or not at all, and return its path.
+
+    A schedule that is not finished gives a page of what there is so far. Raises `RunError` for a directory that
+    is no run or holds a damaged file.
+    """
+    directory = open_run(run)
+    config = directory.config()
+    summary = directory.read_json(rundir.SUMMARY) if directory.has(rundir.SUMMARY) else {}
+    page = render_template("schedule.html.j2", _context(directory, config, summary))
+    directory.write_text(rundir.REPORT, page)
+    return directory.file(rundir.REPORT)
+
+
+def schedule_rows(summary: Mapping[str, Any], run: RunDir | None = None) -> list[RoundRow]:
+    """A row for every round that was planned; links only to pages that `run` has."""
+    percent, dense = scores_are_fractions(summary), part_of(summary, "dense")
+    planned = summary.get("schedule") or ()
+    return [
+        _row(number, fraction, round_ or {}, dense, run, percent=percent)
+        for number, (fraction, round_) in enumerate(zip_longest(planned, records_of(summary.get("rounds"))), start=1)
+    ]
+
+
+def _row(
+    number: int,
+    fraction: float | None,
+    found: Mapping[str, Any],
+    dense: Mapping[str, Any],
+    run: RunDir | None,
+    *,
+    percent: bool,
+) -> RoundRow:
+    asked = found.get("fraction", fraction)
+    test = found.get("test_finetuned", found.get("test"))
+    return RoundRow(
+        number=number,
+        asked=DASH if asked is None else f"{asked:.0%}",
+        macs=format_ratio(dense.get("macs"), found.get("macs")),
+        params=format_ratio(dense.get("params"), found.get("params")),
+        size=format_bytes(found.get("size")),
+        pruned=format_score(found.get("score"), percent=percent),
+        tuned=format_score(found.get("score_finetuned"), percent=percent),
+        test=format_score(test, percent=percent),
+        link=_link(run, str(found.get("run") or f"round-{number}")),
+    )
+
+
+def _link(run: RunDir | None, name: str) -> str:
+    there = run is not None and _PLAIN_NAME.fullmatch(name) and run.has(f"{name}/{rundir.REPORT}")
+    return f"{name}/{rundir.REPORT}" if there else ""
+
+
+def _context(run: RunDir, config: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, object]:
+    summary = {**config, **found}
+    percent, dense = scores_are_fractions(summary), part_of(summary, "dense")
+    rounds, planned = records_of(summary.get("rounds")), summary.get("schedule") or ()
+    curve = _curve(rounds, dense, metric_of(summary), percent=percent)
+    return {
+        "title": sections.title_of(summary),
+        "fallback": str(run.path),
+        "subtitle": _subtitle(summary, planned),
+        "words": words_of(summary.get("method")),
+        "done": len(rounds),
+        "planned": len(planned),
+        "tiles": sections.tiles(dense, rounds[-1], percent=percent) if rounds else [],
+        "dense": {
+            "macs": format_count(dense.get("macs")),
+            "params": format_count(dense.get("params")),
+            "size": format_bytes(dense.get("size")),
+            "score": format_score(dense.get("score"), percent=percent),
+            "test": format_score(dense.get("test"), percent=percent),
+        },
+        "rows": schedule_rows(summary, run),
+        "charts": [rounds_chart(curve, WIDE, name="rounds-wide"), rounds_chart(curve, NARROW, name="rounds-narrow")],
+        "chart_text": describe_rounds(curve),
+        "settings": sections.plain_items(config),
+        "machine": sections.plain_items(summary.get("environment")),
+        "python_path": json.dumps(str(run.path), ensure_ascii=False),
+        "shell_path": shlex.quote(str(run.path)),
+    }
+
+
+def _subtitle(summary: Mapping[str, Any], planned: Sequence[float]) -> str:
+    shares = ", ".join(f"{fraction:.0%}" for fraction in planned)
+    parts = [f"{summary.get('method') or ''} pruning in {len(planned)} rounds, to {shares}".strip()]
+    parts += [f"{summary['episodes']} episodes a round"] if summary.get("episodes") is not None else []
+    parts += [f"seed {summary['seed']}"] if summary.get("seed") is not None else []
+    return ", ".join(parts)
+
+
+def _curve(rounds: Sequence[Mapping[str, Any]], dense: Mapping[str, Any], metric: str, *, percent: bool) -> RoundsCurve:
+    whole = dense.get(metric)
+    points = [
+        RoundPoint(number, found[metric] / whole, found.get("score"), found.get("score_finetuned"))
+        for number, found in enumerate(rounds, start=1)
+        if whole and found.get(metric)
+    ]
+    return RoundsCurve(points, dense.get("score"), metric_label(metric), percent)

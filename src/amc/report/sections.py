@@ -1,0 +1,214 @@
+"""What the page of one run says, section by section, as text that its template lays out."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from amc.report.charts import describe
+from amc.report.comparison import reward_comparisons, score_comparisons, share_left
+from amc.report.figures import both_widths, is_percent, reward_curve, score_curve, trade_off
+from amc.report.record import Episode, RunRecord
+from amc.report.tables import (
+    DASH,
+    format_bytes,
+    format_count,
+    format_points,
+    format_ratio,
+    format_score,
+    format_seconds,
+    part_of,
+    records_of,
+)
+from amc.report.tradeoff import describe_tradeoff
+from amc.report.words import goal_of, is_priced, metric_label, metric_of
+
+_SHOWN_BEST = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One headline figure."""
+
+    label: str
+    value: str
+    notes: tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of a small table: its name, its other cells, and whether it is the one that was taken."""
+
+    name: str
+    cells: tuple[str, ...]
+    taken: bool = False
+
+
+def title_of(summary: Mapping[str, Any]) -> str:
+    """Network, data and what was asked for."""
+    return " · ".join(str(part) for part in (summary.get("model"), summary.get("data"), goal_of(summary)) if part)
+
+
+def subtitle(summary: Mapping[str, Any]) -> str:
+    """Method, agent, length, seed and time."""
+    parts = [f"{summary['method']} pruning" if summary.get("method") else "pruning"]
+    if summary.get("agent"):
+        parts.append(f"agent {summary['agent']}")
+    if summary.get("episodes") is not None:
+        parts.append(f"{summary['episodes']} episodes")
+    if summary.get("seed") is not None:
+        parts.append(f"seed {summary['seed']}")
+    if isinstance(summary.get("seconds"), int | float):
+        parts.append(f"searched for {format_seconds(summary['seconds'])}")
+    return ", ".join(parts)
+
+
+def tiles(dense: Mapping[str, Any], slim: Mapping[str, Any], *, percent: bool) -> list[Tile]:
+    """The headline: what is left of every cost, and the scores."""
+    found = []
+    for label, key in (("MACs left", "macs"), ("Parameters left", "params"), ("File size left", "size")):
+        if dense.get(key) and slim.get(key):
+            text, word = (format_bytes, "smaller") if key == "size" else (format_count, "fewer")
+            notes = (f"{text(slim[key])} of {text(dense[key])}", f"{dense[key] / slim[key]:.2f}× {word}")
+            found.append(Tile(label, format_ratio(dense[key], slim[key]), notes))
+    for label, key in (("Search score", "score"), ("Test score", "test")):
+        before, after = slim.get(key), slim.get(f"{key}_finetuned")
+        if before is None and after is None:
+            continue
+        recovered = "not fine-tuned"
+        if after is not None:
+            recovered = f"{format_score(before, percent=percent)} as pruned"
+        notes = (f"{format_score(dense.get(key), percent=percent)} dense", recovered)
+        found.append(Tile(label, format_score(before if after is None else after, percent=percent), notes))
+    return found
+
+
+def curves(record: RunRecord) -> dict[str, object]:
+    """The charts and what stands beside them: by score under a budget, by reward without."""
+    summary = {**record.config, **record.summary}
+    percent, priced = is_percent(record), is_priced(summary)
+    curve = reward_curve(record) if priced else score_curve(record)
+    trade = trade_off(record) if priced else None
+    best = record.best[0] if record.best else None
+    shown = None if best is None else best.merit if priced else best.score
+    others = [value for value in curve.random if value is not None]
+    label = metric_label(metric_of(summary))
+    cost = label[:1].upper() + label[1:]
+    return {
+        "priced": priced,
+        "planned": curve.planned,
+        "curve": curve,
+        "curve_text": describe(curve),
+        "charts": both_widths(curve, "curve"),
+        "trade_charts": both_widths(trade, "trade") if trade and trade.points else [],
+        "trade_text": describe_tradeoff(trade) if trade else "",
+        "trade": trade,
+        "comparisons": (reward_comparisons if priced else score_comparisons)(record, percent=percent),
+        "best_score": format_score(shown, percent=curve.percent),
+        "random_best": format_score(max(others, default=None), percent=curve.percent),
+        "uniform_score": format_score(curve.uniform, percent=curve.percent),
+        "cost_title": cost,
+        "cost_left": f"{cost} left",
+    }
+
+
+def best_rows(record: RunRecord) -> list[Row]:
+    """The most rewarded policies; without a budget also what the reward was."""
+    summary, percent = {**record.config, **record.summary}, is_percent(record)
+    priced = is_priced(summary)
+    return [_best_row(episode, record, priced, percent=percent) for episode in record.best[:_SHOWN_BEST]]
+
+
+def _best_row(episode: Episode, record: RunRecord, priced: bool, *, percent: bool) -> Row:
+    metric = metric_of({**record.config, **record.summary})
+    value, share = episode.cost.get(metric), share_left(episode.cost, record)
+    cost = format_bytes(value) if metric == "size" else format_count(value)
+    cells = [format_score(episode.score, percent=percent), cost if share == DASH else f"{cost} ({share})"]
+    if priced:
+        cells.append(format_score(episode.reward, percent=False).replace("-", "−"))
+    return Row(str(episode.number), tuple(cells), taken=bool(record.summary) and episode.number == record.chosen)
+
+
+def trial_rows(record: RunRecord) -> list[Row]:
+    """Candidates of the guarantee, in the order they were measured."""
+    cost = {episode.number: share_left(episode.cost, record) for episode in record.episodes}
+    return [
+        Row(
+            str(trial.get("episode", DASH)),
+            (
+                cost.get(trial.get("episode", -1), DASH),
+                format_points(trial.get("drop"), unit=""),
+                format_points(trial.get("upper"), unit=""),
+                "yes" if trial.get("confirmed") else "no",
+            ),
+            taken=trial.get("episode") == record.chosen,
+        )
+        for trial in records_of(part_of(record.summary, "guarantee").get("trials"))
+    ]
+
+
+def candidate_rows(record: RunRecord) -> list[Row]:
+    """Policies that were fine-tuned briefly before one of them was taken on."""
+    percent = is_percent(record)
+    return [
+        Row(
+            str(candidate.get("episode", DASH)),
+            (
+                format_score(candidate.get("score"), percent=percent),
+                format_score(candidate.get("score_tuned"), percent=percent),
+                "taken on" if candidate.get("chosen") else "",
+            ),
+            taken=bool(candidate.get("chosen")),
+        )
+        for candidate in records_of(record.summary.get("candidates"))
+    ]
+
+
+def epoch_rows(record: RunRecord) -> list[Row]:
+    """Fine-tuning, epoch by epoch."""
+    percent = is_percent(record)
+
+    def number(epoch: Mapping[str, Any], key: str) -> str:
+        value = epoch.get(key)
+        return f"{value:.4g}" if isinstance(value, int | float) else DASH
+
+    return [
+        Row(
+            str(epoch["epoch"]),
+            (number(epoch, "loss"), number(epoch, "lr"), format_score(epoch.get("score"), percent=percent)),
+        )
+        for epoch in record.finetune
+    ]
+
+
+def time_rows(seconds: Mapping[str, float]) -> list[tuple[str, str, float]]:
+    """For every part of an episode: its name, its mean time and its share of the whole."""
+    total = sum(seconds.values())
+    if not total:
+        return []
+    return [(part, format_seconds(value), value / total) for part, value in seconds.items()]
+
+
+def certificate_text(certificate: Any) -> str:
+    """What was proved of the structure before the search; nothing where nothing was checked."""
+    if not isinstance(certificate, Mapping) or not certificate.get("keep_sets"):
+        return ""
+    text = (
+        f"Before the search, the sliced network was compared with the masked one on {certificate['keep_sets']} random "
+        f"keep sets; the largest difference was {float(certificate.get('worst_error') or 0):.0e} of the output."
+    )
+    failed = certificate.get("locked") or ()
+    return text + (f" Groups for which they differed, now locked: {len(failed)}." if failed else "")
+
+
+def plain_items(record: Any) -> list[tuple[str, str]]:
+    """The fields of an object as text; nothing where there is none."""
+    return [(str(key), _plain_text(value)) for key, value in (record or {}).items()]
+
+
+def _plain_text(value: object) -> str:
+    if value is None:
+        return DASH
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
