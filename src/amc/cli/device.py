@@ -1,0 +1,78 @@
+"""`amc device …`: this machine times models for another one."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from amc.cli.common import JsonFlag, err, out, print_json, reported
+
+app = typer.Typer(help="Time models on this machine for a host elsewhere.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.callback()
+def device() -> None:
+    """Time models on this machine for a host elsewhere."""
+
+
+@app.command()
+@reported
+def serve(
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. 127.0.0.1: this machine alone, as through an SSH tunnel.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any free one.", min=0, max=65535)] = 8765,
+    token_file: Annotated[
+        Path | None, typer.Option(help="Holds the token; made if it is not there. Without: a new token, shown once.")
+    ] = None,
+    max_bytes: Annotated[int, typer.Option(help="Largest request.", min=1)] = 512 << 20,
+    max_seconds: Annotated[float, typer.Option(help="Longest measurement.")] = 300.0,
+    max_memory: Annotated[int, typer.Option(help="Bytes that one measurement may take; 0: no limit.", min=0)] = 0,
+    queue: Annotated[int, typer.Option(help="Measurements that may wait.", min=1)] = 32,
+    verbose: Annotated[bool, typer.Option(help="Show every request.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Wait for models and time them; Ctrl-C ends it. See docs/device.md."""
+    from amc.deploy.device.limits import Limits
+    from amc.deploy.device.server import DeviceServer
+    from amc.deploy.device.token import make_token_file, new_token
+
+    limits = Limits(
+        body_bytes=max_bytes, spool_bytes=max(4 * max_bytes, 1 << 20), run_seconds=max_seconds,
+        data_bytes=max_memory, queue=queue,
+    )  # fmt: skip
+    token = new_token() if token_file is None else make_token_file(token_file)
+    server = DeviceServer(token, host=host, port=port, limits=limits, log=_say if verbose else lambda line: None)
+    try:
+        signal.signal(signal.SIGTERM, _stop)
+        _announce(server.url, dict(server.info.runtimes), token, token_file, as_json)
+        server.serve_forever()
+    except KeyboardInterrupt:
+        err.print("amc: the device server has ended")
+    finally:
+        server.close()
+
+
+def _stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _say(line: str) -> None:
+    err.print(line, markup=False, soft_wrap=True)
+
+
+def _announce(url: str, runtimes: dict[str, str], token: str, token_file: Path | None, as_json: bool) -> None:
+    if as_json:
+        record: dict[str, Any] = {"url": url, "runtimes": runtimes}
+        print_json(record | ({"token": token} if token_file is None else {"token_file": str(token_file)}))
+        return
+    out.print(f"listening on {url}", soft_wrap=True)
+    out.print("runtimes: " + ", ".join(f"{name} {version}" for name, version in runtimes.items()), soft_wrap=True)
+    if token_file is None:
+        out.print("on the host, set the token (it is shown this once):", soft_wrap=True)
+        out.print(f"  export AMC_DEVICE_TOKEN={token}", soft_wrap=True, markup=False)
+    else:
+        out.print(f"token: in {token_file}", soft_wrap=True, markup=False)

@@ -1,0 +1,95 @@
+"""Networks of this host -> their latency on a device: what `--device-url` does."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from torch import nn
+
+from amc.deploy.device.adb import Adb, AndroidDevice
+from amc.deploy.device.client import DeviceClient
+from amc.deploy.device.protocol import DTYPE_BYTES, Device, DeviceError, Model, Request, TensorSpec
+from amc.deploy.device.token import find_token
+from amc.deploy.export import write_checked
+from amc.deploy.extras import MissingExtraError
+from amc.deploy.formats import Format, get_format
+from amc.deploy.measure import MeasureSettings
+from amc.deploy.runtimes import get_runtime
+from amc.deploy.tensors import Tensors, inputs_of, random_like, with_batch
+from amc.errors import AmcError
+
+
+def open_device(url: str, *, token_file: Path | None = None) -> Device:
+    """The device at `http://HOST:PORT`, or the phone at `adb://SERIAL/PATH/OF/PROGRAM` (SERIAL may be left out).
+
+    The token of a device server comes from the file, or from AMC_DEVICE_TOKEN. `DeviceError` for any other URL.
+    """
+    if not url.startswith("adb:"):
+        return DeviceClient(url, find_token(token_file))
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise DeviceError(f"device URL '{url}' must look like adb://SERIAL/data/local/tmp/benchmark_model") from None
+    return AndroidDevice(unquote(parts.path), adb=Adb(unquote(parts.netloc) or None))
+
+
+def latency_on(
+    device: Device,
+    networks: Mapping[str, nn.Module],
+    example_input: Any,
+    *,
+    runtime: str = "onnxruntime",
+    threads: int = 1,
+    batch: int = 1,
+    half: bool = False,
+    settings: MeasureSettings | None = None,
+    version: str | None = None,
+) -> dict[str, Any]:
+    """Like `amc.deploy.latency`, on the device; `version`: what its runtime must be, None for any.
+
+    Files are checked against PyTorch here before they are sent, if the runtime is installed here too: `checked_with`
+    in the record says by what, or is None.
+    """
+    engine = get_runtime(runtime)
+    if engine.trusted_only:
+        raise DeviceError(f"runtime '{runtime}' cannot be measured on a device: its files can carry code")
+    chosen = get_format(engine.format)
+    if threads < 1 or batch < 1 or (chosen.batch_one and batch != 1):
+        raise AmcError(f"runtime {runtime} cannot be measured with {threads} threads and a batch of {batch}")
+    inputs = random_like(with_batch(inputs_of(example_input), batch))
+    checked_with = _version_here(runtime)
+    files = [_files(chosen, module, inputs, half=half, check=checked_with is not None) for module in networks.values()]
+    specs = tuple(TensorSpec(tuple(value.shape), _dtype(value.dtype)) for value in inputs)
+    models = tuple(
+        Model(name, specs, tuple(len(data) for data in parts)) for name, parts in zip(networks, files, strict=True)
+    )
+    request = Request(runtime, models, version, threads, half, settings or MeasureSettings())
+    return device.measure(request, files) | {"batch": batch, "checked_with": checked_with}
+
+
+def _version_here(runtime: str) -> str | None:
+    try:
+        return f"{runtime} {get_runtime(runtime).version()}"
+    except MissingExtraError:
+        return None
+
+
+def _files(chosen: Format, module: nn.Module, inputs: Tensors, *, half: bool, check: bool) -> list[bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder, f"model{suffix}") for suffix in chosen.suffixes]
+        if check:
+            write_checked(chosen, module, inputs, paths, {"random": inputs}, half=half, dynamic=False)
+        else:
+            chosen.write(module, inputs, paths, dynamic=False, half=half)
+        return [path.read_bytes() for path in paths]
+
+
+def _dtype(dtype: object) -> str:
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPE_BYTES:
+        raise DeviceError(f"a device cannot be sent inputs of type {name}; use one of {', '.join(DTYPE_BYTES)}")
+    return name

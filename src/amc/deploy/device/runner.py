@@ -1,0 +1,64 @@
+"""What runs in a device server's child process: the one place where the server meets the runtimes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amc.deploy import machine
+from amc.deploy.latency import latency_of_files
+from amc.deploy.measure import MeasureSettings
+from amc.deploy.runtimes import get_runtime, installed_runtimes
+from amc.errors import AmcError
+from amc.summary import amc_version
+
+
+def describe(argument: Mapping[str, Any]) -> dict[str, Any]:
+    """What can run here; takes nothing."""
+    runtimes = {name: number for name, number in installed_runtimes().items() if not get_runtime(name).trusted_only}
+    return {"amc_version": amc_version(), "machine": machine.describe(), "runtimes": runtimes}
+
+
+def measure(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Time the models of a task (see `server.task_of`) on random inputs; the record is that of `amc.deploy.latency`.
+
+    Raises an AmcError for a model that does not load or run, and for a runtime whose files can carry code.
+    """
+    runtime = str(task["runtime"])
+    if get_runtime(runtime).trusted_only:  # the server refuses it; were that to fail, nothing is loaded here either
+        raise AmcError(f"files for {runtime} can carry code, which a device does not take")
+    generator = torch.Generator().manual_seed(0)
+    models = {
+        entry["name"]: ([Path(path) for path in entry["files"]], _inputs(entry["inputs"], generator))
+        for entry in task["models"]
+    }
+    torch.set_num_threads(1)  # PyTorch only makes the inputs; its threads stay out of the way
+    record = latency_of_files(
+        models,
+        runtime=runtime,
+        threads=task["threads"],
+        half=task["half"],
+        settings=MeasureSettings(**task["settings"]),
+    )
+    for name, (paths, _) in models.items():
+        size = sum(path.stat().st_size for path in paths)
+        record["networks"][name] = {"file_bytes": size} | record["networks"][name]
+    shapes = [entry["inputs"][0]["shape"] for entry in task["models"]]
+    return record | {"batch": shapes[0][0] if shapes[0] else 1}
+
+
+def _inputs(specs: list[Mapping[str, Any]], generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Standard normal numbers; zeros where an input is not of floating point, as those are always in range."""
+    tensors = []
+    for spec in specs:
+        dtype = getattr(torch, spec["dtype"])
+        shape = tuple(spec["shape"])
+        if dtype.is_floating_point:
+            tensors.append(torch.randn(shape, generator=generator).to(dtype))
+        else:
+            tensors.append(torch.zeros(shape, dtype=dtype))
+    return tuple(tensors)

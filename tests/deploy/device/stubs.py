@@ -1,0 +1,124 @@
+"""Stands in for the runtimes: functions that run in a device server's child process, with the standard library only.
+
+A model is a TFLite file in name; what follows its eight bytes of head says what happens when it runs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+HEAD = (4).to_bytes(4, "little") + b"TFL3"
+STARTED = "started"  # written into the folder that a model names, when its run begins
+
+
+def model(command: str = "", *, size: int = 0) -> bytes:
+    return HEAD + command.encode() + b"\0" + bytes(size)
+
+
+def describe(argument: Any) -> dict[str, Any]:
+    assert argument == {}
+    return {
+        "amc_version": "0.1.0",
+        "machine": {"cpu": "stub", "cores": 2},
+        "runtimes": {"litert": "2.3.0", "onnxruntime": "1.31.1", "eager": "2.13.0"},
+    }
+
+
+def describe_nothing(argument: Any) -> dict[str, Any]:
+    return {"amc_version": "0.1.0", "machine": {}, "runtimes": {"eager": "2.13.0"}}
+
+
+def measure(argument: dict[str, Any]) -> dict[str, Any]:
+    sys.stdout.write("a runtime's chatter\n")
+    sys.stdout.flush()
+    results = {}
+    for entry in argument["models"]:
+        data = Path(entry["files"][0]).read_bytes()
+        command, _, rest = data[8:].partition(b"\0")
+        action, *words = command.decode().split() or ["fine"]
+        extra = _ACTIONS[action](*words)
+        results[entry["name"]] = {"latency_ms": 1.5, "bytes": len(rest), "extra": extra, "asked": entry}
+    return {"runtime": argument["runtime"], "settings": argument["settings"], "networks": results}
+
+
+class AmcError(Exception):
+    """Told apart by its name, as the child's function may be anyone's."""
+
+
+def _fine() -> None:
+    return None
+
+
+def _hang() -> None:
+    time.sleep(3600)
+
+
+def _hang_for_good(folder: str) -> None:
+    """Ignores every polite signal, and has a child of its own that would go on."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
+    Path(folder, STARTED).write_text(f"{os.getpid()} {grandchild.pid}")
+    time.sleep(3600)
+
+
+def _crash() -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def _leave() -> None:
+    os.write(2, b"loading\ncannot allocate tensors\n")
+    os._exit(3)
+
+
+def _memory() -> None:
+    blocks = []
+    while True:
+        blocks.append(bytearray(1 << 24))
+
+
+def _chatter() -> None:
+    for _ in range(3000):
+        os.write(1, b"x" * 10_000)
+        os.write(2, b"y" * 10_000)
+
+
+def _refuse() -> None:
+    raise AmcError("operator FOO is not known\nto this runtime")
+
+
+def _fault() -> None:
+    raise ValueError("shapes differ")
+
+
+def _nan() -> float:
+    return float("nan")
+
+
+def _secret() -> str | None:
+    return os.environ.get("AMC_DEVICE_TOKEN")
+
+
+def _count(folder: str) -> int:
+    """How many runs there are at this moment, and one more run noted."""
+    running = Path(folder, "running")
+    number = len(running.read_text()) if running.exists() else 0
+    running.write_text("r" * (number + 1))
+    time.sleep(0.01)
+    running.write_text("r" * number)
+    with Path(folder, "runs").open("a") as file:
+        file.write("r")
+    return number + 1
+
+
+_ACTIONS: dict[str, Any] = {
+    "fine": _fine, "hang": _hang, "hang-for-good": _hang_for_good, "crash": _crash, "leave": _leave,
+    "memory": _memory, "chatter": _chatter, "refuse": _refuse, "fault": _fault, "nan": _nan, "secret": _secret,
+    "count": _count,
+}  # fmt: skip

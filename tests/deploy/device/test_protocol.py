@@ -1,0 +1,189 @@
+"""Requests survive the way over; anything else is refused, never misread and never a crash."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amc.deploy.device.protocol import (
+    DTYPE_BYTES,
+    MAGIC,
+    DeviceInfo,
+    Model,
+    Request,
+    TensorSpec,
+    check_result,
+    decode,
+    decode_info,
+    encode,
+    encode_info,
+    header_length,
+    is_identifier,
+)
+from amc.deploy.device.strict import RefusedError, parse_object
+from amc.deploy.measure import MeasureSettings
+
+SPECS = st.builds(
+    TensorSpec,
+    shape=st.lists(st.integers(1, 12), max_size=8).map(tuple).filter(lambda shape: len(shape) < 6 or max(shape) < 6),
+    dtype=st.sampled_from(sorted(DTYPE_BYTES)),
+)
+MODELS = st.builds(
+    lambda specs, sizes: Model("x", tuple(specs), tuple(sizes)),
+    st.lists(SPECS, min_size=1, max_size=4),
+    st.lists(st.integers(1, 1 << 40), min_size=1, max_size=2),
+)
+REQUESTS = st.builds(
+    lambda models, **fields: Request(
+        models=tuple(Model(f"m{index}", model.inputs, model.file_bytes) for index, model in enumerate(models)), **fields
+    ),
+    models=st.lists(MODELS, min_size=1, max_size=4),
+    runtime=st.sampled_from(["onnxruntime", "litert", "ncnn"]),
+    version=st.none() | st.just("1.31.1"),
+    threads=st.integers(1, 256),
+    half=st.booleans(),
+    settings=st.builds(
+        MeasureSettings,
+        rounds=st.integers(3, 1000),
+        warmup=st.integers(0, 100),
+        precision=st.floats(0.001, 0.999),
+        max_seconds=st.floats(0, 3600),
+    ),
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+GOOD = Request("litert", (Model("dense", (TensorSpec((1, 3, 32, 32)),), (100,)),))
+
+
+def header_of(request: Request) -> bytes:
+    data = encode(request)
+    assert data[:4] == MAGIC
+    assert header_length(data[:8]) == len(data) - 8
+    return data[8:]
+
+
+def record_of(request: Request) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(header_of(request))
+    return record
+
+
+@given(REQUESTS)
+def test_request_survives_the_way_over(request: Request) -> None:
+    assert decode(header_of(request)) == request
+
+
+@given(st.data())
+def test_header_with_one_thing_changed_is_refused_or_another_valid_request(data: st.DataObject) -> None:
+    """Never another exception, and never the same request for a different header."""
+    record = record_of(GOOD)
+    places: list[tuple[Any, Any]] = [(record, key) for key in record]
+    places += [(record["settings"], key) for key in record["settings"]]
+    places += [(record["models"][0], key) for key in record["models"][0]]
+    places += [(record["models"][0]["inputs"][0], key) for key in ("shape", "dtype")]
+    place, key = data.draw(st.sampled_from(places))
+    before, place[key] = place[key], data.draw(JSON)
+    same = json.dumps(place[key]) == json.dumps(before)
+    try:
+        read = decode(json.dumps(record).encode())
+    except RefusedError:
+        assert not same
+    else:
+        assert (asdict(read) == asdict(GOOD)) == (place[key] == before)
+
+
+@given(st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).encode()))
+def test_any_bytes_are_refused_as_a_header(data: bytes) -> None:
+    with pytest.raises(RefusedError) as caught:
+        decode(data)
+    assert caught.value.status == 400
+
+
+@given(st.binary(max_size=12))
+def test_only_a_frame_of_ours_has_a_header_length(prefix: bytes) -> None:
+    with pytest.raises(RefusedError):
+        header_length(prefix)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b'{"a": 1, "a": 2}', "given twice"),
+        (b'{"a": {"b": 1, "b": 1}}', "given twice"),
+        (b'{"a": NaN}', "not a JSON number"),
+        (b'{"a": -Infinity}', "not a JSON number"),
+        (b'{"a": [1e999]}', "not finite"),
+        (b"[1]", "JSON list where an object"),
+        (b"{} {}", "not valid JSON"),
+        (b"\xff\xfe{}", "not valid JSON"),
+        (b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "not valid JSON"),
+        (b'{"a": ' + b"9" * 10_000 + b"}", "not valid JSON"),
+    ],
+)
+def test_json_that_can_be_read_two_ways_or_not_at_all_is_refused(text: bytes, words: str) -> None:
+    with pytest.raises(RefusedError, match=words):
+        parse_object(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda record: record.pop("runtime"), "'runtime' is missing"),
+        (lambda record: record.update(extra=1), "unknown key 'extra'"),
+        (lambda record: record.update(protocol=2), "protocol 2; this server speaks 1"),
+        (lambda record: record.update(threads=True), "'threads' must be a whole number from 1 to 256"),
+        (lambda record: record.update(threads=0), "'threads' must be a whole number"),
+        (lambda record: record.update(half=1), "'half' must be true or false"),
+        (lambda record: record.update(runtime="../lite"), "'runtime' must be a text"),
+        (lambda record: record["settings"].update(precision=0), r"precision must be in \(0, 1\)"),
+        (lambda record: record["settings"].update(rounds=2), "rounds must be at least 3"),
+        (lambda record: record["models"].append(record["models"][0]), "two models have the same name"),
+        (lambda record: record["models"][0].update(name="a/b"), "'name' must be a text"),
+        (lambda record: record["models"][0].update(files=[0]), "'files' must be a list of whole numbers from 1"),
+        (lambda record: record["models"][0]["inputs"][0].update(dtype="object"), "'dtype' must be one of float32"),
+        (lambda record: record["models"][0]["inputs"][0].update(shape=[1 << 20, 1 << 20]), "more than 268435456 elem"),
+        (
+            lambda record: record["models"][0]["inputs"][0].update(shape=[1 << 28], dtype="int64"),
+            "more than 10737",
+        ),
+    ],
+)
+def test_refusal_names_the_key_and_the_rule(change: Any, words: str) -> None:
+    record = record_of(GOOD)
+    change(record)
+    with pytest.raises(RefusedError, match=words):
+        decode(json.dumps(record).encode())
+
+
+def test_device_info_survives_the_way_over() -> None:
+    info = DeviceInfo("0.1.0", {"cpu": "Cortex-A76", "cores": 4}, {"litert": "2.3.0"}, 1 << 29, 300.0)
+    assert decode_info(json.loads(json.dumps(encode_info(info)))) == info
+    with pytest.raises(RefusedError, match="speaks protocol 2"):
+        decode_info(encode_info(info) | {"protocol": 2})
+    with pytest.raises(RefusedError, match="map names to versions"):
+        decode_info(encode_info(info) | {"runtimes": {"litert": 2}})
+
+
+@pytest.mark.parametrize(
+    "result",
+    [{}, {"networks": []}, {"networks": {"other": {"latency_ms": 1.0}}}, {"networks": {"dense": {}}},
+     {"networks": {"dense": {"latency_ms": 0}}}, {"networks": {"dense": {"latency_ms": "1"}}},
+     {"networks": {"dense": 1}}],
+)  # fmt: skip
+def test_result_of_other_models_is_refused(result: dict[str, Any]) -> None:
+    check_result(GOOD, {"networks": {"dense": {"latency_ms": 1.5}}})
+    with pytest.raises(RefusedError):
+        check_result(GOOD, result)
+
+
+def test_identifier_is_32_hexadecimal_digits() -> None:
+    assert is_identifier("0123456789abcdef" * 2)
+    for text in ("", "0" * 31, "0" * 33, "0" * 31 + "\n", "0" * 32 + "\n", "A" * 32, "g" * 32, "٠" * 32):
+        assert not is_identifier(text)
