@@ -1,78 +1,347 @@
-"""`amc finetune`: train the slim network of a run."""
+"""`amc finetune`: train the slim network of a run, or the best of its candidates; go on where it was stopped.
+
+RUN/finetune-state.json says what was asked for and which candidates are measured, RUN/finetune*.ckpt hold the
+training under way. Both go when the result is in the run's summary.
+"""
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from amc import rundir
-from amc.errors import RunError
-from amc.evaluation import Evaluator, as_evaluator
+from amc.config import SearchConfig
+from amc.errors import AmcError, RunError
+from amc.evaluation import Evaluator, Score, as_evaluator
+from amc.job import Job
+from amc.jobs import candidates as choosing
 from amc.jobs.origin import config_of, data_of, evaluate_of, network_of
 from amc.jobs.progress import Progress
-from amc.recovery import EpochRecord, FineTuneConfig
+from amc.methods import MaskedMethod, Method, create_method
+from amc.pruning import Policy
+from amc.recovery import EpochRecord, FineTuneConfig, FineTuneResult, StepRecord, resume_point
 from amc.recovery import finetune as recover
+from amc.recovery.workers import launched
 from amc.report import render_report
 from amc.rundir import RunDir
-from amc.stored import load_run, state_of
-from amc.structure import count_macs, count_params
+from amc.search import EpisodeRecord
+from amc.stored import load_run
+from amc.structure import inspect
 from amc.zoo import DataSplits
 
+STATE = "finetune-state.json"
+CHECKPOINT = "finetune.ckpt"
+CHECKPOINT_EVERY = 250  # steps
 
-def finetune(run_path: Path, chosen: Mapping[str, Any], *, progress: Progress) -> Path:
-    """Train the slim network of a finished search and add the outcome to its summary and report."""
+
+def finetune(
+    run_path: Path,
+    chosen: Mapping[str, Any],
+    *,
+    candidates: int | None = None,
+    candidate_epochs: int | None = None,
+    checkpoint_every: int = CHECKPOINT_EVERY,
+    restart: bool = False,
+    device: str | None = None,
+    progress: Progress,
+) -> Path:
+    """Train the slim network of a finished search and add the outcome to its summary and report.
+
+    chosen: fields of FineTuneConfig. candidates (1): how many of the journal's best policies are tried, for
+    candidate_epochs (1) each; the best of them by the run's own score becomes the run's result. restart: forget a
+    fine-tuning under way, which is otherwise gone on with. device: such as cuda:1; by default cuda if there is one.
+
+    Started in several processes by `accelerate launch`, they train together and the first one writes.
+    """
     run = RunDir.open(run_path)
-    if not run.has(rundir.SUMMARY):
-        raise RunError(f"'{run.path}' has no finished search yet; run `amc resume {run.path}` first")
-    config = config_of(run, "train result.model with amc.recovery.finetune")
-    settings = FineTuneConfig(**chosen)
-    progress.stage("network and data")
-    data = data_of(config)
-    slim = load_run(run_path, finetuned=False)
-    teacher = network_of(config) if settings.distill > 0 else None
-    score = as_evaluator(evaluate_of(config, data))
-    lines: list[dict[str, Any]] = []
-
-    def on_epoch(epoch: EpochRecord) -> None:
-        value = score(slim)
-        lines.append(
-            {
-                "epoch": epoch.epoch,
-                "loss": epoch.loss,
-                "lr": epoch.lr,
-                "seconds": epoch.seconds,
-                "score": value,
-            }
-        )
-        progress.epoch(epoch, value)
-
-    progress.stage("fine-tuning")
-    with run.lock():
+    config = _checked(run)
+    accelerator = launched(cpu=device == "cpu")
+    main = accelerator is None or accelerator.process_index == 0
+    place = accelerator.device if accelerator else _device(device)
+    with run.lock() if main else nullcontext():
+        state = _State(run, accelerator)
+        state.plan(chosen, {"candidates": candidates, "candidate_epochs": candidate_epochs}, restart)
+        watch = progress if main else _Silent()
+        watch.stage("network and data")
         try:
-            recover(slim, data.train, settings, teacher=teacher, on_step=progress.training, on_epoch=on_epoch)
+            task = _Task(run, config, data_of(config), state, place, checkpoint_every, watch)
+            task.run()
         finally:
-            progress.close()
-        _record_finetuning(run, slim, data, lines, bool(config.get("test", True)))
+            watch.close()
     return run_path
 
 
-def _record_finetuning(run: RunDir, slim: nn.Module, data: DataSplits, lines: list[dict[str, Any]], test: bool) -> None:
-    summary = run.read_json(rundir.SUMMARY)
-    example = torch.zeros(1, *data.input_shape)
-    summary["slim"] |= {
-        "macs": count_macs(slim, example),
-        "params": count_params(slim),
-        "score_finetuned": lines[-1]["score"],
-    }
-    if test:
-        summary["slim"]["test_finetuned"] = Evaluator(data.test)(slim)
-    run.write_bytes(rundir.MODEL_FINETUNED, safetensors.torch.save(state_of(slim)))
-    run.write_text(rundir.FINETUNE, "".join(json.dumps(line) + "\n" for line in lines))
-    run.write_json(rundir.SUMMARY, summary)
-    render_report(run)
+def _checked(run: RunDir) -> dict[str, Any]:
+    """The run's config.json; RunError where there is nothing to fine-tune."""
+    if run.config().get("schedule"):
+        raise RunError(f"'{run.path}' is a schedule, which fine-tunes by itself; name one of its rounds")
+    if not run.has(rundir.SUMMARY):
+        raise RunError(f"'{run.path}' has no finished search yet; run `amc resume {run.path}` first")
+    config = config_of(run, "train result.model with amc.recovery.finetune")
+    run.read_json(rundir.SUMMARY)  # one that is damaged is found before hours of training, not after
+    return config
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise AmcError(f"device {name!r} is malformed; write cpu, cuda or cuda:1") from None
+    if device.type != "cpu" and (device.type != "cuda" or (device.index or 0) >= torch.cuda.device_count()):
+        raise AmcError(f"device {name!r} is not there; this machine has cpu and {torch.cuda.device_count()} of cuda")
+    return device
+
+
+class _State:
+    """What was asked for and what is done of it, on disk; the same for all processes."""
+
+    def __init__(self, run: RunDir, accelerator: Any) -> None:
+        self.run, self.accelerator = run, accelerator
+        self.main = accelerator is None or accelerator.process_index == 0
+        self.settings = FineTuneConfig()
+        self.candidates = self.candidate_epochs = 1
+        self.measured: list[dict[str, Any]] = []
+
+    def plan(self, settings: Mapping[str, Any], counts: Mapping[str, int | None], restart: bool) -> None:
+        """Take up what is under way if that is what is asked for, a setting left out being as it was; or begin."""
+        FineTuneConfig(**settings)
+        asked: dict[str, Any] = {**settings, **{name: count for name, count in counts.items() if count is not None}}
+        for name in counts:
+            if asked.get(name, 1) < 1:
+                raise AmcError(f"{name.replace('_', '-')} must be at least 1, got {asked[name]}")
+        known = self._stored() if self.run.has(STATE) and not restart else None
+        if known is not None:
+            before = {**known["settings"], **known}
+            differing = [name for name, value in asked.items() if before[name] != value]
+            if differing and (known["measured"] or self.checkpoints()):
+                name = differing[0]
+                raise RunError(
+                    f"'{self.run.path}' has a fine-tuning under way with {name} {before[name]!r}, not {asked[name]!r}; "
+                    f"go on with it by `amc finetune {self.run.path}`, or add --restart to begin anew"
+                )
+            known = None if differing else known
+        if known is None:
+            known = {"settings": settings, "measured": [], **{name: asked.get(name, 1) for name in counts}}
+        self._take(known)
+        self.wait()
+        if restart:
+            self.clear()
+
+    def save(self) -> None:
+        """Write what the main process knows, and let the others know it."""
+        if self.main:
+            record: dict[str, Any] = {"settings": asdict(self.settings), "measured": self.measured}
+            record |= {"candidates": self.candidates, "candidate_epochs": self.candidate_epochs}
+            self.run.write_json(STATE, record)
+        self.wait()
+        if not self.main:
+            self._take(self._stored())
+        self.wait()
+
+    def wait(self) -> None:
+        """For the other processes."""
+        if self.accelerator is not None:
+            self.accelerator.wait_for_everyone()
+
+    def checkpoint(self, candidate: int | None = None) -> Path:
+        """Of a candidate, or of the fine-tuning proper."""
+        return self.run.file(CHECKPOINT if candidate is None else f"finetune-candidate-{candidate}.ckpt")
+
+    def checkpoints(self) -> list[Path]:
+        return sorted(self.run.path.glob("finetune*.ckpt"))
+
+    def clear(self) -> None:
+        """Nothing is under way any more."""
+        if self.main:
+            for path in (*self.checkpoints(), self.run.file(STATE)):
+                with suppress(FileNotFoundError):
+                    path.unlink()
+
+    def _stored(self) -> dict[str, Any]:
+        """The file, with every setting; RunError if it is damaged."""
+        record = self.run.read_json(STATE)
+        try:
+            record["settings"] = asdict(FineTuneConfig(**record["settings"]))
+            counts = [record["candidates"], record["candidate_epochs"]]
+            whole = all(type(count) is int and count >= 1 for count in counts)
+            if whole and all(type(entry["score_tuned"]) in (int, float) for entry in record["measured"]):
+                return record
+        except (KeyError, TypeError):
+            pass
+        raise RunError(f"'{self.run.file(STATE)}' is damaged; `amc finetune {self.run.path} --restart` begins anew")
+
+    def _take(self, record: Mapping[str, Any]) -> None:
+        self.settings = FineTuneConfig(**record["settings"])
+        self.candidates, self.candidate_epochs = record["candidates"], record["candidate_epochs"]
+        self.measured = list(record["measured"])
+
+
+@dataclass(frozen=True)
+class _Start:
+    """The network to fine-tune."""
+
+    model: nn.Module
+    method: Method
+    chosen: tuple[EpisodeRecord, Policy] | None = None  # a candidate that takes the place of the run's policy
+
+
+class _Task:
+    """One call of `finetune`, its checks behind it."""
+
+    def __init__(
+        self,
+        run: RunDir,
+        config: dict[str, Any],
+        data: DataSplits,
+        state: _State,
+        device: torch.device,
+        checkpoint_every: int,
+        progress: Progress,
+    ) -> None:
+        self.origin, self.config, self.data, self.state, self.device = run, config, data, state, device
+        self.checkpoint_every, self.progress = checkpoint_every, progress
+        self.example = torch.zeros(1, *data.input_shape)
+        self.score = _score_on(device, config, data)
+        distilled = state.settings.distill > 0
+        self.teacher = network_of(config, run.path).to(device) if distilled else None
+
+    def run(self) -> None:
+        """Choose, train, record."""
+        start = self._chosen() if self.state.candidates > 1 else self._loaded()
+        untrained = copy.deepcopy(start.model) if start.chosen else None
+        self.state.save()
+        point = resume_point(self.state.checkpoint())
+        self.progress.stage(f"fine-tuning{f', from step {point.step} of {point.total_steps}' if point else ''}")
+        result = self._trained(start.model, start.method, self.state.settings, self.state.checkpoint())
+        if self.state.main:
+            self._record(start, untrained, result)
+        self.state.clear()
+
+    def _loaded(self) -> _Start:
+        slim = load_run(self.origin.path, finetuned=False)
+        settings = SearchConfig.from_json(self.config)
+        options = settings.method_options
+        structure = inspect(slim, self.example)
+        # Locks of a sliced network name what may be gone; they matter only for which weights are masked.
+        locks = {} if settings.method == "channel" else {"lock": settings.lock, "only": settings.only}
+        return _Start(slim, create_method(settings.method, slim, structure, options, **locks))
+
+    def _chosen(self) -> _Start:
+        """Train every candidate briefly and take the best; as the policy prescribes, not as it was trained."""
+        job = choosing.ready(self.origin, self.config, self.data, self.progress)
+        records = choosing.best_policies(self.origin, self.state.candidates)
+        self.state.save()
+        for number, record in enumerate(records):
+            if number >= len(self.state.measured):
+                self.progress.stage(f"candidate {number + 1} of {len(records)} (episode {record.episode})")
+                entry = choosing.measure(job, record, number, self._briefly)
+                self.state.measured.append(entry)
+                self.state.save()
+                if self.state.main:
+                    self.state.checkpoint(number).unlink(missing_ok=True)
+        record = records[choosing.best_of(self.state.measured)]
+        policy = job.scorer.builder.policy(record.keep)
+        if policy.to_json() == self.origin.read_json(rundir.POLICY):
+            return _Start(load_run(self.origin.path, finetuned=False), job.method)
+        return _Start(job.scorer.build(record.keep), job.method, (record, policy))
+
+    def _briefly(self, job: Job, slim: nn.Module, number: int) -> float:
+        settings = replace(self.state.settings, epochs=self.state.candidate_epochs)
+        result = self._trained(slim, job.method, settings, self.state.checkpoint(number))
+        return float(result.epochs[-1].score or 0.0)
+
+    def _trained(self, slim: nn.Module, method: Method, settings: FineTuneConfig, checkpoint: Path) -> FineTuneResult:
+        slim.to(self.device)
+
+        def on_epoch(epoch: EpochRecord) -> float:
+            value = self.score(slim)
+            self.progress.epoch(epoch, value)
+            return value
+
+        return recover(
+            slim,
+            self.data.train,
+            settings,
+            teacher=self.teacher,
+            masks=_masks(slim, method),
+            checkpoint=checkpoint,
+            checkpoint_every=self.checkpoint_every,
+            accelerator=self.state.accelerator,
+            on_step=self.progress.training,
+            on_epoch=on_epoch,
+        )
+
+    def _record(self, start: _Start, untrained: nn.Module | None, result: FineTuneResult) -> None:
+        """Everything that fine-tuning adds to the run; cut short, it is done again and comes to the same."""
+        run, slim = self.origin, start.model
+        summary = run.read_json(rundir.SUMMARY)
+        test = Evaluator(self.data.test) if self.config.get("test", True) else None
+        if start.chosen and untrained is not None:
+            self._describe(summary, start, untrained, test)
+        if self.state.candidates > 1:
+            best = choosing.best_of(self.state.measured)
+            summary["candidates"] = [
+                {**entry, "chosen": number == best} for number, entry in enumerate(self.state.measured)
+            ]
+        tuned = {"score_finetuned": result.epochs[-1].score}
+        if test is not None:
+            tuned["test_finetuned"] = test(slim)
+        slim.cpu()
+        summary["slim"] |= {**start.method.recount(slim, self.example), **tuned}
+        run.write_bytes(rundir.MODEL_FINETUNED, start.method.stored(slim))
+        run.write_text(rundir.FINETUNE, "".join(json.dumps(asdict(line)) + "\n" for line in result.epochs))
+        run.write_json(rundir.SUMMARY, summary)
+        if start.chosen and untrained is not None:  # the policy last: as long as it is the old one, this is not over
+            run.write_bytes(rundir.MODEL, start.method.stored(untrained))
+            run.write_json(rundir.POLICY, start.chosen[1].to_json())
+        render_report(run)
+
+    def _describe(self, summary: dict[str, Any], start: _Start, untrained: nn.Module, test: Score | None) -> None:
+        """The chosen candidate in place of the search's best."""
+        assert start.chosen is not None
+        record = start.chosen[0]
+        summary["slim"] = {**start.method.recount(untrained, self.example), "score": record.score}
+        if test is not None:
+            summary["slim"]["test"] = test(untrained)
+        for group, kept in zip(summary["groups"], record.keep, strict=True):
+            group["kept"] = kept
+
+
+def _score_on(device: torch.device, config: Mapping[str, Any], data: DataSplits) -> Score:
+    """The run's score; a function of the user's own gets the network on the CPU, as in the search."""
+    score = as_evaluator(evaluate_of(config, data))
+    if config.get("evaluate") and device.type != "cpu":
+        return lambda model: score(copy.deepcopy(model).cpu())
+    return score
+
+
+def _masks(slim: nn.Module, method: Method) -> dict[str, Tensor] | None:
+    """What a method that masks has set to zero."""
+    if not isinstance(method, MaskedMethod):
+        return None
+    named = dict(slim.named_parameters())
+    return {name: named[name].detach() != 0 for name in method.weights()}
+
+
+class _Silent:
+    """`Progress` of the processes beside the first."""
+
+    def stage(self, name: str) -> None: ...
+    def structure(self, *_: Any) -> None: ...
+    def warning(self, text: str) -> None: ...
+    def dense(self, score: float) -> None: ...
+    def plan(self, episodes: Mapping[str, int]) -> None: ...
+    def episode(self, *_: Any) -> None: ...
+    def training(self, step: StepRecord) -> None: ...
+    def epoch(self, epoch: EpochRecord, score: float) -> None: ...
+    def close(self) -> None: ...

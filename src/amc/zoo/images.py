@@ -46,14 +46,21 @@ class Augmentation:
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """A new `[B, C, H, W]`, channels-last, each image shifted and flipped on its own."""
+        return self.apply(images, self.draw(len(images), generator))
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """[B, 3]: down and right shifts in [0, 2 * pad], and 1 for a flip."""
+        shifts = torch.randint(0, 2 * self.pad + 1, (2, count), generator=generator)
+        flips = torch.rand(count, generator=generator) < 0.5 if self.flip else torch.zeros(count)
+        return torch.stack((*shifts, flips.long()), dim=1)
+
+    def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
+        """The images [B, C, H, W] shifted and flipped as `draw` said."""
         count, _, height, width = images.shape
         padded = torch.nn.functional.pad(images.permute(0, 2, 3, 1), (0, 0, self.pad, self.pad, self.pad, self.pad))
-        shifts = torch.randint(0, 2 * self.pad + 1, (2, count, 1), generator=generator)
-        rows = torch.arange(height) + shifts[0]
-        columns = torch.arange(width) + shifts[1]
-        if self.flip:
-            flipped = torch.rand(count, 1, generator=generator) < 0.5
-            columns = torch.where(flipped, columns.flip(1), columns)
+        rows = torch.arange(height) + drawn[:, 0:1]
+        columns = torch.arange(width) + drawn[:, 1:2]
+        columns = torch.where(drawn[:, 2:3] > 0, columns.flip(1), columns)
         # One gather crops and flips the whole batch; channels are innermost, so it copies whole pixels.
         batch = torch.arange(count).view(-1, 1, 1)
         cropped: Tensor = padded[batch, rows.unsqueeze(2), columns.unsqueeze(1)]
@@ -89,10 +96,22 @@ class ImageSet:
 
     def training_batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
         """One epoch, shuffled and augmented, without a smaller last batch (unless it is the only one)."""
-        for part in _shuffled(len(self), batch_size, generator):
+        return self.training_share(batch_size, generator)
+
+    def training_share(
+        self, batch_size: int, generator: torch.Generator, *, skip: int = 0, rank: int = 0, ranks: int = 1
+    ) -> Iterator[Batch]:
+        """`training_batches` without the first `skip`, and of each batch the share `rank` of `ranks` equal ones."""
+        for number, whole in enumerate(_shuffled(len(self), batch_size, generator)):
+            # Drawn for skipped batches and other shares too: what comes must not depend on them.
+            drawn = None if self.augmentation is None else self.augmentation.draw(len(whole), generator)
+            if number < skip:
+                continue
+            share = _share(len(whole), rank, ranks)
+            part = whole[share]
             images = self.images[part]
-            if self.augmentation is not None:
-                images = self.augmentation(images, generator)
+            if self.augmentation is not None and drawn is not None:
+                images = self.augmentation.apply(images, drawn[share])
             yield self._ready(images), self.labels[part]
 
     def subset(self, indices: Tensor) -> "ImageSet":
@@ -137,8 +156,17 @@ class FolderSet:
 
     def training_batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
         """One epoch: shuffled, randomly cropped, resized and flipped; a last smaller batch is left out."""
+        return self.training_share(batch_size, generator)
+
+    def training_share(
+        self, batch_size: int, generator: torch.Generator, *, skip: int = 0, rank: int = 0, ranks: int = 1
+    ) -> Iterator[Batch]:
+        """`training_batches` without the first `skip`, and of each batch the share `rank` of `ranks` equal ones."""
         parts = _shuffled(len(self), batch_size, generator)
-        return self._decoded([(part.tolist(), [random_crop_box(generator) for _ in part]) for part in parts])
+        boxes = [[random_crop_box(generator) for _ in part] for part in parts]  # of all, whatever is decoded
+        shares = [_share(len(part), rank, ranks) for part in parts]
+        jobs = [(part[own].tolist(), box[own]) for part, box, own in zip(parts, boxes, shares, strict=True)]
+        return self._decoded(jobs[skip:])
 
     def subset(self, indices: Tensor) -> "FolderSet":
         """The images at `indices` [M], in that order."""
@@ -165,6 +193,12 @@ class FolderSet:
     def _collect(self, part: list[int], futures: list[Future[Tensor]]) -> Batch:
         images = torch.stack([future.result() for future in futures])
         return self.normalisation(images), torch.tensor([self.targets[i] for i in part])
+
+
+def _share(count: int, rank: int, ranks: int) -> slice:
+    """Where the share `rank` of a batch lies when each of `ranks` gets as many; what is left over is nobody's."""
+    each = count // ranks
+    return slice(rank * each, (rank + 1) * each)
 
 
 def _shuffled(count: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:

@@ -12,39 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from amc.errors import AmcError
 from amc.evaluation import Evaluator
 from amc.recovery import EpochRecord, FineTuneConfig, StepRecord, finetune, learning_rate
-from amc.zoo import Augmentation, ImageSet, create_model, load_data, load_weights, model_info
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads cost more than they give on networks this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def stripes(count: int = 128) -> ImageSet:
-    """Two classes: bright columns or bright rows, with noise."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(count) % 2
-    images = torch.randn(count, 1, 6, 6, generator=generator)
-    images[labels == 0, :, :, ::2] += 1.5
-    images[labels == 1, :, ::2] += 1.5
-    return ImageSet(images, labels, None, Augmentation(pad=1, flip=True))
-
-
-def small_network(seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(1, 6, 3, padding=1),
-        nn.BatchNorm2d(6),
-        nn.ReLU(),
-        nn.Dropout(0.1),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(6, 2),
-    )
+from amc.zoo import create_model, load_data, load_weights, model_info
+from tests.recovery.samples import small_network, state, stripes
 
 
 class TestSchedule:
@@ -59,6 +28,13 @@ class TestSchedule:
     def test_without_warm_up(self) -> None:
         assert learning_rate(1, 4, FineTuneConfig(lr=0.1, warmup=0.0)) == 0.1
         assert learning_rate(1, 1, FineTuneConfig(lr=0.1)) == 0.1
+
+    def test_each_optimiser_has_its_own_default(self) -> None:
+        assert (FineTuneConfig().peak_lr, FineTuneConfig().decay) == (0.05, 1e-4)
+        adamw = FineTuneConfig(optimiser="adamw")
+        assert (adamw.peak_lr, adamw.decay) == (1e-3, 0.01)
+        given = FineTuneConfig(optimiser="adamw", lr=0.2, weight_decay=0.0)
+        assert (learning_rate(1, 1, given), given.decay) == (0.2, 0.0)
 
 
 class TestFinetune:
@@ -154,6 +130,28 @@ class TestFinetune:
         torch.testing.assert_close(after[0].detach(), before[0] * (1 - 0.5 * 0.1))
         assert torch.equal(after[1].detach(), before[1])
 
+    def test_adamw_follows_its_equations(self) -> None:
+        """Two steps on a linear layer, written out (Loshchilov and Hutter, algorithm 2)."""
+        torch.manual_seed(0)
+        model, batch = nn.Linear(3, 2, bias=False), (torch.randn(8, 3), torch.arange(8) % 2)
+        weight = model.weight.detach().clone().requires_grad_()
+        config = FineTuneConfig(epochs=2, optimiser="adamw", lr=0.1, momentum=0.8, weight_decay=0.3, clip_norm=0)
+        m = v = torch.zeros(2, 3)
+        for step in (1, 2):
+            (gradient,) = torch.autograd.grad(F.cross_entropy(batch[0] @ weight.T, batch[1]), weight)
+            rate = learning_rate(step, 2, config)
+            m, v = 0.8 * m + 0.2 * gradient, 0.999 * v + 0.001 * gradient**2
+            update = (m / (1 - 0.8**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)
+            weight = (weight * (1 - rate * 0.3) - rate * update).detach().requires_grad_()
+        finetune(model, [batch], config)
+        torch.testing.assert_close(model.weight.detach(), weight.detach())
+
+    def test_what_on_epoch_answers_is_the_score(self) -> None:
+        answers = iter([0.25, None])
+        config = FineTuneConfig(epochs=2)
+        result = finetune(small_network(), stripes(32), config, on_epoch=lambda record: next(answers))
+        assert [epoch.score for epoch in result.epochs] == [0.25, None]
+
     def test_gradient_is_clipped(self) -> None:
         model = nn.Linear(1, 2, bias=False)
         before = model.weight.detach().clone()
@@ -188,6 +186,15 @@ class TestFinetune:
         assert len(states) == 1
         assert all(torch.equal(states[0][key], value) for key, value in good.state_dict().items())
 
+    def test_weights_that_overflow_under_a_finite_loss_are_found(self) -> None:
+        model = nn.Linear(1, 2, bias=False)
+        before = state(model)
+        config = FineTuneConfig(epochs=1, lr=1e30, clip_norm=0, momentum=0.0, warmup=0.0)
+        batch = (torch.full((1, 1), 1e19), model.weight.detach().flatten().argmin().reshape(1))
+        with pytest.raises(AmcError, match=r"diverged: weights are no longer finite in epoch 1; lower .* \(1e\+30\)"):
+            finetune(model, [batch], config)
+        assert torch.equal(model.weight.detach(), before["weight"])
+
     def test_misuse(self) -> None:
         with pytest.raises(AmcError, match=r"distillation with weight 0\.5 needs a teacher"):
             finetune(small_network(), stripes(8), FineTuneConfig(distill=0.5))
@@ -205,9 +212,15 @@ class TestFinetune:
             {"warmup": 1.0},
             {"distill": 1.5},
             {"lr": float("nan")},
+            {"lr": float("inf")},
+            {"optimiser": "adam"},
+            {"precision": "float8"},
+            {"ema": 1.0},
+            {"weight_decay": -0.1},
+            {"seed": -1},
         ],
     )
-    def test_config_out_of_range(self, wrong: dict[str, float]) -> None:
+    def test_config_out_of_range(self, wrong: dict[str, object]) -> None:
         with pytest.raises(AmcError, match=next(iter(wrong)) + " is out of range"):
             FineTuneConfig(**{**asdict(FineTuneConfig()), **wrong})  # type: ignore[arg-type]
 

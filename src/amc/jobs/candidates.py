@@ -1,0 +1,76 @@
+"""Several of the search's best policies, fine-tuned briefly; the best of them is taken on.
+
+The search score ranks the best policies poorly: after fine-tuning another one is often better. Which one, is decided
+on the search split, as everything in a run but the final figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from amc import rundir
+from amc.config import SearchConfig
+from amc.errors import RunError
+from amc.job import Job, prepare
+from amc.jobs.origin import BATCH, evaluate_of, network_of
+from amc.jobs.progress import Progress
+from amc.rundir import RunDir
+from amc.search import EpisodeRecord, Outcome, read_journal
+from amc.zoo import DataSplits
+
+Trained = Callable[[Job, nn.Module, int], float]  # trains the candidate of this number in place and scores it
+
+
+def best_policies(run: RunDir, count: int) -> tuple[EpisodeRecord, ...]:
+    """The `count` distinct policies of the journal with the best reward, best first; of equal ones the earlier."""
+    _, records = read_journal(run.file(rundir.JOURNAL))
+    scored = [record for record in records if record.reward is not None]
+    scored.sort(key=lambda record: (-(record.reward or 0.0), record.episode))
+    distinct: dict[tuple[int, ...], EpisodeRecord] = {}
+    for record in scored:
+        distinct.setdefault(record.keep, record)
+    if not distinct:
+        raise RunError(f"'{run.path}' has no scored policy to choose from; search again")
+    return tuple(distinct.values())[:count]
+
+
+def ready(run: RunDir, config: dict[str, Any], data: DataSplits, progress: Progress) -> Job:
+    """The search's means to build any policy; RunError where candidates would break what the run promises."""
+    settings = SearchConfig.from_json(config)
+    if settings.max_drop is not None:
+        raise RunError(
+            f"'{run.path}' was searched with max-drop, and only its own result is confirmed to hold it; "
+            "leave out candidates"
+        )
+    progress.stage("candidates")
+    return prepare(
+        network_of(config, run.path),
+        torch.zeros(1, *data.input_shape),
+        data.calibration.batches(BATCH),
+        evaluate_of(config, data),
+        settings,
+    )
+
+
+def measure(job: Job, record: EpisodeRecord, number: int, trained: Trained) -> dict[str, Any]:
+    """One candidate's line of the summary."""
+    assert record.score is not None
+    tuned = trained(job, job.scorer.build(record.keep), number)
+    problem = job.problem
+    costs, dense = problem.policy_costs(record.keep), problem.policy_costs(problem.dense.tolist())
+    return {
+        "episode": record.episode,
+        "keep": list(record.keep),
+        "score": record.score,
+        "score_tuned": tuned,
+        "reward_tuned": job.reward(Outcome(tuned, costs, dense)),
+    }
+
+
+def best_of(measured: Sequence[dict[str, Any]]) -> int:
+    """The candidate with the best reward once tuned; of equal ones the one that the search liked better."""
+    return max(range(len(measured)), key=lambda index: (measured[index]["reward_tuned"], -index))

@@ -1,0 +1,24 @@
+"""Fine-tuning a pruned network: schedules, distillation, averaging, enforced masks, exact resume.
+
+The result is the network after the last epoch (or its moving average), never the best of several: choosing would
+need a split to choose on.
+"""
+
+from amc.recovery.checkpoint import ResumePoint, resume_point
+from amc.recovery.config import EpochRecord, FineTuneConfig, FineTuneResult, StepRecord
+from amc.recovery.data import ShareableTrainingSet, TrainingSet
+from amc.recovery.optimiser import learning_rate
+from amc.recovery.train import finetune
+
+__all__ = [
+    "EpochRecord",
+    "FineTuneConfig",
+    "FineTuneResult",
+    "ResumePoint",
+    "ShareableTrainingSet",
+    "StepRecord",
+    "TrainingSet",
+    "finetune",
+    "learning_rate",
+    "resume_point",
+]

@@ -1,0 +1,192 @@
+"""Training state on disk, from which training goes on exactly.
+
+One safetensors file, replaced whole: the network, the optimiser, the moving average and the random generators as
+tensors; settings, records and the position as JSON in its metadata. Nothing is pickled, and a digest of all tensors
+tells a damaged file from a good one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from amc.errors import RunError
+from amc.recovery.config import EpochRecord
+from amc.recovery.tensors import digest
+from amc.rundir import atomic_write_bytes
+
+_KEY = "amc_finetune"
+_BEGIN_ANEW = "give what it was made with, or remove it to begin anew (`amc finetune RUN --restart`)"
+
+Identity = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far training has come."""
+
+    records: tuple[EpochRecord, ...] = ()  # of whole epochs
+    step: int = 0  # batches done of the epoch under way
+    loss: float = 0.0  # sum over those batches
+    seconds: float = 0.0  # spent on them
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingState:
+    """All that the rest of training depends on."""
+
+    position: Position
+    tensors: Mapping[str, Tensor]
+    scaler: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ResumePoint:
+    """Where a checkpoint would go on."""
+
+    step: int  # steps done
+    total_steps: int
+    epoch: int  # whole epochs done
+    config: Mapping[str, Any]  # the fields of FineTuneConfig
+
+
+def resume_point(path: str | Path) -> ResumePoint | None:
+    """What the checkpoint at `path` holds; None if there is none, RunError if it is damaged."""
+    path = Path(path)
+    if not path.exists():
+        return None
+    header, _ = _read(path, with_tensors=False)
+    steps, epochs = header["identity"]["steps"], len(header["records"])
+    config = header["identity"]["config"]
+    return ResumePoint(epochs * steps + header["step"], steps * config["epochs"], epochs, config)
+
+
+def save(path: Path, state: TrainingState, identity: Identity) -> None:
+    """Replace the checkpoint; RunError, with the former one intact, where the disk refuses."""
+    stored, orders = {}, {}
+    for name, tensor in state.tensors.items():
+        stored[name], order = _flattened(tensor)
+        if order != sorted(order):
+            orders[name] = order
+    position = state.position
+    header = {
+        "identity": dict(identity),
+        "records": [asdict(record) for record in position.records],
+        "step": position.step,
+        "loss": position.loss,
+        "seconds": position.seconds,
+        "scaler": dict(state.scaler),
+        "orders": orders,
+    }
+    text = json.dumps(header | {"digest": _seal(header, stored)})
+    atomic_write_bytes(path, safetensors.torch.save(stored, {_KEY: text}))
+
+
+def load(path: Path, identity: Identity) -> TrainingState | None:
+    """The state at `path`; None if there is none.
+
+    RunError if the file is damaged, or was made for another network, setting or data set than `identity` says.
+    """
+    if not path.exists():
+        return None
+    header, tensors = _read(path, with_tensors=True)
+    if header.pop("digest") != _seal(header, tensors):
+        raise RunError(_damaged(path, "its content does not match its digest"))
+    _check_identity(path, header["identity"], json.loads(json.dumps(dict(identity))))
+    position = Position(
+        tuple(EpochRecord(**record) for record in header["records"]),
+        header["step"],
+        header["loss"],
+        header["seconds"],
+    )
+    orders = header["orders"]
+    restored = {name: _unflattened(tensor, orders.get(name)) for name, tensor in tensors.items()}
+    return TrainingState(position, restored, header["scaler"])
+
+
+def _seal(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    return hashlib.sha256(f"{json.dumps(header, sort_keys=True)} {digest(tensors)}".encode()).hexdigest()
+
+
+def _read(path: Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_KEY)
+            names: Iterable[str] = file.keys() if with_tensors else ()
+            # A copy: the file behind the tensors is replaced while training goes on.
+            tensors = {name: file.get_tensor(name).clone() for name in names}
+    except (OSError, safetensors.SafetensorError, ValueError, RuntimeError) as error:
+        raise RunError(_damaged(path, str(error).splitlines()[0])) from None
+    if text is None:
+        raise RunError(_damaged(path, "it is no checkpoint of a fine-tuning"))
+    try:
+        header = json.loads(text)
+        _check_header(header)
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(_damaged(path, f"its header is wrong: {error!r}")) from None
+    return header, tensors
+
+
+def _check_header(header: Any) -> None:
+    """TypeError, KeyError or ValueError for a header that `save` cannot have written."""
+    for record in header["records"]:
+        EpochRecord(**record)
+    identity = header["identity"]
+    whole = [header["step"], identity["steps"], identity["config"]["epochs"]]
+    if not all(type(number) is int and number >= 0 for number in whole):
+        raise ValueError("a count is not a whole number")
+    for name in ("loss", "seconds"):
+        float(header[name])
+    for name in ("scaler", "orders"):
+        dict(header[name])
+    str(header["digest"])
+
+
+def _check_identity(path: Path, made: Identity, now: Identity) -> None:
+    for name in sorted({*made["config"], *now["config"]}):
+        first, second = made["config"].get(name), now["config"].get(name)
+        if first != second:
+            raise RunError(f"'{path}' was made with {name} {first!r}, not {second!r}; {_BEGIN_ANEW}")
+    what = {
+        "network": "another network, or other weights to start from",
+        "masks": "other masks",
+        "teacher": "another teacher",
+        "images": f"{made.get('images')} training images or batches, not {now.get('images')}",
+        "steps": f"{made.get('steps')} steps an epoch, not {now.get('steps')}",
+        "device": f"the device {made.get('device')!r}, not {now.get('device')!r}",
+        "processes": f"{made.get('processes')} processes, not {now.get('processes')}",
+        "version": "another version of amc",
+    }
+    for name, text in what.items():
+        if made.get(name) != now.get(name):
+            raise RunError(f"'{path}' was made with {text}; {_BEGIN_ANEW}")
+
+
+def _damaged(path: Path, reason: str) -> str:
+    return f"checkpoint '{path}' is damaged ({reason}); remove it to begin anew (`amc finetune RUN --restart`)"
+
+
+def _flattened(tensor: Tensor) -> tuple[Tensor, list[int]]:
+    """The tensor with its dimensions in the order of memory, and that order.
+
+    Arithmetic on a tensor in another order of memory may round differently, so the order is part of the state.
+    """
+    strides = tensor.stride()
+    order = sorted(range(tensor.dim()), key=lambda dim: -strides[dim])
+    return tensor.detach().cpu().permute(order).clone(memory_format=torch.contiguous_format), order
+
+
+def _unflattened(tensor: Tensor, order: list[int] | None) -> Tensor:
+    if order is None:
+        return tensor
+    inverse = torch.argsort(torch.tensor(order)).tolist()
+    return tensor.permute(inverse)

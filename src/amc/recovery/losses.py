@@ -1,0 +1,36 @@
+"""What fine-tuning minimises."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from amc.modes import evaluating
+from amc.recovery.config import FineTuneConfig
+
+
+class Loss:
+    """Smoothed cross-entropy, mixed with the distance to the teacher (Hinton et al., arXiv 1503.02531)."""
+
+    def __init__(self, config: FineTuneConfig, teacher: nn.Module | None) -> None:
+        self.config = config
+        self.teacher = teacher if config.distill > 0 else None
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """Mean over the batch; images [B, ...], labels [B]."""
+        config = self.config
+        logits = model(images).float()
+        loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+        if self.teacher is None:
+            return loss
+        with torch.no_grad(), evaluating(self.teacher):
+            target = self.teacher(images).float()
+        divergence = F.kl_div(
+            (logits / config.temperature).log_softmax(dim=1),
+            (target / config.temperature).log_softmax(dim=1),
+            log_target=True,
+            reduction="batchmean",
+        )
+        # T^2 keeps the gradient's size the same at every temperature (section 2 there).
+        return (1 - config.distill) * loss + config.distill * config.temperature**2 * divergence

@@ -1,0 +1,282 @@
+"""The training loop: step, average, check, save; and going on from a checkpoint to the bit."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from amc.errors import AmcError
+from amc.recovery import checkpoint as storage
+from amc.recovery.checkpoint import Position, TrainingState
+from amc.recovery.config import EpochRecord, FineTuneConfig, FineTuneResult, StepRecord
+from amc.recovery.data import Batch, Stream, TrainingSet
+from amc.recovery.ema import MovingAverage
+from amc.recovery.losses import Loss
+from amc.recovery.masks import WeightMasks
+from amc.recovery.optimiser import learning_rate, make_optimiser
+from amc.recovery.precision import Arithmetic
+from amc.recovery.tensors import copy_into_, digest, snapshot, tensors_of
+from amc.recovery.workers import Accelerated, Alone, Workers
+
+VERSION = 1  # of the checkpoint
+
+OnStep = Callable[[StepRecord], None]
+OnEpoch = Callable[[EpochRecord], float | None]
+
+
+def finetune(
+    model: nn.Module,
+    train: TrainingSet | Iterable[Batch],
+    config: FineTuneConfig | None = None,
+    *,
+    teacher: nn.Module | None = None,
+    masks: Mapping[str, Tensor] | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 0,
+    accelerator: Any = None,
+    on_step: OnStep | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> FineTuneResult:
+    """Train `model` **in place**, on its own device, and leave it in eval mode; every parameter is trained.
+
+    train: a `TrainingSet`, or a sized iterable of (images, labels) such as a DataLoader, gone through once an epoch.
+    teacher: the dense network, on the same device, for `config.distill` > 0.
+    masks: by parameter name, bool of its shape, True = kept; the other weights are zeroed, stay so, and are checked
+        after every epoch (RuntimeError).
+    checkpoint: a file written after every epoch and, with a TrainingSet, every `checkpoint_every` steps (0: not
+        between epochs). If it is there already, training goes on from it: `model`, `config`, `train`, `masks` and
+        `teacher` must be what they were at the start, and on a CPU the result is that of an uninterrupted training
+        to the bit. For a loader that holds only if torch's global generator is all that decides its order.
+    accelerator: an `accelerate.Accelerator`: the processes share every batch of a TrainingSet (a loader must give
+        each its own part), the network is moved to its device, and rank 0 alone writes and is called back.
+        Each process has its own batch-norm statistics; those of rank 0 count.
+    on_step, on_epoch: told what happened; the network may be evaluated in them, and in `on_epoch` it is the moving
+        average if there is one. What `on_epoch` returns is kept as the epoch's score.
+
+    Raises AmcError; where the loss is not finite, with the network as after the last whole epoch (or as resumed) and
+    the last checkpoint kept. RunError for a checkpoint of something else or one that cannot be written.
+    """
+    config = config or FineTuneConfig()
+    if config.distill > 0 and teacher is None:
+        raise AmcError(f"distillation with weight {config.distill:g} needs a teacher; pass the dense network")
+    if checkpoint_every < 0:
+        raise AmcError(f"checkpoint_every must be at least 0 steps, got {checkpoint_every}")
+    workers: Workers = Alone(model) if accelerator is None else Accelerated(accelerator, model)
+    arithmetic = Arithmetic(config.precision, workers.device)
+    stream = Stream(train, config.batch_size, rank=workers.rank, ranks=workers.count)
+    identity = {
+        "version": VERSION,
+        "config": asdict(config),
+        "network": digest(tensors_of(model)),
+        "masks": digest(masks) if masks else None,
+        "teacher": digest(tensors_of(teacher)) if teacher is not None and config.distill > 0 else None,
+        "images": stream.size,
+        "steps": stream.steps,
+        "device": workers.device.type,
+        "processes": workers.count,
+    }
+    saver = None if checkpoint is None else _Saver(Path(checkpoint), checkpoint_every, identity)
+    weights = WeightMasks(model, masks or {})
+    with _own_random(workers.device, config.seed + workers.rank):
+        trainer = _Trainer(
+            model, config, stream, Loss(config, teacher), weights, arithmetic, workers, saver, on_step, on_epoch
+        )
+        try:
+            return FineTuneResult(model, trainer.run())
+        finally:
+            model.eval()
+
+
+@contextmanager
+def _own_random(device: torch.device, seed: int) -> Iterator[None]:
+    """Dropout draws from the global generators, which are put back afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+@dataclass(frozen=True, slots=True)
+class _Saver:
+    """Where and when checkpoints are written, and what they belong to."""
+
+    path: Path
+    every: int  # steps
+    identity: storage.Identity
+
+
+@dataclass
+class _Trainer:
+    """One training, from its beginning or from a checkpoint, to its end."""
+
+    model: nn.Module
+    config: FineTuneConfig
+    stream: Stream
+    loss: Loss
+    masks: WeightMasks
+    arithmetic: Arithmetic
+    workers: Workers
+    saver: _Saver | None
+    on_step: OnStep | None
+    on_epoch: OnEpoch | None
+
+    def __post_init__(self) -> None:
+        self.masks.apply_()
+        self.optimiser = make_optimiser(self.model, self.config)
+        self.average = MovingAverage(self.model, self.config.ema) if self.config.ema > 0 else None
+        self.generator = torch.Generator().manual_seed(self.config.seed)  # of the data; the same in every process
+        self.epoch_began = self.generator.get_state()
+        self.position = Position()
+        self.good = self._result()  # to go back to if training diverges
+
+    def run(self) -> tuple[EpochRecord, ...]:
+        """All epochs that are left; the records of all."""
+        self._resume()
+        network = self.workers.wrap(self.model)
+        for number in range(len(self.position.records) + 1, self.config.epochs + 1):
+            self.good = self._result()
+            record = self._told(self._epoch(network, number))
+            self.epoch_began = self.generator.get_state()
+            self.position = Position((*self.position.records, record))
+            self._save()
+        if self.average:
+            self.average.swap_()
+        return self.position.records
+
+    def _told(self, record: EpochRecord) -> EpochRecord:
+        """The epoch's checks and callback; the record with its score."""
+        self._check_weights(record.epoch)
+        self.masks.verify(self.model)
+        with self.average.in_place() if self.average else nullcontext():
+            self.masks.verify(self.model)
+            score = self.on_epoch(record) if self.on_epoch is not None and self.workers.rank == 0 else None
+        return record if score is None else replace(record, score=float(score))
+
+    def _epoch(self, network: nn.Module, number: int) -> EpochRecord:
+        """The rest of epoch `number`."""
+        total_steps = self.stream.steps * self.config.epochs
+        step, total, rate = self.position.step, self.position.loss, 0.0
+        began = time.perf_counter() - self.position.seconds
+        for images, labels in self.stream.epoch(self.generator, skip=step):
+            step += 1
+            done = min(self.stream.steps, step) + (number - 1) * self.stream.steps
+            rate = learning_rate(done, total_steps, self.config)
+            loss = self._step(network, images, labels, rate, done)
+            if not math.isfinite(loss):
+                self._diverged(number, f"the loss is {loss}")
+            total += loss
+            if self.on_step is not None and self.workers.rank == 0:
+                self.on_step(StepRecord(done, total_steps, number, loss, rate))
+            if self._due(done) and step < self.stream.steps:
+                self._check_weights(number)
+                self.position = replace(self.position, step=step, loss=total, seconds=time.perf_counter() - began)
+                self._save()
+        if step == 0:
+            raise AmcError("fine-tuning got no batches; the training loader is empty or was used up")
+        return EpochRecord(number, total / step, rate, time.perf_counter() - began)
+
+    def _step(self, network: nn.Module, images: Tensor, labels: Tensor, rate: float, done: int) -> float:
+        """One step of the optimiser; the loss before it, not finite if the step was left out for that."""
+        network.train()
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.zero_grad(set_to_none=True)
+        device = self.workers.device
+        with self.arithmetic.forward():
+            loss = self.loss(network, images.to(device), labels.to(device))
+        value = self.workers.mean(loss.detach())
+        if math.isfinite(value):
+            self.arithmetic.backward_(loss, self.optimiser)
+            self.masks.mask_gradients_()
+            if self.config.clip_norm > 0:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+            self.arithmetic.step_(self.optimiser)
+            self.masks.apply_()
+            if self.average:
+                self.average.update_(done)
+        return value
+
+    def _due(self, done: int) -> bool:
+        """Whether a checkpoint follows step `done` in the middle of an epoch."""
+        return self.saver is not None and self.stream.can_skip and self.saver.every > 0 and done % self.saver.every == 0
+
+    def _result(self) -> dict[str, Tensor]:
+        """A copy of the network as training would leave it now."""
+        if self.average:
+            return {name: value.clone() for name, value in self.average.values.items()}
+        return snapshot(self.model)
+
+    def _check_weights(self, number: int) -> None:
+        """A gradient may overflow under a finite loss: the weights show it before the next loss does."""
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+            self._diverged(number, "weights are no longer finite")
+
+    def _diverged(self, number: int, reason: str) -> NoReturn:
+        copy_into_(self.model, self.good)
+        kept = f"; '{self.saver.path}' keeps the last good state" if self.saver and self.saver.path.exists() else ""
+        raise AmcError(
+            f"fine-tuning diverged: {reason} in epoch {number}; lower the learning rate "
+            f"({self.config.peak_lr:g}). The network is as it was before that epoch{kept}"
+        )
+
+    def _save(self) -> None:
+        if self.saver is None:
+            return
+        random = {"random.global": self.workers.gather(torch.get_rng_state())}
+        if self.workers.device.type == "cuda":
+            random["random.device"] = self.workers.gather(torch.cuda.get_rng_state(self.workers.device))
+        if self.workers.rank != 0:
+            return
+        tensors = {f"network.{name}": tensor for name, tensor in tensors_of(self.model).items()}
+        for index, values in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{index}.{key}": value for key, value in values.items() if value is not None}
+        if self.average:
+            tensors |= {f"average.{name}": value for name, value in self.average.values.items()}
+        tensors |= random | {"random.data": self.epoch_began}
+        storage.save(
+            self.saver.path, TrainingState(self.position, tensors, self.arithmetic.state()), self.saver.identity
+        )
+
+    def _resume(self) -> None:
+        """Go on from the checkpoint, if there is one."""
+        if self.saver is None:
+            return
+        state = storage.load(self.saver.path, self.saver.identity)
+        position = state.position if state else Position()
+        done = torch.tensor([len(position.records) * self.stream.steps + position.step])
+        if len(set(self.workers.gather(done).flatten().tolist())) > 1:
+            raise AmcError(f"the processes do not find the same '{self.saver.path}'; put it where all can read it")
+        if state is None:
+            return
+        tensors, rank = state.tensors, self.workers.rank
+        copy_into_(self.model, _part(tensors, "network."))
+        self._restore_optimiser(_part(tensors, "optimiser."))
+        if self.average:
+            self.average.restore_(_part(tensors, "average."))
+        self.arithmetic.restore_(dict(state.scaler))
+        self.epoch_began = tensors["random.data"]
+        self.generator.set_state(self.epoch_began)
+        # Clones: torch 2.13 reads the state of a row that does not begin its storage from somewhere else.
+        torch.set_rng_state(tensors["random.global"][rank].clone())
+        if self.workers.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["random.device"][rank].clone(), self.workers.device)
+        self.position = position
+
+    def _restore_optimiser(self, values: Mapping[str, Tensor]) -> None:
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in values.items():
+            index, _, key = name.partition(".")
+            state.setdefault(int(index), {})[key] = value
+        own = self.optimiser.state_dict()
+        self.optimiser.load_state_dict({"state": state, "param_groups": own["param_groups"]})
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
