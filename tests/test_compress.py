@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -95,6 +96,7 @@ def test_the_summary_says_what_happened() -> None:
     assert summary["dense"] == {
         "macs": (90 + 1080 + 96) * 36 + 32,
         "params": 90 + 20 + 1080 + 24 + (96 + 8) + (32 + 4),
+        "size": len(safetensors.torch.save(model.state_dict())),
         "score": 1.0,
         "test": 1.0,
     }

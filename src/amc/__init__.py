@@ -8,7 +8,8 @@ from amc.compress import Result, compress
 from amc.config import SearchConfig
 from amc.errors import AmcError, BudgetError, DataError, EvaluationError, ModelError, RunError
 from amc.job import Observer
-from amc.pruning import Policy, apply_policy
+from amc.methods import apply_policy
+from amc.pruning import Policy
 from amc.stored import load_run
 from amc.structure import Structure, certify, count_macs, count_params, inspect
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import nn
 
 from amc import rundir
@@ -19,8 +18,23 @@ from amc.job import Job, Observer, prepare
 from amc.pruning import Policy
 from amc.report import render_report
 from amc.rundir import RunDir
-from amc.search import EpisodeRecord, EpisodeTiming, SearchResult, create_agent, read_journal, search
-from amc.stored import fingerprint, state_of
+from amc.search import (
+    Confirmation,
+    EpisodeRecord,
+    EpisodeTiming,
+    RewardFunction,
+    SearchResult,
+    SmallestWithin,
+    candidates,
+    create_agent,
+    get_reward,
+    read_journal,
+    reward_name,
+    search,
+    smallest_confirmed,
+)
+from amc.statistics import PairedDrop
+from amc.stored import fingerprint
 from amc.structure import Structure
 from amc.summary import amc_version, summarise
 
@@ -29,7 +43,7 @@ from amc.summary import amc_version, summarise
 class Result:
     """What `compress` gives back."""
 
-    model: nn.Module  # smaller, of the same class, in eval mode; batch norms as scored
+    model: nn.Module  # smaller, or masked; of the same class, in eval mode; batch norms as scored
     policy: Policy
     summary: dict[str, Any]
     structure: Structure
@@ -56,16 +70,18 @@ def compress(
     calibration: batches of training images, with or without labels; never the ones `evaluate` scores.
     evaluate: module -> float, higher is better, or a loader of (images, labels) for top-1 accuracy: the reward.
     test: the same for the final figures only; it never steers anything.
+    reward (in settings): a name, or a function of an `amc.search.Outcome`.
     run_dir: where to keep the journal and the results; `resume` continues what an earlier call left there.
     origin: what the command line needs to build the same network and data again; kept in config.json.
     settings: fields of `SearchConfig`: budget, method, episodes, seed, and so on.
 
     Raises AmcError (its kinds in `amc.errors`) with one clear line for whatever is wrong with the input.
     """
+    own = _own_reward(settings)
     config, watch = SearchConfig.of(settings), observer or Observer()
     run = _claim(run_dir, config, model, resume=resume)
     final = None if test is None else as_evaluator(test)
-    job = prepare(model, example_input, calibration, evaluate, config, watch)
+    job = prepare(model, example_input, calibration, evaluate, config, watch, own)
     if run_dir is not None and run is None:
         record = {
             "amc_version": amc_version(),
@@ -76,6 +92,16 @@ def compress(
         run = RunDir.create(run_dir, record)
     with run.lock() if run else nullcontext():
         return _search_and_finish(job, run, final, watch)
+
+
+def _own_reward(settings: dict[str, Any]) -> RewardFunction | None:
+    """The caller's own reward, its name left in `settings`; None where it is one of ours."""
+    reward = settings.get("reward", "r_err")
+    function = get_reward(reward)  # refuses what is neither a name nor a function
+    if isinstance(reward, str):
+        return None
+    settings["reward"] = reward_name(function)
+    return function
 
 
 def _claim(run_dir: str | Path | None, config: SearchConfig, model: nn.Module, *, resume: bool) -> RunDir | None:
@@ -113,18 +139,33 @@ def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer)
         except EvaluationError:
             if name == config.agent:
                 raise  # a baseline whose every policy fails is left out; its journal says why
-    best = found[config.agent].best
     watch.stage("result")
+    guarantee = _confirmed(job, found[config.agent])
+    best = guarantee.chosen.record if guarantee else found[config.agent].best
     slim = job.scorer.build(best.keep)
-    policy = job.scorer.pruner.policy(best.keep)
-    summary = summarise(job, slim, best, found, run, test)
+    policy = job.scorer.builder.policy(best.keep)
+    summary = summarise(job, slim, best, found, run, test, guarantee)
     _check_budget(job, summary["slim"])
     if run is not None:
-        run.write_bytes(rundir.MODEL, safetensors.torch.save(state_of(slim)))
+        run.write_bytes(rundir.MODEL, job.method.stored(slim))
         run.write_json(rundir.POLICY, policy.to_json())
         run.write_json(rundir.SUMMARY, summary)
         render_report(run)
     return Result(slim, policy, summary, job.structure, found[config.agent])
+
+
+def _confirmed(job: Job, result: SearchResult) -> Confirmation | None:
+    """With `max_drop`: the smallest network whose loss holds on images that the search never scored."""
+    reward = job.reward
+    if not isinstance(reward, SmallestWithin):
+        return None
+
+    def measure(record: EpisodeRecord) -> PairedDrop | float:
+        if job.confirm is None:  # a score of the caller's own: there is nothing else to measure on
+            return reward.dense_score - (record.score or 0.0)
+        return job.confirm.compare(job.scorer.build(record.keep))
+
+    return smallest_confirmed(candidates(result.episodes, reward), measure, reward)
 
 
 def _run_agent(job: Job, name: str, run: RunDir | None, watch: Observer) -> SearchResult:
@@ -148,6 +189,7 @@ def _run_agent(job: Job, name: str, run: RunDir | None, watch: Observer) -> Sear
         seed=config.seed,
         journal_path=None if run is None else run.file(_journal(name, config.agent)),
         on_episode=hear,
+        reward=job.reward,
     )
 
 

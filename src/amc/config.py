@@ -9,26 +9,34 @@ from dataclasses import dataclass
 from typing import Any
 
 from amc.errors import AmcError
-from amc.problem import MAX_SPARSITY
+from amc.methods import MethodOptions, check_method
+from amc.methods.base import MAX_SPARSITY, MAX_SPARSITY_LINEAR
 from amc.pruning.ranking import Ranking
-from amc.search import AGENTS, BASELINES
+from amc.search import AGENTS, BASELINES, REWARDS, Budget, Metric, parse_budgets
+from amc.statistics import CONFIDENCE
 
-METHODS = ("channel",)
+DEFAULT_BUDGET = "macs<=50%"
+NO_BUDGET = "none"
 
 
 @dataclass(frozen=True, slots=True)
 class SearchConfig:
     """Everything that decides a search's outcome besides the network and the data."""
 
-    budget: str = "macs<=50%"
-    method: str = "channel"
+    budget: str | None = None  # None: half the MACs, or "none" where the reward or max_drop leads to a small network
+    method: str = "channel"  # or fine-grained, 2:4 (any N:M, n:M), rows, columns, blocks:RxC
+    reward: str = "r_err"  # or r_flops, r_params, r_latency; the name of the caller's own function
+    max_drop: float | None = None  # points of accuracy that may be lost: the smallest network within them is sought
+    minimise: str = "macs"  # with max_drop: macs, params or size
+    confidence: float = CONFIDENCE  # with max_drop: of the drop's upper bound, one-sided, in [0.5, 1)
     agent: str = "ddpg"
     episodes: int = 400
     seed: int = 0
     baselines: tuple[str, ...] = ("uniform",)  # scored beside the agent: uniform, random, shallow, deep
     round_to: int | None = None  # None: 8 where a group is wide enough
-    max_sparsity: float = MAX_SPARSITY  # of a group's channels, in [0, 1)
-    ranking: Ranking = "elimination"
+    max_sparsity: float = MAX_SPARSITY  # of a group's channels or a convolution's weights, in [0, 1)
+    max_sparsity_linear: float = MAX_SPARSITY_LINEAR  # of a linear layer's weights, in [0, 1)
+    ranking: Ranking | None = None  # None: elimination for channels, magnitude for masks
     reconstruct: bool = True
     bn_images: int = 512  # calibration images to re-estimate batch norms on; 0: keep the dense statistics
     calibration_images: int = 2048
@@ -38,15 +46,19 @@ class SearchConfig:
     only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "method", check_method(self.method))
+        object.__setattr__(self, "budget", self._resolved_budget())
         rules = {
-            "budget": (isinstance(self.budget, str), 'text such as "macs<=50%"'),
+            "max_drop": (self.max_drop is None or 0 <= self.max_drop < 100, "points of accuracy in [0, 100)"),
+            "minimise": (self.minimise in ("macs", "params", "size"), "macs, params or size"),
+            "confidence": (0.5 <= self.confidence < 1, "in [0.5, 1)"),
+            "max_sparsity_linear": (0 <= self.max_sparsity_linear < 1, "in [0, 1)"),
             "episodes": (self.episodes >= 1, "at least 1"),
             "seed": (self.seed >= 0, "at least 0"),
             "round_to": (self.round_to is None or self.round_to >= 1, "at least 1"),
             "max_sparsity": (0 <= self.max_sparsity < 1, "in [0, 1)"),
             "agent": (self.agent in AGENTS, f"one of {', '.join(AGENTS)}"),
-            "method": (self.method in METHODS, f"one of {', '.join(METHODS)}"),
-            "ranking": (self.ranking in ("magnitude", "elimination"), "magnitude or elimination"),
+            "ranking": (self.ranking in (None, "magnitude", "elimination"), "magnitude or elimination"),
             "bn_images": (self.bn_images >= 0, "at least 0"),
             "calibration_images": (self.calibration_images >= 1, "at least 1"),
             "keep_sets": (self.keep_sets >= 0, "at least 0"),
@@ -55,6 +67,43 @@ class SearchConfig:
         for name, (holds, rule) in rules.items():
             if not holds:
                 raise AmcError(f"{name.replace('_', '-')} must be {rule}, got {getattr(self, name)!r}")
+
+    def _resolved_budget(self) -> str:
+        """The budget as it holds; AmcError where it contradicts what else is asked for."""
+        if self.max_drop is not None:
+            if self.budget not in (None, NO_BUDGET):
+                raise AmcError(
+                    f"max-drop {self.max_drop:g} seeks the smallest network by itself; leave out either it or "
+                    f"the budget {self.budget!r}"
+                )
+            if self.reward != "r_err":
+                raise AmcError(f"max-drop brings its own reward; leave {self.reward!r} out, or leave max-drop out")
+            return NO_BUDGET
+        if self.budget is None:
+            return DEFAULT_BUDGET if self.reward == "r_err" or self.reward not in REWARDS else NO_BUDGET
+        if not isinstance(self.budget, str):
+            raise AmcError(f'budget must be text such as "macs<=50%", got {self.budget!r}')
+        if self.budget == NO_BUDGET and self.reward == "r_err":
+            raise AmcError(
+                "without a budget, reward r_err keeps the whole network; give a budget, a reward such as r_flops, "
+                "or max-drop"
+            )
+        return self.budget
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """The budget, parsed; none in the accuracy-guaranteed protocol."""
+        assert self.budget is not None
+        return () if self.budget == NO_BUDGET else parse_budgets(self.budget)
+
+    @property
+    def metric(self) -> Metric:
+        """With `max_drop`: what is made small."""
+        return Metric(self.minimise)
+
+    @property
+    def method_options(self) -> MethodOptions:
+        return MethodOptions(**{f.name: getattr(self, f.name) for f in dataclasses.fields(MethodOptions)})
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> SearchConfig:

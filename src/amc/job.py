@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,22 @@ from torch import Tensor, nn
 
 from amc.config import SearchConfig
 from amc.errors import AmcError, DataError, EvaluationError
-from amc.evaluation import as_evaluator
+from amc.evaluation import Evaluator, PairedEvaluator, as_evaluator
+from amc.methods import CHANNEL, Method, create_method, problem_of
 from amc.modes import evaluating
-from amc.problem import make_problem
-from amc.pruning import Pruner, calibrate
+from amc.pruning import Calibration, calibrate
 from amc.scoring import Evaluate, PolicyScorer
-from amc.search import EpisodeRecord, EpisodeTiming, Problem, parse_budgets
+from amc.search import (
+    EpisodeRecord,
+    EpisodeTiming,
+    Problem,
+    RewardFunction,
+    SmallestWithin,
+    check_costs,
+    check_resolution,
+    get_reward,
+    rewarded_metric,
+)
 from amc.structure import Certificate, Structure, certify, inspect, restrict
 
 
@@ -25,6 +35,7 @@ class Observer:
 
     stage: Callable[[str], None] = lambda _: None
     structure: Callable[[Structure, Certificate | None], None] = lambda *_: None
+    warning: Callable[[str], None] = lambda _: None
     dense: Callable[[float], None] = lambda _: None
     episode: Callable[[str, EpisodeRecord, EpisodeTiming], None] = lambda *_: None  # agent, record, timing
 
@@ -38,9 +49,13 @@ class Job:
     config: SearchConfig
     structure: Structure
     certificate: Certificate | None
+    method: Method
     problem: Problem
     scorer: PolicyScorer
     dense_score: float
+    reward: RewardFunction
+    confirm: PairedEvaluator | None  # with max_drop: on images that the search never scores
+    warnings: tuple[str, ...]
 
 
 def prepare(
@@ -50,31 +65,83 @@ def prepare(
     evaluate: Any,
     config: SearchConfig,
     observer: Observer | None = None,
+    reward: RewardFunction | None = None,
 ) -> Job:
-    """Everything before the first episode; the cheap checks of the user's input come first."""
+    """Everything before the first episode; the cheap checks of the user's input come first.
+
+    `reward`: the caller's own function in place of the one that `config` names.
+    """
     watch = observer or Observer()
-    budgets = parse_budgets(config.budget)
+    budgets = config.budgets
+    paid = reward or get_reward(config.reward)
     watch.stage("structure")
     structure = inspect(model, example_input)
-    if config.lock or config.only:
-        structure = restrict(structure, lock=config.lock, only=config.only)
-    certificate = None
-    if config.keep_sets and structure.groups:
-        watch.stage("certificate")
-        structure, certificate = certify(model, structure, example_input, keep_sets=config.keep_sets)
+    certificate, locks = None, {"lock": config.lock, "only": config.only}
+    if config.method == CHANNEL:
+        structure, certificate = _certified(model, structure, example_input, config, watch)
+        locks = {}  # they are in the structure now
+    method = create_method(config.method, model, structure, config.method_options, **locks)
     watch.structure(structure, certificate)
-    problem = make_problem(structure, budgets, round_to=config.round_to, max_sparsity=config.max_sparsity)
+    rewarded = config.metric if config.max_drop is not None else rewarded_metric(paid)
+    problem = problem_of(method, budgets, rewarded)
+    check_costs(paid, problem.policy_costs(problem.dense.tolist()))
     score = as_evaluator(evaluate, autocast=config.bf16)
     watch.stage("dense score")
-    dense = score_of(score, model, "dense")
+    score, confirm, dense = _judges(model, score, config)
     watch.dense(dense)
+    if config.max_drop is not None:
+        paid = SmallestWithin(config.max_drop / 100, dense, config.metric, config.confidence)
+        if confirm is not None:
+            check_resolution(paid, confirm.images, "confirmation")
     watch.stage("calibration")
     batches = limited(calibration, config.calibration_images)
-    gathered = calibrate(model, structure, batches, seed=config.seed)
+    gathered = calibrate(model, structure, batches, layers=method.calibrated(), seed=config.seed)
+    warnings = tuple(_warnings(method, gathered))
+    for warning in warnings:
+        watch.warning(warning)
     watch.stage("ranking and reconstruction")
-    pruner = Pruner(model, structure, gathered, ranking=config.ranking, reconstruct=config.reconstruct)
-    scorer = PolicyScorer(pruner, score, limited(batches, config.bn_images))
-    return Job(model, example_input, config, structure, certificate, problem, scorer, dense)
+    scorer = PolicyScorer(method.builder(gathered), score, limited(batches, config.bn_images))
+    return Job(
+        model, example_input, config, structure, certificate, method, problem, scorer, dense, paid, confirm, warnings
+    )
+
+
+def _certified(
+    model: nn.Module, structure: Structure, example_input: Any, config: SearchConfig, watch: Observer
+) -> tuple[Structure, Certificate | None]:
+    """The structure with what the user locks, and what does not hold on this network, locked."""
+    if config.lock or config.only:
+        structure = restrict(structure, lock=config.lock, only=config.only)
+    if not config.keep_sets or not structure.groups:
+        return structure, None
+    watch.stage("certificate")
+    return certify(model, structure, example_input, keep_sets=config.keep_sets)
+
+
+def _judges(model: nn.Module, score: Evaluate, config: SearchConfig) -> tuple[Evaluate, PairedEvaluator | None, float]:
+    """What scores a policy, what confirms the winner on other images, and the dense network's score.
+
+    Only `max_drop` divides the images: a loss can be promised only on images that did not choose the network.
+    """
+    if config.max_drop is None or not isinstance(score, Evaluator):
+        return score, None, score_of(score, model, "dense")
+    halves = score.halves()
+    searched, confirm = (PairedEvaluator(half, model) for half in halves)
+    return searched, confirm, searched.dense_score
+
+
+def _warnings(method: Method, calibration: Calibration) -> Iterator[str]:
+    if not method.slices and method.whole:
+        name, reason = next(iter(method.whole.items()))
+        more = f", and {len(method.whole) - 1} more" if len(method.whole) > 1 else ""
+        yield f"stays dense: {name} ({reason}){more}"
+    scarce = calibration.scarcest()
+    if scarce is not None:
+        name, gram = scarce
+        yield (
+            f"few calibration samples: layer {name} has {gram.matrix.shape[-1]} inputs and only {gram.samples} "
+            "samples, so its fit is regularised more strongly; more calibration images would give a better network"
+        )
 
 
 def score_of(score: Evaluate, model: nn.Module, which: str) -> float:

@@ -1,4 +1,4 @@
-"""The one expensive thing: a policy's score. Build the sliced network, set its batch norms, evaluate."""
+"""The one expensive thing: a policy's score. Build the pruned network, set its batch norms, evaluate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from amc.evaluation import reestimate_batchnorm_
-from amc.pruning import Pruner
+from amc.methods import Builder
 
 Evaluate = Callable[[nn.Module], float]
 
@@ -31,14 +31,14 @@ class PolicyScorer:
     if the score was remembered.
     """
 
-    def __init__(self, pruner: Pruner, evaluate: Evaluate, batches: Sequence[Tensor] = ()) -> None:
-        self.pruner, self.evaluate, self.batches = pruner, evaluate, batches
+    def __init__(self, builder: Builder, evaluate: Evaluate, batches: Sequence[Tensor] = ()) -> None:
+        self.builder, self.evaluate, self.batches = builder, evaluate, batches
         self.timing = ScoreTiming(0.0, 0.0, 0.0)
         self._known: dict[tuple[int, ...], float] = {}
 
     def build(self, keep_counts: Sequence[int]) -> nn.Module:
-        """The network that is scored, and that the user gets: sliced, refitted, batch norms re-estimated."""
-        return self._settle(self.pruner.build(keep_counts))
+        """The network that is scored, and that the user gets: pruned, refitted, batch norms re-estimated."""
+        return self._settle(self.builder.build(keep_counts))
 
     def __call__(self, keep_counts: Sequence[int]) -> float:
         self.timing = ScoreTiming(0.0, 0.0, 0.0)
@@ -49,7 +49,7 @@ class PolicyScorer:
 
     def _measured(self, keep_counts: tuple[int, ...]) -> float:
         began = time.perf_counter()
-        slim = self.pruner.build(keep_counts)
+        slim = self.builder.build(keep_counts)
         built = time.perf_counter()
         slim = self._settle(slim)
         settled = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 
 from amc import rundir
 from amc.errors import RunError
-from amc.pruning import Policy, apply_policy
+from amc.methods import CHANNEL, apply_policy
+from amc.pruning import Policy
 from amc.rundir import RunDir
+from amc.structure.slicing import copy_model
 from amc.zoo import create_model, load_weights
 
 
@@ -35,14 +38,17 @@ def load_run(
 ) -> nn.Module:
     """The slim network of a run, ready to use: the fine-tuned one if there is one and `finetuned`.
 
-    Without `model`, the dense network is built as the run's config.json says (a zoo name or factory); a run
-    that began in Python with a network of your own needs `model` (any weights) and `example_input`.
+    Of a schedule, the last round's. Without `model`, the dense network is built as the run's config.json says (a
+    zoo name or factory); a run that began in Python with a network of your own needs `model` (any weights) and
+    `example_input`.
     """
     run = RunDir.open(run_dir)
+    if run.config().get("schedule"):
+        return load_run(last_round(run), model, example_input, finetuned=finetuned)
     if model is None:
         model, example_input = _original(run)
     policy = Policy.from_json(run.read_json(rundir.POLICY))
-    slim = apply_policy(model, example_input, policy)
+    slim = apply_policy(model, example_input, policy) if policy.method == CHANNEL else copy_model(model)
     name = rundir.MODEL_FINETUNED if finetuned and run.has(rundir.MODEL_FINETUNED) else rundir.MODEL
     load_weights(slim, run.file(name))
     return slim.eval()
@@ -55,5 +61,21 @@ def _original(run: RunDir) -> tuple[nn.Module, Any]:
         raise RunError(
             f"'{run.path}' was made from a network in Python; load it with load_run(run, model, example_input)"
         )
-    model = create_model(config["model"], **config.get("model_args", {}))
-    return model, torch.zeros(1, *config["input_shape"])
+    example = torch.zeros(1, *config["input_shape"])
+    if config.get("parent"):
+        return load_run(os.path.normpath(run.path / config["parent"])), example
+    return create_model(config["model"], **config.get("model_args", {})), example
+
+
+def round_path(run: RunDir, number: int) -> Path:
+    """Where a schedule keeps its rounds, counted from 1."""
+    return run.path / f"round-{number}"
+
+
+def last_round(run: RunDir) -> Path:
+    """The last finished round of a schedule; RunError if there is none."""
+    rounds = len(run.config()["schedule"])
+    for number in range(rounds, 0, -1):
+        if (round_path(run, number) / rundir.MODEL).is_file():
+            return round_path(run, number)
+    raise RunError(f"'{run.path}' has no finished round yet; run `amc resume {run.path}` first")

@@ -17,8 +17,8 @@ from torch import nn
 from amc import rundir
 from amc.job import Job, score_of
 from amc.rundir import RunDir
-from amc.search import EpisodeRecord, SearchResult
-from amc.structure import Certificate, count_macs, count_params
+from amc.search import Confirmation, EpisodeRecord, SearchResult
+from amc.structure import Certificate
 
 
 def summarise(
@@ -28,18 +28,20 @@ def summarise(
     found: Mapping[str, SearchResult],
     run: RunDir | None,
     test: Any,
+    guarantee: Confirmation | None = None,
 ) -> dict[str, Any]:
     """The record of a finished search, as in summary.json; `found` has the result of every agent by name."""
     config = job.config
     origin = run.config() if run else {}
-    dense = {"macs": count_macs(job.model, job.example_input), "params": count_params(job.model)}
-    small = {"macs": count_macs(slim, job.example_input), "params": count_params(slim)}
+    dense = {name: int(cost) for name, cost in job.problem.policy_costs(job.problem.dense.tolist()).items()}
+    small = job.method.recount(slim, job.example_input)
     result: dict[str, Any] = {
         "amc_version": amc_version(),
         "model": origin.get("model", type(job.model).__name__),
         "data": origin.get("data"),
         "budget": config.budget,
         "method": config.method,
+        "reward": config.reward if config.max_drop is None else "smallest within max_drop",
         "agent": config.agent,
         "episodes": len(found[config.agent].episodes),
         "failed_episodes": found[config.agent].failed,
@@ -49,17 +51,50 @@ def summarise(
         "slim": {**small, "score": best.score},
         "baselines": _baselines(found, config.agent),
         "groups": [
-            {"name": group.name, "size": group.size, "kept": count}
-            for group, count in zip(job.structure.groups, best.keep, strict=True)
+            {"name": decision.name, "size": decision.size, "kept": count}
+            for decision, count in zip(job.problem.decisions, best.keep, strict=True)
         ],
-        "locked": [{"name": item.name, "size": item.size, "reason": str(item.lock)} for item in job.structure.locked],
+        "locked": _locked(job),
+        "warnings": list(job.warnings),
         "certificate": _certificate(job.certificate),
         "environment": environment(),
     }
+    if guarantee is not None:
+        result["guarantee"] = _guarantee(job, guarantee)
     if test is not None:
         result["dense"]["test"] = score_of(test, job.model, "dense")
         result["slim"]["test"] = score_of(test, slim, "slim")
     return result
+
+
+def _locked(job: Job) -> list[dict[str, Any]]:
+    """What stays whole: channels with their number, or layers."""
+    if job.method.slices:
+        return [{"name": item.name, "size": item.size, "reason": str(item.lock)} for item in job.structure.locked]
+    return [{"name": name, "reason": reason} for name, reason in job.method.whole.items()]
+
+
+def _guarantee(job: Job, guarantee: Confirmation) -> dict[str, Any]:
+    """What `max_drop` promises of the result, in points of accuracy."""
+    trials = [
+        {
+            "episode": trial.record.episode,
+            "drop": 100 * trial.drop,
+            "upper": 100 * trial.upper,
+            "confirmed": trial.confirmed,
+        }
+        for trial in guarantee.trials
+    ]
+    return {
+        "max_drop": job.config.max_drop,
+        "minimise": job.config.minimise,
+        "confidence": job.config.confidence,
+        "images": job.confirm.images if job.confirm else None,
+        "confirmed": guarantee.confirmed and job.confirm is not None,
+        "drop": 100 * guarantee.chosen.drop,
+        "upper": 100 * guarantee.chosen.upper,
+        "trials": trials,
+    }
 
 
 def _baselines(found: Mapping[str, SearchResult], main: str) -> dict[str, Any]:
@@ -69,7 +104,7 @@ def _baselines(found: Mapping[str, SearchResult], main: str) -> dict[str, Any]:
             scores = [record.score for record in result.episodes if record.score is not None]
             out[name] = {
                 "score": result.best.score,
-                "macs": result.best.cost.get("macs"),
+                **{name: result.best.cost[name] for name in ("macs", "params", "size") if name in result.best.cost},
                 "median": float(np.median(scores)),
                 "episodes": len(result.episodes),
             }

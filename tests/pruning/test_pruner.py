@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amc.errors import ModelError
-from amc.pruning import GroupPolicy, Policy, Pruner, apply_policy, calibrate
+from amc.methods import apply_policy
+from amc.pruning import GroupPolicy, Policy, Pruner, calibrate
 from amc.pruning.reconstruction import DAMPING
 from amc.structure import count_macs, count_params, inspect, slice_model
 from tests.pruning.samples import flat, layer_inputs, patches
@@ -243,7 +244,9 @@ def test_groups_a_policy_does_not_name_stay_whole() -> None:
 
 def test_a_policy_of_another_network_is_refused_by_name_and_size() -> None:
     model, x = Concat().eval(), image()
-    with pytest.raises(ModelError, match=r"policy does not fit this network: no prunable group is called 'a1'"):
+    with pytest.raises(
+        ModelError, match=r"policy does not fit this network: nothing that can be pruned is called 'a1'"
+    ):
         apply_policy(model, x, Policy((GroupPolicy("a1", 6, (0,)),)))
-    with pytest.raises(ModelError, match=r"another network: group 'stem' has 6 channels, not 8"):
+    with pytest.raises(ModelError, match=r"another network: 'stem' has 6 channels, not 8"):
         apply_policy(model, x, Policy((GroupPolicy("stem", 8, (0,)),)))

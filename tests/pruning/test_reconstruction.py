@@ -187,14 +187,18 @@ def test_cache_remembers_within_its_bytes() -> None:
     cache = SolutionCache(limit=2 * size)
     sets = [np.arange(4), np.arange(1, 5), np.arange(2, 6)]
     direct = LayerFit(case.layer, case.gram, case.weight, None)
-    first = cache.weights("a", direct, sets[0])
+
+    def cached(index: int, name: str = "a", which: LayerFit = direct) -> Tensor:
+        return cache.get((name, index), lambda: which.weights(sets[index]).float())
+
+    first = cached(0)
     assert first.dtype == torch.float32
     torch.testing.assert_close(first.double(), case.lstsq(sets[0]), rtol=1e-5, atol=1e-6)
-    assert cache.weights("a", direct, sets[0]) is first
-    cache.weights("a", direct, sets[1])
-    assert cache.weights("a", direct, sets[0]) is first  # used last, so the other goes first
-    cache.weights("a", direct, sets[2])
+    assert cached(0) is first
+    cached(1)
+    assert cached(0) is first  # used last, so the other goes first
+    cached(2)
     assert cache.held == 2 * size
-    assert cache.weights("a", direct, sets[0]) is first
-    other = cache.weights("b", fit, sets[0])  # the same set of another layer is another entry
+    assert cached(0) is first
+    other = cached(0, "b", fit)  # the same set of another layer is another entry
     assert other is not first

@@ -74,7 +74,22 @@ def search(
     data: Annotated[
         str | None, typer.Option(help="digits, cifar10:ROOT, imagefolder:ROOT, or package.module:factory.")
     ] = None,
-    budget: Annotated[str, typer.Option(help='Such as "macs<=50%" or "macs<=50%,params<=60%".')] = "macs<=50%",
+    budget: Annotated[
+        str | None, typer.Option(help='Such as "macs<=50%,size<=1MB"; default half the MACs; none with a --reward.')
+    ] = None,
+    reward: Annotated[
+        str, typer.Option(help="r_err under a budget; without one r_flops, r_params or r_latency.")
+    ] = "r_err",
+    max_drop: Annotated[
+        float | None, typer.Option(help="Points of accuracy that may be lost: find the smallest network within.")
+    ] = None,
+    minimise: Annotated[str, typer.Option(help="What --max-drop makes small: macs, params or size.")] = "macs",
+    confidence: Annotated[float, typer.Option(help="Of --max-drop, one-sided.")] = 0.8,
+    schedule: Annotated[
+        str | None, typer.Option(help="Prune and fine-tune in rounds, to these shares: 0.5,0.35,0.25,0.2.")
+    ] = None,
+    round_epochs: Annotated[int, typer.Option(help="Fine-tuning after each round of a --schedule.")] = 5,
+    round_lr: Annotated[float | None, typer.Option(help="Its learning rate.")] = None,
     episodes: Annotated[int, typer.Option(help="Policies to score.")] = 400,
     agent: Annotated[str, typer.Option(help="ddpg, random, uniform, shallow or deep.")] = "ddpg",
     baseline: Annotated[
@@ -84,13 +99,20 @@ def search(
     evaluate: Annotated[
         str | None, typer.Option(help="package.module:function, module -> score, instead of top-1 accuracy.")
     ] = None,
-    method: Annotated[str, typer.Option(help="What is pruned.")] = "channel",
+    method: Annotated[
+        str, typer.Option(help="channel, fine-grained, 2:4 (any N:M, or n:8), rows, columns or blocks:4x4.")
+    ] = "channel",
     round_to: Annotated[
         int | None, typer.Option(help="Keep counts are multiples of this (default: 8 or less).")
     ] = None,
-    max_sparsity: Annotated[float, typer.Option(help="Largest share of a group that may go.")] = 0.8,
-    ranking: Annotated[str, typer.Option(help="elimination or magnitude.")] = "elimination",
-    reconstruct: Annotated[bool, typer.Option(help="Refit pruned layers by least squares.")] = True,
+    max_sparsity: Annotated[
+        float, typer.Option(help="Largest share of a group, or of a convolution's weights, that may go.")
+    ] = 0.8,
+    max_sparsity_linear: Annotated[float, typer.Option(help="The same for a linear layer's weights.")] = 0.98,
+    ranking: Annotated[
+        str | None, typer.Option(help="elimination (the default for channels) or magnitude (for masks).")
+    ] = None,
+    reconstruct: Annotated[bool, typer.Option(help="Refit what stays of a layer by least squares.")] = True,
     bn_images: Annotated[int, typer.Option(help="Images to re-estimate batch norms on; 0: do not.")] = 512,
     calibration_images: Annotated[int, typer.Option(help="Training images for calibration.")] = 2048,
     search_images: Annotated[
@@ -106,22 +128,29 @@ def search(
     as_json: JsonFlag = False,
 ) -> None:
     """Search for the best way to meet a budget."""
+    from amc.jobs import parse_schedule
+    from amc.jobs import schedule as rounds
     from amc.jobs import search as job
     from amc.terminal import Progress
 
     baselines = ("uniform",) if baseline is None else tuple(name for name in baseline if name != "none")
     settings = {
         "budget": budget, "episodes": episodes, "agent": agent, "seed": seed, "method": method,
+        "reward": reward, "max_drop": max_drop, "minimise": minimise, "confidence": confidence,
         "baselines": tuple(name for name in baselines if name != agent), "round_to": round_to,
-        "max_sparsity": max_sparsity, "ranking": ranking, "reconstruct": reconstruct, "bn_images": bn_images,
-        "calibration_images": calibration_images, "bf16": bf16, "keep_sets": keep_sets,
-        "lock": tuple(lock or ()), "only": tuple(only or ()),
+        "max_sparsity": max_sparsity, "max_sparsity_linear": max_sparsity_linear, "ranking": ranking,
+        "reconstruct": reconstruct, "bn_images": bn_images, "calibration_images": calibration_images,
+        "bf16": bf16, "keep_sets": keep_sets, "lock": tuple(lock or ()), "only": tuple(only or ()),
     }  # fmt: skip
     origin = {
         "command": "search", "model": model, "weights": None if weights is None else str(weights.resolve()),
         "data": data, "evaluate": evaluate, "search_images": search_images, "image_size": image_size, "test": test,
     }  # fmt: skip
-    finish(job(out_dir, origin, settings, progress=Progress(err)), as_json)
+    if schedule is None:
+        finish(job(out_dir, origin, settings, progress=Progress(err)), as_json)
+        return
+    tuning = {"epochs": round_epochs, "seed": seed} | ({} if round_lr is None else {"lr": round_lr})
+    finish(rounds(out_dir, origin, settings, parse_schedule(schedule), tuning, progress=Progress(err)), as_json)
 
 
 @reported

@@ -3,6 +3,18 @@
 from amc.jobs.finetune import finetune
 from amc.jobs.inspect import inspect
 from amc.jobs.origin import BATCH, data_of, network_of
+from amc.jobs.schedule import parse_schedule, schedule
 from amc.jobs.search import demo, resume, search
 
-__all__ = ["BATCH", "data_of", "demo", "finetune", "inspect", "network_of", "resume", "search"]
+__all__ = [
+    "BATCH",
+    "data_of",
+    "demo",
+    "finetune",
+    "inspect",
+    "network_of",
+    "parse_schedule",
+    "resume",
+    "schedule",
+    "search",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import nn
 
 from amc.errors import DataError, EvaluationError, ModelError, RunError
 from amc.rundir import RunDir
+from amc.stored import load_run
 from amc.zoo import DataSplits, create_model, load_data, load_weights, model_info
 from amc.zoo._import import import_factory
 
@@ -24,8 +26,13 @@ def config_of(run: RunDir, remedy: str) -> dict[str, Any]:
     return config
 
 
-def network_of(origin: Mapping[str, Any]) -> nn.Module:
-    """The trained network a run is about: a zoo name or factory, and its weights."""
+def network_of(origin: Mapping[str, Any], run_path: Path | None = None) -> nn.Module:
+    """The trained network a run is about: a zoo name or factory, and its weights; or what another run came to.
+
+    `origin["parent"]` is the path of that other run, from `run_path`.
+    """
+    if origin.get("parent"):
+        return load_run(os.path.normpath((run_path or Path()) / str(origin["parent"])))  # run_path may not exist yet
     spec = str(origin["model"])
     model = create_model(spec)
     info = model_info(spec)

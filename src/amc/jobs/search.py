@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,19 +21,38 @@ from amc.jobs.origin import BATCH, config_of, data_of, evaluate_of, network_of
 from amc.jobs.progress import Progress
 from amc.report import render_report
 from amc.rundir import RunDir
+from amc.search import get_reward
+from amc.search.baselines import RUNGS
 from amc.zoo import DataSplits
 
 
 def search(out: Path, origin: Mapping[str, Any], settings: Mapping[str, Any], *, progress: Progress) -> Path:
     """A new run in `out`; returns its path."""
     RunDir.refuse_occupied(out)
-    SearchConfig(**settings)  # wrong settings are found before anything is loaded
-    return _run(out, dict(origin), settings, progress, resuming=False)
+    get_reward(SearchConfig(**settings).reward)  # wrong settings are found before anything is loaded
+    return _run(out, _with_parent(origin, out), settings, progress, resuming=False)
+
+
+def _with_parent(origin: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """Where MODEL is a run directory: the network that run came to, on the same data unless other data is given."""
+    spec = Path(str(origin["model"]))
+    if not (spec / rundir.CONFIG).is_file():
+        return dict(origin)
+    before = RunDir.open(spec).config()
+    if not before.get("model"):
+        raise RunError(f"'{spec}' was started from Python, with a network that has no name; load it with amc.load_run")
+    inherited = {name: origin.get(name) or before.get(name) for name in ("data", "evaluate", "search_images")}
+    parent = os.path.relpath(spec.resolve(), out.resolve())
+    return {**origin, **inherited, "model": before["model"], "weights": None, "parent": parent}
 
 
 def resume(run_path: Path, *, progress: Progress) -> Path:
-    """Go on with the run in `run_path`."""
+    """Go on with the run in `run_path`, or with the schedule there."""
     run = RunDir.open(run_path)
+    if run.config().get("schedule"):
+        from amc.jobs.schedule import resume_schedule  # it runs searches, one a round
+
+        return resume_schedule(run_path, progress=progress)
     config = config_of(run, "call amc.compress(..., run_dir=..., resume=True) again")
     if run.has(rundir.SUMMARY):  # finished; what was fine-tuned since must stay
         with run.lock():
@@ -44,12 +64,14 @@ def resume(run_path: Path, *, progress: Progress) -> Path:
 
 def _run(out: Path, origin: dict[str, Any], settings: Mapping[str, Any], progress: Progress, *, resuming: bool) -> Path:
     progress.stage("network and data")
-    model, data = network_of(origin), data_of(origin)
+    model, data = network_of(origin, out), data_of(origin)
     origin["input_shape"] = list(data.input_shape)
     example = torch.zeros(1, *data.input_shape)
     _check_fit(model, data, str(origin["model"]))
     agents = (*settings["baselines"], settings["agent"])
-    progress.plan({name: int(settings["episodes"]) if name in ("ddpg", "random") else 1 for name in agents})
+    planned = int(settings["episodes"])
+    fixed = 1 if SearchConfig(**settings).budgets else min(RUNGS, planned)  # policies that learn and draw nothing
+    progress.plan({name: planned if name in ("ddpg", "random") else fixed for name in agents})
     try:
         compress(
             model,
@@ -60,7 +82,13 @@ def _run(out: Path, origin: dict[str, Any], settings: Mapping[str, Any], progres
             run_dir=out,
             resume=resuming,
             origin=origin,
-            observer=Observer(progress.stage, progress.structure, progress.dense, progress.episode),
+            observer=Observer(
+                stage=progress.stage,
+                structure=progress.structure,
+                warning=progress.warning,
+                dense=progress.dense,
+                episode=progress.episode,
+            ),
             **settings,
         )
     finally:

@@ -1,7 +1,7 @@
-"""Calibration, ranking, reconstruction and policies: from what to keep to the network that keeps it."""
+"""Calibration, ranking, reconstruction, masks and policies: from what to keep to the network that keeps it."""
 
 from amc.pruning.calibration import Calibration, calibrate, reconstructible
-from amc.pruning.policy import GroupPolicy, Policy
-from amc.pruning.pruner import Pruner, apply_policy
+from amc.pruning.policy import GroupPolicy, LayerPolicy, Policy
+from amc.pruning.pruner import Pruner
 
-__all__ = ["Calibration", "GroupPolicy", "Policy", "Pruner", "apply_policy", "calibrate", "reconstructible"]
+__all__ = ["Calibration", "GroupPolicy", "LayerPolicy", "Policy", "Pruner", "calibrate", "reconstructible"]

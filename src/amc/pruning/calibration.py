@@ -19,12 +19,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from amc.errors import DataError
+from amc.pruning.reconstruction import DAMPING, damp
 from amc.structure import Layer, Structure
 from amc.structure.grouping import FIXED
 from amc.structure.modules import attention_by_parts
 from amc.structure.trace import Example, inference
 
 MEMORY = 6 << 30  # bytes for all Gram matrices together
+SCARCE_DAMPING = 100.0  # times the usual damping where a layer has fewer samples than columns
 POSITIONS = 10  # output positions sampled per image, as in the paper's reconstruction
 
 
@@ -38,6 +40,15 @@ class Gram:
     def mean(self) -> Tensor:
         return self.matrix / max(1, self.samples)
 
+    @property
+    def scarce(self) -> bool:
+        """Fewer samples than columns: the matrix is singular, and a fit would follow the samples' noise."""
+        return self.samples < self.matrix.shape[-1]
+
+    def damped(self, damping: float = DAMPING) -> Tensor:
+        """The mean, regularised until it can be inverted; `SCARCE_DAMPING` times as much where samples are scarce."""
+        return damp(self.mean(), damping * (SCARCE_DAMPING if self.scarce else 1))
+
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
@@ -46,24 +57,39 @@ class Calibration:
     grams: Mapping[str, Gram]
     skipped: Mapping[str, str] = field(default_factory=dict)
 
+    def scarcest(self) -> tuple[str, Gram] | None:
+        """The layer with the fewest samples for its columns, if some have fewer samples than columns."""
+        scarce = [(name, gram) for name, gram in self.grams.items() if gram.scarce]
+        return min(scarce, key=lambda item: item[1].samples / item[1].matrix.shape[-1], default=None)
+
 
 def reconstructible(structure: Structure, *, memory: int = MEMORY) -> tuple[dict[str, Layer], dict[str, str]]:
     """Layers whose weights can be refitted by least squares, and why the others cannot, by weight name."""
-    chosen: dict[str, Layer] = {}
-    skipped: dict[str, str] = {}
-    room = memory
+    wanted: dict[str, Layer] = {}
+    obstacles: dict[str, str] = {}
     for layer in structure.layers:
-        if (layer.input == FIXED).all() or layer.weight in chosen:
+        if (layer.input == FIXED).all() or layer.weight in wanted:
             continue
         reason = _obstacle(layer)
-        need = 8 * (max(1, layer.groups) * columns(layer) ** 2)
-        if not reason and need > room:
-            reason = f"its Gram matrix of {need >> 20} MiB exceeds the memory left for calibration"
         if reason:
-            skipped[layer.weight or layer.name] = reason
+            obstacles[layer.weight or layer.name] = reason
         else:
-            chosen[layer.weight] = layer
-            room -= need
+            wanted[layer.weight] = layer
+    chosen, too_large = within(wanted, memory)
+    return chosen, obstacles | too_large
+
+
+def within(layers: Mapping[str, Layer], memory: int) -> tuple[dict[str, Layer], dict[str, str]]:
+    """The layers whose Gram matrices fit in `memory` bytes together, first come, and why the others do not."""
+    chosen: dict[str, Layer] = {}
+    skipped: dict[str, str] = {}
+    for name, layer in layers.items():
+        need = 8 * (max(1, layer.groups) * columns(layer) ** 2)
+        if need > memory:
+            skipped[name] = f"its Gram matrix of {need >> 20} MiB exceeds the memory left for calibration"
+        else:
+            chosen[name] = layer
+            memory -= need
     return chosen, skipped
 
 
@@ -87,16 +113,17 @@ def calibrate(
     structure: Structure,
     batches: Iterable[Any],
     *,
+    layers: Mapping[str, Layer] | None = None,
     positions: int = POSITIONS,
     memory: int = MEMORY,
     seed: int = 0,
 ) -> Calibration:
     """Run `batches` (images, or (images, labels)) through the dense model in eval mode, once.
 
-    `positions` output positions of every image are sampled per convolution. Raises DataError for an empty set
-    or activations that are not finite.
+    `layers` by weight name: those that channel pruning refits unless given. `positions` output positions of every
+    image are sampled per convolution. Raises DataError for an empty set or activations that are not finite.
     """
-    layers, skipped = reconstructible(structure, memory=memory)
+    layers, skipped = reconstructible(structure, memory=memory) if layers is None else within(layers, memory)
     grams = {
         name: Gram(torch.zeros(layer.groups, columns(layer), columns(layer), dtype=torch.float64))
         for name, layer in layers.items()

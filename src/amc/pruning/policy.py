@@ -1,4 +1,4 @@
-"""A policy: what is kept of every group. The result of a search, and all that slicing needs."""
+"""A policy: what is kept of every group of channels, or of every layer. The result of a search."""
 
 from __future__ import annotations
 
@@ -30,12 +30,33 @@ class GroupPolicy:
                 f"got {list(self.keep)[:8]}"
             )
 
+    @property
+    def kept(self) -> int:
+        """How many channels stay."""
+        return len(self.keep)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPolicy:
+    """How much of one layer's weight stays unmasked: weights, or the method's units, of `size` in all.
+
+    Which ones follows from the ranking of the weights.
+    """
+
+    name: str
+    size: int
+    kept: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.kept <= self.size:
+            raise RunError(f"policy of layer {self.name!r} must keep between 1 and {self.size}, got {self.kept}")
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What is kept, group by group."""
+    """What is kept, group by group for channels, layer by layer for masks."""
 
-    groups: tuple[GroupPolicy, ...]
+    groups: tuple[GroupPolicy | LayerPolicy, ...]
     method: str = "channel"
 
     def __post_init__(self) -> None:
@@ -54,28 +75,24 @@ class Policy:
 
     @property
     def keep(self) -> dict[str, tuple[int, ...]]:
-        """Kept channel indices by group name."""
-        return {group.name: group.keep for group in self.groups}
+        """Kept channel indices by group name; nothing of masked layers."""
+        return {group.name: group.keep for group in self.groups if isinstance(group, GroupPolicy)}
 
     @property
     def keep_counts(self) -> tuple[int, ...]:
-        return tuple(len(group.keep) for group in self.groups)
+        return tuple(group.kept for group in self.groups)
 
     def to_json(self) -> dict[str, Any]:
-        groups = [{"name": group.name, "size": group.size, "keep": list(group.keep)} for group in self.groups]
-        return {"method": self.method, "groups": groups}
+        return {"method": self.method, "groups": [_entry_to_json(group) for group in self.groups]}
 
     @classmethod
     def from_json(cls, data: Any) -> Policy:
         """RunError for anything that is not a policy."""
         try:
-            groups = tuple(
-                GroupPolicy(str(g["name"]), int(g["size"]), tuple(int(i) for i in g["keep"])) for g in data["groups"]
-            )
-            return cls(groups, str(data["method"]))
+            return cls(tuple(_entry_from_json(entry) for entry in data["groups"]), str(data["method"]))
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(
-                f"not a policy: {error!r}; expected {{'method', 'groups': [{{name, size, keep}}]}}"
+                f"not a policy: {error!r}; expected {{'method', 'groups': [{{name, size, keep or kept}}]}}"
             ) from None
 
     def save(self, path: str | Path) -> None:
@@ -89,3 +106,15 @@ class Policy:
             return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
         except (OSError, ValueError, RunError) as error:
             raise RunError(f"cannot read policy {path}: {error}") from None
+
+
+def _entry_to_json(entry: GroupPolicy | LayerPolicy) -> dict[str, Any]:
+    record: dict[str, Any] = {"name": entry.name, "size": entry.size}
+    return record | ({"keep": list(entry.keep)} if isinstance(entry, GroupPolicy) else {"kept": entry.kept})
+
+
+def _entry_from_json(data: Any) -> GroupPolicy | LayerPolicy:
+    name, size = str(data["name"]), int(data["size"])
+    if "kept" in data:
+        return LayerPolicy(name, size, int(data["kept"]))
+    return GroupPolicy(name, size, tuple(int(i) for i in data["keep"]))

@@ -1,20 +1,18 @@
-"""Policies to networks: rank once, factorise once, then build any pruned network in milliseconds."""
+"""Channel policies to networks: rank once, factorise once, then build any pruned network in milliseconds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from amc.errors import ModelError
 from amc.pruning.calibration import Calibration, reconstructible
 from amc.pruning.policy import Policy
 from amc.pruning.ranking import Order, Ranking, elimination, magnitude
-from amc.pruning.reconstruction import DAMPING, LayerFit, SolutionCache, damp, flat_weight
-from amc.structure import Layer, Structure, inspect
+from amc.pruning.reconstruction import DAMPING, LayerFit, SolutionCache, flat_weight
+from amc.structure import Layer, Structure
 from amc.structure.grouping import FIXED
 from amc.structure.slicing import kept_positions, slice_model
 from amc.structure.structure import Mask
@@ -42,7 +40,7 @@ class Pruner:
         named = dict(model.named_parameters())
         grams = calibration.grams if calibration else {}
         weights = {name: flat_weight(named[name], layer.groups) for name, layer in layers.items()}
-        damped = {name: damp(grams[name].mean(), damping) for name in layers if name in grams}
+        damped = {name: grams[name].damped(damping) for name in layers if name in grams}
         self.orders: dict[str, Order] = {
             group.name: elimination(structure, group, weights, damped)
             if ranking == "elimination" and damped
@@ -78,7 +76,7 @@ class Pruner:
         kept = kept_positions(inputs, mask)
         if kept.size == inputs.size:
             return None
-        weight = self._solutions.weights(name, fit, kept)
+        weight = self._solutions.get((name, kept.tobytes()), lambda: fit.weights(kept).float())
         slots = self.structure.tensors[name][0]
         return weight if slots is None else weight[torch.from_numpy(kept_positions(slots, mask))]
 
@@ -95,21 +93,3 @@ class Pruner:
             return None
         assert rank[FIXED] == -1
         return np.argsort(rank[inputs], kind="stable")
-
-
-def apply_policy(model: nn.Module, example_input: Any, policy: Policy, structure: Structure | None = None) -> nn.Module:
-    """The physically smaller module that `policy` describes; plain slicing, `model` is untouched.
-
-    Raises ModelError if the policy was made for another network.
-    """
-    structure = structure or inspect(model, example_input)
-    for entry in policy.groups:
-        try:
-            group = structure.group(entry.name)
-        except ModelError as error:
-            raise ModelError(f"the policy does not fit this network: {error}") from None
-        if group.size != entry.size:
-            raise ModelError(
-                f"the policy is for another network: group {entry.name!r} has {group.size} channels, not {entry.size}"
-            )
-    return slice_model(model, structure, structure.mask(policy.keep))

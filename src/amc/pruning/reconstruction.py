@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable, Hashable
 
 import numpy as np
 import torch
@@ -90,19 +91,18 @@ class LayerFit:
 
 
 class SolutionCache:
-    """The most recently used refitted weights, bounded in bytes."""
+    """The most recently used refitted weights, single precision, bounded in bytes."""
 
     def __init__(self, limit: int = CACHE_BYTES) -> None:
         self.limit, self.held = limit, 0
-        self._entries: OrderedDict[tuple[str, bytes], Tensor] = OrderedDict()
+        self._entries: OrderedDict[Hashable, Tensor] = OrderedDict()
 
-    def weights(self, name: str, fit: LayerFit, kept: Slots) -> Tensor:
-        """`fit.weights(kept)` in single precision."""
-        key = (name, kept.tobytes())
+    def get(self, key: Hashable, solve: Callable[[], Tensor]) -> Tensor:
+        """What `solve()` gave for this key, or gives now."""
         if key in self._entries:
             self._entries.move_to_end(key)
             return self._entries[key]
-        value = fit.weights(kept).float()
+        value = solve()
         self._entries[key] = value
         self.held += value.numel() * 4
         while self.held > self.limit and len(self._entries) > 1:

@@ -14,13 +14,19 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from amc.errors import BudgetError
-from amc.problem import keep_choices, make_problem
+from amc.methods.channel import channel_costs, channel_decisions, keep_choices
 from amc.pruning import Pruner
-from amc.search import LayerFeatures, Metric, Problem, create_agent, parse_budgets, search
+from amc.search import Budget, LayerFeatures, Metric, Problem, create_agent, parse_budgets, search
 from amc.structure import Structure, count_macs, count_params, inspect
 from amc.zoo import create_model
 
 WIDTHS = range(1, 2049)
+
+
+def make_problem(structure: Structure, budgets: tuple[Budget, ...], *, round_to: int | None = None) -> Problem:
+    return Problem(channel_decisions(structure, round_to=round_to), channel_costs(structure), budgets)
+
+
 POWERS = (1, 2, 4, 8)
 
 

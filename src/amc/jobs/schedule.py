@@ -1,0 +1,166 @@
+"""Iterative pruning: rounds of search, pruning and fine-tuning, each from the last one's weights.
+
+The paper prunes ResNet-50 in four rounds, to densities 0.50, 0.35, 0.25 and 0.20 (arXiv 1802.03494, section 4.2). A
+schedule is a run directory with an ordinary run a round; whatever is finished there is never done again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from amc import rundir
+from amc.config import NO_BUDGET, SearchConfig
+from amc.errors import AmcError, BudgetError, RunError
+from amc.jobs.finetune import finetune
+from amc.jobs.origin import config_of
+from amc.jobs.progress import Progress
+from amc.jobs.search import resume, search
+from amc.methods import CHANNEL
+from amc.recovery import FineTuneConfig
+from amc.report import render_schedule
+from amc.rundir import RunDir
+from amc.search import Budget, Metric, parse_budgets
+from amc.stored import round_path
+from amc.summary import amc_version, environment
+
+
+def parse_schedule(text: str) -> tuple[float, ...]:
+    """`0.5,0.35,0.25` -> fractions of the dense network's cost, falling; AmcError for anything else."""
+    try:
+        fractions = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise AmcError(f"schedule {text!r} is malformed; write falling fractions, such as 0.5,0.35,0.25,0.2") from None
+    for fraction in fractions:
+        if not 0 < fraction < 1:
+            raise AmcError(f"schedule {text!r} has {fraction:g}; every round keeps a fraction between 0 and 1")
+    for before, after in itertools.pairwise(fractions):
+        if after >= before:
+            raise AmcError(f"schedule {text!r} rises from {before:g} to {after:g}; every round must keep less")
+    return fractions
+
+
+def schedule(
+    out: Path,
+    origin: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    fractions: Sequence[float],
+    tuning: Mapping[str, Any],
+    *,
+    progress: Progress,
+) -> Path:
+    """A new schedule in `out`, run to its end; returns its path.
+
+    The budget of `settings` names the metric, by default parameters for masks and MACs for channels; if it has a
+    fraction, that must be the last round's. `tuning` are fields of `FineTuneConfig`, for every round.
+    """
+    RunDir.refuse_occupied(out)
+    config = SearchConfig(**{**settings, "budget": None})
+    FineTuneConfig(**tuning)
+    metric = _metric(settings.get("budget"), config, fractions)
+    record = {
+        "amc_version": amc_version(),
+        **origin,
+        **config.to_json(),
+        "budget": str(Budget(metric, fraction=fractions[-1])),
+        "command": "schedule",
+        "schedule": list(fractions),
+        "tuning": dict(tuning),
+    }
+    run = RunDir.create(out, record)
+    try:
+        return resume_schedule(out, progress=progress)
+    except AmcError:
+        if not round_path(run, 1).exists():  # refused before anything was done: leave nothing behind
+            shutil.rmtree(out)
+        raise
+
+
+def resume_schedule(run_path: Path, *, progress: Progress) -> Path:
+    """Go on with a schedule, between rounds or inside one."""
+    run = RunDir.open(run_path)
+    config = config_of(run, "start it from the command line")
+    budget = parse_budgets(config["budget"])[0]
+    with run.lock():
+        for number, fraction in enumerate(config["schedule"], start=1):
+            progress.stage(f"round {number} of {len(config['schedule'])}: {budget.metric} at {fraction:.0%}")
+            _run_round(run, config, number, budget.metric, progress)
+            run.write_json(rundir.SUMMARY, _summary(run, config))
+            render_schedule(run)
+    return run_path
+
+
+def _run_round(run: RunDir, config: Mapping[str, Any], number: int, metric: Metric, progress: Progress) -> None:
+    path = round_path(run, number)
+    if not (path / rundir.CONFIG).is_file():
+        origin = {name: config[name] for name in _ORIGIN if name in config} | {"command": "search"}
+        if number > 1:
+            origin["model"] = str(round_path(run, number - 1))
+        settings = SearchConfig.from_json(config).to_json()
+        settings["budget"] = str(_budget(run, config, number, metric))
+        search(path, origin, settings, progress=progress)
+    elif not (path / rundir.SUMMARY).is_file():
+        resume(path, progress=progress)
+    if not (path / rundir.MODEL_FINETUNED).is_file():
+        finetune(path, config["tuning"], progress=progress)
+
+
+_ORIGIN = ("model", "weights", "data", "evaluate", "search_images", "image_size", "test")
+
+
+def _metric(budget: str | None, config: SearchConfig, fractions: Sequence[float]) -> Metric:
+    if config.max_drop is not None or config.reward != "r_err":
+        raise AmcError("a schedule has a budget in every round; leave max-drop and reward out")
+    if budget in (None, NO_BUDGET):
+        return Metric.MACS if config.method == CHANNEL else Metric.PARAMS
+    if "<=" not in str(budget):
+        return Metric.parse(str(budget))
+    parsed = parse_budgets(str(budget))
+    if len(parsed) > 1 or parsed[0].fraction is None:
+        raise BudgetError(f"a schedule lowers one budget, given as a share; got {budget!r}")
+    if abs(parsed[0].fraction - fractions[-1]) > 1e-9:
+        raise BudgetError(
+            f"budget {budget!r} is not where the schedule ends ({fractions[-1]:g}); write only its metric, "
+            f"such as --budget {parsed[0].metric}"
+        )
+    return parsed[0].metric
+
+
+def _budget(run: RunDir, config: Mapping[str, Any], number: int, metric: Metric) -> Budget:
+    """The round's limit. A later round of slicing starts from a smaller network: there it is an absolute cost."""
+    fraction = config["schedule"][number - 1]
+    if number == 1 or config["method"] != CHANNEL:
+        return Budget(metric, fraction=fraction)
+    dense = RunDir.open(round_path(run, 1)).read_json(rundir.SUMMARY)["dense"][metric]
+    return Budget(metric, absolute=int(Budget(metric, fraction=fraction).limit(dense)))
+
+
+def _summary(run: RunDir, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The rounds so far, and the whole way: from the first round's dense network to the last one's slim."""
+    rounds = []
+    for number, fraction in enumerate(config["schedule"], start=1):
+        if not (round_path(run, number) / rundir.MODEL_FINETUNED).is_file():
+            break
+        summary = RunDir.open(round_path(run, number)).read_json(rundir.SUMMARY)
+        rounds.append({"fraction": fraction, "run": round_path(run, number).name, **_outcome(summary)})
+    if not rounds:
+        raise RunError(f"'{run.path}' has no finished round yet; run `amc resume {run.path}` first")
+    first = RunDir.open(round_path(run, 1)).read_json(rundir.SUMMARY)
+    kept = ("model", "data", "method", "agent", "seed")
+    return {
+        "amc_version": amc_version(),
+        **{name: first.get(name) for name in kept},
+        "budget": config["budget"],
+        "schedule": config["schedule"],
+        "dense": first["dense"],
+        "rounds": rounds,
+        "environment": environment(),
+    }
+
+
+def _outcome(summary: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("macs", "params", "size", "score", "score_finetuned", "test", "test_finetuned")
+    return {name: summary["slim"][name] for name in names if name in summary["slim"]}

@@ -1,0 +1,91 @@
+"""What every way of compressing a network has in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import nn
+
+from amc.pruning import Calibration, Policy
+from amc.pruning.ranking import Ranking
+from amc.search import Budget, CostFunction, Decision, Metric, Problem
+from amc.structure import Layer
+
+MAX_SPARSITY = 0.8  # of a group's channels, or of a convolution's weights (arXiv 1802.03494, section 4)
+MAX_SPARSITY_LINEAR = 0.98  # of a linear layer's weights (there)
+
+
+@dataclass(frozen=True, slots=True)
+class MethodOptions:
+    """How a method prunes; `SearchConfig` has the same fields and checks them."""
+
+    round_to: int | None = None  # channels
+    max_sparsity: float = MAX_SPARSITY
+    max_sparsity_linear: float = MAX_SPARSITY_LINEAR
+    ranking: Ranking | None = None  # None: elimination for channels, magnitude for masks
+    reconstruct: bool = True
+
+
+class Builder(Protocol):
+    """Keep counts to networks, once everything that can be computed beforehand has been."""
+
+    def policy(self, keep_counts: Sequence[int]) -> Policy:
+        """What is kept, decision by decision."""
+        ...
+
+    def build(self, keep_counts: Sequence[int]) -> nn.Module:
+        """The compressed network: a new module, in eval mode."""
+        ...
+
+
+class Method(Protocol):
+    """A way of compressing one network: what the agent decides, what that costs, and how it is built.
+
+    `slices`: whether layers become smaller; otherwise weights are set to zero. `whole`: what stays as it is, by
+    name, with the reason.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def slices(self) -> bool: ...
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]: ...
+
+    @property
+    def costs(self) -> Mapping[Metric, CostFunction]:
+        """Closed forms; the size is the largest that the stored file can have."""
+        ...
+
+    @property
+    def whole(self) -> Mapping[str, str]: ...
+
+    def calibrated(self) -> Mapping[str, Layer]:
+        """The layers whose inputs the method wants to know, by weight name."""
+        ...
+
+    def builder(self, calibration: Calibration | None) -> Builder:
+        """Rank, factorise, and be ready to build; without a calibration by magnitude and without refitting."""
+        ...
+
+    def stored(self, model: nn.Module) -> bytes:
+        """A network of this method as the bytes of its file."""
+        ...
+
+    def recount(self, model: nn.Module, example_input: Any) -> dict[str, int]:
+        """The costs of a built network, counted on the network itself: macs, params, size (bytes of its file)."""
+        ...
+
+
+def problem_of(method: Method, budgets: tuple[Budget, ...], metric: Metric | None = None) -> Problem:
+    """The search problem. BudgetError where nothing can be pruned or a budget cannot be reached.
+
+    `metric`: without a budget, the cost that the reward is about, in which the agent then sees its progress.
+    """
+    costs = method.costs
+    first = {metric: costs[metric]} if metric in costs else {}
+    return Problem(method.decisions, {**first, **costs}, budgets)

@@ -1,0 +1,252 @@
+"""Fine-grained pruning and its structured relatives: one decision a layer, weights set to zero.
+
+The network keeps its shape; what goes is decided by one ranking of the layer's weights, rows, columns, blocks or
+N:M runs (`amc.pruning.masks`), and what stays may make up for it (`amc.pruning.compensation`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from amc.errors import ModelError
+from amc.methods.base import MethodOptions
+from amc.methods.channel import layer_features
+from amc.pruning import Calibration, LayerPolicy, Policy
+from amc.pruning.compensation import compensate
+from amc.pruning.masks import FineGrained, NestedMasks, Pattern, importance
+from amc.pruning.reconstruction import SolutionCache
+from amc.search import CostFunction, Decision, Metric
+from amc.storage import bound, file_overhead, pack
+from amc.structure import Layer, Structure, count_macs, count_params
+from amc.structure.slicing import with_tensors
+
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A weight that is masked, and the layer (the first, where several share it) that it belongs to."""
+
+    weight: str
+    layer: Layer
+    shape: tuple[int, ...]
+    macs: int  # of all layers that use the weight
+    choices: tuple[int, ...]
+    kept: Callable[[npt.ArrayLike], Counts]  # keep counts -> weights kept
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def macs_per_weight(self) -> int:
+        """Every weight is used as often as every other."""
+        return self.macs // self.numel
+
+
+class MaskedMethod:
+    """`Method` that masks weights by a pattern. Decisions are named after layers."""
+
+    slices = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        structure: Structure,
+        options: MethodOptions,
+        pattern: Pattern,
+        *,
+        lock: tuple[str, ...] = (),
+        only: tuple[str, ...] = (),
+    ) -> None:
+        self.model, self.structure, self.options, self.pattern = model, structure, options, pattern
+        self.whole: dict[str, str] = {}
+        locked = _locked([layer.name for layer in structure.layers], lock, only)
+        self._targets = self._find_targets(locked)
+
+    @property
+    def name(self) -> str:
+        return self.pattern.name
+
+    @cached_property
+    def decisions(self) -> tuple[Decision, ...]:
+        return tuple(
+            Decision(target.layer.name, target.choices[-1], target.choices, layer_features(target.layer, target.macs))
+            for target in self._targets
+        )
+
+    @cached_property
+    def costs(self) -> Mapping[Metric, CostFunction]:
+        macs, params = self.structure.macs, self.structure.params
+        return {
+            Metric.MACS: self._linear_cost(macs, [target.macs_per_weight for target in self._targets]),
+            Metric.PARAMS: self._linear_cost(params, [1] * len(self._targets)),
+            Metric.SIZE: self._stored_size(),
+        }
+
+    def calibrated(self) -> Mapping[str, Layer]:
+        return {target.weight: target.layer for target in self._targets if target.layer.kind != "conv_transpose"}
+
+    def builder(self, calibration: Calibration | None) -> MaskBuilder:
+        return MaskBuilder(self.model, self._targets, self.pattern, self.options, calibration)
+
+    def weights(self) -> tuple[str, ...]:
+        """The weights that may be masked, by name."""
+        return tuple(target.weight for target in self._targets)
+
+    def stored(self, model: nn.Module) -> bytes:
+        return pack(model.state_dict(), self.weights())
+
+    def recount(self, model: nn.Module, example_input: Any) -> dict[str, int]:
+        named = dict(model.named_parameters())
+        macs, params = count_macs(model, example_input), count_params(model)
+        for target in self._targets:
+            zeros = target.numel - int(torch.count_nonzero(named[target.weight]))
+            macs -= target.macs_per_weight * zeros
+            params -= zeros
+        return {"macs": macs, "params": params, "size": len(self.stored(model))}
+
+    def _find_targets(self, locked: Mapping[str, str]) -> list[_Target]:
+        named = dict(self.model.named_parameters())
+        uses: dict[str, list[Layer]] = {}
+        for layer in self.structure.layers:
+            if layer.weight in named:
+                uses.setdefault(layer.weight, []).append(layer)
+            else:
+                self.whole[layer.name] = "its weight is computed by the forward, not a parameter"
+        targets = []
+        for weight, layers in uses.items():
+            target = self._target(weight, layers, tuple(named[weight].shape))
+            reasons = [locked[layer.name] for layer in layers if layer.name in locked]
+            if reasons:
+                self.whole[target.layer.name] = reasons[0]
+            elif len(target.choices) > 1:
+                targets.append(target)
+        return targets
+
+    def _target(self, weight: str, layers: list[Layer], shape: tuple[int, ...]) -> _Target:
+        layer, groups = layers[0], layers[0].groups
+        obstacle = self.pattern.obstacle(shape, groups=groups)
+        if layer.kind == "conv_transpose" and not isinstance(self.pattern, FineGrained):
+            obstacle = f"{self.name} has no layout for a transposed convolution"
+        limit = self.options.max_sparsity_linear if layer.kind == "linear" else self.options.max_sparsity
+        choices = self.pattern.keep_choices(shape, limit, groups=groups)
+        if obstacle:
+            choices = choices[-1:]
+            self.whole[layer.name] = obstacle
+
+        def kept(counts: npt.ArrayLike) -> Counts:
+            return self.pattern.weights_kept(shape, counts, groups=groups)
+
+        return _Target(weight, layer, shape, sum(use.macs for use in layers), choices, kept)
+
+    def _linear_cost(self, dense: int, per_weight: Sequence[int]) -> CostFunction:
+        """The dense cost without what the dropped weights cost."""
+        targets, each = self._targets, np.array(per_weight, dtype=np.float64)
+        most = np.array([target.numel for target in targets], dtype=np.float64)
+
+        def cost(keep_counts: Counts, /) -> npt.NDArray[np.float64]:
+            gone = most - self._weights_kept(keep_counts)
+            result: npt.NDArray[np.float64] = dense - gone @ each
+            return result
+
+        return cost
+
+    def _stored_size(self) -> CostFunction:
+        state = self.model.state_dict()
+        overhead = file_overhead(state, self.weights())
+        compact = [(target.numel, state[target.weight].element_size()) for target in self._targets]
+
+        def cost(keep_counts: Counts, /) -> npt.NDArray[np.float64]:
+            kept = self._weights_kept(keep_counts)
+            sizes = [bound(numel, kept[..., i], itemsize) for i, (numel, itemsize) in enumerate(compact)]
+            return np.asarray(overhead + np.sum(sizes, axis=0), dtype=np.float64)
+
+        return cost
+
+    def _weights_kept(self, keep_counts: Counts) -> Counts:
+        counts = np.asarray(keep_counts, dtype=np.int64)
+        return np.stack([target.kept(counts[..., i]) for i, target in enumerate(self._targets)], axis=-1)
+
+
+def _locked(names: Sequence[str], lock: tuple[str, ...], only: tuple[str, ...]) -> dict[str, str]:
+    """Layers that the user keeps whole, with the reason; ModelError for a pattern that matches nothing."""
+
+    def matches(name: str, pattern: str) -> bool:
+        return fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
+
+    for pattern in (*lock, *only):
+        if not any(matches(name, pattern) for name in names):
+            raise ModelError(f"pattern {pattern!r} matches no layer; `amc inspect` lists their names")
+    chosen = {name: "not chosen by --only" for name in names if only and not any(matches(name, p) for p in only)}
+    return chosen | {name: "locked by --lock" for name in names if any(matches(name, p) for p in lock)}
+
+
+class MaskBuilder:
+    """Ranks every layer once; a policy is then one comparison a layer, and the refitting of what is new."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        targets: Sequence[_Target],
+        pattern: Pattern,
+        options: MethodOptions,
+        calibration: Calibration | None = None,
+    ) -> None:
+        self.model, self.pattern, self._targets = model, pattern, targets
+        self.reconstruct = options.reconstruct
+        grams = calibration.grams if calibration else {}
+        # With compensation the saliencies of single weights rank no better than their magnitudes (docs/paper.md).
+        ranking = options.ranking or "magnitude"
+        needed = options.reconstruct or ranking != "magnitude"
+        self.grams: dict[str, Tensor] = {}
+        if needed:
+            self.grams = {target.weight: grams[target.weight].damped() for target in targets if target.weight in grams}
+        named = dict(model.named_parameters())
+        self.orders: dict[str, NestedMasks] = {
+            target.weight: pattern.order(
+                importance(named[target.weight], self.grams.get(target.weight), ranking),
+                groups=target.layer.groups,
+            )
+            for target in targets
+        }
+        self._solutions = SolutionCache()
+
+    def policy(self, keep_counts: Sequence[int]) -> Policy:
+        """The share of every layer; the masks follow from the weights' ranking."""
+        return Policy(
+            tuple(
+                LayerPolicy(target.layer.name, target.choices[-1], int(count))
+                for target, count in zip(self._targets, keep_counts, strict=True)
+            ),
+            self.pattern.name,
+        )
+
+    def build(self, keep_counts: Sequence[int]) -> nn.Module:
+        """A copy with masked, and where asked for refitted, weights."""
+        chosen = {target.weight: int(count) for target, count in zip(self._targets, keep_counts, strict=True)}
+        tensors: list[tuple[str, Tensor]] = [*self.model.named_parameters(), *self.model.named_buffers()]
+        replaced = {
+            name: self._masked(name, value.detach(), chosen[name]) if name in chosen else value.detach().clone()
+            for name, value in tensors
+        }
+        return with_tensors(self.model, replaced).eval()
+
+    def _masked(self, name: str, weight: Tensor, keep_count: int) -> Tensor:
+        order = self.orders[name]
+        mask = order.mask(keep_count)
+        if self.reconstruct and name in self.grams and not bool(mask.all()):
+            return self._solutions.get(
+                (name, keep_count), lambda: compensate(weight, mask, self.grams[name]).to(weight)
+            ).clone()
+        return weight * mask

@@ -1,0 +1,138 @@
+"""Budgets of every kind, the accuracy-guaranteed protocol and masked methods, from Python, on a tiny network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import amc
+from amc.search import Outcome
+from amc.storage import unpack
+from tests.tiny import EXAMPLE, images, labelled, tiny
+
+METHODS = ("channel", "fine-grained", "n:2", "columns", "blocks:2x2")
+
+
+def compress(model: nn.Module, **changes: Any) -> amc.Result:
+    given: dict[str, Any] = {
+        "calibration": [images(32, 1), images(32, 2)],
+        "evaluate": labelled(model, 96, 5),
+        "episodes": 6,
+        "round_to": 1,
+        "keep_sets": 0,
+    }
+    return amc.compress(model, EXAMPLE, **given | changes)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("budget", ["macs<=80%", "params<=80%", "size<=90%", "macs<=85%,params<=80%,size<=95%"])
+def test_every_budget_holds_as_recounted_on_the_saved_file(method: str, budget: str, tmp_path: Path) -> None:
+    model = tiny()
+    result = compress(model, method=method, budget=budget, run_dir=tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    data = (tmp_path / "run" / "model.safetensors").read_bytes()
+    kept = sum(int(torch.count_nonzero(value)) for name, value in unpack(data).items() if "running" not in name)
+    kept -= 2  # the counters of the two batch norms
+    for part in budget.split(","):
+        metric, _, share = part.partition("<=")
+        limit = float(share.rstrip("%")) / 100 * summary["dense"][metric]
+        assert summary["slim"][metric] <= limit
+        if metric == "size":
+            assert len(data) <= limit
+        if metric == "params":
+            assert kept <= limit
+    assert summary["slim"]["size"] == len(data)
+    again = amc.load_run(tmp_path / "run", model, EXAMPLE)
+    x = images(8, 9)
+    assert torch.equal(again(x), result.model(x))
+
+
+def test_a_masked_network_keeps_its_shape_and_its_policy_the_shares() -> None:
+    model = tiny()
+    result = compress(model, method="fine-grained", budget="params<=50%", max_sparsity=0.9)
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    assert {name: value.shape for name, value in result.model.state_dict().items()} == shapes
+    assert result.policy.method == "fine-grained"
+    kept = {entry.name: entry.kept for entry in result.policy.groups}
+    assert kept == {name: int(torch.count_nonzero(result.model.get_submodule(name).weight)) for name in kept}
+    assert result.summary["groups"][0] == {"name": "a", "size": 90, "kept": kept["a"]}
+
+
+def test_layers_that_a_pattern_does_not_fit_stay_dense_and_are_named() -> None:
+    warnings: list[str] = []
+    result = compress(tiny(), method="2:4", budget="params<=96%", observer=amc.Observer(warning=warnings.append))
+    assert any("stays dense: a (its 1 inputs" in line for line in warnings)
+    assert {entry["name"] for entry in result.summary["locked"]} == {"a", "b"}  # one and ten inputs
+    assert result.summary["warnings"] == warnings
+
+
+def test_few_calibration_images_are_said_with_the_number() -> None:
+    warnings: list[str] = []
+    compress(tiny(), calibration=[images(2, 1)], observer=amc.Observer(warning=warnings.append))
+    # Two images of ten positions; layer b has ten inputs of nine kernel positions.
+    assert any("layer b.weight has 90 inputs and only 20 samples" in line for line in warnings)
+
+
+def test_dead_channels_do_not_stop_the_refitting() -> None:
+    model = tiny()
+    with torch.no_grad():
+        model.norm_a.weight[:4].zero_()
+        model.norm_a.bias[:4].zero_()
+    for method in ("channel", "fine-grained"):
+        result = compress(model, method=method, budget="macs<=70%")
+        assert all(bool(torch.isfinite(value).all()) for value in result.model.state_dict().values())
+
+
+@pytest.mark.parametrize(("reward", "metric"), [("r_flops", "macs"), ("r_params", "params")])
+def test_rewards_of_the_paper_need_no_budget(reward: str, metric: str) -> None:
+    result = compress(tiny(), reward=reward, episodes=12, max_sparsity=0.9)
+    assert result.summary["budget"] == "none"
+    for record in result.search.episodes:
+        assert record.score is not None
+        assert record.reward == pytest.approx(-(1 - record.score) * np.log(record.cost[metric]))
+    best = max(record.reward for record in result.search.episodes if record.reward is not None)
+    assert result.search.best.reward == best
+    costs = [record.cost["macs"] for record in result.search.episodes]
+    assert max(costs) > 2 * min(costs)  # policies of every size are tried
+
+
+def test_a_reward_of_ones_own() -> None:
+    seen: list[Outcome] = []
+
+    def thrifty(outcome: Outcome) -> float:
+        seen.append(outcome)
+        return -outcome.costs["size"]
+
+    result = compress(tiny(), reward=thrifty, budget="none", agent="uniform", baselines=(), episodes=10)
+    assert result.summary["reward"] == "thrifty"
+    assert result.summary["slim"]["size"] <= min(outcome.costs["size"] for outcome in seen)
+    assert seen[0].dense["macs"] == result.summary["dense"]["macs"]
+
+
+def test_max_drop_finds_a_smaller_network_and_confirms_it_on_images_that_were_not_scored() -> None:
+    model = tiny()
+    result = compress(model, evaluate=labelled(model, 2000, 5), max_drop=12.0, episodes=30, bn_images=0)
+    guarantee = result.summary["guarantee"]
+    assert guarantee["confirmed"] is True
+    assert guarantee["images"] == 1000
+    assert guarantee["upper"] <= 12.0
+    assert result.summary["slim"]["macs"] < result.summary["dense"]["macs"]
+    feasible = [r for r in result.search.episodes if r.reward is not None and r.reward >= -1]
+    assert result.summary["slim"]["macs"] == min(
+        r.cost["macs"] for r in feasible if r.episode == guarantee["trials"][-1]["episode"]
+    )
+    assert all(record.standard_error is not None for record in result.search.episodes)
+
+
+def test_max_drop_with_a_score_of_ones_own_is_never_called_confirmed() -> None:
+    model = tiny()
+    evaluator = amc.evaluation.Evaluator(labelled(model, 200, 5))
+    result = compress(model, evaluate=lambda module: evaluator(module), max_drop=20.0, episodes=10)
+    assert result.summary["guarantee"]["confirmed"] is False
+    assert result.summary["guarantee"]["images"] is None
