@@ -115,7 +115,7 @@ def measured(model: nn.Module, data: DataSplits, example: torch.Tensor, args: ar
     row: dict[str, Any] = {"macs": count_macs(model, example), "params": count_params(model), "test": test(model)}
     reestimate_batchnorm_(model, limited(data.calibration.batches(jobs.BATCH), SearchConfig().bn_images))
     row["test_batch_norm"] = test(model)
-    finetune(model, data.train, FineTuneConfig(epochs=args.epochs, autocast=True))
+    finetune(model, data.train, FineTuneConfig(epochs=args.epochs, precision="bfloat16"))
     row["test_finetuned"] = test(model)
     print(row, flush=True)
     return row

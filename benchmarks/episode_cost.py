@@ -23,7 +23,7 @@ from amc import jobs
 from amc.config import SearchConfig
 from amc.evaluation import Evaluator
 from amc.job import limited
-from amc.problem import make_problem
+from amc.methods import create_method, problem_of
 from amc.pruning import Pruner, calibrate
 from amc.rundir import atomic_write_bytes
 from amc.scoring import PolicyScorer
@@ -41,7 +41,7 @@ def main() -> None:
     model, data = jobs.network_of(origin), jobs.data_of(origin)
     structure, structure_seconds = timed(lambda: inspect(model, torch.zeros(1, *data.input_shape)))
     evaluator = Evaluator(data.search, autocast=args.bf16)
-    problem = make_problem(structure, parse_budgets("macs<=50%"))
+    problem = problem_of(create_method("channel", model, structure), parse_budgets("macs<=50%"))
     config = SearchConfig()
     batches = limited(data.calibration.batches(jobs.BATCH), config.calibration_images)
     gathered, calibration_seconds = timed(lambda: calibrate(model, structure, batches))

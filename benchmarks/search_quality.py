@@ -89,7 +89,7 @@ def fine_tuned(args: argparse.Namespace) -> None:
     run = RunDir.open(run_path(args, args.seeds[0]))
     data, dense = jobs.data_of(run.config()), jobs.network_of(run.config())
     test = Evaluator(data.test)
-    config = FineTuneConfig(epochs=args.epochs, autocast=not args.fp32)
+    config = FineTuneConfig(epochs=args.epochs, precision="float32" if args.fp32 else "bfloat16")
     job = prepare(
         dense,
         torch.zeros(1, *data.input_shape),

@@ -1,0 +1,58 @@
+"""Iterative pruning: the paper's four rounds beside one round with as much fine-tuning.
+
+    python benchmarks/rounds.py --model resnet20 --weights W.safetensors --data cifar10:ROOT --runs DIR
+
+Fine-grained, densities 0.5, 0.35, 0.25 and 0.2 of the parameters. Both are run directories under --runs, resumed where
+they stopped. The outcome goes to benchmarks/results/rounds-MODEL.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from rich.console import Console
+from runs import finetuned, load, on_disk, origin_of, parser, public, save, searched
+
+from amc import jobs, rundir
+from amc.config import SearchConfig
+from amc.rundir import RunDir
+from amc.stored import round_path
+from amc.summary import environment
+from amc.terminal import Progress
+
+FRACTIONS = (0.5, 0.35, 0.25, 0.2)
+
+
+def main() -> None:
+    args = parser(__doc__).parse_args()
+    torch.set_num_threads(args.threads)
+    scheduled(args)
+    for epochs in (args.epochs, len(FRACTIONS) * args.epochs):
+        name, once = f"rounds-{args.model}.json", argparse.Namespace(**{**vars(args), "epochs": epochs})
+        run = searched(once, f"once-{epochs}", budget=f"params<={FRACTIONS[-1]:.0%}", method="fine-grained")
+        summary = public(finetuned(once, run).read_json(rundir.SUMMARY))
+        summary |= {"epochs": epochs, "file": on_disk(run, rundir.MODEL_FINETUNED)}
+        record = load(name)
+        save(name, record | {f"once, {epochs} epochs": summary, "environment": environment()})
+
+
+def scheduled(args: argparse.Namespace) -> None:
+    path, progress = args.runs / f"{args.model}-rounds", Progress(Console(stderr=True))
+    config = SearchConfig(episodes=args.episodes, bf16=True, method="fine-grained", budget="params<=20%")
+    tuning = {"epochs": args.epochs, "precision": "bfloat16"}
+    if path.exists():
+        jobs.resume(path, progress=progress)
+    else:
+        jobs.schedule(path, origin_of(args), config.to_json(), FRACTIONS, tuning, progress=progress)
+    run = RunDir.open(path)
+    rounds = public(run.read_json(rundir.SUMMARY))
+    for number, row in enumerate(rounds["rounds"], start=1):
+        row["file"] = on_disk(RunDir.open(round_path(run, number)), rundir.MODEL_FINETUNED)
+    common = {"model": args.model, "episodes": args.episodes, "epochs": args.epochs}
+    name = f"rounds-{args.model}.json"
+    save(name, load(name) | common | {"search_images": args.search_images, "schedule": rounds})
+
+
+if __name__ == "__main__":
+    main()

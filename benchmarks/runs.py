@@ -1,0 +1,85 @@
+"""What the benchmarks of whole searches share: runs that are resumed, fine-tuned and recounted from their files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from amc import jobs, rundir
+from amc.config import SearchConfig
+from amc.rundir import RunDir, atomic_write_bytes
+from amc.storage import unpack
+from amc.terminal import Progress
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """The options that all of them have."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--model", required=True)
+    made.add_argument("--weights", type=Path, required=True)
+    made.add_argument("--data", required=True, help="cifar10:ROOT")
+    made.add_argument("--runs", type=Path, required=True, help="where the run directories go")
+    made.add_argument("--episodes", type=int, default=100)
+    made.add_argument("--search-images", type=int)
+    made.add_argument("--epochs", type=int, default=2, help="of fine-tuning; 0: none")
+    made.add_argument("--threads", type=int, default=1)
+    return made
+
+
+def origin_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The network and the data, as config.json names them."""
+    return {
+        "command": "search", "model": args.model, "weights": str(args.weights.resolve()), "data": args.data,
+        "search_images": args.search_images, "test": True,
+    }  # fmt: skip
+
+
+def searched(args: argparse.Namespace, name: str, **settings: Any) -> RunDir:
+    """The finished search in RUNS/MODEL-NAME: resumed if it was begun, left alone if it is finished."""
+    path, progress = args.runs / f"{args.model}-{name}", Progress(Console(stderr=True))
+    if not path.exists():
+        config = SearchConfig(**{"episodes": args.episodes, "bf16": True} | settings)
+        jobs.search(path, origin_of(args), config.to_json(), progress=progress)
+    elif not RunDir.open(path).has(rundir.SUMMARY):
+        jobs.resume(path, progress=progress)
+    return RunDir.open(path)
+
+
+def finetuned(args: argparse.Namespace, run: RunDir) -> RunDir:
+    """The same run, fine-tuned if `--epochs` asks for it and it has not been yet."""
+    if args.epochs and not run.has(rundir.MODEL_FINETUNED):
+        chosen = {"epochs": args.epochs, "precision": "bfloat16"}
+        jobs.finetune(run.path, chosen, progress=Progress(Console(stderr=True)))
+    return run
+
+
+def on_disk(run: RunDir, name: str = rundir.MODEL) -> dict[str, int]:
+    """Counted on a stored file: its bytes, and the parameters in it that are not zero."""
+    data = run.file(name).read_bytes()
+    state = unpack(data)
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    kept = [value for key, value in state.items() if not key.endswith(buffers)]
+    return {"bytes": len(data), "nonzero": sum(int(torch.count_nonzero(value)) for value in kept)}
+
+
+def public(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """A summary without the paths of the machine that measured."""
+    return {key: value for key, value in summary.items() if key not in ("locked", "data", "groups")}
+
+
+def save(name: str, record: Mapping[str, Any]) -> None:
+    atomic_write_bytes(RESULTS / name, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def load(name: str) -> dict[str, Any]:
+    path = RESULTS / name
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
