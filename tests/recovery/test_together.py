@@ -57,6 +57,7 @@ def launch(folder: Path, scenario: str) -> list[int]:
 
 
 @needs_accelerate
+@pytest.mark.slow
 def test_two_processes_do_what_one_does_and_resume(tmp_path: Path) -> None:
     alone = plain_network()
     finetune(alone, stripes(64), FineTuneConfig(**CONFIG), masks=half_masks(alone))

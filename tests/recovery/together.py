@@ -31,9 +31,8 @@ def main(folder: Path, scenario: str) -> None:
         masks=masks, checkpoint=path, checkpoint_every=1, accelerator=accelerator,
         on_step=on_step, on_epoch=lambda record: float(record.epoch),
     )  # fmt: skip
-    scores = [epoch.score for epoch in result.epochs]
-    assert scores == ([1.0, 2.0] if accelerator.process_index == 0 else [None, None]), scores
     rank = accelerator.process_index
+    assert result.epochs[-1].score == (2.0 if rank == 0 else None)
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
     safetensors.torch.save_file(state, folder / f"{scenario}-{rank}.safetensors")
 

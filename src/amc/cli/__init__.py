@@ -11,6 +11,8 @@ import warnings
 
 import typer
 
+from amc.cli.deploy import export, latency
+from amc.cli.device import app as device
 from amc.cli.finetune import finetune
 from amc.cli.search import demo, inspect, report, resume, search
 
@@ -21,8 +23,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (demo, inspect, search, resume, finetune, report):
+for command in (demo, inspect, search, resume, finetune, export, latency, report):
     app.command()(command)
+app.add_typer(device, name="device")
 
 
 def main() -> None:

@@ -87,5 +87,5 @@ def problem_of(method: Method, budgets: tuple[Budget, ...], metric: Metric | Non
     `metric`: without a budget, the cost that the reward is about, in which the agent then sees its progress.
     """
     costs = method.costs
-    first = {metric: costs[metric]} if metric in costs else {}
+    first = {metric: costs[metric]} if metric is not None and metric in costs else {}
     return Problem(method.decisions, {**first, **costs}, budgets)
