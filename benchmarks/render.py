@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+import render_compression as compression
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -33,11 +35,21 @@ def main() -> None:
         "episode-*.json": episode_section,
         "speed-*.json": speed_section,
         "reconstruction-*.json": reconstruction_section,
+        "methods-*.json": signed(compression.methods_section),
+        "guarantee-*.json": signed(compression.guarantee_section),
+        "rounds-*.json": signed(compression.rounds_section),
+        "masking-*.json": signed(compression.masking_section),
+        "correlation-*.json": signed(compression.correlation_section),
         "toys.json": toys_section,
     }
     found = [(make, path) for pattern, make in kinds.items() for path in sorted(RESULTS.glob(pattern))]
     sections = [make(json.loads(path.read_text(encoding="utf-8"))) for make, path in found]
     TARGET.write_text("\n".join([INTRODUCTION, *sections]), encoding="utf-8")
+
+
+def signed(section: Callable[..., str]) -> Callable[[dict[str, Any]], str]:
+    """The section with the machine it was measured on."""
+    return lambda record: section(record, table) + machine(record)
 
 
 def search_section(record: dict[str, Any]) -> str:
