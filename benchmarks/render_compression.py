@@ -27,7 +27,8 @@ def methods_section(record: dict[str, Any], table: Table) -> str:
         f"`python benchmarks/methods.py --model {record['model']} --weights W --data cifar10:DATA --runs DIR "
         f"--episodes {record['episodes']} --search-images {record['search_images']}`: score on the search split before "
         f"any fine-tuning, {record['episodes']} episodes, beside the uniform policy of the same budget (median of "
-        "the seeds); the budgeted cost as counted on the saved networks; the first seed's test accuracy after fine-tuning. "
+        "the seeds); the budgeted cost as counted on the saved networks; the first seed's test accuracy after "
+        "fine-tuning. "
         "MACs and parameters of masked networks are those that are not zero.\n\n" + table(header, rows)
     )
 
@@ -89,8 +90,7 @@ def rounds_section(record: dict[str, Any], table: Table) -> str:
         f"`python benchmarks/rounds.py --model {record['model']} --weights W --data cifar10:DATA --runs DIR`: the "
         f"paper's schedule of densities, {record['episodes']} episodes a search; beside it one round straight to the "
         "last density, with as much fine-tuning as one round, and as all four. "
-        f"Dense: {percent(dense['test'])} test.\n\n"
-        + table(header, rows)
+        f"Dense: {percent(dense['test'])} test.\n\n" + table(header, rows)
     )
 
 
@@ -130,6 +130,6 @@ def correlation_section(record: dict[str, Any], table: Table) -> str:
         f"`python benchmarks/score_correlation.py --model {record['model']} --weights W --data cifar10:DATA`: "
         f"Spearman's rank correlation of four scores ({record['search_images']} search images, bfloat16) with the test "
         f"accuracy after {record['epochs']} epochs of fine-tuning, over {len(policies)} random policies. Test "
-        f"accuracies lie between {percent(test.min())} and {percent(test.max())}, median {percent(float(np.median(test)))}.\n\n"
-        + table(header, rows)
+        f"accuracies lie between {percent(test.min())} and {percent(test.max())}, median "
+        f"{percent(float(np.median(test)))}.\n\n" + table(header, rows)
     )
