@@ -54,7 +54,8 @@ def one_cell(args: argparse.Namespace, name: str, budget: str, seed: int) -> Non
     if "unreachable" in cell or str(seed) in cell["seeds"]:
         return
     try:
-        run = searched(args, run_name(name, budget, seed), budget=budget, seed=seed, **METHODS[name])
+        first = seed == args.seeds[0]  # the one that is fine-tuned and tested
+        run = searched(args, run_name(name, budget, seed), test=first, budget=budget, seed=seed, **METHODS[name])
     except BudgetError as error:
         cell["unreachable"] = str(error)
     else:

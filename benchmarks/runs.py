@@ -34,20 +34,23 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     return made
 
 
-def origin_of(args: argparse.Namespace) -> dict[str, Any]:
+def origin_of(args: argparse.Namespace, *, test: bool = True) -> dict[str, Any]:
     """The network and the data, as config.json names them."""
     return {
         "command": "search", "model": args.model, "weights": str(args.weights.resolve()), "data": args.data,
-        "search_images": args.search_images, "test": True,
+        "search_images": args.search_images, "test": test,
     }  # fmt: skip
 
 
-def searched(args: argparse.Namespace, name: str, **settings: Any) -> RunDir:
-    """The finished search in RUNS/MODEL-NAME: resumed if it was begun, left alone if it is finished."""
+def searched(args: argparse.Namespace, name: str, *, test: bool = True, **settings: Any) -> RunDir:
+    """The finished search in RUNS/MODEL-NAME: resumed if it was begun, left alone if it is finished.
+
+    `test`: whether dense and slim are evaluated on the test split at the end.
+    """
     path, progress = args.runs / f"{args.model}-{name}", Progress(Console(stderr=True))
     if not path.exists():
         config = SearchConfig(**{"episodes": args.episodes, "bf16": True} | settings)
-        jobs.search(path, origin_of(args), config.to_json(), progress=progress)
+        jobs.search(path, origin_of(args, test=test), config.to_json(), progress=progress)
     elif not RunDir.open(path).has(rundir.SUMMARY):
         jobs.resume(path, progress=progress)
     return RunDir.open(path)

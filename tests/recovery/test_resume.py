@@ -245,9 +245,7 @@ class TestRefused:
             resume_point(path)
 
     def test_a_header_that_lies(self, path: Path) -> None:
-        with safetensors.safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            header = json.loads(file.metadata()["amc_finetune"])
+        tensors, header = parsed(path)
         for change in ({"step": -1}, {"step": "2"}, {"records": 5}, {"records": [{}]}, {"identity": {}}, {"step": 3}):
             text = json.dumps(header | change)
             path.write_bytes(safetensors.torch.save(tensors, {"amc_finetune": text}))
@@ -255,21 +253,36 @@ class TestRefused:
 
     def test_any_damage_is_found(self, path: Path) -> None:
         content = path.read_bytes()
+        tensors, header = parsed(path)
+
+        def harmless() -> bool:
+            """0E0 for 0.0 in the JSON, say."""
+            try:
+                found, text = parsed(path)
+            except (OSError, ValueError, RuntimeError, KeyError, TypeError, safetensors.SafetensorError):
+                return False
+            return text == header and same(found, tensors)
 
         @settings(max_examples=60)
         @given(st.integers(0, len(content) - 1), st.integers(1, 255), st.booleans())
         def damaged(position: int, change: int, cut: bool) -> None:
-            broken = content[:position] if cut else bytearray(content)
-            if isinstance(broken, bytearray):
+            broken = bytearray(content[:position] if cut else content)
+            if not cut:
                 broken[position] ^= change
             path.write_bytes(broken)
             try:
-                message = self.refuse(path)
+                assert harmless() or "is damaged (" in self.refuse(path)
             finally:
                 path.write_bytes(content)
-            assert "is damaged (" in message
 
         damaged()
+
+
+def parsed(path: Path) -> tuple[dict[str, Tensor], Any]:
+    """Tensors and header of a checkpoint."""
+    with safetensors.safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
+        return tensors, json.loads(file.metadata()["amc_finetune"])
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

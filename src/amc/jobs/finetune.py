@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,8 @@ def finetune(
             task.run()
         finally:
             watch.close()
+    if accelerator is not None:
+        accelerator.end_training()
     return run_path
 
 
@@ -130,11 +132,10 @@ class _State:
                     f"go on with it by `amc finetune {self.run.path}`, or add --restart to begin anew"
                 )
             known = None if differing else known
-        if known is None:
-            known = {"settings": settings, "measured": [], **{name: asked.get(name, 1) for name in counts}}
-        self._take(known)
+        new = {"settings": settings, "measured": [], **{name: asked.get(name, 1) for name in counts}}
+        self._take(known or new)
         self.wait()
-        if restart:
+        if known is None:  # a checkpoint without this file belongs to nothing any more
             self.clear()
 
     def save(self) -> None:
@@ -163,15 +164,14 @@ class _State:
     def clear(self) -> None:
         """Nothing is under way any more."""
         if self.main:
-            for path in (*self.checkpoints(), self.run.file(STATE)):
-                with suppress(FileNotFoundError):
-                    path.unlink()
+            for path in (self.run.file(STATE), *self.checkpoints()):
+                path.unlink(missing_ok=True)
 
     def _stored(self) -> dict[str, Any]:
         """The file, with every setting; RunError if it is damaged."""
         record = self.run.read_json(STATE)
         try:
-            record["settings"] = asdict(FineTuneConfig(**record["settings"]))
+            record["settings"] = asdict(FineTuneConfig(**record["settings"]).resolved())
             counts = [record["candidates"], record["candidate_epochs"]]
             whole = all(type(count) is int and count >= 1 for count in counts)
             if whole and all(type(entry["score_tuned"]) in (int, float) for entry in record["measured"]):
@@ -181,7 +181,7 @@ class _State:
         raise RunError(f"'{self.run.file(STATE)}' is damaged; `amc finetune {self.run.path} --restart` begins anew")
 
     def _take(self, record: Mapping[str, Any]) -> None:
-        self.settings = FineTuneConfig(**record["settings"])
+        self.settings = FineTuneConfig(**record["settings"]).resolved()
         self.candidates, self.candidate_epochs = record["candidates"], record["candidate_epochs"]
         self.measured = list(record["measured"])
 

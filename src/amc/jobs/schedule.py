@@ -104,8 +104,14 @@ def _run_round(run: RunDir, config: Mapping[str, Any], number: int, metric: Metr
         search(path, origin, settings, progress=progress)
     elif not (path / rundir.SUMMARY).is_file():
         resume(path, progress=progress)
-    if not (path / rundir.MODEL_FINETUNED).is_file():
+    if not _finished(path):
         finetune(path, config["tuning"], progress=progress)
+
+
+def _finished(path: Path) -> bool:
+    """Whether a round is searched and fine-tuned, down to its summary, which is written last."""
+    summary = RunDir.open(path).read_json(rundir.SUMMARY) if (path / rundir.SUMMARY).is_file() else {}
+    return "score_finetuned" in summary.get("slim", {})
 
 
 _ORIGIN = ("model", "weights", "data", "evaluate", "search_images", "image_size", "test")
@@ -142,7 +148,7 @@ def _summary(run: RunDir, config: Mapping[str, Any]) -> dict[str, Any]:
     """The rounds so far, and the whole way: from the first round's dense network to the last one's slim."""
     rounds = []
     for number, fraction in enumerate(config["schedule"], start=1):
-        if not (round_path(run, number) / rundir.MODEL_FINETUNED).is_file():
+        if not _finished(round_path(run, number)):
             break
         summary = RunDir.open(round_path(run, number)).read_json(rundir.SUMMARY)
         rounds.append({"fraction": fraction, "run": round_path(run, number).name, **_outcome(summary)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from torch import nn
@@ -67,6 +67,10 @@ class FineTuneConfig:
     def decay(self) -> float:
         """The weight decay of weights."""
         return _WEIGHT_DECAY.get(self.optimiser, 0.0) if self.weight_decay is None else self.weight_decay
+
+    def resolved(self) -> FineTuneConfig:
+        """The same with every default written out."""
+        return replace(self, lr=self.peak_lr, weight_decay=self.decay)
 
 
 @dataclass(frozen=True, slots=True)

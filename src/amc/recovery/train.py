@@ -74,7 +74,7 @@ def finetune(
     stream = Stream(train, config.batch_size, rank=workers.rank, ranks=workers.count)
     identity = {
         "version": VERSION,
-        "config": asdict(config),
+        "config": asdict(config.resolved()),
         "network": digest(tensors_of(model)),
         "masks": digest(masks) if masks else None,
         "teacher": digest(tensors_of(teacher)) if teacher is not None and config.distill > 0 else None,

@@ -1,0 +1,79 @@
+"""`amc export`: the slim network of a run as a file that a runtime loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amc import rundir
+from amc.deploy.export import export_network
+from amc.deploy.formats import get_format
+from amc.errors import AmcError
+from amc.jobs.origin import config_of, data_of, network_of
+from amc.rundir import RunDir
+from amc.stored import load_run
+
+REAL_IMAGES = 8  # of the calibration split, on which a file is compared with the network
+
+
+def export(
+    run_path: Path,
+    *,
+    format: str = "onnx",
+    out: Path | None = None,
+    half: bool = False,
+    dynamic: bool | None = None,
+    finetuned: bool = True,
+) -> dict[str, Any]:
+    """Write the network of a run, the fine-tuned one if there is one, beside it or to `out`.
+
+    The record: that of `amc.deploy.Export`, and run, finetuned, weight_bytes (of the tensors of the dense and the
+    slim network as PyTorch holds them) and real_images (on how many it was checked; 0 with the reason in
+    `real_images_missing`).
+    """
+    chosen = get_format(format)
+    run = RunDir.open(run_path)
+    config = config_of(run, "write result.model with amc.deploy.export_network")
+    slim = load_run(run_path, finetuned=finetuned)
+    shape = config.get("input_shape") or data_of(config).input_shape
+    real, why_none = _real_images(config)
+    record = export_network(
+        slim,
+        torch.zeros(1, *shape),
+        out or run.file(default_name(chosen.name, chosen.suffixes, half=half)),
+        format=format,
+        half=half,
+        dynamic=dynamic,
+        real=real,
+    ).to_json()
+    return record | {
+        "run": str(run_path),
+        "finetuned": finetuned and run.has(rundir.MODEL_FINETUNED),
+        "weight_bytes": {"dense": weight_bytes(network_of(config, run_path)), "slim": weight_bytes(slim)},
+        "real_images": 0 if real is None else len(real),
+        "real_images_missing": why_none,
+    }
+
+
+def default_name(format: str, suffixes: tuple[str, ...], *, half: bool) -> str:
+    """`model.onnx`, `model-fp16.onnx`, `model-ncnn` (a directory)."""
+    stem = "model-fp16" if half else "model"
+    return f"{stem}{suffixes[0]}" if len(suffixes) == 1 else f"{stem}-{format}"
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters and buffers."""
+    return sum(value.nbytes for value in model.state_dict().values())
+
+
+def _real_images(config: Mapping[str, Any]) -> tuple[Tensor | None, str | None]:
+    """Some images of the run's data, or why there are none: the data may lie on another machine."""
+    try:
+        images, _ = next(iter(data_of(config).calibration.batches(REAL_IMAGES)))
+    except AmcError as error:
+        return None, str(error)
+    return images.contiguous(), None

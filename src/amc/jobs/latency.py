@@ -1,0 +1,78 @@
+"""`amc latency`: how long a network, or both networks of a run, take on a runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amc.deploy.latency import latency as measure_latency
+from amc.deploy.measure import MeasureSettings
+from amc.errors import ModelError, RunError
+from amc.jobs.inspect import parse_shape
+from amc.jobs.origin import config_of, data_of, network_of
+from amc.rundir import RunDir
+from amc.stored import load_run
+from amc.structure import count_macs, count_params
+from amc.zoo import create_model, load_weights, model_info
+
+
+def latency(
+    target: str,
+    *,
+    runtime: str = "onnxruntime",
+    threads: int = 1,
+    batch: int = 1,
+    half: bool = False,
+    settings: MeasureSettings | None = None,
+    weights: Path | None = None,
+    input_shape: str | None = None,
+    finetuned: bool = True,
+    device_url: str | None = None,
+    token_file: Path | None = None,
+) -> dict[str, Any]:
+    """Time `target`: a run's dense and slim network in alternation, or one network by name.
+
+    The record is that of `amc.deploy.latency` with `target`, and macs and params of every network. With
+    `device_url` (see `amc.deploy.device.remote.open_device`) another machine measures.
+    """
+    networks, example = _networks(target, weights, input_shape, finetuned)
+    chosen = settings or MeasureSettings()
+    options: dict[str, Any] = {
+        "runtime": runtime, "threads": threads, "batch": batch, "half": half, "settings": chosen,
+    }  # fmt: skip
+    if device_url is None:
+        record = measure_latency(networks, example, **options)
+    else:
+        from amc.deploy.device.remote import latency_on, open_device
+
+        record = latency_on(open_device(device_url, token_file=token_file), networks, example, **options)
+    for name, model in networks.items():
+        costs = {"macs": count_macs(model, example), "params": count_params(model)}
+        record["networks"][name] = costs | record["networks"][name]
+    return {"target": target, "input": list(example.shape[1:])} | record
+
+
+def _networks(
+    target: str, weights: Path | None, input_shape: str | None, finetuned: bool
+) -> tuple[dict[str, nn.Module], Tensor]:
+    """The networks to time, the dense one first, and an example for them."""
+    path = Path(target)
+    if path.is_dir():
+        run = RunDir.open(path)
+        config = config_of(run, "time result.model with amc.deploy.latency")
+        size = config.get("input_shape") or data_of(config).input_shape
+        dense, slim = network_of(config, path), load_run(path, finetuned=finetuned)
+        return {"dense": dense, "slim": slim}, torch.zeros(1, *size)
+    if path.is_absolute() or "/" in target.partition(":")[0]:
+        raise RunError(f"no run directory '{target}'; give the directory of a run, or the name of a network")
+    model = create_model(target)
+    if weights is not None:  # latency does not depend on them
+        load_weights(model, weights)
+    info = model_info(target)
+    shape = parse_shape(input_shape) if input_shape else (info.input_shape if info else None)
+    if shape is None:
+        raise ModelError(f"'{target}' is your own network: give the shape of one example, such as --input 3x224x224")
+    return {"dense": model.eval()}, torch.zeros(1, *shape)

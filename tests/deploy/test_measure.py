@@ -1,0 +1,180 @@
+"""Timing, with a clock of its own: what comes out can be worked out by hand."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from itertools import cycle
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from amc.deploy.measure import MeasureSettings, Timing, compare, measure, steady
+from amc.errors import AmcError
+
+
+class Clock:
+    """Time that passes only inside the functions that are timed."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.order: list[str] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def task(self, name: str, seconds: Iterator[float]) -> Callable[[], None]:
+        def call() -> None:
+            self.order.append(name)
+            self.now += next(seconds)
+
+        return call
+
+
+def timing(*round_ms: float, precision: float = 0.03) -> Timing:
+    best = sorted(round_ms)
+    spread = best[2] / best[0] - 1
+    return Timing(best[0], spread, best[len(best) // 2], 3, spread <= precision, round_ms)
+
+
+def test_constant_times_are_found_exactly() -> None:
+    clock = Clock()
+    found = measure({"a": clock.task("a", cycle([0.004])), "b": clock.task("b", cycle([0.010]))}, clock=clock)
+    assert found["a"].latency_ms == pytest.approx(4)
+    assert found["b"].latency_ms == pytest.approx(10)
+    assert found["a"].spread == pytest.approx(0)
+    assert len(found["a"].round_ms) == len(found["b"].round_ms) == 20
+    assert found["a"].calls == pytest.approx(25, abs=1)  # a round lasts a tenth of a second
+    assert found["b"].calls == pytest.approx(10, abs=1)
+    assert found["a"].steady
+
+
+def test_a_round_counts_its_median() -> None:
+    """Of calls of 1, 1, 1, 1 and 9 ms in any order, the median is 1 ms: a hiccup in a round does no harm."""
+    clock = Clock()
+    seconds = cycle([0.001, 0.001, 0.009, 0.001, 0.001])
+    found = measure({"a": clock.task("a", seconds)}, MeasureSettings(round_seconds=0.02), clock=clock)["a"]
+    assert found.latency_ms == pytest.approx(1)
+    assert found.typical_ms == pytest.approx(1)
+
+
+def test_networks_take_turns_forwards_and_backwards() -> None:
+    clock = Clock()
+    tasks = {name: clock.task(name, cycle([1.0])) for name in "abc"}
+    measure(tasks, MeasureSettings(rounds=3, warmup=0, round_seconds=0.1), clock=clock)
+    timed = clock.order[9:]  # the first three calls of each only say how many fill a round
+    turns = [name for index, name in enumerate(timed) if index == 0 or timed[index - 1] != name]
+    assert "".join(turns) == "abcbabc"  # abc, cba, abc: the last of a pass is the first of the next
+    assert len(timed) == 3 * 3 * (1 + 3)  # one call to warm the caches and three that count
+
+
+def test_warmup_is_not_timed() -> None:
+    clock = Clock()
+    slow_start = iter([5.0] * 5 + [0.01] * 10_000)
+    assert measure({"a": clock.task("a", slow_start)}, clock=clock)["a"].latency_ms == pytest.approx(10)
+
+
+def test_noise_is_measured_longer_until_three_rounds_agree() -> None:
+    """Each round is slower or faster by its own factor: 40% apart at first, then three quiet ones."""
+    clock = Clock()
+    factors = iter([1.0, 1.4, 1.9, 1.6, 2.0, 1.5, 1.7, 1.02, 1.01, 1.9, 1.8] + [2.0] * 100)
+    per_round = 4  # a call to warm up, three to time
+    seconds = (0.1 * factor for factor in factors for _ in range(per_round))
+    first = [0.1] * 3  # to see how many fill a round
+    task = clock.task("a", iter([*first, *seconds]))
+    found = measure({"a": task}, MeasureSettings(rounds=5, warmup=0, precision=0.05), clock=clock)["a"]
+    assert len(found.round_ms) == 10  # five more once
+    assert found.latency_ms == pytest.approx(100)
+    assert found.spread == pytest.approx(0.02)
+    assert found.steady
+
+
+def test_a_machine_that_stays_noisy_is_called_so() -> None:
+    clock = Clock()
+    random_factor = random.Random(0)
+    seconds = iter(lambda: 0.1 * (1 + 3 * random_factor.random()), None)
+    chosen = MeasureSettings(rounds=5, precision=1e-4, max_seconds=20)
+    found = measure({"a": clock.task("a", seconds)}, chosen, clock=clock)["a"]
+    assert not found.steady
+    assert found.spread > chosen.precision
+    assert 20 <= clock.now < 20 + 5 * 4 * 0.4 + 1  # the limit, and at most the rounds that were under way
+
+
+def test_what_a_network_raises_passes_through() -> None:
+    def broken() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        measure({"a": broken})
+
+
+def test_ratio_of_quiet_rounds() -> None:
+    comparison = compare(timing(2.0, 2.0, 2.02, 2.0), timing(4.0, 4.0, 4.04, 4.0))
+    assert comparison.ratio == 0.5
+    assert comparison.uncertainty == pytest.approx(0)
+    assert comparison.verdict == "faster"
+    assert compare(timing(4.0, 4.0, 4.0), timing(2.0, 2.0, 2.0)).verdict == "slower"
+
+
+def test_a_difference_within_the_spreads_is_undecided() -> None:
+    """0.98 of the time, but the rounds of both scatter by 2%."""
+    comparison = compare(timing(0.98, 0.99, 0.9996), timing(1.0, 1.01, 1.02))
+    assert comparison.ratio == pytest.approx(0.98)
+    assert comparison.uncertainty == pytest.approx(0.98 * 0.04, abs=1e-3)
+    assert comparison.verdict == "undecided"
+
+
+def test_one_lucky_round_is_no_speed() -> None:
+    """Three quiet rounds came to one network only: the best rounds differ by 20%, those side by side do not."""
+    lucky = timing(0.8, 0.8, 0.8, *[1.0] * 9)
+    comparison = compare(lucky, timing(*[1.0] * 12))
+    assert comparison.ratio == pytest.approx(0.8)
+    assert comparison.uncertainty == pytest.approx(0.2)  # the gap to the median of the ratios, which is 1
+    assert comparison.verdict == "undecided"
+    assert not steady({"a": timing(*[1.0] * 12), "b": lucky}, 0.03)
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**32), st.floats(0.3, 3.0), st.floats(0.0, 0.6))
+def test_the_true_ratio_lies_within_the_uncertainty_of_a_steady_result(seed: int, ratio: float, share: float) -> None:
+    """Both networks share a machine that is slow in a random share of the rounds; calls scatter by 1%."""
+    clock, dice = Clock(), random.Random(seed)
+    slow = 1.0
+
+    def seconds(base: float, *, leads: bool) -> Iterator[float]:
+        nonlocal slow
+        while True:
+            if leads and dice.random() < 0.05:
+                slow = 1.4 if dice.random() < share else 1.0
+            yield base * slow * (1 + 0.01 * dice.random())
+
+    tasks = {"a": clock.task("a", seconds(0.03, leads=True)), "b": clock.task("b", seconds(0.03 * ratio, leads=False))}
+    chosen = MeasureSettings(max_seconds=100)
+    found = measure(tasks, chosen, clock=clock)
+    comparison = compare(found["b"], found["a"])
+    if steady(found, chosen.precision):
+        assert abs(comparison.ratio - ratio) <= comparison.uncertainty + 0.02 * ratio
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rounds", 2),
+        ("warmup", -1),
+        ("round_seconds", 0.0),
+        ("precision", 0.0),
+        ("precision", 1.0),
+        ("max_seconds", -1.0),
+    ],
+)
+def test_settings_refuse_nonsense(name: str, value: float) -> None:
+    with pytest.raises(AmcError, match=f"{name.replace('_', '-')} must be .*, got {value}"):
+        MeasureSettings(**{name: value})  # type: ignore[arg-type]
+
+
+def test_record_for_machines() -> None:
+    record = timing(1.0, 1.0, 1.02, 1.5).to_json()
+    assert record == {
+        "latency_ms": 1.0, "spread": pytest.approx(0.02), "typical_ms": 1.02, "calls": 3, "steady": True, "rounds": 4,
+    }  # fmt: skip
