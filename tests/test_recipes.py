@@ -5,27 +5,35 @@ from pathlib import Path
 
 import pytest
 
+from amc.config import SearchConfig
 from amc.errors import AmcError
+from amc.jobs import parse_schedule
 from amc.recipes import load_recipe
-from amc.search import parse_budgets
 from amc.zoo import model_info
 from tests.commands import amc
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
-OPTIONS = {"model", "budget", "baseline", "episodes", "method"}
+OPTIONS = {"model", "budget", "baseline", "episodes", "method", "reward", "schedule", "round_epochs"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_of_the_paper_are_sound(path: Path) -> None:
     content = tomllib.loads(path.read_text(encoding="utf-8"))
-    assert parse_budgets(content["search"]["budget"])
-    assert model_info(content["search"]["model"]) is not None
-    assert set(content["finetune"]) == {"epochs"}
+    chosen = content["search"]
+    names = {"budget", "episodes", "method", "reward"}
+    config = SearchConfig(**{name: value for name, value in chosen.items() if name in names})
+    assert config.budgets or config.reward == "r_params"
+    assert model_info(chosen["model"]) is not None
+    if "schedule" in chosen:  # its rounds fine-tune
+        assert parse_schedule(chosen["schedule"])[-1] == config.budgets[0].fraction
+        assert chosen["round_epochs"] > 0
+    else:
+        assert set(content["finetune"]) == {"epochs"}
     if "waiting" in content:
         with pytest.raises(AmcError, match=f"waits for {content['waiting']}"):
             load_recipe(path, "search", OPTIONS)
     else:
-        assert load_recipe(path, "search", OPTIONS) == content["search"]
+        assert load_recipe(path, "search", OPTIONS) == chosen
 
 
 def test_a_recipe_gives_defaults_and_the_command_line_wins(tmp_path: Path) -> None:
