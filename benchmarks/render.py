@@ -38,6 +38,7 @@ def main() -> None:
         "methods-*.json": signed(compression.methods_section),
         "guarantee-*.json": signed(compression.guarantee_section),
         "rounds-*.json": signed(compression.rounds_section),
+        "compensation-*.json": signed(compression.compensation_section),
         "masking-*.json": signed(compression.masking_section),
         "correlation-*.json": signed(compression.correlation_section),
         "toys.json": toys_section,

@@ -133,3 +133,15 @@ def correlation_section(record: dict[str, Any], table: Table) -> str:
         f"accuracies lie between {percent(test.min())} and {percent(test.max())}, median "
         f"{percent(float(np.median(test)))}.\n\n" + table(header, rows)
     )
+
+
+def compensation_section(record: dict[str, Any], table: Table) -> str:
+    ways = list(record["rows"][0]["scores"])
+    rows = [[row["method"], f"{row['density']:.0%}", *map(percent, row["scores"].values())] for row in record["rows"]]
+    return (
+        f"## What ranking and compensation are worth to masks: {record['model']}\n\n"
+        f"`python benchmarks/compensation.py --model {record['model']} --weights W --data cifar10:DATA`: the same "
+        f"density in every layer, accuracy on {record['images']} search images without any fine-tuning, batch norms "
+        "re-estimated "
+        f"(dense {percent(record['dense'])}).\n\n" + table(["method", "density", *ways], rows)
+    )

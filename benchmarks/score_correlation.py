@@ -35,7 +35,7 @@ WAYS = {"plain": (False, 0), "batch norm": (False, 512), "refitted": (True, 0), 
 def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
-    origin = {"model": args.model, "weights": str(args.weights), "data": args.data}
+    origin = {"model": args.model, "weights": str(args.weights), "data": args.data, "search_images": args.search_images}
     data, dense = jobs.data_of(origin), jobs.network_of(origin)
     structure = inspect(dense, torch.zeros(1, *data.input_shape))
     method = create_method("channel", dense, structure, MethodOptions())
@@ -73,6 +73,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--data", required=True, help="cifar10:ROOT")
     parser.add_argument("--budget", default="macs<=50%")
+    parser.add_argument("--search-images", type=int)
     parser.add_argument("--policies", type=int, default=30)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
