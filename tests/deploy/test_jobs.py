@@ -150,6 +150,8 @@ RECORD: dict[str, Any] = {
     },
 }  # fmt: skip
 
+DENSE = RECORD["networks"]["dense"]
+
 
 def test_latency_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(monkeypatch, capsys, commands._show_latency, RECORD) == [
@@ -168,6 +170,10 @@ def test_noise_is_not_reported_as_speed(monkeypatch: pytest.MonkeyPatch, capsys:
     lines = printed(monkeypatch, capsys, commands._show_latency, noisy)
     assert "slim takes 95.0% ± 8.0% of the time of dense: no difference to be told from noise" in lines
     assert not any("faster" in line for line in lines)
+    unsure = slim | {"ratio": 0.5, "uncertainty": 0.3, "verdict": "faster"}
+    lines = printed(monkeypatch, capsys, commands._show_latency, noisy | {"networks": {"dense": DENSE, "slim": unsure}})
+    assert any(line.endswith("faster, but by how much the noise does not tell") for line in lines)
+    assert not any("x faster" in line for line in lines)
     assert any(line.startswith("note: too noisy for the claimed precision of 3%, even after 61 s") for line in lines)
     assert any(line.startswith("note: other processes were running (load 4.5 on 2 cores)") for line in lines)
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amc.deploy.measure import MeasureSettings, Timing, compare, measure, steady
+from amc.deploy.measure import MeasureSettings, Timing, Watch, compare, measure, steady
 from amc.errors import AmcError
 
 
@@ -19,10 +19,13 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.processor = 0.0
+        self.switches = 0
         self.order: list[str] = []
 
-    def __call__(self) -> float:
-        return self.now
+    @property
+    def watch(self) -> Watch:
+        return Watch(lambda: self.now, lambda: self.processor, lambda: self.switches)
 
     def task(self, name: str, seconds: Iterator[float]) -> Callable[[], None]:
         def call() -> None:
@@ -40,7 +43,7 @@ def timing(*round_ms: float, precision: float = 0.03) -> Timing:
 
 def test_constant_times_are_found_exactly() -> None:
     clock = Clock()
-    found = measure({"a": clock.task("a", cycle([0.004])), "b": clock.task("b", cycle([0.010]))}, clock=clock)
+    found = measure({"a": clock.task("a", cycle([0.004])), "b": clock.task("b", cycle([0.010]))}, watch=clock.watch)
     assert found["a"].latency_ms == pytest.approx(4)
     assert found["b"].latency_ms == pytest.approx(10)
     assert found["a"].spread == pytest.approx(0)
@@ -54,7 +57,7 @@ def test_a_round_counts_its_median() -> None:
     """Of calls of 1, 1, 1, 1 and 9 ms in any order, the median is 1 ms: a hiccup in a round does no harm."""
     clock = Clock()
     seconds = cycle([0.001, 0.001, 0.009, 0.001, 0.001])
-    found = measure({"a": clock.task("a", seconds)}, MeasureSettings(round_seconds=0.02), clock=clock)["a"]
+    found = measure({"a": clock.task("a", seconds)}, MeasureSettings(round_seconds=0.02), watch=clock.watch)["a"]
     assert found.latency_ms == pytest.approx(1)
     assert found.typical_ms == pytest.approx(1)
 
@@ -62,7 +65,7 @@ def test_a_round_counts_its_median() -> None:
 def test_networks_take_turns_forwards_and_backwards() -> None:
     clock = Clock()
     tasks = {name: clock.task(name, cycle([1.0])) for name in "abc"}
-    measure(tasks, MeasureSettings(rounds=3, warmup=0, round_seconds=0.1), clock=clock)
+    measure(tasks, MeasureSettings(rounds=3, warmup=0, round_seconds=0.1), watch=clock.watch)
     timed = clock.order[9:]  # the first three calls of each only say how many fill a round
     turns = [name for index, name in enumerate(timed) if index == 0 or timed[index - 1] != name]
     assert "".join(turns) == "abcbabc"  # abc, cba, abc: the last of a pass is the first of the next
@@ -72,7 +75,7 @@ def test_networks_take_turns_forwards_and_backwards() -> None:
 def test_warmup_is_not_timed() -> None:
     clock = Clock()
     slow_start = iter([5.0] * 5 + [0.01] * 10_000)
-    assert measure({"a": clock.task("a", slow_start)}, clock=clock)["a"].latency_ms == pytest.approx(10)
+    assert measure({"a": clock.task("a", slow_start)}, watch=clock.watch)["a"].latency_ms == pytest.approx(10)
 
 
 def test_noise_is_measured_longer_until_three_rounds_agree() -> None:
@@ -83,7 +86,7 @@ def test_noise_is_measured_longer_until_three_rounds_agree() -> None:
     seconds = (0.1 * factor for factor in factors for _ in range(per_round))
     first = [0.1] * 3  # to see how many fill a round
     task = clock.task("a", iter([*first, *seconds]))
-    found = measure({"a": task}, MeasureSettings(rounds=5, warmup=0, precision=0.05), clock=clock)["a"]
+    found = measure({"a": task}, MeasureSettings(rounds=5, warmup=0, precision=0.05), watch=clock.watch)["a"]
     assert len(found.round_ms) == 10  # five more once
     assert found.latency_ms == pytest.approx(100)
     assert found.spread == pytest.approx(0.02)
@@ -95,7 +98,7 @@ def test_a_machine_that_stays_noisy_is_called_so() -> None:
     random_factor = random.Random(0)
     seconds = iter(lambda: 0.1 * (1 + 3 * random_factor.random()), None)
     chosen = MeasureSettings(rounds=5, precision=1e-4, max_seconds=20)
-    found = measure({"a": clock.task("a", seconds)}, chosen, clock=clock)["a"]
+    found = measure({"a": clock.task("a", seconds)}, chosen, watch=clock.watch)["a"]
     assert not found.steady
     assert found.spread > chosen.precision
     assert 20 <= clock.now < 20 + 5 * 4 * 0.4 + 1  # the limit, and at most the rounds that were under way
@@ -135,6 +138,45 @@ def test_one_lucky_round_is_no_speed() -> None:
     assert not steady({"a": timing(*[1.0] * 12), "b": lucky}, 0.03)
 
 
+def preempted(clock: Clock, seconds: float, slice: float, wait: float) -> Callable[[], None]:
+    """Takes `seconds`; another process gets `wait` seconds after every `slice` seconds on the processor."""
+
+    def call() -> None:
+        for _ in range(int((clock.processor + seconds) / slice) - int(clock.processor / slice)):
+            clock.now += wait
+            clock.switches += 1
+        clock.processor += seconds
+        clock.now += seconds
+
+    return call
+
+
+def test_calls_that_lose_the_processor_do_not_count() -> None:
+    """Calls of 2.1 and 0.5 ms among slices of 3 ms: 7 of 10 and 1 of 6 are interrupted, for 6 ms each."""
+    clock = Clock()
+    tasks = {"long": preempted(clock, 0.0021, 0.003, 0.006), "short": preempted(clock, 0.0005, 0.003, 0.006)}
+    found = measure(tasks, watch=clock.watch)
+    assert found["long"].latency_ms == pytest.approx(2.1)
+    assert found["short"].latency_ms == pytest.approx(0.5)
+    assert found["long"].interrupted == pytest.approx(0.7, abs=0.02)
+    assert found["short"].interrupted == pytest.approx(1 / 6, abs=0.02)
+    assert compare(found["long"], found["short"]).ratio == pytest.approx(4.2)
+
+
+def test_a_network_that_is_always_interrupted_is_not_steady() -> None:
+    clock = Clock()
+    found = measure({"a": preempted(clock, 0.05, 0.003, 0.006)}, MeasureSettings(max_seconds=1), watch=clock.watch)["a"]
+    assert found.interrupted == 1
+    assert not found.steady
+
+
+def test_a_switch_that_costs_nothing_is_none() -> None:
+    clock = Clock()
+    found = measure({"a": preempted(clock, 0.05, 0.003, 1e-6)}, watch=clock.watch)["a"]
+    assert found.interrupted == 0
+    assert found.steady
+
+
 @settings(max_examples=25)
 @given(st.integers(0, 2**32), st.floats(0.3, 3.0), st.floats(0.0, 0.6))
 def test_the_true_ratio_lies_within_the_uncertainty_of_a_steady_result(seed: int, ratio: float, share: float) -> None:
@@ -151,7 +193,7 @@ def test_the_true_ratio_lies_within_the_uncertainty_of_a_steady_result(seed: int
 
     tasks = {"a": clock.task("a", seconds(0.03, leads=True)), "b": clock.task("b", seconds(0.03 * ratio, leads=False))}
     chosen = MeasureSettings(max_seconds=100)
-    found = measure(tasks, chosen, clock=clock)
+    found = measure(tasks, chosen, watch=clock.watch)
     comparison = compare(found["b"], found["a"])
     if steady(found, chosen.precision):
         assert abs(comparison.ratio - ratio) <= comparison.uncertainty + 0.02 * ratio
@@ -176,5 +218,6 @@ def test_settings_refuse_nonsense(name: str, value: float) -> None:
 def test_record_for_machines() -> None:
     record = timing(1.0, 1.0, 1.02, 1.5).to_json()
     assert record == {
-        "latency_ms": 1.0, "spread": pytest.approx(0.02), "typical_ms": 1.02, "calls": 3, "steady": True, "rounds": 4,
+        "latency_ms": 1.0, "spread": pytest.approx(0.02), "typical_ms": 1.02, "calls": 3, "interrupted": 0.0,
+        "steady": True, "rounds": 4,
     }  # fmt: skip

@@ -1,0 +1,169 @@
+"""`amc export` and `amc latency`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from amc.cli.common import InputOption, JsonFlag, RunArgument, WeightsOption, err, out, print_json, reported
+
+FinetunedOption = Annotated[
+    bool,
+    typer.Option("--finetuned/--searched", help="The fine-tuned network if there is one, or as the search left it."),
+]
+HalfOption = Annotated[bool, typer.Option("--fp16", help="Weights in 16 bits, where the format has them.")]
+
+
+@reported
+def export(
+    run: RunArgument,
+    format: Annotated[str, typer.Option(help="onnx, torch, executorch, openvino, litert or ncnn.")] = "onnx",
+    out_path: Annotated[
+        Path | None, typer.Option("--out", help="File to write; for openvino and ncnn a directory. Default: in RUN.")
+    ] = None,
+    fp16: HalfOption = False,
+    dynamic: Annotated[
+        bool | None,
+        typer.Option("--dynamic/--fixed", help="Batches of any size. Default: where the format has them at no cost."),
+    ] = None,
+    finetuned: FinetunedOption = True,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write the slim network of a run as a file for a runtime, checked against PyTorch."""
+    from amc.jobs.export import export as job
+
+    record = job(run, format=format, out=out_path, half=fp16, dynamic=dynamic, finetuned=finetuned)
+    if as_json:
+        print_json(record)
+    else:
+        _show_export(record)
+
+
+@reported
+def latency(
+    target: Annotated[str, typer.Argument(metavar="MODEL|RUN", help="A run's directory, or a network's name.")],
+    runtime: Annotated[
+        str, typer.Option(help="onnxruntime, openvino, executorch, litert, ncnn or eager.")
+    ] = "onnxruntime",
+    threads: Annotated[int, typer.Option(help="Threads of the runtime.", min=1)] = 1,
+    batch: Annotated[int, typer.Option(help="Examples a call.", min=1)] = 1,
+    rounds: Annotated[int, typer.Option(help="Of each network, at least.")] = 20,
+    precision: Annotated[float, typer.Option(help="Largest spread to accept, as a share of the latency.")] = 0.03,
+    max_seconds: Annotated[float, typer.Option(help="How long to go on while the spread is larger.")] = 60.0,
+    fp16: HalfOption = False,
+    weights: WeightsOption = None,
+    input_shape: InputOption = None,
+    finetuned: FinetunedOption = True,
+    device_url: Annotated[
+        str | None, typer.Option(help="Measure there: http://HOST:PORT of `amc device serve`, or adb://….")
+    ] = None,
+    token_file: Annotated[Path | None, typer.Option(help="Holds that server's token; else AMC_DEVICE_TOKEN.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Time a network on a runtime; of a run the dense and the slim one, in alternation."""
+    from amc.deploy.measure import MeasureSettings
+    from amc.jobs.latency import latency as job
+
+    record = job(
+        target,
+        runtime=runtime,
+        threads=threads,
+        batch=batch,
+        half=fp16,
+        settings=MeasureSettings(rounds=rounds, precision=precision, max_seconds=max_seconds),
+        weights=weights,
+        input_shape=input_shape,
+        finetuned=finetuned,
+        device_url=device_url,
+        token_file=token_file,
+    )
+    if as_json:
+        print_json(record)
+    else:
+        _show_latency(record)
+
+
+def _show_export(record: Mapping[str, Any]) -> None:
+    from amc.report.tables import format_bytes
+
+    sizes = " + ".join(f"{name} {format_bytes(count)}" for name, count in record["files"].items())
+    weights = record["weight_bytes"]
+    batch = f"of {record['input_shapes'][0][0]}"
+    if record["dynamic_batch"]:
+        batch = f"of up to {record['max_batch']}" if record["max_batch"] else "of any size"
+    shapes = ", ".join("x".join(map(str, shape[1:])) for shape in record["input_shapes"])
+    errors = ", ".join(f"{kind} {error:.0e}" for kind, error in record["errors"].items())
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("written", record["path"])
+    table.add_row("format", f"{record['format']}, {'float16' if record['half'] else 'float32'} weights")
+    table.add_row("inputs", f"{shapes} in batches {batch}")
+    table.add_row("size", sizes)
+    table.add_row(
+        "weights", f"{format_bytes(weights['dense'])} dense, {format_bytes(weights['slim'])} slim, in PyTorch"
+    )
+    table.add_row("checked", f"{record['checked_with']}: largest error {errors} (limit {record['tolerance']:.0e})")
+    out.print(table)
+    if record["real_images_missing"]:
+        _note(f"not checked on real images: {record['real_images_missing']}")
+
+
+def _show_latency(record: Mapping[str, Any]) -> None:
+    from amc.report.tables import format_bytes, format_count
+
+    machine = record["machine"]
+    shape = "x".join(map(str, record["input"]))
+    threads = f"{record['threads']} thread{'s' if record['threads'] != 1 else ''}"
+    out.print(
+        f"{record['runtime']} {record['runtime_version']}, {threads}, batch {record['batch']} of {shape}, "
+        f"{record['precision']}", markup=False, soft_wrap=True,
+    )  # fmt: skip
+    out.print(f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}", markup=False, soft_wrap=True)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("", "MACs", "params", "file", "latency", "spread"):
+        table.add_column(title, justify="right" if title else "left", no_wrap=bool(title), overflow="fold")
+    for name, row in record["networks"].items():
+        table.add_row(
+            name, format_count(row["macs"]), format_count(row["params"]), format_bytes(row["file_bytes"] or None),
+            _milliseconds(row["latency_ms"]), f"{row['spread']:.1%}",
+        )  # fmt: skip
+    out.print(table)
+    first = next(iter(record["networks"]))
+    for name, row in record["networks"].items():
+        if "ratio" in row:
+            out.print(f"{name} takes {_beside(row, first, record['steady'])}", markup=False, soft_wrap=True)
+    if not record["steady"]:
+        claimed = record["settings"]["precision"]
+        _note(
+            f"too noisy for the claimed precision of {claimed:.0%}, even after {record['seconds']:.0f} seconds: "
+            "close other programs, or allow more with --max-seconds or --precision"
+        )
+    if record["busy"]:
+        _note(
+            f"other processes were running (load {machine['load']:.1f} on {machine['cores']} cores): latencies may be "
+            "too high; ratios are taken in alternation"
+        )
+
+
+def _beside(row: Mapping[str, Any], first: str, steady: bool) -> str:
+    """A network beside the first one: no speed where there is only noise."""
+    share = f"{row['ratio']:.1%} ± {row['uncertainty']:.1%} of the time of {first}"
+    if row["verdict"] == "undecided":
+        return f"{share}: no difference to be told from noise"
+    if not steady:
+        return f"{share}: {row['verdict']}, but by how much the noise does not tell"
+    factor = 1 / row["ratio"] if row["ratio"] < 1 else row["ratio"]
+    return f"{share}: {factor:.2f}x {row['verdict']}"
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.3f} ms" if value < 10 else f"{value:.1f} ms"
+
+
+def _note(text: str) -> None:
+    err.print(f"note: {text}", style="yellow", markup=False, soft_wrap=True)

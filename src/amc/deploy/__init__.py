@@ -1,0 +1,27 @@
+"""From a network to a file that a runtime loads, and to its latency there."""
+
+from amc.deploy.export import Export, export_network
+from amc.deploy.extras import MissingExtraError
+from amc.deploy.formats import FORMATS
+from amc.deploy.latency import latency, latency_of_files, prepared
+from amc.deploy.measure import Comparison, MeasureSettings, Timing, compare, measure
+from amc.deploy.parity import ParityError
+from amc.deploy.runtimes import RUNTIMES, installed_runtimes
+
+__all__ = [
+    "FORMATS",
+    "RUNTIMES",
+    "Comparison",
+    "Export",
+    "MeasureSettings",
+    "MissingExtraError",
+    "ParityError",
+    "Timing",
+    "compare",
+    "export_network",
+    "installed_runtimes",
+    "latency",
+    "latency_of_files",
+    "measure",
+    "prepared",
+]

@@ -1,0 +1,165 @@
+"""A network -> a file that a runtime loads, checked before it is in its place."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from amc.deploy.failures import ConversionError
+from amc.deploy.files import replacing, target_files
+from amc.deploy.formats import Format, get_format
+from amc.deploy.formats.onnx import write_exported
+from amc.deploy.parity import TOLERANCE, TOLERANCE_HALF, Cases, ParityError, check
+from amc.deploy.runtimes import get_runtime
+from amc.deploy.runtimes.base import RuntimeFailure
+from amc.deploy.tensors import Tensors, inputs_of, on_cpu, random_like, with_batch
+from amc.errors import AmcError
+from amc.modes import evaluating
+
+_CHECKED_BATCHES = (1, 3)  # of a file with a dynamic batch
+_REAL_EXAMPLES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What was written, and what it was checked against."""
+
+    format: str
+    path: str
+    files: dict[str, int]  # name -> bytes
+    bytes: int  # of all files
+    half: bool  # weights in 16 bits
+    dynamic_batch: bool
+    max_batch: int | None  # of a dynamic batch; None: any
+    input_shapes: tuple[tuple[int, ...], ...]  # one for each input; the batch first
+    checked_with: str  # runtime and version
+    errors: dict[str, float]  # random, real, batch (of a dynamic one's sizes) -> largest difference over largest output
+    tolerance: float
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """For machines."""
+        return asdict(self)
+
+
+def export_network(
+    module: nn.Module,
+    example_input: Any,
+    path: str | Path,
+    *,
+    format: str = "onnx",
+    half: bool = False,
+    dynamic: bool | None = None,
+    real: Any = None,
+) -> Export:
+    """Write `module` to `path` and check it on random inputs, and on `real` ones if given.
+
+    `path`: a file; for formats of several files a directory, which then holds model.*. `half`: weights in 16
+    bits. `dynamic`: batches of any size; None: where the format has them at no cost and the network allows it. An
+    earlier export is replaced only once the new one has passed; the module is left as it was.
+    AmcError: unknown format, missing package, an operator the format does not have, what comes out differs.
+    """
+    begin = time.perf_counter()
+    target, inputs, chosen = Path(path), inputs_of(example_input), get_format(format)
+    module = on_cpu(module)
+    version = get_runtime(chosen.runtime).version()  # a missing package is found before anything is written
+    _refuse_impossible(chosen, half=half, dynamic=dynamic)
+    inputs = with_batch(inputs, 1) if chosen.batch_one else inputs
+    cases = _cases(inputs, inputs_of(real) if real is not None else None)
+    wish = dynamic if dynamic is not None else chosen.max_batch is None
+    with evaluating(module), replacing(target, chosen.suffixes) as paths:
+        errors = None
+        if wish:
+            errors = _written(chosen, module, inputs, paths, cases, half=half, dynamic=True, needed=bool(dynamic))
+        is_dynamic = errors is not None
+        if errors is None:
+            errors = _written(chosen, module, inputs, paths, cases, half=half, dynamic=False, needed=True)
+        assert errors is not None
+    files = {file.name: file.stat().st_size for file in target_files(target, chosen.suffixes)}
+    return Export(
+        format=format, path=str(target), files=files, bytes=sum(files.values()), half=half, dynamic_batch=is_dynamic,
+        max_batch=chosen.max_batch if is_dynamic else None,
+        input_shapes=tuple(tuple(value.shape) for value in inputs), checked_with=f"{chosen.runtime} {version}",
+        errors=_by_kind(errors), tolerance=tolerance_of(half), seconds=time.perf_counter() - begin,
+    )  # fmt: skip
+
+
+def write_checked(
+    chosen: Format, module: nn.Module, inputs: Tensors, paths: Sequence[Path], cases: Cases, *,
+    half: bool, dynamic: bool,
+) -> dict[str, float]:  # fmt: skip
+    """Write and compare; for ONNX by the second exporter where the first one's file is wrong."""
+    writers: list[Callable[[], None]] = [
+        lambda: chosen.write(module, inputs, paths, dynamic=dynamic, half=half),
+    ]
+    if chosen.name == "onnx":
+        writers.append(lambda: write_exported(module, inputs, paths[0], dynamic=dynamic, half=half))
+    runtime = get_runtime(chosen.runtime)
+    for attempt, write in enumerate(writers, start=1):
+        write()
+        try:
+            session = runtime.load(paths, threads=1, half=half)
+            try:
+                return check(module, session, cases, tolerance_of(half), loose=chosen.batch_one)
+            finally:
+                session.close()
+        except (ParityError, RuntimeFailure):
+            if attempt == len(writers):
+                raise
+    raise AssertionError("at least one writer is tried")
+
+
+def tolerance_of(half: bool) -> float:
+    """Largest error that passes."""
+    return TOLERANCE_HALF if half else TOLERANCE
+
+
+def _written(
+    chosen: Format, module: nn.Module, inputs: Tensors, paths: Sequence[Path], cases: Cases, *,
+    half: bool, dynamic: bool, needed: bool,
+) -> dict[str, float] | None:  # fmt: skip
+    """Errors of a file that passed; None where it did not and is not `needed`."""
+    every = {**cases, **_batches(inputs, chosen.max_batch)} if dynamic else cases
+    try:
+        return write_checked(chosen, module, inputs, paths, every, half=half, dynamic=dynamic)
+    except (ConversionError, ParityError, RuntimeFailure) as error:
+        if not needed:
+            return None
+        hint = "; leave --dynamic out for a fixed batch" if dynamic else ""
+        raise type(error)(f"{error}{hint}; no {chosen.name} file was written") from error
+
+
+def _cases(inputs: Tensors, real: Tensors | None) -> dict[str, Tensors]:
+    """Inputs to compare on, in batches of the size of the example's."""
+    cases = {"random": random_like(inputs)}
+    if real is not None:
+        batch = len(inputs[0])
+        for start in range(0, min(len(real[0]), _REAL_EXAMPLES), batch):
+            cases[f"real {start}"] = with_batch(tuple(value[start:] for value in real), batch)
+    return cases
+
+
+def _batches(inputs: Tensors, most: int | None) -> dict[str, Tensors]:
+    sizes = (*_CHECKED_BATCHES, *((most,) if most else ()))
+    return {f"batch {size}": random_like(with_batch(inputs, size), seed=size) for size in sizes}
+
+
+def _by_kind(errors: dict[str, float]) -> dict[str, float]:
+    """`real 0`, `real 1` … -> the largest of them as `real`."""
+    kinds = dict.fromkeys(name.split()[0] for name in errors)
+    return {kind: max(value for name, value in errors.items() if name.split()[0] == kind) for kind in kinds}
+
+
+def _refuse_impossible(chosen: Format, *, half: bool, dynamic: bool | None) -> None:
+    if half and not chosen.half:
+        raise AmcError(
+            f"format {chosen.name} does not store convolutions in 16 bits, so --fp16 would save nothing; "
+            "leave it out, or choose onnx, openvino, litert or ncnn"
+        )
+    if dynamic and chosen.max_batch == 0:
+        raise AmcError(f"format {chosen.name} has a fixed batch; leave --dynamic out, or choose onnx or openvino")

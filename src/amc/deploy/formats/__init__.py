@@ -1,0 +1,37 @@
+"""Formats of files that runtimes load: one small module each, behind one interface."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+from amc.deploy.formats.base import Format
+from amc.deploy.formats.executorch import ExecuTorch
+from amc.deploy.formats.litert import LiteRT
+from amc.deploy.formats.ncnn import Ncnn
+from amc.deploy.formats.onnx import Onnx
+from amc.deploy.formats.openvino import OpenVino
+from amc.deploy.formats.program import Program
+from amc.errors import AmcError
+
+_FORMATS: dict[str, Callable[[], Format]] = {
+    "onnx": Onnx,
+    "torch": Program,
+    "executorch": ExecuTorch,
+    "openvino": OpenVino,
+    "litert": LiteRT,
+    "ncnn": Ncnn,
+}
+FORMATS = tuple(_FORMATS)
+
+
+def get_format(name: str) -> Format:
+    """The format of this name; AmcError for one that is none."""
+    if name not in _FORMATS:
+        close = difflib.get_close_matches(name, FORMATS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(FORMATS)}"
+        raise AmcError(f"unknown format '{name}'; {hint}")
+    return _FORMATS[name]()
+
+
+__all__ = ["FORMATS", "Format", "get_format"]
