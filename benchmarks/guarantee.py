@@ -18,8 +18,6 @@ SEARCHES = {
     "-error*log(MACs)": {"reward": "r_flops"},
     "-error*log(parameters)": {"reward": "r_params"},
     "--max-drop 0.5": {"max_drop": 0.5},
-    "--max-drop 2": {"max_drop": 2.0},
-    "-error*log(parameters), fine-grained": {"reward": "r_params", "method": "fine-grained"},
     "--max-drop 0.5, fine-grained, parameters": {"max_drop": 0.5, "method": "fine-grained", "minimise": "params"},
 }
 

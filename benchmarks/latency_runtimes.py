@@ -1,0 +1,123 @@
+"""Latency, MACs, parameters and file size on every runtime that is installed, one thread, batch 1.
+
+    python benchmarks/latency_runtimes.py trained --runs DIR --model resnet56 --model mobilenet_v1_050
+    python benchmarks/latency_runtimes.py imagenet
+
+`trained`: the runs that latency_search.py left under --runs: dense, uniform at half the MACs, and the two searches.
+`imagenet`: networks for 224x224 images with random weights, as latency does not depend on them: dense, uniform at half
+the MACs, and the channel lists that the paper's authors published.
+
+Variants of one network are timed in alternation; ratios are to the dense one in the same rounds. Runtimes may need
+virtual environments of their own: run it in each, every runtime's figures are kept. Needs a machine on which nothing
+else runs; the outcome goes to benchmarks/results/latency-runtimes.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from runs import load, save
+from torch import nn
+
+from amc import load_run, rundir
+from amc.deploy import MeasureSettings, installed_runtimes, latency
+from amc.errors import AmcError
+from amc.jobs.origin import network_of
+from amc.methods import MethodOptions
+from amc.methods.channel import ChannelMethod
+from amc.rundir import RunDir
+from amc.search import Bounds, Problem, create_agent, parse_budgets, roll_out
+from amc.structure import count_macs, count_params, inspect
+from amc.summary import environment
+from amc.zoo import create_model
+
+RESULT = "latency-runtimes.json"
+IMAGENET = ("mobilenet_v1_imagenet", "mobilenet_v2", "torchvision:resnet50", "torchvision:vgg16")
+PUBLISHED = {  # arXiv 1802.03494's channel lists for MobileNet-V1, by the authors' own code
+    "published, half the FLOPs": (24, 48, 96, 80, 192, 200, 328, 352, 368, 360, 328, 400, 736, 752),
+    "published, half the time": (16, 48, 88, 80, 192, 168, 336, 360, 360, 352, 352, 368, 768, 680),
+}
+
+Variants = dict[str, tuple[nn.Module, dict[str, Any]]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=("trained", "imagenet"))
+    parser.add_argument("--runs", type=Path)
+    parser.add_argument("--model", action="append")
+    parser.add_argument("--runtime", action="append", help="default: all that are installed")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--max-seconds", type=float, default=60.0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.kind == "trained" and (args.runs is None or not args.model):
+        parser.error("trained needs --runs and --model")
+    for name in args.model or IMAGENET:
+        variants, example = trained(args.runs, name) if args.kind == "trained" else imagenet(name)
+        for runtime in args.runtime or installed_runtimes():
+            timed(args, name, variants, example, runtime)
+
+
+def timed(args: argparse.Namespace, name: str, variants: Variants, example: torch.Tensor, runtime: str) -> None:
+    """Measure and keep; a network that a runtime cannot express is said and passed over."""
+    settings = MeasureSettings(rounds=args.rounds, max_seconds=args.max_seconds)
+    networks = {variant: module for variant, (module, _) in variants.items()}
+    try:
+        found: dict[str, Any] = latency(networks, example, runtime=runtime, settings=settings)
+    except AmcError as error:
+        found = {"error": str(error)}
+        print(f"{name} on {runtime}: {error}")
+    record = load(RESULT)
+    entry = record.setdefault(args.kind, {}).setdefault(name, {"variants": {}, "runtimes": {}})
+    for variant, (module, more) in variants.items():
+        costs = {"macs": count_macs(module, example), "params": count_params(module)}
+        entry["variants"][variant] = costs | more
+    entry["runtimes"][runtime] = found
+    save(RESULT, record | {"environment": environment()})
+    for variant, times in found.get("networks", {}).items():
+        print(f"{name} on {runtime}: {variant} {times['latency_ms']:.3f} ms, ratio {times.get('ratio', 1):.3f}")
+
+
+def trained(runs: Path, name: str) -> tuple[Variants, torch.Tensor]:
+    """Dense, uniform, and the searches under MACs and latency, each with its search score."""
+    macs, timed_run = (RunDir.open(runs / f"{name}-{kind}-0") for kind in ("macs", "latency"))
+    summary, other = (run.read_json(rundir.SUMMARY) for run in (macs, timed_run))
+    example = torch.zeros(1, *macs.config()["input_shape"])
+    dense = network_of(macs.config(), macs.path)
+    return {
+        "dense": (dense, {"score": summary["dense"]["score"]}),
+        "uniform, 50% MACs": (uniform(dense, example), {"score": summary["baselines"]["uniform"]["score"]}),
+        "AMC, 50% MACs": (load_run(macs.path, finetuned=False), {"score": summary["slim"]["score"]}),
+        "AMC, 50% latency": (load_run(timed_run.path, finetuned=False), {"score": other["slim"]["score"]}),
+    }, example
+
+
+def imagenet(name: str) -> tuple[Variants, torch.Tensor]:
+    """Dense, uniform, and for MobileNet-V1 the published lists."""
+    model, example = create_model(name).eval(), torch.zeros(1, 3, 224, 224)
+    variants: Variants = {"dense": (model, {}), "uniform, 50% MACs": (uniform(model, example), {})}
+    if name == "mobilenet_v1_imagenet":
+        structure = inspect(model, example)
+        build = ChannelMethod(model, structure, MethodOptions(round_to=1)).builder(None).build
+        variants |= {title: (build(counts), {}) for title, counts in PUBLISHED.items()}
+    return variants, example
+
+
+def uniform(model: nn.Module, example: torch.Tensor) -> nn.Module:
+    """The same share of every group, as large as half the MACs allow."""
+    method = ChannelMethod(model, inspect(model, example), MethodOptions())
+    problem = Problem(method.decisions, method.costs, parse_budgets("macs<=50%"))
+    agent = create_agent("uniform", problem, episodes=1, seed=0)
+    agent.begin_episode(0, 0)
+    keep = roll_out(problem, Bounds(problem), agent.act).keep_counts
+    assert problem.cost(problem.metric, keep) <= problem.limit(problem.budgets[0])
+    return method.builder(None).build(np.array(keep).tolist())
+
+
+if __name__ == "__main__":
+    main()

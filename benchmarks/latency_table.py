@@ -1,0 +1,98 @@
+"""How well a latency table predicts whole networks: random policies, each measured in alternation with the dense one.
+
+    python benchmarks/latency_table.py --model resnet56 --model mobilenet_v1_050 --policies 30
+
+Random weights will do: latency does not depend on them. The table is measured afresh, and its seconds are reported.
+Needs a machine on which nothing else runs; the outcome goes to benchmarks/results/latency-table.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from runs import load, save
+
+from amc.deploy.table import Latency, bench_networks, obtain, open_bench
+from amc.deploy.table.measuring import whole_policies
+from amc.latency import aligned
+from amc.methods import MethodOptions
+from amc.methods.channel import ChannelMethod
+from amc.structure import inspect
+from amc.summary import environment
+from amc.zoo import create_model
+
+RESULT = "latency-table.json"
+TOGETHER = 5  # policies measured at a time, beside the dense network
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", action="append", required=True)
+    parser.add_argument("--runtime", default="onnxruntime")
+    parser.add_argument("--input", type=int, default=32, help="side of the square input")
+    parser.add_argument("--policies", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--points", type=int, default=6, help="widths measured on each side of a layer")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in args.model:
+        record = load(RESULT)
+        record.setdefault("networks", {})[f"{name} on {args.runtime}"] = measured(name, args)
+        save(RESULT, record | {"environment": environment()})
+
+
+def measured(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    model, example = create_model(name).eval(), torch.zeros(1, 3, args.input, args.input)
+    structure = inspect(model, example)
+    method = ChannelMethod(model, structure, MethodOptions())
+    choices = [decision.choices for decision in aligned(method.decisions, None)]
+    build, bench = method.builder(None).build, open_bench(args.runtime, threads=args.threads)
+    with tempfile.TemporaryDirectory() as folder:  # afresh
+        latency = obtain(
+            model, structure, example, choices, build, bench, folder=Path(folder), points=args.points, said=print
+        )
+    policies = whole_policies(choices, args.policies, np.random.default_rng(1))[2:]
+    rows = []
+    for start in range(0, len(policies), TOGETHER):
+        part = {"dense": tuple(options[-1] for options in choices)}
+        part |= {str(index): keep for index, keep in enumerate(policies[start : start + TOGETHER])}
+        found = bench_networks(bench, {key: build(keep) for key, keep in part.items()}, example)
+        dense = found["networks"]["dense"]["latency_ms"]
+        for key, keep in list(part.items())[1:]:
+            entry = found["networks"][key]
+            rows.append(row(latency, keep, entry, dense, steady=found["steady"]))
+            print(f"{name}: {rows[-1]}")
+    errors = np.abs([entry["error"] for entry in rows])
+    return {
+        "mean_error": round(float(errors.mean()), 2),
+        "worst_error": round(float(errors.max()), 2),
+        "unsteady": sum(not entry["steady"] for entry in rows),
+        "dense_ms": latency.dense_ms,
+        "table": latency.summary(),
+        "place": str(bench.place),
+        "cores": os.cpu_count(),
+        "policies": rows,
+    }
+
+
+def row(
+    latency: Latency, keep: tuple[int, ...], entry: dict[str, Any], dense: float, *, steady: bool
+) -> dict[str, Any]:
+    """One policy; the error is that of its share of the dense latency, in percent of it."""
+    predicted = float(latency.cost(np.array(keep))) / latency.dense_ms
+    share = entry["latency_ms"] / dense
+    return {
+        "keep": list(keep), "share": round(share, 4), "predicted": round(predicted, 4),
+        "error": round(100 * (predicted / share - 1), 2), "uncertainty": round(entry["uncertainty"], 4),
+        "steady": steady,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
