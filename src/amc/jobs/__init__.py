@@ -3,8 +3,9 @@
 from amc.jobs.finetune import finetune
 from amc.jobs.inspect import inspect
 from amc.jobs.origin import BATCH, data_of, network_of
+from amc.jobs.resume import resume
 from amc.jobs.schedule import parse_schedule, schedule
-from amc.jobs.search import demo, resume, search
+from amc.jobs.search import demo, search
 
 __all__ = [
     "BATCH",

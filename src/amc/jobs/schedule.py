@@ -18,7 +18,7 @@ from amc.errors import AmcError, BudgetError, RunError
 from amc.jobs.finetune import finetune
 from amc.jobs.origin import config_of
 from amc.jobs.progress import Progress
-from amc.jobs.search import resume, search
+from amc.jobs.search import resume_search, search
 from amc.methods import CHANNEL
 from amc.recovery import FineTuneConfig
 from amc.report import render_schedule
@@ -103,7 +103,7 @@ def _run_round(run: RunDir, config: Mapping[str, Any], number: int, metric: Metr
         settings["budget"] = str(_budget(run, config, number, metric))
         search(path, origin, settings, progress=progress)
     elif not (path / rundir.SUMMARY).is_file():
-        resume(path, progress=progress)
+        resume_search(path, progress=progress)
     if not _finished(path):
         finetune(path, config["tuning"], progress=progress)
 

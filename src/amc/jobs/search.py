@@ -46,13 +46,9 @@ def _with_parent(origin: Mapping[str, Any], out: Path) -> dict[str, Any]:
     return {**origin, **inherited, "model": before["model"], "weights": None, "parent": parent}
 
 
-def resume(run_path: Path, *, progress: Progress) -> Path:
-    """Go on with the run in `run_path`, or with the schedule there."""
+def resume_search(run_path: Path, *, progress: Progress) -> Path:
+    """Go on with the search in `run_path`."""
     run = RunDir.open(run_path)
-    if run.config().get("schedule"):
-        from amc.jobs.schedule import resume_schedule  # it runs searches, one a round
-
-        return resume_schedule(run_path, progress=progress)
     config = config_of(run, "call amc.compress(..., run_dir=..., resume=True) again")
     if run.has(rundir.SUMMARY):  # finished; what was fine-tuned since must stay
         with run.lock():
