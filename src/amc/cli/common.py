@@ -20,7 +20,7 @@ err = Console(stderr=True, highlight=False)  # progress and errors
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The directory that `amc search --out` made.")]
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A zoo or torchvision name, timm:NAME, package.module:factory, or a run to go on from.")
+    str, typer.Argument(metavar="MODEL", help="A zoo or torchvision name, timm:NAME, or package.module:factory.")
 ]
 WeightsOption = Annotated[
     Path | None,
