@@ -30,13 +30,16 @@ def export(
         bool | None,
         typer.Option("--dynamic/--fixed", help="Batches of any size. Default: where the format has them at no cost."),
     ] = None,
+    sparse: Annotated[
+        bool, typer.Option("--sparse", help="litert: do not store zeros of a fine-grained network (docs/sparse.md).")
+    ] = False,
     finetuned: FinetunedOption = True,
     as_json: JsonFlag = False,
 ) -> None:
     """Write the slim network of a run as a file for a runtime, checked against PyTorch."""
     from amc.jobs.export import export as job
 
-    record = job(run, format=format, out=out_path, half=fp16, dynamic=dynamic, finetuned=finetuned)
+    record = job(run, format=format, out=out_path, half=fp16, dynamic=dynamic, sparse=sparse, finetuned=finetuned)
     if as_json:
         print_json(record)
     else:
@@ -109,6 +112,8 @@ def _show_export(record: Mapping[str, Any]) -> None:
     )
     table.add_row("checked", f"{record['checked_with']}: largest error {errors} (limit {record['tolerance']:.0e})")
     out.print(table)
+    if not record.get("sparse_kernels", {}).get("used", True):
+        _note(f"on Arm this file is smaller but no faster: {record['sparse_kernels']['reason']}")
     if record["real_images_missing"]:
         _note(f"not checked on real images: {record['real_images_missing']}")
 

@@ -55,17 +55,19 @@ def export_network(
     format: str = "onnx",
     half: bool = False,
     dynamic: bool | None = None,
+    sparse: bool = False,
     real: Any = None,
 ) -> Export:
     """Write `module` to `path` and check it on random inputs, and on `real` ones if given.
 
     `path`: a file; for formats of several files a directory, which then holds model.*. `half`: weights in 16
-    bits. `dynamic`: batches of any size; None: where the format has them at no cost and the network allows it. An
-    earlier export is replaced only once the new one has passed; the module is left as it was.
+    bits. `sparse`: zeros are not stored (litert). `dynamic`: batches of any size; None: where the format has them
+    at no cost and the network allows it. An earlier export is replaced only once the new one has passed; the
+    module is left as it was.
     AmcError: unknown format, missing package, an operator the format does not have, what comes out differs.
     """
     begin = time.perf_counter()
-    target, inputs, chosen = Path(path), inputs_of(example_input), get_format(format)
+    target, inputs, chosen = Path(path), inputs_of(example_input), get_format(format, sparse=sparse)
     module = on_cpu(module)
     version = get_runtime(chosen.runtime).version()  # a missing package is found before anything is written
     _refuse_impossible(chosen, half=half, dynamic=dynamic)

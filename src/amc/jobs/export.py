@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from amc import rundir
 from amc.deploy.export import export_network
 from amc.deploy.formats import get_format
+from amc.deploy.formats.sparse_kernels import sparse_kernels
 from amc.errors import AmcError
 from amc.jobs.origin import config_of, data_of, network_of
 from amc.rundir import RunDir
@@ -27,15 +29,16 @@ def export(
     out: Path | None = None,
     half: bool = False,
     dynamic: bool | None = None,
+    sparse: bool = False,
     finetuned: bool = True,
 ) -> dict[str, Any]:
     """Write the network of a run, the fine-tuned one if there is one, beside it or to `out`.
 
     The record: that of `amc.deploy.Export`, and run, finetuned, weight_bytes (of the tensors of the dense and the
     slim network as PyTorch holds them) and real_images (on how many it was checked; 0 with the reason in
-    `real_images_missing`).
+    `real_images_missing`). With `sparse`, `sparse_kernels` says what XNNPACK will make of the file on Arm.
     """
-    chosen = get_format(format)
+    chosen = get_format(format, sparse=sparse)
     run = RunDir.open(run_path)
     config = config_of(run, "write result.model with amc.deploy.export_network")
     slim = load_run(run_path, finetuned=finetuned)
@@ -44,12 +47,15 @@ def export(
     record = export_network(
         slim,
         torch.zeros(1, *shape),
-        out or run.file(default_name(chosen.name, chosen.suffixes, half=half)),
+        out or run.file(default_name(chosen.name, chosen.suffixes, half=half, sparse=sparse)),
         format=format,
         half=half,
         dynamic=dynamic,
+        sparse=sparse,
         real=real,
     ).to_json()
+    if sparse:
+        record["sparse_kernels"] = asdict(sparse_kernels(Path(record["path"]).read_bytes()))
     return record | {
         "run": str(run_path),
         "finetuned": finetuned and run.has(rundir.MODEL_FINETUNED),
@@ -59,9 +65,9 @@ def export(
     }
 
 
-def default_name(format: str, suffixes: tuple[str, ...], *, half: bool) -> str:
-    """`model.onnx`, `model-fp16.onnx`, `model-ncnn` (a directory)."""
-    stem = "model-fp16" if half else "model"
+def default_name(format: str, suffixes: tuple[str, ...], *, half: bool, sparse: bool = False) -> str:
+    """`model.onnx`, `model-fp16.onnx`, `model-sparse.tflite`, `model-ncnn` (a directory)."""
+    stem = "model" + "-sparse" * sparse + "-fp16" * half
     return f"{stem}{suffixes[0]}" if len(suffixes) == 1 else f"{stem}-{format}"
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from amc.deploy.formats.base import Format
 from amc.deploy.formats.executorch import ExecuTorch
-from amc.deploy.formats.litert import LiteRT
+from amc.deploy.formats.litert import LiteRT, SparseLiteRT
 from amc.deploy.formats.ncnn import Ncnn
 from amc.deploy.formats.onnx import Onnx
 from amc.deploy.formats.openvino import OpenVino
@@ -25,8 +25,12 @@ _FORMATS: dict[str, Callable[[], Format]] = {
 FORMATS = tuple(_FORMATS)
 
 
-def get_format(name: str) -> Format:
-    """The format of this name; AmcError for one that is none."""
+def get_format(name: str, *, sparse: bool = False) -> Format:
+    """The format of this name; AmcError for one that is none. `sparse`: zeros are not stored (litert alone)."""
+    if sparse and name != "litert":
+        raise AmcError(f"format {name} has no sparse weights; leave --sparse out, or choose litert")
+    if sparse:
+        return SparseLiteRT()
     if name not in _FORMATS:
         close = difflib.get_close_matches(name, FORMATS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(FORMATS)}"

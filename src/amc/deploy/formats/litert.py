@@ -10,6 +10,7 @@ from torch import nn
 
 from amc.deploy.extras import require
 from amc.deploy.failures import explained
+from amc.deploy.formats.sparse_tflite import sparsify_tflite
 from amc.deploy.quiet import silenced
 from amc.deploy.tensors import Tensors
 from amc.structure.trace import inference
@@ -38,6 +39,15 @@ class LiteRT:
                 full = Path(folder, "model.tflite")
                 edge.export(str(full))
                 _store_in_half(full, paths[0])
+
+
+class SparseLiteRT(LiteRT):
+    """`.tflite` with pruned weights in TFLite's sparse format (docs/sparse.md)."""
+
+    def write(self, module: nn.Module, inputs: Tensors, paths: Sequence[Path], *, dynamic: bool, half: bool) -> None:
+        """See `Format`."""
+        super().write(module, inputs, paths, dynamic=dynamic, half=half)
+        paths[0].write_bytes(sparsify_tflite(paths[0].read_bytes()))
 
 
 def _store_in_half(source: Path, target: Path) -> None:
