@@ -15,6 +15,7 @@ from amc.config import SearchConfig
 from amc.errors import EvaluationError, RunError
 from amc.evaluation import as_evaluator
 from amc.job import Job, Observer, prepare
+from amc.latency import TABLE, Judge, Settled
 from amc.pruning import Policy
 from amc.report import render_report
 from amc.rundir import RunDir
@@ -22,6 +23,7 @@ from amc.search import (
     Confirmation,
     EpisodeRecord,
     EpisodeTiming,
+    Metric,
     RewardFunction,
     SearchResult,
     SmallestWithin,
@@ -81,7 +83,8 @@ def compress(
     config, watch = SearchConfig.of(settings), observer or Observer()
     run = _claim(run_dir, config, model, resume=resume)
     final = None if test is None else as_evaluator(test)
-    job = prepare(model, example_input, calibration, evaluate, config, watch, own)
+    table = run.file(TABLE) if run is not None and run.has(TABLE) else None
+    job = prepare(model, example_input, calibration, evaluate, config, watch, own, table)
     if run_dir is not None and run is None:
         record = {
             "amc_version": amc_version(),
@@ -90,6 +93,8 @@ def compress(
             "weights_sha256": fingerprint(model),
         }
         run = RunDir.create(run_dir, record)
+    if run is not None and job.latency is not None and table is None:
+        run.write_json(TABLE, job.latency.table.to_json())  # before the first episode: a resumed search needs this one
     with run.lock() if run else nullcontext():
         return _search_and_finish(job, run, final, watch)
 
@@ -142,9 +147,11 @@ def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer)
     watch.stage("result")
     guarantee = _confirmed(job, found[config.agent])
     best = guarantee.chosen.record if guarantee else found[config.agent].best
+    settled = _measured(job, found[config.agent], guarantee, watch)
+    best = settled.chosen.record if settled else best
     slim = job.scorer.build(best.keep)
     policy = job.scorer.builder.policy(best.keep)
-    summary = summarise(job, slim, best, found, run, test, guarantee)
+    summary = summarise(job, slim, best, found, run, test, guarantee, settled)
     _check_budget(job, summary["slim"])
     if run is not None:
         run.write_bytes(rundir.MODEL, job.method.stored(slim))
@@ -166,6 +173,25 @@ def _confirmed(job: Job, result: SearchResult) -> Confirmation | None:
         return job.confirm.compare(job.scorer.build(record.keep))
 
     return smallest_confirmed(candidates(result.episodes, reward), measure, reward)
+
+
+def _measured(job: Job, result: SearchResult, guarantee: Confirmation | None, watch: Observer) -> Settled | None:
+    """With a latency among the costs: the policy that holds as measured on whole networks."""
+    if job.latency is None:
+        return None
+    watch.stage("latency of the best")
+    limits = [budget for budget in job.config.budgets if budget.metric is Metric.LATENCY]
+    judge = Judge(
+        latency=job.latency,
+        problem=job.problem,
+        budget=limits[0] if limits else None,
+        example_input=job.example_input,
+        build=job.scorer.builder.build,
+        score=job.scorer,
+        reward=job.reward,
+        seed=job.config.seed,
+    )
+    return judge.only(guarantee.chosen.record) if guarantee else judge.settle(result.episodes)
 
 
 def _run_agent(job: Job, name: str, run: RunDir | None, watch: Observer) -> SearchResult:
@@ -204,6 +230,8 @@ def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
 def _check_budget(job: Job, counted: Mapping[str, Any]) -> None:
     """The promise: the recounted network holds the budget. A failure here is a fault of ours."""
     for budget in job.problem.budgets:
+        if budget.metric is Metric.LATENCY:
+            continue  # its network was chosen because it holds as measured
         limit = job.problem.limit(budget)
         if counted[budget.metric] > limit:
             raise RuntimeError(f"{budget} broken: {counted[budget.metric]} {budget.metric} > {limit:.0f}")

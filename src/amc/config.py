@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from amc.deploy.runtimes import RUNTIMES
 from amc.errors import AmcError
-from amc.methods import MethodOptions, check_method
+from amc.methods import CHANNEL, MethodOptions, check_method
 from amc.methods.base import MAX_SPARSITY, MAX_SPARSITY_LINEAR
 from amc.pruning.ranking import Ranking
 from amc.search import AGENTS, BASELINES, REWARDS, Budget, Metric, parse_budgets
@@ -27,7 +28,7 @@ class SearchConfig:
     method: str = "channel"  # or fine-grained, 2:4 (any N:M, n:M), rows, columns, blocks:RxC
     reward: str = "r_err"  # or r_flops, r_params, r_latency; the name of the caller's own function
     max_drop: float | None = None  # points of accuracy that may be lost: the smallest network within them is sought
-    minimise: str = "macs"  # with max_drop: macs, params or size
+    minimise: str = "macs"  # with max_drop: macs, params, size or latency
     confidence: float = CONFIDENCE  # with max_drop: of the drop's upper bound, one-sided, in [0.5, 1)
     agent: str = "ddpg"
     episodes: int = 400
@@ -44,15 +45,21 @@ class SearchConfig:
     keep_sets: int = 3  # checked by the certificate; 0: none
     lock: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
+    runtime: str | None = None  # whose latency counts; None: onnxruntime, where a latency is asked for
+    latency_threads: int = 1
+    device_url: str | None = None  # of the machine that measures latency; None: this one
+    token_file: str | None = None  # with the token of a device server; None: from AMC_DEVICE_TOKEN
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "method", check_method(self.method))
         object.__setattr__(self, "budget", self._resolved_budget())
         rules = {
             "max_drop": (self.max_drop is None or 0 <= self.max_drop < 100, "points of accuracy in [0, 100)"),
-            "minimise": (self.minimise in ("macs", "params", "size"), "macs, params or size"),
+            "minimise": (self.minimise in ("macs", "params", "size", "latency"), "macs, params, size or latency"),
             "confidence": (0.5 <= self.confidence < 1, "in [0.5, 1)"),
             "max_sparsity_linear": (0 <= self.max_sparsity_linear < 1, "in [0, 1)"),
+            "runtime": (self.runtime is None or self.runtime in RUNTIMES, f"one of {', '.join(RUNTIMES)}"),
+            "latency_threads": (self.latency_threads >= 1, "at least 1"),
             "episodes": (self.episodes >= 1, "at least 1"),
             "seed": (self.seed >= 0, "at least 0"),
             "round_to": (self.round_to is None or self.round_to >= 1, "at least 1"),
@@ -67,6 +74,11 @@ class SearchConfig:
         for name, (holds, rule) in rules.items():
             if not holds:
                 raise AmcError(f"{name.replace('_', '-')} must be {rule}, got {getattr(self, name)!r}")
+        if self.times_latency and self.method != CHANNEL:
+            raise AmcError(
+                f"method {self.method} masks weights, which makes no runtime here faster: a latency can be had with "
+                "method channel only"
+            )
 
     def _resolved_budget(self) -> str:
         """The budget as it holds; AmcError where it contradicts what else is asked for."""
@@ -100,6 +112,13 @@ class SearchConfig:
     def metric(self) -> Metric:
         """With `max_drop`: what is made small."""
         return Metric(self.minimise)
+
+    @property
+    def times_latency(self) -> bool:
+        """Whether latency is among the costs."""
+        wanted = self.reward == "r_latency" or (self.max_drop is not None and self.minimise == Metric.LATENCY)
+        limited = any(budget.metric is Metric.LATENCY for budget in self.budgets)
+        return wanted or limited or self.runtime is not None or self.device_url is not None
 
     @property
     def method_options(self) -> MethodOptions:

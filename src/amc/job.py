@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from amc.config import SearchConfig
+from amc.deploy.table import Latency
 from amc.errors import AmcError, DataError, EvaluationError
 from amc.evaluation import Evaluator, PairedEvaluator, as_evaluator
+from amc.latency import aligned, guarded, latency_of
 from amc.methods import CHANNEL, Method, create_method, problem_of
 from amc.modes import evaluating
 from amc.pruning import Calibration, calibrate
@@ -18,6 +21,7 @@ from amc.scoring import Evaluate, PolicyScorer
 from amc.search import (
     EpisodeRecord,
     EpisodeTiming,
+    Metric,
     Problem,
     RewardFunction,
     SmallestWithin,
@@ -56,6 +60,7 @@ class Job:
     reward: RewardFunction
     confirm: PairedEvaluator | None  # with max_drop: on images that the search never scores
     warnings: tuple[str, ...]
+    latency: Latency | None = None  # where it is among the costs
 
 
 def prepare(
@@ -66,13 +71,14 @@ def prepare(
     config: SearchConfig,
     observer: Observer | None = None,
     reward: RewardFunction | None = None,
+    table: Path | None = None,
 ) -> Job:
     """Everything before the first episode; the cheap checks of the user's input come first.
 
-    `reward`: the caller's own function in place of the one that `config` names.
+    `reward`: the caller's own function in place of the one that `config` names. `table`: the latency table of the
+    run that is resumed.
     """
     watch = observer or Observer()
-    budgets = config.budgets
     paid = reward or get_reward(config.reward)
     watch.stage("structure")
     structure = inspect(model, example_input)
@@ -83,7 +89,7 @@ def prepare(
     method = create_method(config.method, model, structure, config.method_options, **locks)
     watch.structure(structure, certificate)
     rewarded = config.metric if config.max_drop is not None else rewarded_metric(paid)
-    problem = problem_of(method, budgets, rewarded)
+    problem, latency, told = _problem(model, structure, example_input, method, config, rewarded, table, watch)
     check_costs(paid, problem.policy_costs(problem.dense.tolist()))
     score = as_evaluator(evaluate, autocast=config.bf16)
     watch.stage("dense score")
@@ -99,11 +105,34 @@ def prepare(
     warnings = tuple(_warnings(method, gathered))
     for warning in warnings:
         watch.warning(warning)
+    warnings = (*told, *warnings)
     watch.stage("ranking and reconstruction")
     scorer = PolicyScorer(method.builder(gathered), score, limited(batches, config.bn_images))
     return Job(
-        model, example_input, config, structure, certificate, method, problem, scorer, dense, paid, confirm, warnings
-    )
+        model, example_input, config, structure, certificate, method, problem, scorer, dense, paid, confirm, warnings,
+        latency,
+    )  # fmt: skip
+
+
+def _problem(
+    model: nn.Module, structure: Structure, example_input: Any, method: Method, config: SearchConfig,
+    rewarded: Metric | None, table: Path | None, watch: Observer,
+) -> tuple[Problem, Latency | None, list[str]]:  # fmt: skip
+    """The search problem; with a latency among its costs if one is asked for, and what there is to say of its table."""
+    if not config.times_latency:
+        return problem_of(method, config.budgets, rewarded), None, []
+    problem_of(method, tuple(b for b in config.budgets if b.metric is not Metric.LATENCY))  # before anything is timed
+    decisions, told = aligned(method.decisions, config.round_to), list[str]()
+
+    def say(warning: str) -> None:
+        told.append(warning)
+        watch.warning(warning)
+
+    watch.stage("latency table")
+    latency = latency_of(model, structure, example_input, method, decisions, config, stored=table, said=say)
+    budgets = guarded(config.budgets, latency)
+    costs = {Metric.LATENCY: latency.cost}
+    return problem_of(method, budgets, rewarded, decisions=decisions, measured=costs), latency, told
 
 
 def _certified(

@@ -16,8 +16,9 @@ from torch import nn
 
 from amc import rundir
 from amc.job import Job, score_of
+from amc.latency import Settled
 from amc.rundir import RunDir
-from amc.search import Confirmation, EpisodeRecord, SearchResult
+from amc.search import Confirmation, EpisodeRecord, Metric, SearchResult
 from amc.structure import Certificate
 
 
@@ -29,11 +30,13 @@ def summarise(
     run: RunDir | None,
     test: Any,
     guarantee: Confirmation | None = None,
+    settled: Settled | None = None,
 ) -> dict[str, Any]:
     """The record of a finished search, as in summary.json; `found` has the result of every agent by name."""
     config = job.config
     origin = run.config() if run else {}
-    dense = {name: int(cost) for name, cost in job.problem.policy_costs(job.problem.dense.tolist()).items()}
+    costs = job.problem.policy_costs(job.problem.dense.tolist())
+    dense = {name: int(cost) for name, cost in costs.items() if name != Metric.LATENCY}
     small = job.method.recount(slim, job.example_input)
     result: dict[str, Any] = {
         "amc_version": amc_version(),
@@ -61,10 +64,43 @@ def summarise(
     }
     if guarantee is not None:
         result["guarantee"] = _guarantee(job, guarantee)
+    if settled is not None:
+        result["latency"] = _latency(job, settled)
+        result["dense"]["latency"] = settled.chosen.dense_ms
+        result["slim"]["latency"] = settled.chosen.latency_ms
+        result["warnings"] += [] if settled.chosen.steady else [_unsteady(settled)]
     if test is not None:
         result["dense"]["test"] = score_of(test, job.model, "dense")
         result["slim"]["test"] = score_of(test, slim, "slim")
     return result
+
+
+def _latency(job: Job, settled: Settled) -> dict[str, Any]:
+    """Where and how latency was measured, in ms, and how well the table had predicted it."""
+    assert job.latency is not None
+    place, chosen = job.latency.bench.place, settled.chosen
+    return {
+        "runtime": place.runtime,
+        "version": place.version,
+        "threads": place.threads,
+        "precision": place.precision,
+        "device": place.device,
+        "machine": dict(settled.machine),
+        "dense_ms": chosen.dense_ms,
+        "slim_ms": chosen.latency_ms,
+        "predicted_ms": chosen.predicted_ms,
+        "share": chosen.share,
+        "uncertainty": chosen.uncertainty,
+        "steady": chosen.steady,
+        "measured": len(settled.trials),
+        "scored_again": settled.scored,
+        "table": job.latency.summary(),
+    }
+
+
+def _unsteady(settled: Settled) -> str:
+    doubt = settled.chosen.uncertainty / settled.chosen.share
+    return f"the machine was too busy for steady latencies: the ratio may be off by {doubt:.0%}"
 
 
 def _locked(job: Job) -> list[dict[str, Any]]:

@@ -68,14 +68,21 @@ def inspect(
 
 @reported
 def search(
-    model: ModelArgument,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A zoo or torchvision name, timm:NAME, package.module:factory, or a run to go on from.",
+        ),
+    ],
     out_dir: Annotated[Path, typer.Option("--out", help="Directory for the run; must not hold another.")],
     weights: WeightsOption = None,
     data: Annotated[
         str | None, typer.Option(help="digits, cifar10:ROOT, imagefolder:ROOT, or package.module:factory.")
     ] = None,
     budget: Annotated[
-        str | None, typer.Option(help='Such as "macs<=50%,size<=1MB"; default half the MACs; none with a --reward.')
+        str | None,
+        typer.Option(help='"macs<=50%,size<=1MB", "latency<=4ms" …; default half the MACs; none with --reward.'),
     ] = None,
     reward: Annotated[
         str, typer.Option(help="r_err under a budget; without one r_flops, r_params or r_latency.")
@@ -83,7 +90,7 @@ def search(
     max_drop: Annotated[
         float | None, typer.Option(help="Points of accuracy that may be lost: find the smallest network within.")
     ] = None,
-    minimise: Annotated[str, typer.Option(help="What --max-drop makes small: macs, params or size.")] = "macs",
+    minimise: Annotated[str, typer.Option(help="What --max-drop makes small: macs, params, size or latency.")] = "macs",
     confidence: Annotated[float, typer.Option(help="Of --max-drop, one-sided.")] = 0.8,
     schedule: Annotated[
         str | None, typer.Option(help="Prune and fine-tune in rounds, to these shares: 0.5,0.35,0.25,0.2.")
@@ -123,6 +130,14 @@ def search(
     keep_sets: Annotated[int, typer.Option("--certify", help="Random keep sets to check first.")] = 3,
     lock: LockOption = None,
     only: OnlyOption = None,
+    runtime: Annotated[
+        str | None, typer.Option(help="Whose latency counts: onnxruntime (the default), openvino, executorch …")
+    ] = None,
+    latency_threads: Annotated[int, typer.Option(help="Threads it runs on.")] = 1,
+    device_url: Annotated[
+        str | None, typer.Option(help="Measure latency there: http://HOST:PORT of `amc device serve`, or adb://…")
+    ] = None,
+    token_file: Annotated[Path | None, typer.Option(help="Holds the device's token (or AMC_DEVICE_TOKEN).")] = None,
     test: Annotated[bool, typer.Option(help="Evaluate dense and slim on the test split at the end.")] = True,
     recipe: RecipeOption = None,
     as_json: JsonFlag = False,
@@ -141,6 +156,8 @@ def search(
         "max_sparsity": max_sparsity, "max_sparsity_linear": max_sparsity_linear, "ranking": ranking,
         "reconstruct": reconstruct, "bn_images": bn_images, "calibration_images": calibration_images,
         "bf16": bf16, "keep_sets": keep_sets, "lock": tuple(lock or ()), "only": tuple(only or ()),
+        "runtime": runtime, "latency_threads": latency_threads, "device_url": device_url,
+        "token_file": None if token_file is None else str(token_file.resolve()),
     }  # fmt: skip
     origin = {
         "command": "search", "model": model, "weights": None if weights is None else str(weights.resolve()),

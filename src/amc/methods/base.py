@@ -81,11 +81,19 @@ class Method(Protocol):
         ...
 
 
-def problem_of(method: Method, budgets: tuple[Budget, ...], metric: Metric | None = None) -> Problem:
+def problem_of(
+    method: Method,
+    budgets: tuple[Budget, ...],
+    metric: Metric | None = None,
+    *,
+    decisions: tuple[Decision, ...] | None = None,
+    measured: Mapping[Metric, CostFunction] | None = None,
+) -> Problem:
     """The search problem. BudgetError where nothing can be pruned or a budget cannot be reached.
 
     `metric`: without a budget, the cost that the reward is about, in which the agent then sees its progress.
+    `decisions`: in place of the method's own. `measured`: costs beside its closed forms, such as the latency.
     """
-    costs = method.costs
+    costs = {**method.costs, **(measured or {})}
     first = {metric: costs[metric]} if metric is not None and metric in costs else {}
-    return Problem(method.decisions, {**first, **costs}, budgets)
+    return Problem(decisions or method.decisions, {**first, **costs}, budgets)

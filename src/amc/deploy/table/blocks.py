@@ -1,0 +1,250 @@
+"""A network's operator blocks: each convolution or linear layer with its activation, as shapes and nothing else.
+
+Reads the structure; of the modules only padding and dilation. A block has no weights and no channel counts: those come
+from the policy, through `Width`. Layers of equal shape are one block and are measured once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from amc.deploy.tensors import Tensors
+from amc.structure import Layer, Structure
+from amc.structure.structure import Slots
+
+Counts = npt.NDArray[np.int64]
+
+_CONVOLUTIONS: dict[tuple[str, int], type[nn.Module]] = {
+    ("conv", 1): nn.Conv1d, ("conv", 2): nn.Conv2d, ("conv", 3): nn.Conv3d,
+    ("conv_transpose", 1): nn.ConvTranspose1d, ("conv_transpose", 2): nn.ConvTranspose2d,
+    ("conv_transpose", 3): nn.ConvTranspose3d,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A layer without its channel counts. Two layers with equal blocks take equally long at equal counts."""
+
+    kind: str  # conv | conv_transpose | linear
+    input_size: tuple[int, ...]  # spatial; of a linear layer, how many vectors it maps
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    output_padding: tuple[int, ...] = ()  # of a transposed convolution
+    groups: int = 1  # that stay as many, whatever is pruned
+    per_group: tuple[int, int] | None = None  # inputs, outputs of one where whole groups go; depthwise: (1, 1)
+    bias: bool = True
+
+    @property
+    def name(self) -> str:
+        """Short and unique, such as `conv 32x32 k3x3 s1x1 p1x1 d1x1`: what tables are keyed by."""
+        parts = {
+            "k": self.kernel, "s": self.stride, "p": self.padding, "d": self.dilation, "op": self.output_padding,
+        }  # fmt: skip
+        words = [
+            self.kind,
+            _times(self.input_size),
+            *(f"{key}{_times(value)}" for key, value in parts.items() if value),
+        ]
+        words += [f"g{self.groups}"] if self.groups > 1 else []
+        words += [f"per-group {self.per_group[0]}:{self.per_group[1]}"] if self.per_group else []
+        return " ".join([*words, *([] if self.bias else ["no bias"])])
+
+    @property
+    def kernel_area(self) -> int:
+        """Positions of the kernel; 1 for a linear layer."""
+        return math.prod(self.kernel)
+
+    def module(self, inputs: int, outputs: int, copies: int) -> nn.Module:
+        """`copies` layers side by side on one input, added up, then the activation; random weights."""
+        with torch.random.fork_rng(devices=[]):  # whoever calls keeps his random numbers
+            return _Sum([self._layer(inputs, outputs) for _ in range(copies)]).eval()
+
+    def example(self, inputs: int) -> Tensors:
+        """Random input of one example: [1, inputs, *input_size], for a linear layer [1, (vectors,) inputs]."""
+        generator = torch.Generator().manual_seed(0)
+        if self.kind == "linear":
+            vectors = () if self.input_size == (1,) else self.input_size
+            return (torch.randn(1, *vectors, inputs, generator=generator),)
+        return (torch.randn(1, inputs, *self.input_size, generator=generator),)
+
+    def macs(self, inputs: int, outputs: int) -> int:
+        """Multiply-accumulates of one layer of these counts (stride taken off, padding not counted)."""
+        area = math.prod(self.input_size) // (math.prod(self.stride) if self.kind == "conv" else 1)
+        return max(1, area * math.prod(self.kernel) * inputs * outputs // self._groups(inputs))
+
+    def weights(self, inputs: int, outputs: int) -> int:
+        """Weights of one layer of these counts."""
+        return math.prod(self.kernel) * inputs * outputs // self._groups(inputs)
+
+    def _groups(self, inputs: int) -> int:
+        return inputs // self.per_group[0] if self.per_group else self.groups
+
+    def _layer(self, inputs: int, outputs: int) -> nn.Module:
+        if self.kind == "linear":
+            return nn.Linear(inputs, outputs, bias=self.bias)
+        more = {"output_padding": self.output_padding} if self.kind == "conv_transpose" else {}
+        return _CONVOLUTIONS[self.kind, len(self.kernel)](
+            inputs, outputs, self.kernel, stride=self.stride, padding=self.padding, dilation=self.dilation,
+            groups=self._groups(inputs), bias=self.bias, **more,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRun:
+    """A block with its channels, to be timed; made when it is needed, as all of a table's would fill the memory."""
+
+    block: Block
+    inputs: int
+    outputs: int
+    copies: int
+
+    def module(self) -> nn.Module:
+        """See `Block.module`."""
+        return self.block.module(self.inputs, self.outputs, self.copies)
+
+    def example(self) -> Tensors:
+        """See `Block.example`."""
+        return self.block.example(self.inputs)
+
+
+class Run(Protocol):
+    """Something small to be timed."""
+
+    def module(self) -> nn.Module: ...
+
+    def example(self) -> Tensors: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeRun:
+    """Three convolutions in a row, the middle of which has `width` outputs.
+
+    How does latency depend on it where the runtime has chosen its own layout of the channels, as inside a network?
+    """
+
+    width: int
+    around: int = 64
+    size: int = 16
+
+    def module(self) -> nn.Module:
+        """[1, around, size, size] -> the same."""
+        with torch.random.fork_rng(devices=[]):
+            widths = (self.around, self.around, self.width, self.around)
+            pairs = itertools.pairwise(widths)
+            layers = [part for a, b in pairs for part in (nn.Conv2d(a, b, 3, padding=1), nn.ReLU())]
+            return nn.Sequential(*layers).eval()
+
+    def example(self) -> Tensors:
+        """Random input."""
+        return (torch.randn(1, self.around, self.size, self.size, generator=torch.Generator().manual_seed(0)),)
+
+
+class _Sum(nn.Module):
+    """Layers that read the same input; runtimes fold the sum into the layers as they do with a shortcut."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[1, inputs, ...] -> [1, outputs, ...]."""
+        y: Tensor = self.layers[0](x)
+        for layer in list(self.layers)[1:]:
+            y = y + layer(x)
+        return y.relu()
+
+
+@dataclass(frozen=True)
+class Width:
+    """How many channels one side of a layer has: fixed + per_channel @ keep counts, all whole numbers."""
+
+    fixed: int
+    per_channel: Counts  # [groups of the structure]
+
+    def at(self, keep_counts: npt.ArrayLike) -> Counts:
+        """Keep counts [..., G] -> channels [...]."""
+        result: Counts = np.asarray(keep_counts, dtype=np.int64) @ self.per_channel + self.fixed
+        return result
+
+    @property
+    def unit(self) -> int:
+        """What every possible difference of two widths is a multiple of: 1, or 49 for 7x7 flattened maps."""
+        return max(1, int(np.gcd.reduce(self.per_channel, initial=0)))
+
+    @classmethod
+    def of(cls, slots: Slots, structure: Structure) -> Width:
+        """From a layer's `input` or `output`."""
+        inside = [(slots >= group.offset) & (slots < group.offset + group.size) for group in structure.groups]
+        per_channel = [
+            np.count_nonzero(mask) // group.size for mask, group in zip(inside, structure.groups, strict=True)
+        ]
+        return cls(int(np.count_nonzero(slots < 0)), np.array(per_channel, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class LayerBlock:
+    """One layer of a network: its block, and its channels on either side as functions of the policy."""
+
+    layer: str
+    block: Block
+    inputs: Width
+    outputs: Width
+    positions: int  # spatial positions of the output
+
+
+def blocks_of(model: nn.Module, structure: Structure) -> tuple[LayerBlock, ...]:
+    """Every convolution and linear layer, in execution order."""
+    return tuple(_layer_block(model, structure, layer) for layer in structure.layers if layer.macs)
+
+
+def _layer_block(model: nn.Module, structure: Structure, layer: Layer) -> LayerBlock:
+    inputs, outputs = layer.input.size, layer.output.size
+    positions = max(1, layer.macs * layer.groups // (inputs * outputs * math.prod(layer.kernel)))
+    return LayerBlock(
+        layer=layer.name,
+        block=_block(model, layer, positions),
+        inputs=Width.of(layer.input, structure),
+        outputs=Width.of(layer.output, structure),
+        positions=positions,
+    )
+
+
+def _block(model: nn.Module, layer: Layer, positions: int) -> Block:
+    bias = layer.bias is not None or layer.kind != "linear"  # a batch norm, once folded, leaves a bias behind
+    if layer.kind == "linear":
+        return Block("linear", (positions,), bias=bias)
+    whole = layer.groups > 1 and not layer.tied_across
+    module = dict(model.named_modules()).get(layer.name)
+    rank = len(layer.kernel)
+    same = tuple(size // 2 for size in layer.kernel)  # of a functional convolution nothing else is known
+    padding, dilation, output_padding = (
+        _tuple(getattr(module, name, default), rank, default)
+        for name, default in (("padding", same), ("dilation", (1,) * rank), ("output_padding", (0,) * rank))
+    )
+    return Block(
+        kind=layer.kind, input_size=layer.input_size, kernel=layer.kernel, stride=layer.stride or (1,) * rank,
+        padding=padding, dilation=dilation, output_padding=output_padding if layer.kind == "conv_transpose" else (),
+        groups=1 if whole else layer.groups,
+        per_group=(layer.input.size // layer.groups, layer.output.size // layer.groups) if whole else None,
+    )  # fmt: skip
+
+
+def _tuple(value: object, rank: int, default: tuple[int, ...]) -> tuple[int, ...]:
+    if isinstance(value, int):
+        return (value,) * rank
+    return tuple(value) if isinstance(value, tuple) and len(value) == rank else default  # "same" is the default
+
+
+def _times(numbers: Sequence[int]) -> str:
+    return "x".join(map(str, numbers))

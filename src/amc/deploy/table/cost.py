@@ -1,0 +1,122 @@
+"""The latency of a policy, in closed form from a table: what the search bounds and pays with. Pure numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import nnls
+
+from amc.deploy.table.grid import FloatArray
+from amc.deploy.table.plan import Key, Plan
+
+_PICO = 1e9  # picoseconds in a millisecond: costs are added up as whole numbers
+_LEAST_SHARE = 0.02  # of the dense latency; a straight line may promise less, far from its data
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """From the table's sum to a whole network.
+
+    Latency is that of the dense network less so much for each ms that the sum of the blocks drops by, for each million
+    values that the layers no longer write, and for each million weights that are no longer read: alone, a block has
+    its weights in the nearest cache, within a network it has not. No slope is negative, so latency never falls where
+    a layer grows; the dense network, which relative budgets refer to, is met exactly.
+    """
+
+    dense_ms: float
+    slopes: tuple[float, float, float]  # ms per ms of blocks, per million values written, per million weights
+
+    def at(self, drop: FloatArray) -> FloatArray:
+        """Latency in ms [...] where the sums (as `BlockSums`, [..., 3]) are less than the dense network's by `drop`."""
+        blocks, writes, weights = self.slopes
+        saved: FloatArray = blocks * drop[..., 0] + writes * drop[..., 1] + weights * drop[..., 2]
+        return self.dense_ms - saved
+
+
+class BlockSums:
+    """What a policy's blocks take, summed over its layers, and what passes between them.
+
+    Sums are exact in whole picoseconds, so that a policy costs the same in whatever company it is asked for.
+    """
+
+    def __init__(self, plan: Plan, times: Mapping[Key, float]) -> None:
+        sides = [(layer.spec.inputs, layer.inputs) for layer in plan.layers]
+        sides += [(layer.spec.outputs, layer.outputs) for layer in plan.layers]
+        self._fixed = np.array([width.fixed for width, _ in sides], dtype=np.float64)
+        self._per_channel = np.array([width.per_channel for width, _ in sides], dtype=np.float64).T
+        self._low = np.array([axis.low for _, axis in sides], dtype=np.float64)
+        self._pitch = np.array([axis.pitch for _, axis in sides], dtype=np.float64)
+        self._last = np.array([len(axis.places) - 1 for _, axis in sides], dtype=np.int64)
+        tables = plan.tables(times)
+        starts: dict[int, int] = {}
+        parts: list[FloatArray] = []
+        for table in tables:
+            if id(table) not in starts:
+                starts[id(table)] = sum(map(len, parts))
+                parts.append(np.rint(table.ravel() * _PICO))
+        self._times = np.concatenate(parts)
+        self._starts = np.array([starts[id(table)] for table in tables], dtype=np.int64)
+        self._columns = np.array([table.shape[1] for table in tables], dtype=np.int64)
+        positions = np.array([layer.spec.positions for layer in plan.layers], dtype=np.float64)
+        outputs = [layer.spec.outputs for layer in plan.layers]
+        self._writes = positions @ np.array([width.per_channel for width in outputs], dtype=np.float64)
+        self._writes_fixed = float(positions @ np.array([width.fixed for width in outputs]))
+        self._kernels = np.array([layer.spec.block.kernel_area for layer in plan.layers], dtype=np.float64)
+        per_group = [layer.spec.block.per_group for layer in plan.layers]
+        self._reads = np.array([entry[0] if entry else 0 for entry in per_group], dtype=np.float64)
+        self._groups = np.array([layer.spec.block.groups for layer in plan.layers], dtype=np.float64)
+
+    def __call__(self, keep_counts: npt.ArrayLike) -> FloatArray:
+        """Keep counts [..., G] -> [..., 3]: ms of all blocks, millions of values they write, of weights they read."""
+        counts = np.asarray(keep_counts, dtype=np.float64)
+        widths = counts @ self._per_channel + self._fixed
+        places = np.ceil((widths - self._low) / self._pitch).astype(np.int64)
+        places = np.clip(places, 0, self._last)
+        layers = len(self._starts)
+        flat = self._starts + places[..., :layers] * self._columns + places[..., layers:]
+        inputs, outputs = widths[..., :layers], widths[..., layers:]
+        read = np.where(self._reads > 0, self._reads, np.floor(inputs / self._groups))  # inputs of one output
+        weights = (self._kernels * read * outputs).sum(axis=-1)
+        writes = counts @ self._writes + self._writes_fixed
+        return np.stack([self._times[flat].sum(axis=-1) / _PICO, writes / 1e6, weights / 1e6], axis=-1)
+
+
+class LatencyCost:
+    """`CostFunction` in ms, never falling with any keep count."""
+
+    def __init__(self, sums: BlockSums, correction: Correction, dense: npt.ArrayLike) -> None:
+        """`dense`: keep counts [G] of the dense network."""
+        self.sums, self.correction = sums, correction
+        self._dense = sums(dense)
+
+    def __call__(self, keep_counts: npt.NDArray[np.int64], /) -> FloatArray:
+        """Keep counts [..., G] -> latency [...] in ms."""
+        line = self.correction.at(self._dense - self.sums(keep_counts))
+        return np.maximum(line, _LEAST_SHARE * self.correction.dense_ms)
+
+
+def fit(sums: FloatArray, measured_ms: FloatArray) -> Correction:
+    """The correction, from the sums [n, 3] and latencies [n] of whole networks, of which the first is the dense one.
+
+    Least squares of relative errors over slopes that are not negative. Raises ValueError where the measured
+    latencies do not follow the table at all.
+    """
+    weights = 1 / measured_ms[1:]
+    rows = sums[0] - sums[1:]
+    slopes, _ = nnls(rows * weights[:, None], (measured_ms[0] - measured_ms[1:]) * weights)
+    if not slopes.any():
+        raise ValueError("smaller networks are no faster")
+    return Correction(float(measured_ms[0]), (float(slopes[0]), float(slopes[1]), float(slopes[2])))
+
+
+def held_out_errors(sums: FloatArray, measured_ms: FloatArray) -> FloatArray:
+    """Relative error of every network but the dense one, each predicted from all the others: [n - 1]."""
+    errors = []
+    for index in range(1, len(measured_ms)):
+        rest = np.delete(np.arange(len(measured_ms)), index)
+        found = fit(sums[rest], measured_ms[rest])
+        errors.append(float(found.at(sums[0] - sums[index])) / measured_ms[index] - 1)
+    return np.array(errors)

@@ -1,0 +1,167 @@
+"""Measuring a latency table: the runtime's step, every block at its widths, then a few whole networks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from amc.deploy.measure import MeasureSettings
+from amc.deploy.table.bench import NETWORK_SETTINGS, Bench
+from amc.deploy.table.blocks import Block, BlockRun, ProbeRun
+from amc.deploy.table.cost import BlockSums, LatencyCost, fit, held_out_errors
+from amc.deploy.table.grid import FloatArray
+from amc.deploy.table.plan import Key, Plan, Stairs
+from amc.deploy.table.record import LatencyTable, WholeNetwork
+from amc.errors import AmcError
+
+NETWORKS = 8  # random ones, beside the dense and the least
+STEPS = (16, 8, 4)  # of the channels, that runtimes are known to like
+
+_LIGHT_MACS = 50_000_000  # up to this a block is measured three times over, less once
+_HEAVY_WEIGHTS = 16_000_000  # beyond this once must do
+_FLOOR_MS = 1e-5  # a difference that noise turned negative: the block takes next to nothing
+_SAME = 0.8  # share of a stair's rise that half a stair's width has taken, if there is a stair
+_SAVES = 0.5  # share of what a proportional saving would be, from which on narrow layers count as they are
+
+
+class NoiseError(AmcError):
+    """The machine is too noisy for what is to be decided."""
+
+
+Build = Callable[[Sequence[int]], nn.Module]
+
+
+def find_stairs(bench: Bench) -> Stairs:
+    """How the runtime's latency steps with the channels, from a few convolutions in a row."""
+    widths = sorted({32 + step for step in STEPS} | {32 + step // 2 for step in STEPS} | {8, 16, 32})
+    times = dict(zip(widths, bench.blocks([ProbeRun(width) for width in widths]), strict=True))
+    for step in STEPS:
+        rise = times[32 + step] - times[32]
+        if rise > 0 and times[32 + step // 2] - times[32] >= _SAME * rise:
+            # Below the first stair: does half of it save anything, of what a stair costs?
+            saved = times[16] - times[8]
+            return Stairs(step, 0 if saved < _SAVES * (times[32] - times[16]) / 2 else step)
+    return Stairs(1, 0)
+
+
+def block_times(wanted: Sequence[tuple[Block, int, int]], bench: Bench) -> list[float]:
+    """Latency in ms of each block at its channels in and out.
+
+    What a call costs in itself, and what it takes to bring the input into the runtime's layout and the output back,
+    happens once in a network. It is taken out here: several equal layers side by side less one alone.
+    """
+    copies = [_copies(*each) for each in wanted]
+    runs = [BlockRun(*each, count) for each, several in zip(wanted, copies, strict=True) for count in {1, several}]
+    measured = dict(zip(runs, bench.blocks(runs), strict=True))
+    times = []
+    for each, several in zip(wanted, copies, strict=True):
+        alone = measured[BlockRun(*each, 1)]
+        together = measured[BlockRun(*each, several)]
+        times.append(max(_FLOOR_MS, alone if several == 1 else (together - alone) / (several - 1)))
+    return times
+
+
+def measure_table(
+    network: str,
+    plan: Plan,
+    build: Build,
+    example_input: Any,
+    choices: Sequence[Sequence[int]],
+    bench: Bench,
+    *,
+    seed: int = 0,
+) -> LatencyTable:
+    """Measure everything that `plan` asks for, and whole networks that `build` makes of keep counts.
+
+    Raises NoiseError where the whole networks are too unsteady to correct the table by.
+    """
+    began = time.perf_counter()
+    times = dict(
+        zip(plan.keys, block_times([(plan.blocks[key[0]], *key[1:]) for key in plan.keys], bench), strict=True)
+    )
+    policies = whole_policies(choices, NETWORKS, np.random.default_rng(seed))
+    record = bench_networks(bench, {str(index): build(keep) for index, keep in enumerate(policies)}, example_input)
+    networks = tuple(
+        WholeNetwork(keep, float(entry["latency_ms"]), float(entry["spread"]))
+        for keep, entry in zip(policies, record["networks"].values(), strict=True)
+    )
+    table = LatencyTable(network, bench.place, plan.stairs, times, networks, time.perf_counter() - began)
+    correction_of(plan, table)  # refuses what cannot be used, before it is kept
+    return table
+
+
+def whole_policies(
+    choices: Sequence[Sequence[int]], count: int, generator: np.random.Generator
+) -> list[tuple[int, ...]]:
+    """The dense policy, the least, and `count` random ones at levels all the way between."""
+    sizes, least = (np.array([options[end] for options in choices], dtype=np.float64) for end in (-1, 0))
+    policies = [tuple(int(v) for v in sizes), tuple(int(v) for v in least)]
+    for index in range(count):
+        level = (index + generator.uniform()) / count
+        position = np.clip(level + 0.5 * generator.uniform(-1, 1, len(sizes)), 0, 1)
+        wish = least + position * (sizes - least)
+        policies.append(
+            tuple(int(min(options, key=lambda k: abs(k - w))) for options, w in zip(choices, wish, strict=True))
+        )
+    return policies
+
+
+def bench_networks(
+    bench: Bench,
+    networks: Mapping[str, nn.Module],
+    example_input: Any,
+    settings: MeasureSettings = NETWORK_SETTINGS,
+) -> dict[str, Any]:
+    """Time whole networks in alternation; where that is not steady, once more and for longer.
+
+    The record of `amc.deploy.latency`; its `steady` says whether it can be trusted.
+    """
+    record = bench.networks(networks, example_input, settings)
+    if record["steady"]:
+        return record
+    longer = MeasureSettings(
+        rounds=2 * settings.rounds, warmup=settings.warmup, round_seconds=settings.round_seconds,
+        precision=settings.precision, max_seconds=2 * settings.max_seconds,
+    )  # fmt: skip
+    again = bench.networks(networks, example_input, longer)
+    return again if again["steady"] or _worst(again) <= _worst(record) else record
+
+
+def correction_of(plan: Plan, table: LatencyTable) -> tuple[LatencyCost, FloatArray]:
+    """The cost function that a table gives, and its relative error on each whole network but the dense.
+
+    Every error is that of a prediction from the other networks only. Raises NoiseError where the measured networks do
+    not follow the table.
+    """
+    sums = BlockSums(plan, table.times)
+    keep = np.array([entry.keep for entry in table.networks], dtype=np.int64)
+    measured = np.array([entry.latency_ms for entry in table.networks])
+    try:
+        correction = fit(sums(keep), measured)
+        errors = held_out_errors(sums(keep), measured)
+    except ValueError as error:
+        spread = max(entry.spread for entry in table.networks)
+        raise NoiseError(
+            f"latency cannot be told on this machine: {error} in {len(measured)} whole networks measured with a "
+            f"spread of {spread:.0%}; let nothing else run, or use another machine with --device-url"
+        ) from None
+    return LatencyCost(sums, correction, keep[0]), errors
+
+
+def _copies(block: Block, inputs: int, outputs: int) -> int:
+    if block.weights(inputs, outputs) > _HEAVY_WEIGHTS:
+        return 1
+    return 3 if block.macs(inputs, outputs) <= _LIGHT_MACS else 2
+
+
+def _worst(record: Mapping[str, Any]) -> float:
+    return max(float(entry["spread"]) for entry in record["networks"].values())
+
+
+def complete(plan: Plan, times: Mapping[Key, float]) -> bool:
+    """Whether a table holds all that the plan needs."""
+    return all(key in times for key in plan.keys)

@@ -1,0 +1,129 @@
+"""The latency table of a network: from the run that is resumed, from the cache, or measured now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from amc.deploy.table.bench import Bench
+from amc.deploy.table.cost import LatencyCost
+from amc.deploy.table.grid import FloatArray
+from amc.deploy.table.measuring import Build, complete, correction_of, find_stairs, measure_table
+from amc.deploy.table.plan import POINTS, Plan, network_key, plan_table
+from amc.deploy.table.record import LatencyTable, TableError, cache_path, read_table, write_table
+from amc.errors import RunError
+from amc.structure import Structure
+
+
+@dataclass(frozen=True)
+class Latency:
+    """A network's latency as the search needs it."""
+
+    bench: Bench
+    table: LatencyTable
+    cost: LatencyCost
+    errors: FloatArray  # relative, of each whole network measured but the dense, predicted from the others
+
+    @property
+    def dense_ms(self) -> float:
+        """Of the dense network, measured whole beside the others of the table."""
+        return self.table.networks[0].latency_ms
+
+    def summary(self) -> dict[str, Any]:
+        """For summary.json: how large the table is, what it took, and how far it is off, in percent."""
+        return {
+            "blocks": len(self.table.times),
+            "step": self.table.stairs.step,
+            "networks": len(self.table.networks),
+            "seconds": round(self.table.seconds, 1),
+            "mean_error": round(100 * float(abs(self.errors).mean()), 2),
+            "worst_error": round(100 * float(abs(self.errors).max()), 2),
+        }
+
+
+def obtain(
+    model: nn.Module,
+    structure: Structure,
+    example_input: Any,
+    choices: Sequence[Sequence[int]],
+    build: Build,
+    bench: Bench,
+    *,
+    stored: Path | None = None,
+    folder: Path | None = None,
+    points: int = POINTS,
+    said: Callable[[str], None] = lambda _: None,
+) -> Latency:
+    """The table for policies whose keep counts are among `choices`.
+
+    build: keep counts -> the sliced network, for the whole networks that the table is corrected by.
+    stored: the table of the run that is being resumed; it must be used as it is, so RunError where it cannot be.
+    folder: in place of the cache directory.
+    said: hears why a table in the cache is measured again.
+    """
+    if stored is not None:
+        return _of_run(stored, model, structure, choices, points, bench)
+    plan = plan_table(model, structure, choices, points=points)
+    network = network_key(model, plan, choices)
+    path = cache_path(network, bench.place, folder)
+    table = _cached(path, network, bench, said) if path.exists() else None
+    if table is not None:
+        plan = plan_table(model, structure, choices, stairs=table.stairs, points=points)
+        if complete(plan, table.times):
+            return Latency(bench, table, *correction_of(plan, table))
+        said(f"latency table '{path}' is not complete; measuring it again")
+    plan = plan_table(model, structure, choices, stairs=find_stairs(bench), points=points)
+    table = measure_table(network, plan, build, example_input, choices, bench)
+    try:
+        write_table(path, table)
+    except RunError as error:
+        said(f"the latency table is not kept for later: {error}")
+    return Latency(bench, table, *correction_of(plan, table))
+
+
+def _of_run(
+    stored: Path, model: nn.Module, structure: Structure, choices: Sequence[Sequence[int]], points: int, bench: Bench
+) -> Latency:
+    try:
+        table = read_table(stored)
+        plan: Plan = plan_table(model, structure, choices, stairs=table.stairs, points=points)
+        if table.network != network_key(model, plan, choices) or not complete(plan, table.times):
+            raise TableError(f"'{stored}' is the table of another network")
+    except TableError as error:
+        raise RunError(f"{error}; the search cannot go on without its own table: start a new run") from None
+    if (table.place.runtime, table.place.version) != (bench.place.runtime, bench.place.version):
+        raise RunError(
+            f"this search was started with {table.place.runtime} {table.place.version}, now there is "
+            f"{bench.place.runtime} {bench.place.version}; install that version again, or start a new run"
+        )
+    if table.place.key != bench.place.key:
+        raise RunError(
+            f"this search was started on another machine ({table.place.machine.get('cpu')}); latency holds for one "
+            "machine only: resume it there, or start a new run"
+        )
+    return Latency(bench, table, *correction_of(plan, table))
+
+
+def _cached(path: Path, network: str, bench: Bench, said: Callable[[str], None]) -> LatencyTable | None:
+    """The table in the cache; None, and why is said, where it has to be measured again."""
+    try:
+        table = read_table(path)
+    except TableError as error:
+        said(f"latency table {error}; measuring it again")
+        return None
+    if table.place.version != bench.place.version:
+        said(
+            f"the latency table was measured with {bench.place.runtime} {table.place.version}, now there is "
+            f"{bench.place.version}; measuring it again"
+        )
+        return None
+    mine = (network, bench.place.runtime, bench.place.threads, bench.place.precision, bench.place.key)
+    its = (table.network, table.place.runtime, table.place.threads, table.place.precision, table.place.key)
+    if mine != its:
+        said(f"latency table '{path}' is of another network or machine; measuring it again")
+        return None
+    return table

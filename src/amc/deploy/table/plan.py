@@ -1,0 +1,126 @@
+"""Which block of which widths has to be measured for one network: the plan of its latency table.
+
+Reads the structure and the keep counts on offer; measures nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from amc.deploy.table.blocks import Block, LayerBlock, Width, blocks_of
+from amc.deploy.table.grid import Axis, FloatArray, Node, lookup
+from amc.structure import Structure
+
+POINTS = 6  # widths measured on each side of a layer
+
+Key = tuple[str, int, int]  # name of the block, channels in, channels out
+
+
+@dataclass(frozen=True, slots=True)
+class Stairs:
+    """How a runtime's latency steps with the channels."""
+
+    step: int  # channels; 1: no steps
+    single: int  # up to this many channels count one by one; 0: one costs what a whole step does
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One layer with the widths it can have on either side."""
+
+    spec: LayerBlock
+    inputs: Axis
+    outputs: Axis  # of a layer that loses whole groups, one place only: its inputs say everything
+
+    def keys(self, points: int) -> dict[Key, Node]:
+        """What to measure, and the place of each in the layer's table."""
+        block = self.spec.block
+        nodes = [(a, b) for a in self.inputs.nodes(points) for b in self.outputs.nodes(points)]
+        return {(block.name, a, _outputs(block, a, b)): (a, b) for a, b in nodes}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The table's shape for one network."""
+
+    layers: tuple[LayerPlan, ...]
+    points: int
+    stairs: Stairs
+
+    @cached_property
+    def blocks(self) -> dict[str, Block]:
+        """By name."""
+        return {layer.spec.block.name: layer.spec.block for layer in self.layers}
+
+    @cached_property
+    def keys(self) -> tuple[Key, ...]:
+        """Everything to measure, each once, in execution order."""
+        return tuple(dict.fromkeys(key for layer in self.layers for key in layer.keys(self.points)))
+
+    def tables(self, times: Mapping[Key, float]) -> list[FloatArray]:
+        """The lookup table of every layer, [places in, places out]; layers that are alike share one."""
+        made: dict[tuple[str, Axis, Axis], FloatArray] = {}
+        out = []
+        for layer in self.layers:
+            kind = (layer.spec.block.name, layer.inputs, layer.outputs)
+            if kind not in made:
+                nodes = {node: times[key] for key, node in layer.keys(self.points).items()}
+                made[kind] = lookup(layer.inputs, layer.outputs, nodes)
+            out.append(made[kind])
+        return out
+
+
+def plan_table(
+    model: nn.Module,
+    structure: Structure,
+    choices: Sequence[Sequence[int]],
+    *,
+    stairs: Stairs | None = None,
+    points: int = POINTS,
+) -> Plan:
+    """The plan for policies whose keep counts are among `choices`, group by group, ascending.
+
+    `stairs`: the runtime's; None where they are not known yet. `points`: widths measured on each side of a layer.
+    """
+    least, dense = (np.array([options[end] for options in choices], dtype=np.int64) for end in (0, -1))
+    found = stairs or Stairs(1, 0)
+    layers = tuple(_plan(spec, least, dense, found) for spec in blocks_of(model, structure))
+    return Plan(layers, points, found)
+
+
+def network_key(model: nn.Module, plan: Plan, choices: Sequence[Sequence[int]]) -> str:
+    """Sixteen hexadecimal digits that change with whatever a network's latency depends on; weights are not among it."""
+    rows = [[layer.spec.block.name, _width(layer.inputs), _width(layer.outputs)] for layer in plan.layers]
+    modules = [[name, type(module).__qualname__, module.extra_repr()] for name, module in model.named_modules()]
+    text = json.dumps([rows, modules, [list(map(int, options)) for options in choices], plan.points])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plan(spec: LayerBlock, least: npt.NDArray[np.int64], dense: npt.NDArray[np.int64], stairs: Stairs) -> LayerPlan:
+    inputs = _axis(spec.inputs, least, dense, stairs)
+    if spec.block.per_group:
+        return LayerPlan(spec, inputs, Axis(1, 1, 1, 1))
+    return LayerPlan(spec, inputs, _axis(spec.outputs, least, dense, stairs))
+
+
+def _axis(width: Width, least: npt.NDArray[np.int64], dense: npt.NDArray[np.int64], stairs: Stairs) -> Axis:
+    low, high, unit = int(width.at(least)), int(width.at(dense)), width.unit
+    if unit > 1:  # a flattened map: its staircase is another one, and too fine to matter
+        return Axis(low, high, unit, 1)
+    return Axis(low, high, unit, stairs.step, stairs.single)
+
+
+def _outputs(block: Block, inputs: int, outputs: int) -> int:
+    return inputs // block.per_group[0] * block.per_group[1] if block.per_group else outputs
+
+
+def _width(axis: Axis) -> list[int]:
+    return [axis.low, axis.high, axis.unit]

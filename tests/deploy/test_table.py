@@ -1,0 +1,278 @@
+"""The latency table of a network, on a bench whose latency is known."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from amc.deploy.measure import MeasureSettings
+from amc.deploy.table import Latency, NoiseError, obtain, read_table
+from amc.deploy.table.bench import LocalBench
+from amc.deploy.table.blocks import Block, BlockRun, blocks_of
+from amc.deploy.table.cost import fit
+from amc.deploy.table.measuring import block_times, find_stairs
+from amc.deploy.table.plan import Stairs, network_key, plan_table
+from amc.errors import RunError
+from amc.methods.base import MethodOptions
+from amc.methods.channel import ChannelMethod
+from amc.search import Bounds, Budget, Metric, Problem
+from amc.structure import Structure, inspect
+from tests.deploy.benches import PLACE, OracleBench, smooth, stairs, uneven
+
+EXAMPLE = torch.zeros(1, 3, 12, 12)
+
+
+class Net(nn.Module):
+    """A convolution, a separable one, a shortcut and a classifier behind a flattened map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.depth = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, stride=2, padding=1, groups=16)
+        self.point, self.inner = nn.Conv2d(16, 32, 1), nn.Conv2d(32, 24, 3, padding=1)
+        self.back, self.head = nn.Conv2d(24, 32, 3, padding=1), nn.Linear(32 * 9, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.point(self.depth(self.stem(x).relu()).relu()).relu()
+        x = (x + self.back(self.inner(x).relu())).relu()
+        x = nn.functional.max_pool2d(x, 2)
+        return self.head(x.flatten(1))
+
+
+@cache
+def made() -> tuple[nn.Module, Structure, ChannelMethod]:
+    model = Net().eval()
+    structure = inspect(model, EXAMPLE)
+    return model, structure, ChannelMethod(model, structure, MethodOptions(round_to=1))
+
+
+def network(law: object = smooth, points: int = 99, folder: Path | None = None, **changes: object) -> Latency:
+    model, structure, method = made()
+    bench = changes.pop("bench", None) or OracleBench(law)  # type: ignore[arg-type]
+    choices = [decision.choices for decision in method.decisions]
+    return obtain(
+        model, structure, EXAMPLE, choices, method.builder(None).build, bench,  # type: ignore[arg-type]
+        points=points, folder=folder, **changes,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def decisions() -> tuple[Sequence[int], ...]:
+    return tuple(decision.choices for decision in made()[2].decisions)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def test_blocks_are_the_layers_with_the_widths_of_a_policy() -> None:
+    model, structure, _ = made()
+    layers = {spec.layer: spec for spec in blocks_of(model, structure)}
+    names = [group.name for group in structure.groups]
+    assert names == ["stem", "point", "inner"]
+    keep = [5, 7, 11]
+    widths = {name: (int(spec.inputs.at(keep)), int(spec.outputs.at(keep))) for name, spec in layers.items()}
+    assert widths == {
+        "stem": (3, 5), "depth": (5, 5), "point": (5, 7), "inner": (7, 11), "back": (11, 7), "head": (7 * 9, 10),
+    }  # fmt: skip
+    assert layers["depth"].block.per_group == (1, 1)
+    assert layers["depth"].block.name == "conv 12x12 k3x3 s2x2 p1x1 d1x1 per-group 1:1"
+    assert [layers[name].positions for name in ("stem", "depth", "head")] == [144, 36, 1]
+    assert layers["head"].inputs.unit == 9
+    assert layers["inner"].block == layers["back"].block
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_a_block_runs_at_its_widths(copies: int) -> None:
+    model, structure, _ = made()
+    for spec in blocks_of(model, structure):
+        inputs, outputs = int(spec.inputs.at([5, 7, 11])), int(spec.outputs.at([5, 7, 11]))
+        run = BlockRun(spec.block, inputs, outputs, copies)
+        before = torch.random.get_rng_state()
+        found = run.module()(*run.example())
+        assert torch.equal(torch.random.get_rng_state(), before)
+        assert found.shape[1] == outputs
+        assert found[0, 0].numel() == spec.positions
+
+
+def test_what_a_call_costs_in_itself_is_taken_out() -> None:
+    block = Block("conv", (8, 8), (3, 3), (1, 1), (1, 1), (1, 1))
+    found = block_times([(block, 16, 24), (block, 8, 8)], OracleBench(smooth))
+    assert found == pytest.approx([smooth(16, 24, 576), smooth(8, 8, 576)])
+
+
+@pytest.mark.parametrize(("law", "expected"), [(smooth, Stairs(1, 0)), (stairs, Stairs(8, 0))])
+def test_the_step_of_the_staircase_is_found(law: object, expected: Stairs) -> None:
+    assert find_stairs(OracleBench(law)).step == expected.step  # type: ignore[arg-type]
+
+
+def test_every_policy_is_predicted_exactly_where_every_width_was_measured(folder: Path) -> None:
+    found = network(stairs, folder=folder)
+    assert found.table.stairs.step == 8
+    build = made()[2].builder(None).build
+    generator = np.random.default_rng(1)
+    for _ in range(20):
+        keep = [int(generator.choice(options)) for options in decisions()]
+        assert found.cost(np.array(keep)) == pytest.approx(found.bench.whole(build(keep), EXAMPLE), rel=2e-3)  # type: ignore[attr-defined]
+    assert abs(found.errors).max() < 2e-3
+    assert float(found.cost(np.array([options[-1] for options in decisions()]))) == found.dense_ms
+
+
+def test_few_widths_are_enough_for_a_smooth_law(folder: Path) -> None:
+    found = network(smooth, points=2, folder=folder)
+    assert abs(found.errors).max() < 0.01
+    assert len(found.table.times) < 30
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data(), st.sampled_from([smooth, stairs, uneven]))
+def test_latency_never_falls_with_a_keep_count_and_is_the_same_in_any_company(data: st.DataObject, law: object) -> None:
+    found = tables()[law]  # type: ignore[index]
+    keep = [data.draw(st.sampled_from(options)) for options in decisions()]
+    more = [
+        data.draw(st.sampled_from([k for k in options if k >= low]))
+        for options, low in zip(decisions(), keep, strict=True)
+    ]
+    one, other = found.cost(np.array(keep)), found.cost(np.array(more))
+    assert other >= one
+    rows = np.array([more, keep] * 17 + [keep])
+    assert (found.cost(rows)[1::2] == one).all()
+
+
+@cache
+def tables() -> dict[object, Latency]:
+    with tempfile.TemporaryDirectory() as place:
+        return {law: network(law, points=4, folder=Path(place, law.__name__)) for law in (smooth, stairs, uneven)}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(0.5, 1), st.randoms(use_true_random=False))
+def test_every_episode_under_a_latency_budget_holds_it_by_the_table(fraction: float, chance: object) -> None:
+    method = made()[2]
+    found = tables()[uneven]
+    least = float(found.cost(np.array([options[0] for options in decisions()]))) / found.dense_ms
+    share = max(fraction, least)
+    problem = Problem(method.decisions, {Metric.LATENCY: found.cost}, (Budget(Metric.LATENCY, fraction=share),))
+    for floor in (None, 0.98):
+        bounds, keep = Bounds(problem, floor=floor), list[int]()
+        for _ in method.decisions:
+            keep.append(chance.choice(bounds.allowed(keep).tolist()))  # type: ignore[attr-defined]
+        assert problem.cost(Metric.LATENCY, keep) <= problem.limit(problem.budgets[0])
+
+
+def test_a_table_is_measured_once_and_taken_from_the_cache_after_that(folder: Path) -> None:
+    first, said = network(stairs, folder=folder), list[str]()
+    bench = OracleBench(stairs)
+    second = network(folder=folder, bench=bench, said=said.append)
+    assert bench.asked == {"blocks": 0, "networks": 0}
+    assert said == []
+    assert second.table == first.table
+    keep = np.array([options[0] for options in decisions()])
+    assert second.cost(keep) == first.cost(keep)
+    (file,) = (folder / "latency").iterdir()
+    assert read_table(file) == first.table
+
+
+def test_a_new_version_of_the_runtime_is_told_and_measured_again(folder: Path) -> None:
+    network(stairs, folder=folder)
+    bench, said = OracleBench(stairs).version("1.1"), list[str]()
+    network(folder=folder, bench=bench, said=said.append)
+    assert bench.asked["blocks"] > 0
+    assert said == ["the latency table was measured with onnxruntime 1.0, now there is 1.1; measuring it again"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "[]",
+        lambda text: text.replace('"amc latency table"', '"something"'),
+        lambda text: text.replace('"latency_ms": 0.', '"latency_ms": -0.', 1),
+        lambda text: json.dumps(json.loads(text) | {"blocks": {}}),
+        lambda text: json.dumps(json.loads(text) | {"network": "0" * 16}),
+        lambda text: json.dumps(json.loads(text) | {"networks": []}),
+        lambda text: json.dumps(json.loads(text) | {"stairs": 3}),
+    ],
+)  # fmt: skip
+def test_a_damaged_or_foreign_table_is_told_and_measured_again(folder: Path, damage: object) -> None:
+    network(stairs, folder=folder)
+    (file,) = (folder / "latency").iterdir()
+    good = file.read_text()
+    file.write_text(damage(good))  # type: ignore[operator]
+    bench, said = OracleBench(stairs), list[str]()
+    network(folder=folder, bench=bench, said=said.append)
+    assert bench.asked["blocks"] > 0
+    assert len(said) == 1
+    assert said[0].endswith("measuring it again")
+    assert str(file) in said[0]
+    assert json.loads(file.read_text())["blocks"] == json.loads(good)["blocks"]
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_but_a_word(tmp_path: Path) -> None:
+    (tmp_path / "latency").write_text("in the way")
+    said: list[str] = []
+    assert network(stairs, folder=tmp_path, said=said.append).dense_ms > 0
+    assert len(said) == 1
+    assert said[0].startswith("the latency table is not kept for later: ")
+
+
+def test_the_key_changes_with_whatever_latency_depends_on() -> None:
+    model, structure, _ = made()
+
+    def key(network: nn.Module, changed: Sequence[Sequence[int]], example: Tensor = EXAMPLE) -> str:
+        made = inspect(network, example)
+        return network_key(network, plan_table(network, made, changed), changed)
+
+    assert len(structure.groups) == 3
+    usual = key(model, decisions())
+    assert key(Net().eval(), decisions()) == usual  # other weights
+    other = Net().eval()
+    other.extra = nn.Hardswish()
+    assert key(other, decisions()) != usual
+    assert key(model, [options[1:] for options in decisions()]) != usual
+    assert key(model, decisions(), torch.zeros(1, 3, 13, 13)) != usual
+
+
+def test_a_resumed_search_takes_its_own_table_or_says_why_not(tmp_path: Path, folder: Path) -> None:
+    first = network(stairs, folder=folder)
+    stored = tmp_path / "latency-table.json"
+    stored.write_text(json.dumps(first.table.to_json()))
+    bench = OracleBench(stairs)
+    assert network(bench=bench, stored=stored).table == first.table
+    assert bench.asked == {"blocks": 0, "networks": 0}
+    with pytest.raises(RunError, match=r"started with onnxruntime 1\.0, now there is onnxruntime 1\.1; install"):
+        network(bench=bench.version("1.1"), stored=stored)
+    stored.write_text(json.dumps(first.table.to_json() | {"network": "0" * 16}))
+    with pytest.raises(RunError, match="the table of another network"):
+        network(bench=bench, stored=stored)
+    stored.write_text("{")
+    with pytest.raises(RunError, match="damaged: it is no JSON; the search cannot go on without its own table"):
+        network(bench=bench, stored=stored)
+
+
+def test_latencies_that_do_not_follow_the_table_are_refused() -> None:
+    with pytest.raises(NoiseError, match="latency cannot be told on this machine: smaller networks are no faster"):
+        network(bench=OracleBench(smooth, factor=-0.001))
+    sums = np.array([[3.0, 0, 0], [2.0, 0, 0], [1.0, 0, 0]])
+    found = fit(sums, np.array([7.0, 5.0, 3.0]))
+    assert found.slopes == pytest.approx((2.0, 0.0, 0.0))
+
+
+def test_onnx_runtime_times_blocks_and_networks() -> None:
+    quick = MeasureSettings(rounds=3, warmup=1, round_seconds=0.001, precision=0.5, max_seconds=0)
+    bench = LocalBench("onnxruntime", settings=quick)
+    block = Block("conv", (16, 16), (3, 3), (1, 1), (1, 1), (1, 1))
+    small, large = bench.blocks([BlockRun(block, 4, 4, 1), BlockRun(block, 64, 256, 1)])
+    assert 0 < small < large  # 256 times as many multiply-accumulates
+    record = bench.networks({"dense": Net().eval()}, EXAMPLE, quick)
+    assert record["networks"]["dense"]["latency_ms"] > 0
+    assert (bench.place.runtime, bench.place.threads, PLACE.device) == ("onnxruntime", 1, None)

@@ -1,0 +1,81 @@
+"""Widths, stairs and monotone tables."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from amc.deploy.table.grid import CELLS, Axis, lookup, monotone
+from tests.deploy.benches import smooth, stairs
+
+TABLES = hnp.arrays(np.float64, hnp.array_shapes(min_dims=2, max_dims=2, max_side=8), elements=st.floats(0.01, 100))
+
+
+@given(TABLES)
+def test_monotone_never_falls_and_stays_between_the_envelopes(table: np.ndarray) -> None:
+    found = monotone(table)
+    assert (np.diff(found, axis=0) >= 0).all()
+    assert (np.diff(found, axis=1) >= 0).all()
+    for i, j in np.ndindex(*table.shape):
+        assert table[i:, j:].min() / 2 + table[: i + 1, : j + 1].max() / 2 == pytest.approx(found[i, j])
+
+
+@given(TABLES)
+def test_monotone_leaves_a_rising_table_as_it_is(table: np.ndarray) -> None:
+    rising = np.cumsum(np.cumsum(table, axis=0), axis=1)
+    assert monotone(rising) == pytest.approx(rising)
+
+
+def axes(step: int) -> st.SearchStrategy[Axis]:
+    return st.builds(
+        lambda low, extra, unit, single: Axis(low * unit, (low + extra) * unit, unit, step, single),
+        st.integers(1, 64), st.integers(0, 2048), st.sampled_from([1, 2, 49]), st.sampled_from([0, step]),
+    )  # fmt: skip
+
+
+@given(st.sampled_from([1, 4, 8, 16]).flatmap(axes), st.integers(2, 12))
+def test_an_axis_covers_its_range_with_few_places_and_nodes(axis: Axis, points: int) -> None:
+    places, nodes = axis.places, axis.nodes(points)
+    assert (places[0], places[-1]) == (axis.low, axis.high)
+    assert (np.diff(places) > 0).all()
+    assert len(places) <= CELLS + 1
+    assert 1 <= len(nodes) <= points
+    assert nodes[-1] == axis.effective(axis.high)
+    assert nodes[0] == axis.effective(axis.low)
+    assert all(axis.low <= node <= axis.high for node in nodes)
+    effective = axis.effective(places)
+    assert (np.diff(effective) >= 0).all()
+    assert (effective >= np.minimum(places, axis.high)).all()
+
+
+def test_stairs_are_multiples_of_the_step() -> None:
+    assert Axis(4, 64, 1, 16).effective([4, 15, 16, 17, 40, 64]).tolist() == [16, 16, 16, 32, 48, 64]
+    assert Axis(4, 64, 1, 16, single=16).effective([4, 15, 16, 17]).tolist() == [4, 15, 16, 32]
+    assert Axis(4, 64, 1, 16).nodes(9) == (16, 32, 48, 64)
+    assert Axis(4, 64, 1, 16, single=16).nodes(9) == (4, 8, 12, 16, 32, 48, 64)
+    assert Axis(8, 100, 4, 1).nodes(3) == (8, 52, 100) or Axis(8, 100, 4, 1).nodes(3) == (8, 56, 100)
+
+
+def test_a_bilinear_law_is_met_everywhere_from_its_corners() -> None:
+    """t = a * in * out + b * out is linear in each width, so four nodes say it all."""
+    inputs, outputs = Axis(8, 64, 1, 1), Axis(16, 128, 1, 1)
+    times = {(a, b): smooth(a, b, 100) for a in (8, 64) for b in (16, 128)}
+    table = lookup(inputs, outputs, times)
+    expected = [[smooth(a, b, 100) for b in outputs.places.tolist()] for a in inputs.places.tolist()]
+    assert table == pytest.approx(np.array(expected))
+
+
+def test_a_staircase_is_met_everywhere_once_its_step_is_known() -> None:
+    axis = Axis(8, 64, 1, 8)
+    times = {(a, b): stairs(a, b, 100) for a in axis.nodes(99) for b in axis.nodes(99)}
+    expected = [[stairs(a, b, 100) for b in axis.places.tolist()] for a in axis.places.tolist()]
+    assert lookup(axis, axis, times) == pytest.approx(np.array(expected))
+
+
+def test_a_wide_axis_rounds_up_to_its_next_place() -> None:
+    axis = Axis(100, 2148, 1, 1)
+    assert axis.pitch == 16
+    assert len(axis.places) == CELLS + 1
