@@ -24,11 +24,11 @@ from amc import jobs, rundir
 from amc.config import SearchConfig
 from amc.evaluation import Evaluator, reestimate_batchnorm_
 from amc.job import limited
+from amc.provenance import environment
 from amc.recovery import FineTuneConfig, finetune
 from amc.rundir import RunDir, atomic_write_bytes
 from amc.stored import load_run
 from amc.structure import count_macs, count_params
-from amc.summary import environment
 from amc.terminal import Progress
 from amc.zoo import DataSplits
 

@@ -20,10 +20,10 @@ from amc.config import SearchConfig
 from amc.evaluation import Evaluator
 from amc.job import limited
 from amc.methods import MethodOptions, create_method
+from amc.provenance import environment
 from amc.pruning import calibrate
 from amc.scoring import PolicyScorer
 from amc.structure import inspect
-from amc.summary import environment
 
 CASES = (("fine-grained", 0.5), ("fine-grained", 0.3), ("fine-grained", 0.2), ("2:4", 0.5), ("1:4", 0.25),
          ("columns", 0.5), ("blocks:4x4", 0.5), ("rows", 0.75))  # fmt: skip

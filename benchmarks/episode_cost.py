@@ -24,12 +24,12 @@ from amc.config import SearchConfig
 from amc.evaluation import Evaluator
 from amc.job import limited
 from amc.methods import create_method, problem_of
+from amc.provenance import environment
 from amc.pruning import Pruner, calibrate
 from amc.rundir import atomic_write_bytes
 from amc.scoring import PolicyScorer
 from amc.search import Bounds, create_agent, parse_budgets, roll_out
 from amc.structure import inspect
-from amc.summary import environment
 
 RESULTS = Path(__file__).parent / "results"
 

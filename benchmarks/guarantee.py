@@ -12,7 +12,7 @@ import torch
 from runs import load, parser, public, save, searched
 
 from amc import rundir
-from amc.summary import environment
+from amc.provenance import environment
 
 SEARCHES = {
     "-error*log(MACs)": {"reward": "r_flops"},

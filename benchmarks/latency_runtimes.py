@@ -29,10 +29,10 @@ from amc.errors import AmcError
 from amc.jobs.origin import network_of
 from amc.methods import MethodOptions
 from amc.methods.channel import ChannelMethod
+from amc.provenance import environment
 from amc.rundir import RunDir
 from amc.search import Bounds, Problem, create_agent, parse_budgets, roll_out
 from amc.structure import count_macs, count_params, inspect
-from amc.summary import environment
 from amc.zoo import create_model
 
 RESULT = "latency-runtimes.json"

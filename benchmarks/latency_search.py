@@ -20,8 +20,8 @@ import torch
 from runs import load, parser, public, save, searched
 
 from amc import rundir
+from amc.provenance import environment
 from amc.rundir import RunDir
-from amc.summary import environment
 
 
 def main() -> None:

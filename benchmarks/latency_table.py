@@ -23,8 +23,8 @@ from amc.deploy.table.measuring import whole_policies
 from amc.latency import aligned
 from amc.methods import MethodOptions
 from amc.methods.channel import ChannelMethod
+from amc.provenance import environment
 from amc.structure import inspect
-from amc.summary import environment
 from amc.zoo import create_model
 
 RESULT = "latency-table.json"

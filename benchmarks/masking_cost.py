@@ -21,11 +21,11 @@ from amc.config import SearchConfig
 from amc.evaluation import Evaluator
 from amc.job import limited
 from amc.methods import MethodOptions, create_method, problem_of
+from amc.provenance import environment
 from amc.pruning import calibrate
 from amc.scoring import PolicyScorer
 from amc.search import Bounds, RandomAgent, parse_budgets, roll_out
 from amc.structure import inspect
-from amc.summary import environment
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from runs import finetuned, load, on_disk, parser, public, save, searched
 
 from amc import rundir
 from amc.errors import BudgetError
-from amc.summary import environment
+from amc.provenance import environment
 
 METHODS = {
     "channel": {"method": "channel"},

@@ -18,10 +18,10 @@ from amc import jobs
 from amc.config import SearchConfig
 from amc.evaluation import Evaluator, reestimate_batchnorm_
 from amc.job import limited
+from amc.provenance import environment
 from amc.pruning import Pruner, calibrate
 from amc.rundir import atomic_write_bytes
 from amc.structure import inspect, restrict
-from amc.summary import environment
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -16,9 +16,9 @@ from runs import finetuned, load, on_disk, origin_of, parser, public, save, sear
 
 from amc import jobs, rundir
 from amc.config import SearchConfig
+from amc.provenance import environment
 from amc.rundir import RunDir
 from amc.stored import round_path
-from amc.summary import environment
 from amc.terminal import Progress
 
 FRACTIONS = (0.5, 0.35, 0.25, 0.2)

@@ -20,13 +20,13 @@ from amc import jobs
 from amc.evaluation import Evaluator
 from amc.job import limited
 from amc.methods import MethodOptions, create_method, problem_of
+from amc.provenance import environment
 from amc.pruning import calibrate
 from amc.recovery import FineTuneConfig, finetune
 from amc.rundir import atomic_write_bytes
 from amc.scoring import PolicyScorer
 from amc.search import Bounds, RandomAgent, parse_budgets, roll_out
 from amc.structure import inspect
-from amc.summary import environment
 
 RESULTS = Path(__file__).parent / "results"
 WAYS = {"plain": (False, 0), "batch norm": (False, 512), "refitted": (True, 0), "both": (True, 512)}

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
+from amc.provenance import environment
 from amc.rundir import atomic_write_bytes
 from amc.structure import inspect, slice_model
-from amc.summary import environment
 from amc.zoo import create_model
 
 RESULTS = Path(__file__).parent / "results"

@@ -20,10 +20,10 @@ from amc import jobs, rundir
 from amc.config import SearchConfig
 from amc.evaluation import Evaluator
 from amc.job import prepare
+from amc.provenance import environment
 from amc.recovery import FineTuneConfig, finetune
 from amc.rundir import RunDir, atomic_write_bytes
 from amc.search import BASELINES
-from amc.summary import environment
 from amc.terminal import Progress
 
 RESULTS = Path(__file__).parent / "results"

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
+from amc.provenance import environment
 from amc.rundir import atomic_write_bytes
 from amc.search import Agent, DDPGAgent, DDPGConfig, Problem, create_agent, search
-from amc.summary import environment
 from tests.search.toys import chain_problem, residual_problem
 
 RESULTS = Path(__file__).parent / "results" / "toys.json"

@@ -16,6 +16,7 @@ from amc.errors import EvaluationError, RunError
 from amc.evaluation import as_evaluator
 from amc.job import Job, Observer, prepare
 from amc.latency import TABLE, Judge, Settled
+from amc.provenance import amc_version
 from amc.pruning import Policy
 from amc.report import render_report
 from amc.rundir import RunDir
@@ -38,7 +39,7 @@ from amc.search import (
 from amc.statistics import PairedDrop
 from amc.stored import fingerprint
 from amc.structure import Structure
-from amc.summary import amc_version, summarise
+from amc.summary import summarise
 
 
 @dataclass(frozen=True)

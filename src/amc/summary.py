@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import datetime
-import os
-import platform
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from amc import rundir
 from amc.job import Job, score_of
 from amc.latency import Settled
+from amc.provenance import amc_version, environment
 from amc.rundir import RunDir
 from amc.search import Confirmation, EpisodeRecord, Metric, SearchResult
 from amc.structure import Certificate
@@ -161,31 +156,3 @@ def _seconds(run: RunDir, agent: str) -> float:
     """Scoring and agent time of the main search, over all its sessions."""
     lines = run.read_jsonl(rundir.TIMINGS)
     return sum(sum(line["seconds"].values()) for line in lines if line["agent"] == agent)
-
-
-def amc_version() -> str:
-    """The installed version."""
-    try:
-        return version("amc-compress")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return "unknown"
-
-
-def environment() -> dict[str, Any]:
-    """Where the figures come from."""
-    return {
-        "machine": platform.machine(),
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "date": datetime.date.today().isoformat(),
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

@@ -20,12 +20,12 @@ from amc.jobs.origin import config_of
 from amc.jobs.progress import Progress
 from amc.jobs.search import resume_search, search
 from amc.methods import CHANNEL
+from amc.provenance import amc_version, environment
 from amc.recovery import FineTuneConfig
 from amc.report import render_schedule
 from amc.rundir import RunDir
 from amc.search import Budget, Metric, parse_budgets
 from amc.stored import round_path
-from amc.summary import amc_version, environment
 
 
 def parse_schedule(text: str) -> tuple[float, ...]:

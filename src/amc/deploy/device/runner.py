@@ -14,7 +14,7 @@ from amc.deploy.latency import latency_of_files
 from amc.deploy.measure import MeasureSettings
 from amc.deploy.runtimes import get_runtime, installed_runtimes
 from amc.errors import AmcError
-from amc.summary import amc_version
+from amc.provenance import amc_version
 
 
 def describe(argument: Mapping[str, Any]) -> dict[str, Any]:
