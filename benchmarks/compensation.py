@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from runs import save
 
 from amc import jobs
 from amc.config import SearchConfig
@@ -24,6 +23,7 @@ from amc.provenance import environment
 from amc.pruning import calibrate
 from amc.scoring import PolicyScorer
 from amc.structure import inspect
+from searches import save
 
 CASES = (("fine-grained", 0.5), ("fine-grained", 0.3), ("fine-grained", 0.2), ("2:4", 0.5), ("1:4", 0.25),
          ("columns", 0.5), ("blocks:4x4", 0.5), ("rows", 0.75))  # fmt: skip

@@ -9,10 +9,10 @@ benchmarks/results/guarantee-MODEL.json.
 from __future__ import annotations
 
 import torch
-from runs import load, parser, public, save, searched
 
 from amc import rundir
 from amc.provenance import environment
+from searches import load, parser, public, save, searched
 
 SEARCHES = {
     "-error*log(MACs)": {"reward": "r_flops"},

@@ -17,11 +17,11 @@ import time
 from typing import Any
 
 import torch
-from runs import load, parser, public, save, searched
 
 from amc import rundir
 from amc.provenance import environment
 from amc.rundir import RunDir
+from searches import load, parser, public, save, searched
 
 
 def main() -> None:

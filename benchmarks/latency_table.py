@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from runs import load, save
 
 from amc.deploy.table import Latency, bench_networks, obtain, open_bench
 from amc.deploy.table.measuring import whole_policies
@@ -26,6 +25,7 @@ from amc.methods.channel import ChannelMethod
 from amc.provenance import environment
 from amc.structure import inspect
 from amc.zoo import create_model
+from searches import load, save
 
 RESULT = "latency-table.json"
 TOGETHER = 5  # policies measured at a time, beside the dense network

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from runs import save
 
 from amc import jobs
 from amc.config import SearchConfig
@@ -26,6 +25,7 @@ from amc.pruning import calibrate
 from amc.scoring import PolicyScorer
 from amc.search import Bounds, RandomAgent, parse_budgets, roll_out
 from amc.structure import inspect
+from searches import save
 
 
 def main() -> None:

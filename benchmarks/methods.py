@@ -13,11 +13,11 @@ import argparse
 from typing import Any
 
 import torch
-from runs import finetuned, load, on_disk, parser, public, save, searched
 
 from amc import rundir
 from amc.errors import BudgetError
 from amc.provenance import environment
+from searches import finetuned, load, on_disk, parser, public, save, searched
 
 METHODS = {
     "channel": {"method": "channel"},

@@ -12,7 +12,6 @@ import argparse
 
 import torch
 from rich.console import Console
-from runs import finetuned, load, on_disk, origin_of, parser, public, save, searched
 
 from amc import jobs, rundir
 from amc.config import SearchConfig
@@ -20,6 +19,7 @@ from amc.provenance import environment
 from amc.rundir import RunDir
 from amc.stored import round_path
 from amc.terminal import Progress
+from searches import finetuned, load, on_disk, origin_of, parser, public, save, searched
 
 FRACTIONS = (0.5, 0.35, 0.25, 0.2)
 
