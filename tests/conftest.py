@@ -1,12 +1,18 @@
 """What every test shares."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: networks this small are slower on two threads
+os.environ["AMC_CACHE"] = tempfile.mkdtemp(prefix="amc-cache-")  # latency tables of tests are of no use to others
 
 import hypothesis
 import pytest
 import torch
+
+atexit.register(shutil.rmtree, os.environ["AMC_CACHE"], ignore_errors=True)
 
 # CI repeats itself: the same examples every time. Elsewhere hypothesis goes on looking.
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)

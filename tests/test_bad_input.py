@@ -217,7 +217,6 @@ CASES: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "budget NaN": ((*SEARCH, "--budget", "macs<=nan%"), ("budget 'macs<=nan%' is malformed",)),
     "budget of an unknown metric": ((*SEARCH, "--budget", "energy<=50%"), ("'energy' is unknown; known: macs",)),
     "budget of two limits": ((*SEARCH, "--budget", "macs<=50%,flops<=40%"), ("limits macs twice",)),
-    "latency": ((*SEARCH, "--budget", "latency<=5ms"), ("latency is not available", "macs")),
     "no episodes": ((*SEARCH, "--episodes", 0), ("episodes must be at least 1, got 0",)),
     "no episodes, demo": (("demo", "--episodes", 0, "--out", "run"), ("episodes must be at least 1, got 0",)),
     "unknown agent": ((*SEARCH, "--agent", "sarsa"), ("'sarsa'", "ddpg, random, uniform")),
@@ -238,7 +237,6 @@ CASES: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
         ("'layer9.*' matches no layer", "amc inspect"),
     ),
     "unknown reward": ((*SEARCH, "--reward", "r_speed"), ("reward 'r_speed' is unknown; use one of r_err, r_flops",)),
-    "reward of a latency": ((*SEARCH, "--reward", "r_latency"), ("needs the network's latency", "known: macs")),
     "no budget and no reward": ((*SEARCH, "--budget", "none"), ("keeps the whole network; give a budget",)),
     "max-drop and a budget": (
         (*SEARCH, "--max-drop", "1", "--budget", "macs<=50%"),
@@ -250,13 +248,17 @@ CASES: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
         ("max-drop 0.1 cannot be told on 200 confirmation images", "give more images"),
     ),
     "confidence of one": ((*SEARCH, "--max-drop", "1", "--confidence", "1"), ("confidence must be in [0.5, 1)",)),
-    "what to minimise": ((*SEARCH, "--max-drop", "1", "--minimise", "time"), ("minimise must be macs, params or",)),
+    "what to minimise": ((*SEARCH, "--max-drop", "1", "--minimise", "time"), ("macs, params, size or latency",)),
     "rising schedule": ((*SEARCH, "--schedule", "0.5,0.6"), ("rises from 0.5 to 0.6; every round must keep less",)),
     "malformed schedule": ((*SEARCH, "--schedule", "half"), ("schedule 'half' is malformed; write falling",)),
     "schedule above one": ((*SEARCH, "--schedule", "1.5,0.5"), ("schedule '1.5,0.5' has 1.5",)),
     "schedule and another end": (
         (*SEARCH, "--schedule", "0.5,0.4", "--budget", "params<=30%"),
         ("budget 'params<=30%' is not where the schedule ends (0.4)",),
+    ),
+    "schedule of latencies": (
+        (*SEARCH, "--schedule", "0.5,0.4", "--budget", "latency"),
+        ("a schedule lowers MACs, parameters or size",),
     ),
     "schedule and max-drop": (
         (*SEARCH, "--schedule", "0.5,0.4", "--max-drop", "1"),

@@ -57,7 +57,7 @@ def test_the_network_that_comes_out_holds_the_budget_as_measured(bench: OracleBe
     assert found["share"] == slim / dense
     assert (found["runtime"], found["version"], found["threads"]) == ("onnxruntime", "1.0", 1)
     assert found["table"]["worst_error"] < 1  # percent: the law is smooth
-    assert found["table"]["networks"] == 10
+    assert found["table"]["networks"] == 14
     lines = (tmp_path / "run" / "journal.jsonl").read_text().splitlines()[1:]
     limit = 0.7 * (1 - GUARD) * dense
     assert all(json.loads(line)["cost"]["latency"] <= limit * (1 + 1e-9) for line in lines)
@@ -189,8 +189,10 @@ def test_eager_is_refused_as_it_is_too_noisy() -> None:
         compress(runtime="eager")
 
 
-def test_keep_counts_are_multiples_of_four_unless_the_rounding_is_chosen() -> None:
+def test_keep_counts_are_multiples_that_runtimes_like_unless_the_rounding_is_chosen() -> None:
     decisions = channel_decisions(inspect(tiny().eval(), EXAMPLE))
     assert [d.choices for d in aligned(decisions, 1)] == [d.choices for d in decisions]
     assert [d.choices for d in aligned(decisions, None)] == [(4, 8, 10), (4, 8, 12), (4, 8)]
+    wide = replace(decisions[0], size=32, choices=tuple(range(8, 33, 4)))
+    assert aligned([wide], None)[0].choices == (8, 16, 24, 32)
     assert parse_budgets("latency<=4ms") == (Budget("latency", absolute=4.0),)  # type: ignore[arg-type]

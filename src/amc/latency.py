@@ -28,7 +28,8 @@ from amc.structure import Structure
 
 TABLE = "latency-table.json"  # in a run's directory
 DEFAULT_RUNTIME = "onnxruntime"
-ALIGN = 4  # channels; runtimes leave their fast path at widths that are no multiple of it
+ALIGN = 8  # channels; other widths are as slow as the next multiple or slower, as runtimes leave their fast path
+NARROW = 4  # the same for widths below
 
 GUARD = 0.02  # share of the limit that is left free, so that it also holds when it is measured another day
 FULL = 0.93  # share of the limit that a policy should use; one below leaves accuracy lying
@@ -65,9 +66,13 @@ def aligned(decisions: Sequence[Decision], round_to: int | None) -> tuple[Decisi
         return tuple(decisions)
     found = []
     for decision in decisions:
-        kept = tuple(count for count in decision.choices if count % ALIGN == 0 or count == decision.size)
+        kept = tuple(count for count in decision.choices if _likes(count) or count == decision.size)
         found.append(replace(decision, choices=kept))
     return tuple(found)
+
+
+def _likes(count: int) -> bool:
+    return count % (ALIGN if count > ALIGN else NARROW) == 0
 
 
 def latency_of(

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,19 +16,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from amc.deploy.device.protocol import DeviceInfo, Request
 from amc.deploy.measure import MeasureSettings
 from amc.deploy.table import Latency, NoiseError, obtain, read_table
-from amc.deploy.table.bench import LocalBench
+from amc.deploy.table.bench import NETWORK_SETTINGS, DeviceBench, LocalBench
 from amc.deploy.table.blocks import Block, BlockRun, blocks_of
 from amc.deploy.table.cost import fit
-from amc.deploy.table.measuring import block_times, find_stairs
-from amc.deploy.table.plan import Stairs, network_key, plan_table
-from amc.errors import RunError
+from amc.deploy.table.measuring import block_times, find_step
+from amc.deploy.table.plan import network_key, plan_table
+from amc.errors import AmcError, RunError
 from amc.methods.base import MethodOptions
 from amc.methods.channel import ChannelMethod
 from amc.search import Bounds, Budget, Metric, Problem
 from amc.structure import Structure, inspect
-from tests.deploy.benches import PLACE, OracleBench, smooth, stairs, uneven
+from tests.deploy.benches import MACHINE, PLACE, OracleBench, smooth, stairs, uneven
 
 EXAMPLE = torch.zeros(1, 3, 12, 12)
 
@@ -110,14 +112,14 @@ def test_what_a_call_costs_in_itself_is_taken_out() -> None:
     assert found == pytest.approx([smooth(16, 24, 576), smooth(8, 8, 576)])
 
 
-@pytest.mark.parametrize(("law", "expected"), [(smooth, Stairs(1, 0)), (stairs, Stairs(8, 0))])
-def test_the_step_of_the_staircase_is_found(law: object, expected: Stairs) -> None:
-    assert find_stairs(OracleBench(law)).step == expected.step  # type: ignore[arg-type]
+@pytest.mark.parametrize(("law", "expected"), [(smooth, 1), (stairs, 8)])
+def test_the_step_of_the_staircase_is_found(law: object, expected: int) -> None:
+    assert find_step(OracleBench(law)) == expected  # type: ignore[arg-type]
 
 
 def test_every_policy_is_predicted_exactly_where_every_width_was_measured(folder: Path) -> None:
     found = network(stairs, folder=folder)
-    assert found.table.stairs.step == 8
+    assert found.table.step == 8
     build = made()[2].builder(None).build
     generator = np.random.default_rng(1)
     for _ in range(20):
@@ -200,7 +202,7 @@ def test_a_new_version_of_the_runtime_is_told_and_measured_again(folder: Path) -
         lambda text: json.dumps(json.loads(text) | {"blocks": {}}),
         lambda text: json.dumps(json.loads(text) | {"network": "0" * 16}),
         lambda text: json.dumps(json.loads(text) | {"networks": []}),
-        lambda text: json.dumps(json.loads(text) | {"stairs": 3}),
+        lambda text: json.dumps(json.loads(text) | {"step": "3 or so"}),
     ],
 )  # fmt: skip
 def test_a_damaged_or_foreign_table_is_told_and_measured_again(folder: Path, damage: object) -> None:
@@ -265,6 +267,38 @@ def test_latencies_that_do_not_follow_the_table_are_refused() -> None:
     sums = np.array([[3.0, 0, 0], [2.0, 0, 0], [1.0, 0, 0]])
     found = fit(sums, np.array([7.0, 5.0, 3.0]))
     assert found.slopes == pytest.approx((2.0, 0.0, 0.0))
+
+
+class Board:
+    """A device that takes as long as its files have bytes."""
+
+    def __init__(self, runtimes: dict[str, str]) -> None:
+        self.info = DeviceInfo("0.1.0", MACHINE, runtimes, 1 << 30, 300.0)
+        self.requests: list[Request] = []
+
+    def describe(self) -> DeviceInfo:
+        return self.info
+
+    def measure(self, request: Request, files: Sequence[Sequence[bytes]]) -> dict[str, Any]:
+        self.requests.append(request)
+        sizes = {model.name: sum(map(len, parts)) for model, parts in zip(request.models, files, strict=True)}
+        return {"networks": {name: {"latency_ms": float(size)} for name, size in sizes.items()}}
+
+
+def test_a_device_is_sent_the_files_of_blocks_and_networks() -> None:
+    board = Board({"onnxruntime": "1.0"})
+    bench = DeviceBench(board, "http://board:8765", "onnxruntime", threads=2)
+    assert (bench.place.version, bench.place.threads, bench.place.device) == ("1.0", 2, "http://board:8765")
+    block = Block("conv", (4, 4), (1, 1), (1, 1), (0, 0), (1, 1))
+    runs = [BlockRun(block, 8, 8, 1), BlockRun(block, 64, 64, 1)]
+    small, large = bench.blocks(runs)
+    assert large - small == pytest.approx(4 * (64 * 65 - 8 * 9), rel=0.01)  # bytes of weights and biases
+    assert {(r.runtime, r.version, r.threads) for r in board.requests} == {("onnxruntime", "1.0", 2)}
+    assert [spec.shape for model in board.requests[0].models for spec in model.inputs] == [(1, 8, 4, 4), (1, 64, 4, 4)]
+    record = bench.networks({"dense": made()[0]}, EXAMPLE, NETWORK_SETTINGS)
+    assert record["networks"]["dense"]["latency_ms"] > 4 * sum(p.numel() for p in made()[0].parameters())
+    with pytest.raises(AmcError, match="runtime ncnn is not on the device at http://board:8765; it has onnxruntime"):
+        DeviceBench(board, "http://board:8765", "ncnn")
 
 
 def test_onnx_runtime_times_blocks_and_networks() -> None:

@@ -31,8 +31,8 @@ def test_monotone_leaves_a_rising_table_as_it_is(table: np.ndarray) -> None:
 
 def axes(step: int) -> st.SearchStrategy[Axis]:
     return st.builds(
-        lambda low, extra, unit, single: Axis(low * unit, (low + extra) * unit, unit, step, single),
-        st.integers(1, 64), st.integers(0, 2048), st.sampled_from([1, 2, 49]), st.sampled_from([0, step]),
+        lambda low, extra, unit: Axis(low * unit, (low + extra) * unit, unit, step),
+        st.integers(1, 64), st.integers(0, 2048), st.sampled_from([1, 2, 49]),
     )  # fmt: skip
 
 
@@ -52,11 +52,10 @@ def test_an_axis_covers_its_range_with_few_places_and_nodes(axis: Axis, points: 
 
 
 def test_stairs_are_multiples_of_the_step() -> None:
-    assert Axis(4, 64, 1, 16).effective([4, 15, 16, 17, 40, 64]).tolist() == [16, 16, 16, 32, 48, 64]
-    assert Axis(4, 64, 1, 16, single=16).effective([4, 15, 16, 17]).tolist() == [4, 15, 16, 32]
-    assert Axis(4, 64, 1, 16).nodes(9) == (16, 32, 48, 64)
-    assert Axis(4, 64, 1, 16, single=16).nodes(9) == (4, 8, 12, 16, 32, 48, 64)
-    assert Axis(8, 100, 4, 1).nodes(3) == (8, 52, 100) or Axis(8, 100, 4, 1).nodes(3) == (8, 56, 100)
+    assert Axis(4, 64, 1, 16).effective([4, 15, 16, 17, 40, 64]).tolist() == [4, 15, 16, 32, 48, 64]
+    assert Axis(4, 64, 1, 16).nodes(9) == (4, 8, 12, 16, 32, 48, 64)
+    assert Axis(40, 60, 1, 16).nodes(9) == (48, 60)
+    assert Axis(8, 100, 4, 1).nodes(3) in {(8, 52, 100), (8, 56, 100)}
 
 
 def test_a_bilinear_law_is_met_everywhere_from_its_corners() -> None:

@@ -118,6 +118,8 @@ _ORIGIN = ("model", "weights", "data", "evaluate", "search_images", "image_size"
 
 
 def _metric(budget: str | None, config: SearchConfig, fractions: Sequence[float]) -> Metric:
+    if budget is not None and str(budget).strip().lower().startswith(Metric.LATENCY):
+        raise BudgetError(f"a schedule lowers MACs, parameters or size; got {budget!r}: search for a latency by itself")
     if config.max_drop is not None or config.reward != "r_err":
         raise AmcError("a schedule has a budget in every round; leave max-drop and reward out")
     if budget in (None, NO_BUDGET):

@@ -105,7 +105,7 @@ class MaskedMethod:
         return tuple(target.weight for target in self._targets)
 
     def stored(self, model: nn.Module) -> bytes:
-        return pack(model.state_dict(), self.weights())
+        return min(pack(model.state_dict(), self.weights()), pack(model.state_dict()), key=len)
 
     def recount(self, model: nn.Module, example_input: Any) -> dict[str, int]:
         named = dict(model.named_parameters())
@@ -164,13 +164,13 @@ class MaskedMethod:
 
     def _stored_size(self) -> CostFunction:
         state = self.model.state_dict()
-        overhead = file_overhead(state, self.weights())
+        overhead, dense = file_overhead(state, self.weights()), len(pack(state))
         compact = [(target.numel, state[target.weight].element_size()) for target in self._targets]
 
         def cost(keep_counts: Counts, /) -> npt.NDArray[np.float64]:
             kept = self._weights_kept(keep_counts)
             sizes = [bound(numel, kept[..., i], itemsize) for i, (numel, itemsize) in enumerate(compact)]
-            return np.asarray(overhead + np.sum(sizes, axis=0), dtype=np.float64)
+            return np.asarray(np.minimum(overhead + np.sum(sizes, axis=0), dense), dtype=np.float64)
 
         return cost
 

@@ -1,8 +1,8 @@
 """Which widths of a block are measured, and what the others cost.
 
 Runtimes compute channels in vectors of 8 or 16, so latency is a staircase over the channels: a width costs what the
-next multiple of the step costs. Some are no faster below the first stair either, as they leave their blocked layout.
-Measured are multiples of the step, few where there are many; between them latency is interpolated. Pure numpy.
+next multiple of the step costs. Below the first step every width counts as it is. Measured are multiples of the step,
+few where there are many; between them latency is interpolated. Pure numpy.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ class Axis:
     high: int
     unit: int  # all widths are low + a multiple of it
     step: int  # of the runtime's staircase; 1: none
-    single: int = 0  # widths up to this one count as they are, below the first stair
 
     def __post_init__(self) -> None:
         if not 1 <= self.low <= self.high or self.unit < 1 or self.step < 1:
@@ -45,9 +44,9 @@ class Axis:
         return np.minimum(np.arange(self.low, self.high + self.pitch, self.pitch), self.high)
 
     def effective(self, widths: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """The stair that a width is on: its next multiple of the step."""
+        """The stair that a width is on: its next multiple of the step; up to the first one, itself."""
         given = np.asarray(widths, dtype=np.int64)
-        return np.where(given <= self.single, given, np.minimum(-(-given // self.step) * self.step, self.high))
+        return np.where(given <= self.step, given, np.minimum(-(-given // self.step) * self.step, self.high))
 
     def nodes(self, points: int) -> tuple[int, ...]:
         """Widths to measure, at most `points` (two at least): ends always, stairs evenly between them."""

@@ -14,18 +14,17 @@ from amc.deploy.table.bench import NETWORK_SETTINGS, Bench
 from amc.deploy.table.blocks import Block, BlockRun, ProbeRun
 from amc.deploy.table.cost import BlockSums, LatencyCost, fit, held_out_errors
 from amc.deploy.table.grid import FloatArray
-from amc.deploy.table.plan import Key, Plan, Stairs
+from amc.deploy.table.plan import Key, Plan
 from amc.deploy.table.record import LatencyTable, WholeNetwork
 from amc.errors import AmcError
 
-NETWORKS = 8  # random ones, beside the dense and the least
+NETWORKS = 12  # random ones, beside the dense and the least
 STEPS = (16, 8, 4)  # of the channels, that runtimes are known to like
 
 _LIGHT_MACS = 50_000_000  # up to this a block is measured three times over, less once
 _HEAVY_WEIGHTS = 16_000_000  # beyond this once must do
 _FLOOR_MS = 1e-5  # a difference that noise turned negative: the block takes next to nothing
 _SAME = 0.8  # share of a stair's rise that half a stair's width has taken, if there is a stair
-_SAVES = 0.5  # share of what a proportional saving would be, from which on narrow layers count as they are
 
 
 class NoiseError(AmcError):
@@ -35,17 +34,15 @@ class NoiseError(AmcError):
 Build = Callable[[Sequence[int]], nn.Module]
 
 
-def find_stairs(bench: Bench) -> Stairs:
-    """How the runtime's latency steps with the channels, from a few convolutions in a row."""
-    widths = sorted({32 + step for step in STEPS} | {32 + step // 2 for step in STEPS} | {8, 16, 32})
+def find_step(bench: Bench) -> int:
+    """The step of the runtime's latency over the channels: 16, 8, 4, or 1 where there is none."""
+    widths = sorted({32} | {32 + step for step in STEPS} | {32 + step // 2 for step in STEPS})
     times = dict(zip(widths, bench.blocks([ProbeRun(width) for width in widths]), strict=True))
     for step in STEPS:
         rise = times[32 + step] - times[32]
         if rise > 0 and times[32 + step // 2] - times[32] >= _SAME * rise:
-            # Below the first stair: does half of it save anything, of what a stair costs?
-            saved = times[16] - times[8]
-            return Stairs(step, 0 if saved < _SAVES * (times[32] - times[16]) / 2 else step)
-    return Stairs(1, 0)
+            return step
+    return 1
 
 
 def block_times(wanted: Sequence[tuple[Block, int, int]], bench: Bench) -> list[float]:
@@ -89,7 +86,7 @@ def measure_table(
         WholeNetwork(keep, float(entry["latency_ms"]), float(entry["spread"]))
         for keep, entry in zip(policies, record["networks"].values(), strict=True)
     )
-    table = LatencyTable(network, bench.place, plan.stairs, times, networks, time.perf_counter() - began)
+    table = LatencyTable(network, bench.place, plan.step, times, networks, time.perf_counter() - began)
     correction_of(plan, table)  # refuses what cannot be used, before it is kept
     return table
 

@@ -12,7 +12,7 @@ from torch import nn
 from amc.deploy.table.bench import Bench
 from amc.deploy.table.cost import LatencyCost
 from amc.deploy.table.grid import FloatArray
-from amc.deploy.table.measuring import Build, complete, correction_of, find_stairs, measure_table
+from amc.deploy.table.measuring import Build, complete, correction_of, find_step, measure_table
 from amc.deploy.table.plan import POINTS, Plan, network_key, plan_table
 from amc.deploy.table.record import LatencyTable, TableError, cache_path, read_table, write_table
 from amc.errors import RunError
@@ -37,7 +37,7 @@ class Latency:
         """For summary.json: how large the table is, what it took, and how far it is off, in percent."""
         return {
             "blocks": len(self.table.times),
-            "step": self.table.stairs.step,
+            "step": self.table.step,
             "networks": len(self.table.networks),
             "seconds": round(self.table.seconds, 1),
             "mean_error": round(100 * float(abs(self.errors).mean()), 2),
@@ -72,11 +72,11 @@ def obtain(
     path = cache_path(network, bench.place, folder)
     table = _cached(path, network, bench, said) if path.exists() else None
     if table is not None:
-        plan = plan_table(model, structure, choices, stairs=table.stairs, points=points)
+        plan = plan_table(model, structure, choices, step=table.step, points=points)
         if complete(plan, table.times):
             return Latency(bench, table, *correction_of(plan, table))
         said(f"latency table '{path}' is not complete; measuring it again")
-    plan = plan_table(model, structure, choices, stairs=find_stairs(bench), points=points)
+    plan = plan_table(model, structure, choices, step=find_step(bench), points=points)
     table = measure_table(network, plan, build, example_input, choices, bench)
     try:
         write_table(path, table)
@@ -90,7 +90,7 @@ def _of_run(
 ) -> Latency:
     try:
         table = read_table(stored)
-        plan: Plan = plan_table(model, structure, choices, stairs=table.stairs, points=points)
+        plan: Plan = plan_table(model, structure, choices, step=table.step, points=points)
         if table.network != network_key(model, plan, choices) or not complete(plan, table.times):
             raise TableError(f"'{stored}' is the table of another network")
     except TableError as error:

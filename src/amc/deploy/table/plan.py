@@ -24,14 +24,6 @@ POINTS = 6  # widths measured on each side of a layer
 Key = tuple[str, int, int]  # name of the block, channels in, channels out
 
 
-@dataclass(frozen=True, slots=True)
-class Stairs:
-    """How a runtime's latency steps with the channels."""
-
-    step: int  # channels; 1: no steps
-    single: int  # up to this many channels count one by one; 0: one costs what a whole step does
-
-
 @dataclass(frozen=True)
 class LayerPlan:
     """One layer with the widths it can have on either side."""
@@ -53,7 +45,7 @@ class Plan:
 
     layers: tuple[LayerPlan, ...]
     points: int
-    stairs: Stairs
+    step: int  # of the runtime's staircase over the channels
 
     @cached_property
     def blocks(self) -> dict[str, Block]:
@@ -83,17 +75,16 @@ def plan_table(
     structure: Structure,
     choices: Sequence[Sequence[int]],
     *,
-    stairs: Stairs | None = None,
+    step: int = 1,
     points: int = POINTS,
 ) -> Plan:
     """The plan for policies whose keep counts are among `choices`, group by group, ascending.
 
-    `stairs`: the runtime's; None where they are not known yet. `points`: widths measured on each side of a layer.
+    `step`: of the runtime's staircase over the channels. `points`: widths measured on each side of a layer.
     """
     least, dense = (np.array([options[end] for options in choices], dtype=np.int64) for end in (0, -1))
-    found = stairs or Stairs(1, 0)
-    layers = tuple(_plan(spec, least, dense, found) for spec in blocks_of(model, structure))
-    return Plan(layers, points, found)
+    layers = tuple(_plan(spec, least, dense, step) for spec in blocks_of(model, structure))
+    return Plan(layers, points, step)
 
 
 def network_key(model: nn.Module, plan: Plan, choices: Sequence[Sequence[int]]) -> str:
@@ -104,18 +95,18 @@ def network_key(model: nn.Module, plan: Plan, choices: Sequence[Sequence[int]]) 
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _plan(spec: LayerBlock, least: npt.NDArray[np.int64], dense: npt.NDArray[np.int64], stairs: Stairs) -> LayerPlan:
-    inputs = _axis(spec.inputs, least, dense, stairs)
+def _plan(spec: LayerBlock, least: npt.NDArray[np.int64], dense: npt.NDArray[np.int64], step: int) -> LayerPlan:
+    inputs = _axis(spec.inputs, least, dense, step)
     if spec.block.per_group:
         return LayerPlan(spec, inputs, Axis(1, 1, 1, 1))
-    return LayerPlan(spec, inputs, _axis(spec.outputs, least, dense, stairs))
+    return LayerPlan(spec, inputs, _axis(spec.outputs, least, dense, step))
 
 
-def _axis(width: Width, least: npt.NDArray[np.int64], dense: npt.NDArray[np.int64], stairs: Stairs) -> Axis:
+def _axis(width: Width, least: npt.NDArray[np.int64], dense: npt.NDArray[np.int64], step: int) -> Axis:
     low, high, unit = int(width.at(least)), int(width.at(dense)), width.unit
     if unit > 1:  # a flattened map: its staircase is another one, and too fine to matter
         return Axis(low, high, unit, 1)
-    return Axis(low, high, unit, stairs.step, stairs.single)
+    return Axis(low, high, unit, step)
 
 
 def _outputs(block: Block, inputs: int, outputs: int) -> int:

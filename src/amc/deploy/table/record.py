@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from amc.deploy.table.bench import Place
-from amc.deploy.table.plan import Key, Stairs
+from amc.deploy.table.plan import Key
 from amc.errors import AmcError, RunError
 from amc.rundir import atomic_write_bytes
 
@@ -45,7 +45,7 @@ class LatencyTable:
 
     network: str  # `network_key`
     place: Place
-    stairs: Stairs
+    step: int  # of the runtime's staircase over the channels
     times: Mapping[Key, float]  # ms
     networks: tuple[WholeNetwork, ...]  # the dense one first
     seconds: float  # it took
@@ -53,7 +53,7 @@ class LatencyTable:
     def __post_init__(self) -> None:
         for key, value in self.times.items():
             _positive(value, f"the latency of block {key[0]}")
-        if len(self.networks) < 4 or self.stairs.step < 1:
+        if len(self.networks) < 4 or self.step < 1:
             raise TableError("a latency table needs whole networks to be corrected by")
 
     def to_json(self) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class LatencyTable:
             "version": VERSION,
             "network": self.network,
             "place": asdict(self.place) | {"machine": dict(self.place.machine)},
-            "stairs": asdict(self.stairs),
+            "step": self.step,
             "blocks": blocks,
             "networks": [asdict(entry) | {"keep": list(entry.keep)} for entry in self.networks],
             "seconds": self.seconds,
@@ -85,8 +85,7 @@ class LatencyTable:
                 for row in data["networks"]
             )
             place = Place(**data["place"])
-            stairs = Stairs(int(data["stairs"]["step"]), int(data["stairs"]["single"]))
-            return cls(str(data["network"]), place, stairs, times, networks, float(data["seconds"]))
+            return cls(str(data["network"]), place, int(data["step"]), times, networks, float(data["seconds"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise TableError(f"it is damaged ({type(error).__name__}: {str(error)[:80]})") from None
 
