@@ -124,7 +124,7 @@ class TestEvaluator:
 
     @pytest.mark.parametrize("limit", [1 << 30, 100])
     @pytest.mark.parametrize("batches", [[41], [1, 1, 39], [7] * 5 + [6], None])
-    def test_halves_hold_every_other_image(
+    def test_halves_hold_every_image_once(
         self, monkeypatch: pytest.MonkeyPatch, limit: int, batches: list[int] | None
     ) -> None:
         monkeypatch.setattr("amc.evaluation.KEEP_FLOAT_BYTES", limit)
@@ -137,9 +137,30 @@ class TestEvaluator:
         correct = whole.correct(FirstPixels())
         first, second = whole.halves()
         assert (len(first), len(second)) == (21, 20)
-        assert torch.equal(first.correct(FirstPixels()), correct[::2])
-        assert torch.equal(second.correct(FirstPixels()), correct[1::2])
+        halves = [half.correct(FirstPixels()) for half in (first, second)]
+        assert sum(int(half.sum()) for half in halves) == int(correct.sum()) == 30
+        assert all(
+            torch.equal(half.correct(FirstPixels()), right) for half, right in zip((first, second), halves, strict=True)
+        )
         assert torch.equal(whole.correct(FirstPixels()), correct)
+
+    @pytest.mark.parametrize("limit", [1 << 30, 1])
+    @pytest.mark.parametrize("order", ["classes in turn", "class by class"])
+    def test_halves_have_their_share_of_every_class(
+        self, monkeypatch: pytest.MonkeyPatch, limit: int, order: str
+    ) -> None:
+        """Every other image of ten classes in turn would be those of five classes."""
+        monkeypatch.setattr("amc.evaluation.KEEP_FLOAT_BYTES", limit)
+        labels = torch.arange(10).repeat(40) if order == "classes in turn" else torch.arange(10).repeat_interleave(40)
+        images = torch.zeros(400, 1, 2, 2, dtype=torch.uint8)
+        images[:, 0, 0, 0] = labels.to(torch.uint8)
+        seen = []
+        for half in Evaluator(ImageSet(images, labels), batch_size=16).halves():
+            counts = torch.bincount(torch.cat([batch[1] for batch in half._batches()]), minlength=10)
+            assert counts.min() >= 10
+            assert counts.max() <= 30
+            seen.append(counts)
+        assert torch.equal(seen[0] + seen[1], torch.full((10,), 40))
 
     @pytest.mark.parametrize("limit", [1 << 30, 1])
     def test_one_image_has_no_halves(self, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:

@@ -83,20 +83,24 @@ class Evaluator:
             return torch.cat(right).cpu()
 
     def halves(self) -> tuple["Evaluator", "Evaluator"]:
-        """Two evaluators, on every other image each: one to search on, one to confirm on what the first found.
+        """Two evaluators on half of the images each: one to search on, one to confirm on what the first found.
 
-        Images that are kept in memory are copied. Raises DataError for fewer than two images.
+        The halves are drawn at random, always the same ones: images come in an order (class by class, say, or the
+        classes in turn), and any rule that goes by place may give all images of a class to one half. Images that
+        are kept in memory are copied. Raises DataError for fewer than two images.
         """
+        if len(self) < 2:
+            raise DataError("one image cannot be divided into a half to search on and one to confirm on; give more")
+        first = torch.zeros(len(self), dtype=torch.bool)
+        first[torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[: (len(self) + 1) // 2]] = True
         parts = []
-        for first in (0, 1):
+        for chosen in (first, ~first):
             part = copy.copy(self)
             if self._source is None:
-                part._kept = [_checked(batch) for batch in _every_other(self._kept, first)]
+                part._kept = [_checked(batch) for batch in _chosen(self._kept, chosen)]
             else:
-                part._source = _EveryOther(self._source, first)
+                part._source = _Part(self._source, chosen)
             parts.append(part)
-        if len(parts[1]) == 0:
-            raise DataError("one image cannot be divided into a half to search on and one to confirm on; give more")
         return parts[0], parts[1]
 
     def __len__(self) -> int:
@@ -198,25 +202,27 @@ def _checked(batch: object) -> Batch:
     return images, labels
 
 
-class _EveryOther:
-    """Every other image of a source that is too large to keep."""
+class _Part:
+    """Some images of a source that is too large to keep; `chosen` [N] says which."""
 
-    def __init__(self, source: BatchSource, first: int) -> None:
-        self._source, self._first = source, first
+    def __init__(self, source: BatchSource, chosen: Tensor) -> None:
+        self._source, self._chosen = source, chosen
 
     def __len__(self) -> int:
-        return (len(self._source) + 1 - self._first) // 2
+        return int(self._chosen.sum())
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
-        return _every_other(self._source.batches(2 * batch_size), self._first)
+        return _chosen(self._source.batches(2 * batch_size), self._chosen)
 
 
-def _every_other(batches: Iterable[Batch], first: int) -> Iterator[Batch]:
-    """Images first, first + 2, ... counted through all batches; no empty batches."""
+def _chosen(batches: Iterable[Batch], chosen: Tensor) -> Iterator[Batch]:
+    """The images where `chosen` [N], counted through all batches, is True; no empty batches."""
+    at = 0
     for images, labels in batches:
-        if len(labels) > first:
-            yield images[first::2], labels[first::2]
-        first = (first - len(labels)) % 2
+        wanted = chosen[at : at + len(labels)]
+        at += len(labels)
+        if wanted.any():
+            yield images[wanted], labels[wanted]
 
 
 def _correct(logits: object, labels: Tensor) -> Tensor:
