@@ -114,3 +114,20 @@ def test_scores() -> None:
     assert format_score(0.71401) == "71.40%"
     assert format_score(-1.25, percent=False) == "-1.25"
     assert format_score(float("nan")) == "–"
+
+
+def test_a_latency_is_a_row_of_its_own_and_its_budget_is_measured() -> None:
+    summary = {
+        "budget": "latency<=50%",
+        "dense": {"macs": 100, "params": 10, "score": 0.9, "latency": 2.0},
+        "slim": {"macs": 40, "params": 5, "score": 0.8, "latency": 0.98765},
+        "latency": {"runtime": "onnxruntime", "steady": True},
+    }
+    row = next(row for row in summary_table(summary) if row.quantity.startswith("Latency"))
+    assert (row.quantity, row.dense, row.slim) == ("Latency, onnxruntime", "2 ms", "0.9877 ms")
+    assert row.change == "2.03× as fast"
+    assert [(line.text, line.held) for line in budget_lines(summary)] == [("latency<=50%: 49.38% measured: held", True)]
+    summary["budget"] = "latency<=1ms"
+    assert budget_lines(summary)[0].text == "latency<=1ms: 0.9877 ms measured: held"
+    busy = summary | {"latency": {"runtime": "onnxruntime", "steady": False}}
+    assert any("too busy" in row.change for row in summary_table(busy))

@@ -50,6 +50,9 @@ def summary_table(summary: Mapping[str, Any]) -> list[SummaryRow]:
     sizes = (_number(dense, "size"), _number(slim, "size"))
     if sizes != (None, None):
         rows.append(_cost_row("File size", *sizes, finetuned, is_size=True))
+    latency = part_of(summary, "latency")
+    if latency:
+        rows.append(_latency_row(latency, _number(dense, "latency"), _number(slim, "latency"), finetuned))
     for name, key in (("Score, search split", "score"), ("Score, test split", "test")):
         after = _number(slim, f"{key}_finetuned")
         values = (_number(dense, key), _number(slim, key), after)
@@ -152,7 +155,10 @@ def _budget_line(budget: Budget, dense: float | None, slim: float | None) -> Bud
         assert budget.absolute is not None
         unit = " bytes" if budget.metric is Metric.SIZE else ""
         held, recounted = slim <= budget.absolute, f"{slim:,.15g}{unit}"
-    return BudgetLine(f"{budget}: {recounted} recounted: {'held' if held else 'exceeded'}", held)
+    how = "recounted"
+    if budget.metric is Metric.LATENCY:
+        how, recounted = "measured", recounted if budget.fraction is not None else format_milliseconds(slim)
+    return BudgetLine(f"{budget}: {recounted} {how}: {'held' if held else 'exceeded'}", held)
 
 
 def _cost_row(
@@ -163,6 +169,21 @@ def _cost_row(
     if dense and slim:
         change = f"{format_ratio(dense, slim)} left ({dense / slim:.2f}× {'less' if is_size else 'fewer'})"
     return SummaryRow(quantity, text(dense), left, left if finetuned else "", change)
+
+
+def _latency_row(latency: Mapping[str, Any], dense: float | None, slim: float | None, finetuned: bool) -> SummaryRow:
+    """Both networks as timed in alternation; training changes no latency."""
+    change = f"{dense / slim:.2f}× as fast" if dense and slim else DASH
+    if dense and slim and latency.get("steady") is False:
+        change = "the machine was too busy to say"
+    left = format_milliseconds(slim)
+    name = f"Latency, {latency['runtime']}" if latency.get("runtime") else "Latency"
+    return SummaryRow(name, format_milliseconds(dense), left, left if finetuned else "", change)
+
+
+def format_milliseconds(value: float | None) -> str:
+    """Text such as "1.234 ms": four digits."""
+    return DASH if value is None or not math.isfinite(value) else f"{value:.4g} ms"
 
 
 def part_of(summary: Mapping[str, Any], key: str) -> Mapping[str, Any]:
