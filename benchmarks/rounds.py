@@ -30,7 +30,9 @@ def main() -> None:
     scheduled(args)
     for epochs in (args.epochs, len(FRACTIONS) * args.epochs):
         name, once = f"rounds-{args.model}.json", argparse.Namespace(**{**vars(args), "epochs": epochs})
-        run = searched(once, f"once-{epochs}", budget=f"params<={FRACTIONS[-1]:.0%}", method="fine-grained")
+        run = searched(
+            once, f"once-{epochs}", budget=f"params<={FRACTIONS[-1]:.0%}", method="fine-grained", max_sparsity=0.9
+        )
         summary = public(finetuned(once, run).read_json(rundir.SUMMARY))
         summary |= {"epochs": epochs, "file": on_disk(run, rundir.MODEL_FINETUNED)}
         record = load(name)
@@ -39,7 +41,9 @@ def main() -> None:
 
 def scheduled(args: argparse.Namespace) -> None:
     path, progress = args.runs / f"{args.model}-rounds", Progress(Console(stderr=True))
-    config = SearchConfig(episodes=args.episodes, bf16=True, method="fine-grained", budget="params<=20%")
+    config = SearchConfig(
+        episodes=args.episodes, bf16=True, method="fine-grained", budget="params<=20%", max_sparsity=0.9
+    )
     tuning = {"epochs": args.epochs, "precision": "bfloat16"}
     if path.exists():
         jobs.resume(path, progress=progress)

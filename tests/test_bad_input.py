@@ -260,6 +260,10 @@ CASES: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
         (*SEARCH, "--schedule", "0.5,0.4", "--budget", "latency"),
         ("a schedule lowers MACs, parameters or size",),
     ),
+    "schedule that ends out of reach": (
+        (*SEARCH, "--method", "fine-grained", "--schedule", "0.5,0.1"),
+        ("budget params<=10% cannot be reached",),
+    ),
     "schedule and max-drop": (
         (*SEARCH, "--schedule", "0.5,0.4", "--max-drop", "1"),
         ("leave max-drop and reward out",),

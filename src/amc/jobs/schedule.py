@@ -12,20 +12,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from amc import rundir
 from amc.config import NO_BUDGET, SearchConfig
 from amc.errors import AmcError, BudgetError, RunError
 from amc.jobs.finetune import finetune
-from amc.jobs.origin import config_of
+from amc.jobs.origin import config_of, data_of, network_of
 from amc.jobs.progress import Progress
 from amc.jobs.search import resume_search, search
-from amc.methods import CHANNEL
+from amc.methods import CHANNEL, create_method, problem_of
 from amc.provenance import amc_version, environment
 from amc.recovery import FineTuneConfig
 from amc.report import render_schedule
 from amc.rundir import RunDir
 from amc.search import Budget, Metric, parse_budgets
 from amc.stored import round_path
+from amc.structure import inspect
 
 
 def parse_schedule(text: str) -> tuple[float, ...]:
@@ -70,6 +73,7 @@ def schedule(
         "schedule": list(fractions),
         "tuning": dict(tuning),
     }
+    _check_reachable(origin, config, Budget(metric, fraction=fractions[-1]))
     run = RunDir.create(out, record)
     try:
         return resume_schedule(out, progress=progress)
@@ -112,6 +116,19 @@ def _finished(path: Path) -> bool:
     """Whether a round is searched and fine-tuned, down to its summary, which is written last."""
     summary = RunDir.open(path).read_json(rundir.SUMMARY) if (path / rundir.SUMMARY).is_file() else {}
     return "score_finetuned" in summary.get("slim", {})
+
+
+def _check_reachable(origin: Mapping[str, Any], config: SearchConfig, last: Budget) -> None:
+    """Refuse at once what the last round could not reach, and not after all rounds before it.
+
+    Slicing starts every round from a smaller network, so only there the least is not known yet.
+    """
+    if config.method == CHANNEL:
+        return
+    model, data = network_of(origin), data_of(origin)
+    structure = inspect(model, torch.zeros(1, *data.input_shape))
+    locks = {"lock": config.lock, "only": config.only}
+    problem_of(create_method(config.method, model, structure, config.method_options, **locks), (last,))
 
 
 _ORIGIN = ("model", "weights", "data", "evaluate", "search_images", "image_size", "test")
