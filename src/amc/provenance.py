@@ -24,7 +24,7 @@ def environment() -> dict[str, Any]:
     """Where the figures come from."""
     return {
         "machine": platform.machine(),
-        "cpu": _cpu_name(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -32,9 +32,17 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _cpu_name() -> str:
+def processor(proc: Path = Path("/proc")) -> str:
+    """Name of the processor; on Arm boards, whose kernel does not say, the name of the board."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = (proc / "cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+        lines = []
+    fields = dict(reversed([[part.strip() for part in line.split(":", 1)] for line in lines if ":" in line]))
+    if fields.get("model name"):
+        return fields["model name"]
+    try:
+        board = (proc / "device-tree" / "model").read_text(errors="replace").strip("\0 \n")
+    except OSError:
+        board = ""
+    return board or fields.get("Hardware") or platform.processor() or platform.machine()

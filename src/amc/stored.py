@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from amc import rundir
 from amc.errors import RunError
@@ -17,11 +17,6 @@ from amc.pruning import Policy
 from amc.rundir import RunDir
 from amc.structure.slicing import copy_model
 from amc.zoo import create_model, load_weights
-
-
-def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict, each tensor contiguous and with memory of its own, as safetensors wants it."""
-    return {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
 
 
 def fingerprint(model: nn.Module) -> str:

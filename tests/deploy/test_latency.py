@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from amc import provenance
 from amc.deploy import MeasureSettings, latency, latency_of_files, machine
 from amc.deploy.latency import prepared
 from amc.deploy.runtimes import RUNTIMES, RuntimeFailure, get_runtime
@@ -102,8 +103,8 @@ def test_processor_names(tmp_path: Path) -> None:
     (tmp_path / "cpuinfo").write_text(
         "processor\t: 0\nmodel name\t: Fast 9000\n\nprocessor\t: 1\nmodel name\t: Fast 9000\n"
     )
-    assert machine._processor(tmp_path) == "Fast 9000"
+    assert provenance.processor(tmp_path) == "Fast 9000"
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nBogoMIPS\t: 108.00\nCPU part\t: 0xd08\n")
     (tmp_path / "device-tree").mkdir()
     (tmp_path / "device-tree" / "model").write_text("Board Model 4 B\0")
-    assert machine._processor(tmp_path) == "Board Model 4 B"
+    assert provenance.processor(tmp_path) == "Board Model 4 B"

@@ -10,8 +10,9 @@ import json
 import os
 import platform
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
+
+from amc.provenance import processor
 
 _STABLE = ("cpu", "architecture", "cores", "system")
 
@@ -19,7 +20,7 @@ _STABLE = ("cpu", "architecture", "cores", "system")
 def describe() -> dict[str, Any]:
     """Processor, cores this process may use, system, and how busy the machine was just before."""
     return {
-        "cpu": _processor(),
+        "cpu": processor(),
         "architecture": platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "system": platform.system(),
@@ -40,19 +41,3 @@ def key(machine: Mapping[str, Any]) -> str:
     """Sixteen hexadecimal digits that are the same for the same kind of machine: measured tables are kept under it."""
     text = json.dumps({name: machine[name] for name in _STABLE}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _processor(proc: Path = Path("/proc")) -> str:
-    """Name of the processor; on Arm boards, whose kernel does not say, the name of the board."""
-    try:
-        lines = (proc / "cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    fields = dict(reversed([[part.strip() for part in line.split(":", 1)] for line in lines if ":" in line]))
-    if fields.get("model name"):
-        return fields["model name"]
-    try:
-        board = (proc / "device-tree" / "model").read_text(errors="replace").strip("\0 \n")
-    except OSError:
-        board = ""
-    return board or fields.get("Hardware") or platform.processor() or platform.machine()
