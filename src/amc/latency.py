@@ -7,6 +7,7 @@ again with the prediction put right by what was measured.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import nn
 
 from amc.config import SearchConfig
 from amc.deploy.measure import MeasureSettings
-from amc.deploy.table import Bench, Latency, NoiseError, bench_networks, obtain, open_bench
+from amc.deploy.table import Bench, Latency, NoiseError, Place, bench_networks, obtain, open_bench
 from amc.errors import AmcError, BudgetError, EvaluationError
 from amc.methods import Method
 from amc.search import Bounds, Budget, Decision, EpisodeRecord, Metric, Outcome, Problem, RewardFunction, roll_out
@@ -90,27 +91,29 @@ def latency_of(
     bench = bench_of(config)
     choices = [decision.choices for decision in decisions]
     build = method.builder(None).build
-    found = obtain(model, structure, example_input, choices, build, bench, stored=stored, said=said)
-    for budget in config.budgets:
-        if budget.metric is Metric.LATENCY:
-            _check_reachable(budget, found, decisions)
+
+    def check(dense_ms: float, least_ms: float) -> None:
+        for budget in config.budgets:
+            if budget.metric is Metric.LATENCY:
+                _check_reachable(budget, dense_ms, least_ms, bench.place)
+
+    found = obtain(model, structure, example_input, choices, build, bench, stored=stored, check=check, said=said)
+    check(found.dense_ms, float(found.cost(np.array([options[0] for options in choices]))))
     return found
 
 
-def _check_reachable(budget: Budget, latency: Latency, decisions: Sequence[Decision]) -> None:
+def _check_reachable(budget: Budget, dense_ms: float, least_ms: float, place: Place) -> None:
     """BudgetError, with what is reachable, for a limit below what stays when everything prunable is at its least."""
-    dense = latency.dense_ms
-    if budget.absolute is not None and budget.absolute > dense:
+    if budget.absolute is not None and budget.absolute > dense_ms:
         raise BudgetError(
-            f"budget {budget} is above the dense network's {dense:.3g} ms on {latency.bench.place}: it asks for "
-            "nothing; lower it or leave it out"
+            f"budget {budget} is above the dense network's {dense_ms:.3g} ms on {place}: it asks for nothing; lower it "
+            "or leave it out"
         )
-    least = float(latency.cost(np.array([decision.choices[0] for decision in decisions])))
-    if least > limit_ms(budget, dense):
+    if least_ms > limit_ms(budget, dense_ms):
         raise BudgetError(
             f"budget {budget} cannot be reached: even at the largest sparsity of every group the network takes "
-            f"{least:.3g} of {dense:.3g} ms on {latency.bench.place}; raise the budget to "
-            f"{np.ceil(1000 * least / dense / (1 - GUARD)) / 10:g}% or more"
+            f"{least_ms:.3g} of {dense_ms:.3g} ms on {place}; raise the budget to "
+            f"{np.ceil(1000 * least_ms / dense_ms / (1 - GUARD)) / 10:g}% or more"
         )
 
 
@@ -164,6 +167,7 @@ class Settled:
     trials: tuple[Trial, ...]
     scored: int  # policies that were scored beside those of the search
     machine: Mapping[str, Any]
+    seconds: float  # that measuring and scoring them took
 
 
 @dataclass
@@ -184,6 +188,7 @@ class Judge:
         self._trials: dict[tuple[int, ...], Trial] = {}
         self._machine: Mapping[str, Any] = {}
         self._scored = 0
+        self._began = time.perf_counter()
 
     def settle(self, found: Sequence[EpisodeRecord]) -> Settled:
         """The policy with the best reward that holds the budget as measured, out of `found` and their neighbours.
@@ -197,13 +202,17 @@ class Judge:
             self._measure(self._next(pool))
             chosen = self._chosen(least=FULL if attempt + 1 < _ROUNDS else 0.0)
             if chosen is not None:
-                return Settled(chosen, tuple(self._trials.values()), self._scored, self._machine)
+                return self._settled(chosen)
         raise self._failure()
 
     def only(self, record: EpisodeRecord) -> Settled:
         """That policy, measured: where something else has already chosen it."""
         self._measure([record])
-        return Settled(self._trials[record.keep], tuple(self._trials.values()), 0, self._machine)
+        return self._settled(self._trials[record.keep])
+
+    def _settled(self, chosen: Trial) -> Settled:
+        seconds = time.perf_counter() - self._began
+        return Settled(chosen, tuple(self._trials.values()), self._scored, self._machine, seconds)
 
     @property
     def _ratio(self) -> float:

@@ -89,6 +89,7 @@ def _latency(job: Job, settled: Settled) -> dict[str, Any]:
         "steady": chosen.steady,
         "measured": len(settled.trials),
         "scored_again": settled.scored,
+        "seconds": round(settled.seconds, 1),
         "table": job.latency.summary(),
     }
 

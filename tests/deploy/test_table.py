@@ -20,11 +20,11 @@ from amc.deploy.device.protocol import DeviceInfo, Request
 from amc.deploy.measure import MeasureSettings
 from amc.deploy.table import Latency, NoiseError, obtain, read_table
 from amc.deploy.table.bench import NETWORK_SETTINGS, DeviceBench, LocalBench
-from amc.deploy.table.blocks import Block, BlockRun, blocks_of
+from amc.deploy.table.blocks import Block, BlockRun, Run, blocks_of
 from amc.deploy.table.cost import fit
 from amc.deploy.table.measuring import block_times, find_step
-from amc.deploy.table.plan import network_key, plan_table
-from amc.errors import AmcError, RunError
+from amc.deploy.table.plan import CACHED_WEIGHTS, network_key, plan_table
+from amc.errors import AmcError, BudgetError, RunError
 from amc.methods.base import MethodOptions
 from amc.methods.channel import ChannelMethod
 from amc.search import Bounds, Budget, Metric, Problem
@@ -266,7 +266,66 @@ def test_latencies_that_do_not_follow_the_table_are_refused() -> None:
         network(bench=OracleBench(smooth, factor=-0.001))
     sums = np.array([[3.0, 0, 0], [2.0, 0, 0], [1.0, 0, 0]])
     found = fit(sums, np.array([7.0, 5.0, 3.0]))
-    assert found.slopes == pytest.approx((2.0, 0.0, 0.0))
+    assert found.slopes == pytest.approx([2.0] + [0.0] * 11)
+
+
+class Wide(nn.Module):
+    """Three convolutions, the middle one with more weights than a second-level cache holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mid = nn.Conv2d(3, 256, 3, padding=1), nn.Conv2d(256, 256, 3, padding=1)
+        self.head = nn.Conv2d(256, 32, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.mid(self.stem(x).relu()).relu()).mean((2, 3))
+
+
+class CachedBench(OracleBench):
+    """Whatever has more than 200,000 weights waits for those beyond; a block alone does, with all of its copies."""
+
+    def _block(self, run: Run) -> float:
+        weights = run.copies * run.block.weights(run.inputs, run.outputs) if isinstance(run, BlockRun) else 0
+        return super()._block(run) + waiting(weights)
+
+    def whole(self, module: nn.Module, example_input: Any) -> float:
+        return super().whole(module, example_input) + waiting(sum(p.numel() for p in module.parameters()))
+
+
+def waiting(weights: int) -> float:
+    return 1e-5 * max(0, weights - 200_000)
+
+
+def test_waiting_for_weights_is_learnt_from_whole_networks_and_not_from_blocks(folder: Path) -> None:
+    model, example = Wide().eval(), torch.zeros(1, 3, 2, 2)
+    structure = inspect(model, example)
+    method, bench = ChannelMethod(model, structure, MethodOptions()), CachedBench(smooth)
+    choices, build = [decision.choices for decision in method.decisions], method.builder(None).build
+    found = obtain(model, structure, example, choices, build, bench, folder=folder)
+    assert max(9 * a * b for name, a, b in found.table.times if "k3x3" in name) <= CACHED_WEIGHTS
+    assert waiting(590_000) > 0.4 * found.dense_ms  # it is no small matter
+    assert abs(found.errors).mean() < 0.03  # the cache's size lies between two knots
+    assert abs(found.errors).max() < 0.1
+    assert np.count_nonzero(found.cost.correction.slopes[2:]) > 0
+    for level in (0.3, 0.6, 0.9):
+        keep = [min(options, key=lambda k: abs(k - level * options[-1])) for options in choices]
+        assert found.cost(np.array(keep)) == pytest.approx(bench.whole(build(keep), example), rel=0.1)
+
+
+def test_the_least_and_the_dense_network_are_checked_before_any_block_is_measured(folder: Path) -> None:
+    bench, told = OracleBench(smooth), list[float]()
+
+    def check(dense_ms: float, least_ms: float) -> None:
+        told.extend((dense_ms, least_ms))
+        raise BudgetError("out of reach")
+
+    with pytest.raises(BudgetError, match="out of reach"):
+        network(bench=bench, folder=folder, check=check)
+    build = made()[2].builder(None).build
+    ends = [[options[end] for options in decisions()] for end in (-1, 0)]
+    assert told == pytest.approx([bench.whole(build(keep), EXAMPLE) for keep in ends])
+    assert bench.asked["blocks"] == 5  # the step's probes
+    assert not list(folder.glob("**/*.json"))
 
 
 class Board:

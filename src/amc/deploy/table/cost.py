@@ -16,23 +16,29 @@ _PICO = 1e9  # picoseconds in a millisecond: costs are added up as whole numbers
 _LEAST_SHARE = 0.02  # of the dense latency; a straight line may promise less, far from its data
 
 
-@dataclass(frozen=True, slots=True)
+# Shares of the dense network's weights from which on another one may cost more: as long as all of them fit into a cache
+# a weight is free, and what no longer fits has to be read anew by every call.
+_KNOTS = np.arange(10) / 10
+
+
+@dataclass(frozen=True)
 class Correction:
-    """From the table's sum to a whole network.
+    """From the table's sums to a whole network.
 
     Latency is that of the dense network less so much for each ms that the sum of the blocks drops by, for each million
-    values that the layers no longer write, and for each million weights that are no longer read: alone, a block has
-    its weights in the nearest cache, within a network it has not. No slope is negative, so latency never falls where
-    a layer grows; the dense network, which relative budgets refer to, is met exactly.
+    values that the layers no longer write, and for the weights that are no longer read: a convex function of their
+    number. (Alone, a block finds its weights in the nearest cache; a network does only if all of its weights fit.) No
+    slope is negative, so latency never falls where a layer grows; the dense network, which relative budgets refer to,
+    is met exactly.
     """
 
     dense_ms: float
-    slopes: tuple[float, float, float]  # ms per ms of blocks, per million values written, per million weights
+    dense: FloatArray  # the dense network's sums, as `BlockSums` gives them: [3]
+    slopes: FloatArray  # ms per ms of blocks, per million values written, per million weights beyond each knot
 
-    def at(self, drop: FloatArray) -> FloatArray:
-        """Latency in ms [...] where the sums (as `BlockSums`, [..., 3]) are less than the dense network's by `drop`."""
-        blocks, writes, weights = self.slopes
-        saved: FloatArray = blocks * drop[..., 0] + writes * drop[..., 1] + weights * drop[..., 2]
+    def at(self, sums: FloatArray) -> FloatArray:
+        """Sums [..., 3] -> latency [...] in ms."""
+        saved: FloatArray = (_features(self.dense, self.dense) - _features(sums, self.dense)) @ self.slopes
         return self.dense_ms - saved
 
 
@@ -87,14 +93,12 @@ class BlockSums:
 class LatencyCost:
     """`CostFunction` in ms, never falling with any keep count."""
 
-    def __init__(self, sums: BlockSums, correction: Correction, dense: npt.ArrayLike) -> None:
-        """`dense`: keep counts [G] of the dense network."""
+    def __init__(self, sums: BlockSums, correction: Correction) -> None:
         self.sums, self.correction = sums, correction
-        self._dense = sums(dense)
 
     def __call__(self, keep_counts: npt.NDArray[np.int64], /) -> FloatArray:
         """Keep counts [..., G] -> latency [...] in ms."""
-        line = self.correction.at(self._dense - self.sums(keep_counts))
+        line = self.correction.at(self.sums(keep_counts))
         return np.maximum(line, _LEAST_SHARE * self.correction.dense_ms)
 
 
@@ -104,12 +108,13 @@ def fit(sums: FloatArray, measured_ms: FloatArray) -> Correction:
     Least squares of relative errors over slopes that are not negative. Raises ValueError where the measured
     latencies do not follow the table at all.
     """
-    weights = 1 / measured_ms[1:]
-    rows = sums[0] - sums[1:]
-    slopes, _ = nnls(rows * weights[:, None], (measured_ms[0] - measured_ms[1:]) * weights)
+    features = _features(sums, sums[0])
+    weights, scale = 1 / measured_ms[1:], np.maximum(features[0], 1e-12)
+    drops = (features[0] - features[1:]) / scale
+    slopes, _ = nnls(drops * weights[:, None], (measured_ms[0] - measured_ms[1:]) * weights)
     if not slopes.any():
         raise ValueError("smaller networks are no faster")
-    return Correction(float(measured_ms[0]), (float(slopes[0]), float(slopes[1]), float(slopes[2])))
+    return Correction(float(measured_ms[0]), sums[0], slopes / scale)
 
 
 def held_out_errors(sums: FloatArray, measured_ms: FloatArray) -> FloatArray:
@@ -118,5 +123,11 @@ def held_out_errors(sums: FloatArray, measured_ms: FloatArray) -> FloatArray:
     for index in range(1, len(measured_ms)):
         rest = np.delete(np.arange(len(measured_ms)), index)
         found = fit(sums[rest], measured_ms[rest])
-        errors.append(float(found.at(sums[0] - sums[index])) / measured_ms[index] - 1)
+        errors.append(float(found.at(sums[index])) / measured_ms[index] - 1)
     return np.array(errors)
+
+
+def _features(sums: FloatArray, dense: FloatArray) -> FloatArray:
+    """Sums [..., 3] -> what latency is linear in: blocks, values, and the weights beyond each knot."""
+    beyond = np.maximum(0.0, sums[..., 2:] - _KNOTS * dense[2])
+    return np.concatenate([sums[..., :2], beyond], axis=-1)

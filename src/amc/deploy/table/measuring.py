@@ -18,11 +18,11 @@ from amc.deploy.table.plan import Key, Plan
 from amc.deploy.table.record import LatencyTable, WholeNetwork
 from amc.errors import AmcError
 
-NETWORKS = 12  # random ones, beside the dense and the least
+NETWORKS = 24  # random ones, beside the dense and the least
 STEPS = (16, 8, 4)  # of the channels, that runtimes are known to like
 
 _LIGHT_MACS = 50_000_000  # up to this a block is measured three times over, less once
-_HEAVY_WEIGHTS = 16_000_000  # beyond this once must do
+_TOGETHER = 6  # whole networks in memory at a time, beside the dense one
 _FLOOR_MS = 1e-5  # a difference that noise turned negative: the block takes next to nothing
 _SAME = 0.8  # share of a stair's rise that half a stair's width has taken, if there is a stair
 
@@ -32,6 +32,7 @@ class NoiseError(AmcError):
 
 
 Build = Callable[[Sequence[int]], nn.Module]
+Check = Callable[[float, float], None]  # ms of the dense and of the least network; raises what must not be searched
 
 
 def find_step(bench: Bench) -> int:
@@ -52,13 +53,13 @@ def block_times(wanted: Sequence[tuple[Block, int, int]], bench: Bench) -> list[
     happens once in a network. It is taken out here: several equal layers side by side less one alone.
     """
     copies = [_copies(*each) for each in wanted]
-    runs = [BlockRun(*each, count) for each, several in zip(wanted, copies, strict=True) for count in {1, several}]
+    runs = [BlockRun(*each, count) for each, several in zip(wanted, copies, strict=True) for count in (1, several)]
     measured = dict(zip(runs, bench.blocks(runs), strict=True))
     times = []
     for each, several in zip(wanted, copies, strict=True):
         alone = measured[BlockRun(*each, 1)]
         together = measured[BlockRun(*each, several)]
-        times.append(max(_FLOOR_MS, alone if several == 1 else (together - alone) / (several - 1)))
+        times.append(max(_FLOOR_MS, (together - alone) / (several - 1)))
     return times
 
 
@@ -69,26 +70,44 @@ def measure_table(
     example_input: Any,
     choices: Sequence[Sequence[int]],
     bench: Bench,
+    check: Check,
     *,
     seed: int = 0,
 ) -> LatencyTable:
-    """Measure everything that `plan` asks for, and whole networks that `build` makes of keep counts.
+    """Measure whole networks that `build` makes of keep counts, and everything that `plan` asks for.
 
-    Raises NoiseError where the whole networks are too unsteady to correct the table by.
+    Raises what `check` raises of the first two networks, before the rest is measured, and NoiseError where the whole
+    networks are too unsteady to correct the table by.
     """
     began = time.perf_counter()
-    times = dict(
-        zip(plan.keys, block_times([(plan.blocks[key[0]], *key[1:]) for key in plan.keys], bench), strict=True)
-    )
     policies = whole_policies(choices, NETWORKS, np.random.default_rng(seed))
-    record = bench_networks(bench, {str(index): build(keep) for index, keep in enumerate(policies)}, example_input)
-    networks = tuple(
-        WholeNetwork(keep, float(entry["latency_ms"]), float(entry["spread"]))
-        for keep, entry in zip(policies, record["networks"].values(), strict=True)
+    networks = measure_whole(policies, build, example_input, bench, check)
+    times = block_times([(plan.blocks[key[0]], *key[1:]) for key in plan.keys], bench)
+    table = LatencyTable(
+        network, bench.place, plan.step, dict(zip(plan.keys, times, strict=True)), networks, time.perf_counter() - began
     )
-    table = LatencyTable(network, bench.place, plan.step, times, networks, time.perf_counter() - began)
     correction_of(plan, table)  # refuses what cannot be used, before it is kept
     return table
+
+
+def measure_whole(
+    policies: Sequence[tuple[int, ...]], build: Build, example_input: Any, bench: Bench, check: Check
+) -> tuple[WholeNetwork, ...]:
+    """Networks of these keep counts, the dense one first and the least next, in shares of the dense one's best."""
+    dense, *others = policies
+    references: list[WholeNetwork] = []  # the dense one, measured beside each part of the others
+    shares: list[tuple[tuple[int, ...], float, float]] = []  # keep counts, share of the dense latency, spread
+    for start in range(0, len(others), _TOGETHER):
+        part = others[start : start + _TOGETHER]
+        networks = {str(index): build(keep) for index, keep in enumerate([dense, *part])}
+        reference, *entries = bench_networks(bench, networks, example_input)["networks"].values()
+        references.append(WholeNetwork(dense, float(reference["latency_ms"]), float(reference["spread"])))
+        for keep, entry in zip(part, entries, strict=True):
+            shares.append((keep, float(entry["latency_ms"]) / references[-1].latency_ms, float(entry["spread"])))
+        if not start:
+            check(references[0].latency_ms, shares[0][1] * references[0].latency_ms)
+    best = min(references, key=lambda entry: entry.latency_ms)
+    return (best, *(WholeNetwork(keep, share * best.latency_ms, spread) for keep, share, spread in shares))
 
 
 def whole_policies(
@@ -146,12 +165,10 @@ def correction_of(plan: Plan, table: LatencyTable) -> tuple[LatencyCost, FloatAr
             f"latency cannot be told on this machine: {error} in {len(measured)} whole networks measured with a "
             f"spread of {spread:.0%}; let nothing else run, or use another machine with --device-url"
         ) from None
-    return LatencyCost(sums, correction, keep[0]), errors
+    return LatencyCost(sums, correction), errors
 
 
 def _copies(block: Block, inputs: int, outputs: int) -> int:
-    if block.weights(inputs, outputs) > _HEAVY_WEIGHTS:
-        return 1
     return 3 if block.macs(inputs, outputs) <= _LIGHT_MACS else 2
 
 

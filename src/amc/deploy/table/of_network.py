@@ -12,7 +12,7 @@ from torch import nn
 from amc.deploy.table.bench import Bench
 from amc.deploy.table.cost import LatencyCost
 from amc.deploy.table.grid import FloatArray
-from amc.deploy.table.measuring import Build, complete, correction_of, find_step, measure_table
+from amc.deploy.table.measuring import Build, Check, complete, correction_of, find_step, measure_table
 from amc.deploy.table.plan import POINTS, Plan, network_key, plan_table
 from amc.deploy.table.record import LatencyTable, TableError, cache_path, read_table, write_table
 from amc.errors import RunError
@@ -56,6 +56,7 @@ def obtain(
     stored: Path | None = None,
     folder: Path | None = None,
     points: int = POINTS,
+    check: Check = lambda dense_ms, least_ms: None,
     said: Callable[[str], None] = lambda _: None,
 ) -> Latency:
     """The table for policies whose keep counts are among `choices`.
@@ -63,6 +64,7 @@ def obtain(
     build: keep counts -> the sliced network, for the whole networks that the table is corrected by.
     stored: the table of the run that is being resumed; it must be used as it is, so RunError where it cannot be.
     folder: in place of the cache directory.
+    check: told the latency of the dense and of the least network before anything else is measured; may raise.
     said: hears why a table in the cache is measured again.
     """
     if stored is not None:
@@ -77,7 +79,7 @@ def obtain(
             return Latency(bench, table, *correction_of(plan, table))
         said(f"latency table '{path}' is not complete; measuring it again")
     plan = plan_table(model, structure, choices, step=find_step(bench), points=points)
-    table = measure_table(network, plan, build, example_input, choices, bench)
+    table = measure_table(network, plan, build, example_input, choices, bench, check)
     try:
         write_table(path, table)
     except RunError as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,9 @@ from amc.deploy.table.grid import Axis, FloatArray, Node, lookup
 from amc.structure import Structure
 
 POINTS = 6  # widths measured on each side of a layer
+CACHED_WEIGHTS = 50_000  # of a block that is measured: three copies fit into every second-level cache
+
+_LARGEST = 4  # measured blocks that those with more weights are extrapolated from
 
 Key = tuple[str, int, int]  # name of the block, channels in, channels out
 
@@ -33,10 +37,40 @@ class LayerPlan:
     outputs: Axis  # of a layer that loses whole groups, one place only: its inputs say everything
 
     def keys(self, points: int) -> dict[Key, Node]:
-        """What to measure, and the place of each in the layer's table."""
+        """What the layer's table consists of, and the place of each in it."""
         block = self.spec.block
         nodes = [(a, b) for a in self.inputs.nodes(points) for b in self.outputs.nodes(points)]
         return {(block.name, a, _outputs(block, a, b)): (a, b) for a, b in nodes}
+
+    def measured(self, points: int) -> tuple[Key, ...]:
+        """What of it is measured: all that has few weights enough, and one more if that is not all.
+
+        A block with more weights than the nearest cache holds would be timed waiting for them, and alone it waits at
+        other times than within a network. So it is extrapolated from those that have fewer; the waiting is seen in
+        whole networks, and is part of the correction.
+        """
+        keys = self.keys(points)
+        small = [key for key in keys if self._weights(key) <= CACHED_WEIGHTS]
+        return tuple(small) if len(small) == len(keys) else tuple(dict.fromkeys([*small, self._reference(keys)]))
+
+    def times(self, points: int, times: Mapping[Key, float]) -> dict[Node, float]:
+        """ms at every node: as measured, or as many more as it has multiply-accumulates than those that are."""
+        block, keys = self.spec.block, self.keys(points)
+        largest = sorted(self.measured(points), key=lambda key: -block.macs(*key[1:]))[:_LARGEST]
+        rate = float(np.median([times[key] / block.macs(*key[1:]) for key in largest]))
+        measured = set(self.measured(points))
+        return {node: times[key] if key in measured else rate * block.macs(*key[1:]) for key, node in keys.items()}
+
+    def _weights(self, key: Key) -> int:
+        return self.spec.block.weights(*key[1:])
+
+    def _reference(self, keys: Mapping[Key, Node]) -> Key:
+        """The largest of a layer narrowed alike on both sides until it has few weights enough."""
+        largest = max(keys, key=self._weights)
+        name, inputs, outputs = largest
+        share = (CACHED_WEIGHTS / self._weights(largest)) ** 0.5
+        step = math.lcm(self.spec.block.groups, self.inputs.step)
+        return (name, _narrowed(inputs, share, step), _narrowed(outputs, share, step))
 
 
 @dataclass(frozen=True)
@@ -55,7 +89,7 @@ class Plan:
     @cached_property
     def keys(self) -> tuple[Key, ...]:
         """Everything to measure, each once, in execution order."""
-        return tuple(dict.fromkeys(key for layer in self.layers for key in layer.keys(self.points)))
+        return tuple(dict.fromkeys(key for layer in self.layers for key in layer.measured(self.points)))
 
     def tables(self, times: Mapping[Key, float]) -> list[FloatArray]:
         """The lookup table of every layer, [places in, places out]; layers that are alike share one."""
@@ -64,8 +98,7 @@ class Plan:
         for layer in self.layers:
             kind = (layer.spec.block.name, layer.inputs, layer.outputs)
             if kind not in made:
-                nodes = {node: times[key] for key, node in layer.keys(self.points).items()}
-                made[kind] = lookup(layer.inputs, layer.outputs, nodes)
+                made[kind] = lookup(layer.inputs, layer.outputs, layer.times(self.points, times))
             out.append(made[kind])
         return out
 
@@ -111,6 +144,10 @@ def _axis(width: Width, least: npt.NDArray[np.int64], dense: npt.NDArray[np.int6
 
 def _outputs(block: Block, inputs: int, outputs: int) -> int:
     return inputs // block.per_group[0] * block.per_group[1] if block.per_group else outputs
+
+
+def _narrowed(width: int, share: float, step: int) -> int:
+    return min(width, max(step, int(share * width) // step * step))
 
 
 def _width(axis: Axis) -> list[int]:

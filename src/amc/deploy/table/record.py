@@ -20,7 +20,7 @@ from amc.errors import AmcError, RunError
 from amc.rundir import atomic_write_bytes
 
 FORMAT = "amc latency table"
-VERSION = 1
+VERSION = 2
 
 
 class TableError(AmcError):
