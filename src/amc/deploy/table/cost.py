@@ -38,8 +38,11 @@ class Correction:
 
     def at(self, sums: FloatArray) -> FloatArray:
         """Sums [..., 3] -> latency [...] in ms."""
-        saved: FloatArray = (_features(self.dense, self.dense) - _features(sums, self.dense)) @ self.slopes
-        return self.dense_ms - saved
+        drops = _features(self.dense, self.dense) - _features(sums, self.dense)
+        latency = np.full(sums.shape[:-1], self.dense_ms)
+        for slope, drop in zip(self.slopes, np.moveaxis(drops, -1, 0), strict=True):
+            latency -= slope * drop  # one by one: a matrix product rounds differently in different company
+        return latency
 
 
 class BlockSums:
