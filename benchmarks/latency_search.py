@@ -1,4 +1,4 @@
-"""Searches for half the latency, and what comes out, measured afterwards in a process of its own.
+"""Searches for half the latency, and what comes out, measured afterwards in processes of their own.
 
     python benchmarks/latency_search.py --model resnet56 --weights W.safetensors --data cifar10:ROOT --runs DIR
 
@@ -29,6 +29,7 @@ def main() -> None:
     made.add_argument("--seeds", type=int, default=3)
     made.add_argument("--runtime", default="onnxruntime")
     made.add_argument("--share", default="50%", help="of the dense latency")
+    made.add_argument("--again", type=int, default=5, help="measurements afterwards, each in a process of its own")
     args = made.parse_args()
     torch.set_num_threads(args.threads)
     name = f"latency-search-{args.model}.json"
@@ -52,7 +53,7 @@ def under(args: argparse.Namespace, name: str, **settings: Any) -> dict[str, Any
     return {
         **public(run.read_json(rundir.SUMMARY)),
         "wall_seconds": seconds,
-        "afterwards": before.get("afterwards") or measured_again(run, args.runtime),
+        "afterwards": before.get("afterwards") or [measured_again(run, args.runtime) for _ in range(args.again)],
     }
 
 

@@ -8,6 +8,7 @@ The page's text lies between its title and the line `## Measured`; everything af
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,11 +56,15 @@ def search_section() -> Iterator[str]:
             yield "### Searches for half the latency\n"
             yield (
                 "`benchmarks/latency_search.py`: the share of the dense latency as the search measured it, and as "
-                "`amc latency RUN` measures it afterwards. `±` is the uncertainty of that one measurement. Seconds are "
-                "those of the whole command, without the table.\n"
+                "`amc latency RUN` measures it afterwards, the median and the range of several runs, each a process of its "
+                "own. `search` is the time of the episodes, `deciding` that of measuring the best policies and "
+                "of scoring neighbours, `table` that of the latency table, which later searches find in the cache.\n"
             )
-            yield "| network | search | share in the search | afterwards | score | scored again | seconds |"
-            yield "|---|---|---|---|---|---|---|"
+            yield (
+                "| network | search | in the search | afterwards | score | policies measured, scored again | search | "
+                "deciding | table |"
+            )
+            yield "|" + "---|" * 9
         rows = [("macs<=50%", found.get("macs"))] if found.get("macs") else []
         rows += [(f"latency<=50%, seed {seed}", row) for seed, row in sorted(found.get("latency", {}).items())]
         for title, row in rows:
@@ -69,16 +74,18 @@ def search_section() -> Iterator[str]:
 
 
 def search_row(model: str, title: str, row: dict[str, Any]) -> str:
-    latency, after = row.get("latency"), row["afterwards"]
-    share = f"{latency['share']:.1%}" if latency else ""
-    seconds = row.get("wall_seconds")
-    if seconds and latency:
-        seconds = max(0.0, seconds - latency["table"]["seconds"] * (title.endswith("seed 0")))
-    doubt = "" if after["steady"] else ", not steady"
-    return (
-        f"| {model} | `{title}` | {share} | {after['share']:.1%} ± {after['uncertainty']:.1%}{doubt} | "
-        f"{row['slim']['score']:.4f} | {latency['scored_again'] if latency else ''} | {seconds or 0:.0f} |"
-    )
+    latency, shares = row.get("latency"), [after["share"] for after in row["afterwards"]]
+    unsteady = sum(not after["steady"] for after in row["afterwards"])
+    doubt = f", {unsteady} of {len(shares)} not steady" if unsteady else ""
+    after = f"{statistics.median(shares):.1%} ({min(shares):.1%} to {max(shares):.1%}){doubt}"
+    cells = [model, f"`{title}`", "", after]
+    cells += [f"{row['slim']['score']:.4f}", "", f"{row['wall_seconds']:.0f} s", "", ""]
+    if latency:
+        table = latency["table"]["seconds"] * title.endswith("seed 0")
+        search = row["wall_seconds"] - latency["seconds"] - table
+        cells[2], cells[5] = f"{latency['share']:.1%}", f"{latency['measured']}, {latency['scored_again']}"
+        cells[6:] = [f"{search:.0f} s", f"{latency['seconds']:.0f} s", f"{table:.0f} s" if table else "cached"]
+    return f"| {' | '.join(cells)} |"
 
 
 def runtimes_section() -> Iterator[str]:
