@@ -56,8 +56,8 @@ def search_section() -> Iterator[str]:
             yield "### Searches for half the latency\n"
             yield (
                 "`benchmarks/latency_search.py`: the share of the dense latency as the search measured it, and as "
-                "`amc latency RUN` measures it afterwards, the median and the range of several runs, each a process of its "
-                "own. `search` is the time of the episodes, `deciding` that of measuring the best policies and "
+                "`amc latency RUN` measures it afterwards, the median and the range of several runs, a process each. "
+                "`search` is the time of the episodes, `deciding` that of measuring the best policies and "
                 "of scoring neighbours, `table` that of the latency table, which later searches find in the cache.\n"
             )
             yield (

@@ -23,6 +23,7 @@ from amc.deploy.device.runner import describe, measure
 from amc.deploy.device.server import DeviceServer
 from amc.deploy.measure import MeasureSettings
 from amc.errors import AmcError
+from tests.commands import amc
 from tests.deploy.device.served import TOKEN
 from tests.deploy.device.test_formats import onnx_model
 
@@ -59,6 +60,20 @@ def test_networks_are_timed_on_the_device(server: DeviceServer) -> None:
     assert dense["file_bytes"] > 64 * 14 * 14 * 4 * 4
     assert slim["verdict"] in ("faster", "undecided")
     assert record["machine"]["cores"] >= 1
+
+
+def test_a_command_has_a_network_timed_there(server: DeviceServer, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text(TOKEN)
+    there = ("--device-url", server.url, "--token-file", token)
+    quick = ("--rounds", 3, "--max-seconds", 0, "--json")
+    record = amc("latency", "digits_cnn", *there, *quick).json
+    assert record["networks"]["dense"]["latency_ms"] > 0
+    assert record["networks"]["dense"]["macs"] > 0
+    assert record["machine"]["cores"] >= 1
+    token.write_text("another-token-of-some-length")
+    complaint = amc("latency", "digits_cnn", *there, *quick).complaint
+    assert complaint.endswith("refuses the token; give the one that `amc device serve` printed there")
 
 
 def test_model_that_the_runtime_cannot_run_is_one_line(server: DeviceServer) -> None:
