@@ -11,35 +11,33 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import nn
 
-from amc import jobs, rundir
+from amc import jobs
 from amc.config import SearchConfig
 from amc.evaluation import Evaluator, reestimate_batchnorm_
 from amc.job import limited
 from amc.provenance import environment
 from amc.recovery import FineTuneConfig, finetune
-from amc.rundir import RunDir, atomic_write_bytes
 from amc.stored import load_run
 from amc.structure import count_macs, count_params
-from amc.terminal import Progress
 from amc.zoo import DataSplits
+from common import load, save
+from searches import parser, searched
 
-RESULTS = Path(__file__).parent / "results"
 STEPS = 200  # of torch-pruning, so that it stops close to the MACs asked for
 
 
 def main() -> None:
-    args = arguments()
+    options = parser(__doc__)
+    options.set_defaults(threads=2)
+    args = options.parse_args()
     torch.set_num_threads(args.threads)
-    run = searched(args)
+    run = searched(args, "rival", test=False)
     data, dense = jobs.data_of(run.config()), jobs.network_of(run.config())
     example = torch.zeros(1, *data.input_shape)
     ours = load_run(run.path, finetuned=False)
@@ -50,41 +48,14 @@ def main() -> None:
         "torch-pruning, uniform": lambda: rival(dense, example, limit, everywhere=False),
         "dense": lambda: copy.deepcopy(dense),
     }
-    path = RESULTS / f"rival-{args.model}.json"
-    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": {}}
+    result = f"rival-{args.model}.json"
+    record = {"rows": {}} | load(result)
     for name, make in makers.items():
         if name not in record["rows"]:
             record["rows"][name] = measured(make(), data, example, args)
         record |= {"model": args.model, "epochs": args.epochs, "environment": environment()}
         record["dense_macs"] = count_macs(dense, example)
-        atomic_write_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
-
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--data", required=True, help="cifar10:ROOT")
-    parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--episodes", type=int, default=100)
-    parser.add_argument("--search-images", type=int)
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=2)
-    return parser.parse_args()
-
-
-def searched(args: argparse.Namespace) -> RunDir:
-    """The finished search at half the MACs, seed 0."""
-    path, progress = args.runs / f"{args.model}-rival", Progress(Console(stderr=True))
-    if path.exists() and not RunDir.open(path).has(rundir.SUMMARY):
-        jobs.resume(path, progress=progress)
-    elif not path.exists():
-        origin = {
-            "command": "search", "model": args.model, "weights": str(args.weights.resolve()), "data": args.data,
-            "search_images": args.search_images, "test": False,
-        }  # fmt: skip
-        jobs.search(path, origin, SearchConfig(episodes=args.episodes, bf16=True).to_json(), progress=progress)
-    return RunDir.open(path)
+        save(result, record)
 
 
 def rival(dense: nn.Module, example: torch.Tensor, limit: int, *, everywhere: bool) -> nn.Module:

@@ -13,47 +13,38 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from amc import jobs
-from amc.config import SearchConfig
 from amc.evaluation import Evaluator
-from amc.job import limited
 from amc.methods import create_method, problem_of
 from amc.provenance import environment
 from amc.pruning import Pruner, calibrate
-from amc.rundir import atomic_write_bytes
 from amc.scoring import PolicyScorer
 from amc.search import Bounds, create_agent, parse_budgets, roll_out
 from amc.structure import inspect
-
-RESULTS = Path(__file__).parent / "results"
+from common import parser, prepared, save
 
 
 def main() -> None:
     args = arguments()
-    torch.set_num_threads(args.threads)
-    origin = {"model": args.model, "weights": args.weights, "data": args.data, "search_images": args.search_images}
-    model, data = jobs.network_of(origin), jobs.data_of(origin)
-    structure, structure_seconds = timed(lambda: inspect(model, torch.zeros(1, *data.input_shape)))
-    evaluator = Evaluator(data.search, autocast=args.bf16)
+    ready = prepared(args)
+    model, example = ready.model, torch.zeros(1, *ready.data.input_shape)
+    structure, structure_seconds = timed(lambda: inspect(model, example))
+    evaluator = Evaluator(ready.data.search, autocast=args.bf16)
     problem = problem_of(create_method("channel", model, structure), parse_budgets("macs<=50%"))
-    config = SearchConfig()
-    batches = limited(data.calibration.batches(jobs.BATCH), config.calibration_images)
-    gathered, calibration_seconds = timed(lambda: calibrate(model, structure, batches))
+    gathered, calibration_seconds = timed(lambda: calibrate(model, structure, ready.calibration))
     pruner, fit_seconds = timed(lambda: Pruner(model, structure, gathered))
     solve_seconds = timed(lambda: all_keep_counts(pruner, problem))[1]
-    scorer = PolicyScorer(pruner, evaluator, limited(batches, config.bn_images))
+    scorer = PolicyScorer(pruner, evaluator, ready.bn_images)
     policies, agent_seconds = proposals(problem, args.rounds)
     dense, parts = alternate(args.rounds, lambda: evaluator(model), scorer, policies)
     episode = [sum(part.values()) + agent_seconds for part in parts]
     record: dict[str, Any] = {
         "model": args.model,
-        "images": len(data.search),
+        "images": len(ready.data.search),
         "threads": args.threads,
         "scoring": "bfloat16" if args.bf16 else "float32",
         "rounds": args.rounds,
@@ -73,21 +64,15 @@ def main() -> None:
         "reconstruction_in_episodes": (fit_seconds + solve_seconds) / statistics.median(episode),
         "environment": environment(),
     }
-    path = RESULTS / f"episode-{args.model}.json"
-    atomic_write_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
+    save(f"episode-{args.model}.json", record)
     print(json.dumps(record, indent=1))
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--weights", required=True)
-    parser.add_argument("--data", required=True, help="cifar10:ROOT")
-    parser.add_argument("--search-images", type=int)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--bf16", action="store_true")
-    return parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--rounds", type=int, default=7)
+    options.add_argument("--bf16", action="store_true")
+    return options.parse_args()
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:

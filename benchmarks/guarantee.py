@@ -12,7 +12,8 @@ import torch
 
 from amc import rundir
 from amc.provenance import environment
-from searches import load, parser, public, save, searched
+from common import load, save
+from searches import parser, public, searched
 
 SEARCHES = {
     "-error*log(MACs)": {"reward": "r_flops"},

@@ -33,7 +33,7 @@ from amc.rundir import RunDir
 from amc.search import Bounds, Problem, create_agent, parse_budgets, roll_out
 from amc.structure import count_macs, count_params, inspect
 from amc.zoo import create_model
-from searches import load, save
+from common import load, save
 
 RESULT = "latency-runtimes.json"
 IMAGENET = ("mobilenet_v1_imagenet", "mobilenet_v2", "torchvision:resnet50", "torchvision:vgg16")

@@ -21,7 +21,8 @@ import torch
 from amc import rundir
 from amc.provenance import environment
 from amc.rundir import RunDir
-from searches import load, parser, public, save, searched
+from common import load, save
+from searches import parser, public, searched
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from amc.methods.channel import ChannelMethod
 from amc.provenance import environment
 from amc.structure import inspect
 from amc.zoo import create_model
-from searches import load, save
+from common import load, save
 
 RESULT = "latency-table.json"
 TOGETHER = 5  # policies measured at a time, beside the dense network

@@ -8,40 +8,29 @@ is the worst case: a search meets many keep counts again. The outcome goes to be
 
 from __future__ import annotations
 
-import argparse
 import statistics
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from amc import jobs
-from amc.config import SearchConfig
 from amc.evaluation import Evaluator
-from amc.job import limited
 from amc.methods import MethodOptions, create_method, problem_of
 from amc.provenance import environment
 from amc.pruning import calibrate
 from amc.scoring import PolicyScorer
 from amc.search import Bounds, RandomAgent, parse_budgets, roll_out
-from amc.structure import inspect
-from searches import save
+from common import parser, prepared, save
 
 
 def main() -> None:
-    args = arguments()
-    torch.set_num_threads(args.threads)
-    origin = {"model": args.model, "weights": args.weights, "data": args.data, "search_images": args.search_images}
-    model, data = jobs.network_of(origin), jobs.data_of(origin)
-    structure = inspect(model, torch.zeros(1, *data.input_shape))
-    config = SearchConfig()
-    batches = limited(data.calibration.batches(jobs.BATCH), config.calibration_images)
-    evaluator = Evaluator(data.search, autocast=True)
+    options = parser(__doc__)
+    options.add_argument("--rounds", type=int, default=15)
+    args = options.parse_args()
+    ready = prepared(args)
+    evaluator = Evaluator(ready.data.search, autocast=True)
     rows: dict[str, Any] = {}
     for label, reconstruct in (("masked", False), ("masked and compensated", True)):
-        method = create_method("fine-grained", model, structure, MethodOptions(reconstruct=reconstruct))
-        gathered = calibrate(model, structure, batches, layers=method.calibrated())
-        scorer = PolicyScorer(method.builder(gathered), evaluator, limited(batches, config.bn_images))
+        method = create_method("fine-grained", ready.model, ready.structure, MethodOptions(reconstruct=reconstruct))
+        gathered = calibrate(ready.model, ready.structure, ready.calibration, layers=method.calibrated())
+        scorer = PolicyScorer(method.builder(gathered), evaluator, ready.bn_images)
         problem = problem_of(method, parse_budgets("params<=50%"))
         agent, bounds = RandomAgent(problem, seed=0), Bounds(problem)
         parts = []
@@ -52,20 +41,9 @@ def main() -> None:
         build = statistics.median(part.build for part in parts)
         whole = statistics.median(part.build + part.batch_norm + part.evaluate for part in parts)
         rows[label] = {"build": build, "episode": whole, "share": build / whole}
-    record = {"model": args.model, "rounds": args.rounds, "images": len(data.search), "threads": args.threads}
+    record = {"model": args.model, "rounds": args.rounds, "images": len(ready.data.search), "threads": args.threads}
     save(f"masking-{args.model}.json", record | {"rows": rows, "environment": environment()})
     print(rows)
-
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--data", required=True, help="cifar10:ROOT")
-    parser.add_argument("--search-images", type=int)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=1)
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

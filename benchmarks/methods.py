@@ -17,7 +17,8 @@ import torch
 from amc import rundir
 from amc.errors import BudgetError
 from amc.provenance import environment
-from searches import finetuned, load, on_disk, parser, public, save, searched
+from common import load, save
+from searches import finetuned, on_disk, parser, public, searched
 
 METHODS = {
     "channel": {"method": "channel"},

@@ -19,7 +19,8 @@ from amc.provenance import environment
 from amc.rundir import RunDir
 from amc.stored import round_path
 from amc.terminal import Progress
-from searches import finetuned, load, on_disk, origin_of, parser, public, save, searched
+from common import load, origin_of, save
+from searches import finetuned, on_disk, parser, public, searched
 
 FRACTIONS = (0.5, 0.35, 0.25, 0.2)
 

@@ -10,45 +10,36 @@ benchmarks/results/correlation-MODEL.json after each policy, so that a stopped b
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from amc import jobs
 from amc.evaluation import Evaluator
-from amc.job import limited
 from amc.methods import MethodOptions, create_method, problem_of
 from amc.provenance import environment
 from amc.pruning import calibrate
 from amc.recovery import FineTuneConfig, finetune
-from amc.rundir import atomic_write_bytes
 from amc.scoring import PolicyScorer
 from amc.search import Bounds, RandomAgent, parse_budgets, roll_out
-from amc.structure import inspect
+from common import load, parser, prepared, save
 
-RESULTS = Path(__file__).parent / "results"
-WAYS = {"plain": (False, 0), "batch norm": (False, 512), "refitted": (True, 0), "both": (True, 512)}
+WAYS = {  # refitted weights, batch norms estimated again
+    "plain": (False, False), "batch norm": (False, True), "refitted": (True, False), "both": (True, True),
+}  # fmt: skip
 
 
 def main() -> None:
     args = arguments()
-    torch.set_num_threads(args.threads)
-    origin = {"model": args.model, "weights": str(args.weights), "data": args.data, "search_images": args.search_images}
-    data, dense = jobs.data_of(origin), jobs.network_of(origin)
-    structure = inspect(dense, torch.zeros(1, *data.input_shape))
+    ready = prepared(args)
+    data, dense, structure = ready.data, ready.model, ready.structure
     method = create_method("channel", dense, structure, MethodOptions())
     problem = problem_of(method, parse_budgets(args.budget))
-    batches = limited(data.calibration.batches(jobs.BATCH), 2048)
-    gathered = calibrate(dense, structure, batches, layers=method.calibrated())
+    gathered = calibrate(dense, structure, ready.calibration, layers=method.calibrated())
     evaluator, test = Evaluator(data.search, autocast=True), Evaluator(data.test)
     scorers = {}
-    for way, (reconstruct, images) in WAYS.items():
+    for way, (reconstruct, again) in WAYS.items():
         builder = create_method("channel", dense, structure, MethodOptions(reconstruct=reconstruct)).builder(gathered)
-        scorers[way] = PolicyScorer(builder, evaluator, limited(batches, images))
-    path = RESULTS / f"correlation-{args.model}.json"
-    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"policies": []}
+        scorers[way] = PolicyScorer(builder, evaluator, ready.bn_images if again else [])
+    name = f"correlation-{args.model}.json"
+    record = {"policies": []} | load(name)
     agent, bounds = RandomAgent(problem, seed=args.seed), Bounds(problem)
     for number in range(args.policies):
         agent.begin_episode(number, 0)
@@ -63,22 +54,17 @@ def main() -> None:
         record["policies"].append(row)
         record |= {"model": args.model, "budget": args.budget, "epochs": args.epochs, "environment": environment()}
         record |= {"search_images": len(data.search)}
-        atomic_write_bytes(path, (json.dumps(record, indent=1) + "\n").encode())
+        save(name, record)
         print(number, row["scores"], row["test"], flush=True)
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--data", required=True, help="cifar10:ROOT")
-    parser.add_argument("--budget", default="macs<=50%")
-    parser.add_argument("--search-images", type=int)
-    parser.add_argument("--policies", type=int, default=30)
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    return parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--budget", default="macs<=50%")
+    options.add_argument("--policies", type=int, default=30)
+    options.add_argument("--epochs", type=int, default=2)
+    options.add_argument("--seed", type=int, default=0)
+    return options.parse_args()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import argparse
 import json
 import statistics
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,11 +19,10 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from amc.provenance import environment
-from amc.rundir import atomic_write_bytes
 from amc.structure import inspect, slice_model
 from amc.zoo import create_model
+from common import save
 
-RESULTS = Path(__file__).parent / "results"
 VARIANTS = {  # name: (batch size, batch norms folded into convolutions, channels-last, bfloat16)
     "as scored: batch 64, channels-last": (64, False, True, False),
     "batch 16": (16, False, True, False),
@@ -54,7 +52,7 @@ def main() -> None:
     rows = {name: compared(dense, slim, images, variant, args.rounds) for name, variant in VARIANTS.items()}
     record = {"model": args.model, "macs": structure.cost.macs(counts) / structure.macs, "locked": args.lock}
     record |= {"rows": rows, "images": args.images, "rounds": args.rounds, "environment": environment()}
-    atomic_write_bytes(RESULTS / f"speed-{args.model}.json", (json.dumps(record, indent=1) + "\n").encode())
+    save(f"speed-{args.model}.json", record)
     print(json.dumps(rows, indent=1))
 
 

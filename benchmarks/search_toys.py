@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from amc.provenance import environment
-from amc.rundir import atomic_write_bytes
 from amc.search import Agent, DDPGAgent, DDPGConfig, Problem, create_agent, search
+from benchmarks.common import save
 from tests.search.toys import chain_problem, residual_problem
 
-RESULTS = Path(__file__).parent / "results" / "toys.json"
 PROBLEMS: dict[str, Callable[[int], Any]] = {
     "residual, 9 groups": lambda seed: residual_problem(9, "macs<=50%", seed),
     "chain, 14 groups": lambda seed: chain_problem(14, "macs<=50%", seed),
@@ -52,7 +49,7 @@ def main() -> None:
             rows.append({"problem": name, "variant": variant, **compared(values, gains)})
             print(rows[-1])
     record = {"episodes": args.episodes, "seeds": args.seeds, "rows": rows, "environment": environment()}
-    atomic_write_bytes(RESULTS, (json.dumps(record, indent=1) + "\n").encode())
+    save("toys.json", record)
 
 
 def best_scores(make: Callable[[int], Any], variant: str, args: argparse.Namespace) -> list[float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,35 +10,22 @@ from typing import Any
 import torch
 from rich.console import Console
 
+import common
 from amc import jobs, rundir
 from amc.config import SearchConfig
-from amc.rundir import RunDir, atomic_write_bytes
+from amc.rundir import RunDir
 from amc.storage import unpack
 from amc.terminal import Progress
-
-RESULTS = Path(__file__).parent / "results"
+from common import origin_of
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
     """The options that all of them have."""
-    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--model", required=True)
-    made.add_argument("--weights", type=Path, required=True)
-    made.add_argument("--data", required=True, help="cifar10:ROOT")
+    made = common.parser(doc)
     made.add_argument("--runs", type=Path, required=True, help="where the run directories go")
     made.add_argument("--episodes", type=int, default=100)
-    made.add_argument("--search-images", type=int)
     made.add_argument("--epochs", type=int, default=2, help="of fine-tuning; 0: none")
-    made.add_argument("--threads", type=int, default=1)
     return made
-
-
-def origin_of(args: argparse.Namespace, *, test: bool = True) -> dict[str, Any]:
-    """The network and the data, as config.json names them."""
-    return {
-        "command": "search", "model": args.model, "weights": str(args.weights.resolve()), "data": args.data,
-        "search_images": args.search_images, "test": test,
-    }  # fmt: skip
 
 
 def searched(args: argparse.Namespace, name: str, *, test: bool = True, **settings: Any) -> RunDir:
@@ -76,13 +62,3 @@ def on_disk(run: RunDir, name: str = rundir.MODEL) -> dict[str, int]:
 def public(summary: Mapping[str, Any]) -> dict[str, Any]:
     """A summary without the paths of the machine that measured."""
     return {key: value for key, value in summary.items() if key not in ("locked", "data", "groups")}
-
-
-def save(name: str, record: Mapping[str, Any]) -> None:
-    atomic_write_bytes(RESULTS / name, (json.dumps(record, indent=1) + "\n").encode())
-
-
-def load(name: str) -> dict[str, Any]:
-    path = RESULTS / name
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return found
