@@ -211,6 +211,18 @@ def test_baselines_are_reported_beside_the_agent() -> None:
     assert random["macs"] <= 0.5 * result.summary["dense"]["macs"]
 
 
+@pytest.mark.parametrize("slope", [-0.01, 0.01])
+def test_a_baseline_that_does_better_than_the_search_is_no_secret(slope: float) -> None:
+    calls = iter(range(100))
+    # Baselines are scored first; the shallow agent's one policy is another than the uniform one.
+    result = compress(tiny(), evaluate=lambda _: 0.5 + slope * next(calls), agent="shallow")
+    told = [warning for warning in result.summary["warnings"] if "uniform baseline did better" in warning]
+    scores = (result.summary["baselines"]["uniform"]["score"], result.summary["slim"]["score"])
+    assert (scores[0] > scores[1]) == (slope < 0)
+    expected = f"(score {scores[0]:.4f}) than the search ({scores[1]:.4f}): give it more episodes"
+    assert [warning.partition("better ")[2] for warning in told] == ([expected] if slope < 0 else [])
+
+
 def test_the_same_seed_gives_the_same_journal_byte_for_byte_and_another_seed_another(tmp_path: Path) -> None:
     journals = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):

@@ -64,6 +64,8 @@ def summarise(
         result["dense"]["latency"] = settled.chosen.dense_ms
         result["slim"]["latency"] = settled.chosen.latency_ms
         result["warnings"] += [] if settled.chosen.steady else [_unsteady(settled)]
+    if guarantee is None and settled is None:  # else reward alone does not decide
+        result["warnings"] += _outdone(found, best, config.agent)
     if test is not None:
         result["dense"]["test"] = score_of(test, job.model, "dense")
         result["slim"]["test"] = score_of(test, slim, "slim")
@@ -141,6 +143,18 @@ def _baselines(found: Mapping[str, SearchResult], main: str) -> dict[str, Any]:
                 "episodes": len(result.episodes),
             }
     return out
+
+
+def _outdone(found: Mapping[str, SearchResult], best: EpisodeRecord, main: str) -> list[str]:
+    """A baseline that did better than the agent is no secret: the search was too short."""
+    rewards = {name: result.best.reward or 0.0 for name, result in found.items() if name != main}
+    winner = max(rewards, key=rewards.__getitem__, default=None)
+    if winner is None or rewards[winner] <= (best.reward or 0.0):
+        return []
+    return [
+        f"the {winner} baseline did better (score {found[winner].best.score:.4f}) than the search ({best.score:.4f}): "
+        "give it more episodes"
+    ]
 
 
 def _certificate(certificate: Certificate | None) -> dict[str, Any] | None:
