@@ -242,6 +242,24 @@ class TestReestimateBatchnorm:
         assert first.num_batches_tracked is not None
         assert int(first.num_batches_tracked) == 2
 
+    def test_every_image_counts_the_same(self) -> None:
+        batches = [torch.randn(6, 2, 4, 4), 3 + 2 * torch.randn(2, 2, 4, 4)]
+        model = self.network()[:2]
+        with torch.no_grad():
+            inside = [model[0](batch).transpose(0, 1).flatten(1) for batch in batches]
+        reestimate_batchnorm_(model, batches)
+        torch.testing.assert_close(model[1].running_mean, torch.cat(inside, 1).mean(1))
+        torch.testing.assert_close(model[1].running_var, 0.75 * inside[0].var(1) + 0.25 * inside[1].var(1))
+
+    def test_a_single_image_at_the_end_is_left_out(self) -> None:
+        torch.manual_seed(0)
+        whole, model = nn.BatchNorm1d(3), nn.BatchNorm1d(3)  # of one image it has no variance
+        batch = torch.randn(8, 3)
+        reestimate_batchnorm_(whole, [batch])
+        reestimate_batchnorm_(model, [batch, torch.randn(1, 3), torch.randn(0, 3)])
+        assert torch.equal(model.running_mean, whole.running_mean)
+        assert torch.equal(model.running_var, whole.running_var)
+
     def test_nothing_else_changes(self) -> None:
         model = self.network()
         model[3].eval()

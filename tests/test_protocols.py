@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import amc
+from amc.errors import EvaluationError
 from amc.search import Outcome
 from amc.storage import unpack
 from tests.tiny import EXAMPLE, images, labelled, tiny
@@ -128,6 +129,18 @@ def test_max_drop_finds_a_smaller_network_and_confirms_it_on_images_that_were_no
         r.cost["macs"] for r in feasible if r.episode == guarantee["trials"][-1]["episode"]
     )
     assert all(record.standard_error is not None for record in result.search.episodes)
+
+
+def test_the_whole_network_is_within_any_drop_even_if_few_images_would_change_its_batch_norms() -> None:
+    model = tiny()
+    evaluate = labelled(model, 2000, 5)
+    result = compress(model, evaluate=evaluate, max_drop=1.0, episodes=10, bn_images=8)
+    assert result.summary["guarantee"]["confirmed"]
+
+
+def test_max_drop_of_a_score_that_is_no_share_is_refused() -> None:
+    with pytest.raises(EvaluationError, match=r"max_drop is in points of accuracy, and the dense network scores 93\.5"):
+        compress(tiny(), evaluate=lambda _: 93.5, max_drop=2.0)
 
 
 def test_max_drop_with_a_score_of_ones_own_is_never_called_confirmed() -> None:

@@ -34,6 +34,17 @@ def test_full_keep_counts_without_new_statistics_score_as_the_dense_network() ->
     assert scorer_of(evaluate)((10, 12, 8)) == evaluate(tiny()) == 1.0
 
 
+def test_a_policy_that_keeps_everything_keeps_its_batch_norms() -> None:
+    evaluate = as_evaluator(labelled(tiny(), 96, 3))
+    model = tiny().eval()
+    structure = inspect(model, EXAMPLE)
+    pruner = Pruner(model, structure, calibrate(model, structure, BATCHES))
+    scorer = PolicyScorer(pruner, evaluate, [images(8, 9)], dense=structure.sizes.tolist())
+    assert scorer((10, 12, 8)) == 1.0
+    assert torch.equal(scorer.build((10, 12, 8)).norm_a.running_var, model.norm_a.running_var)
+    assert not torch.equal(scorer.build((10, 12, 7)).norm_a.running_var, model.norm_a.running_var)
+
+
 def test_batch_norms_get_the_statistics_of_the_sliced_network() -> None:
     scorer = scorer_of(lambda module: 0.0, BATCHES)
     slim = scorer.build((4, 6, 8))

@@ -162,26 +162,29 @@ def as_evaluator(evaluate: Score | BatchSource | Iterable[Batch], *, autocast: b
 def reestimate_batchnorm_(model: nn.Module, batches: Iterable[Batch | Tensor]) -> None:
     """Replace the running statistics of every batch norm by those of `batches`, in place.
 
-    The mean over the batches of each batch's mean and (unbiased) variance, all batches counting the same; the
-    other layers work as in evaluation, and no other parameter, buffer or mode changes. Raises DataError
-    without a batch.
+    The mean over the images of each batch's mean and (unbiased) variance; a single image at the end is left out, as
+    some networks have no variance of it. The other layers work as in evaluation, and no other parameter, buffer or mode
+    changes. Raises DataError without a batch.
     """
     norms = [part for part in model.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
     if not norms:
         return
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     momenta = [norm.momentum for norm in norms]
-    seen = False
+    seen = 0
     with evaluating(model):
         try:
             for batch in batches:
-                if not seen:
-                    for norm in norms:
+                images = batch if isinstance(batch, Tensor) else batch[0]
+                if len(images) <= bool(seen):
+                    continue
+                seen += len(images)
+                for norm in norms:
+                    if seen == len(images):
                         norm.reset_running_stats()
-                        norm.momentum = None  # torch's sign for a cumulative average
-                        norm.training = True
-                seen = True
-                model((batch if isinstance(batch, Tensor) else batch[0]).to(device))
+                    norm.momentum = len(images) / seen  # the share of this batch in the average so far
+                    norm.training = True
+                model(images.to(device))
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum

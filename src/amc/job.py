@@ -99,6 +99,11 @@ def prepare(
         paid = SmallestWithin(config.max_drop / 100, dense, config.metric, config.confidence)
         if confirm is not None:
             check_resolution(paid, confirm.images, "confirmation")
+        elif not 0 <= dense <= 1:
+            raise EvaluationError(
+                f"max_drop is in points of accuracy, and the dense network scores {dense:.4g}: "
+                "let evaluate return a share between 0 and 1"
+            )
     watch.stage("calibration")
     batches = limited(calibration, config.calibration_images)
     gathered = calibrate(model, structure, batches, layers=method.calibrated(), seed=config.seed)
@@ -107,7 +112,8 @@ def prepare(
         watch.warning(warning)
     warnings = (*told, *warnings)
     watch.stage("ranking and reconstruction")
-    scorer = PolicyScorer(method.builder(gathered), score, limited(batches, config.bn_images))
+    again = limited(batches, config.bn_images)
+    scorer = PolicyScorer(method.builder(gathered), score, again, dense=problem.dense.tolist())
     return Job(
         model, example_input, config, structure, certificate, method, problem, scorer, dense, paid, confirm, warnings,
         latency,

@@ -26,19 +26,22 @@ class ScoreTiming:
 class PolicyScorer:
     """Keep counts -> score, a pure function of the policy.
 
-    `batches` are calibration images on which batch-norm statistics are re-estimated (none: they stay). Scores are
+    `batches` are calibration images on which batch-norm statistics are re-estimated (none: they stay). They stay too
+    for the policy `dense`, which keeps everything: a few images know less of them than training did. Scores are
     remembered, as several agents on one network ask for the same policies. `timing` is that of the last call, zero
     if the score was remembered.
     """
 
-    def __init__(self, builder: Builder, evaluate: Evaluate, batches: Sequence[Tensor] = ()) -> None:
-        self.builder, self.evaluate, self.batches = builder, evaluate, batches
+    def __init__(
+        self, builder: Builder, evaluate: Evaluate, batches: Sequence[Tensor] = (), dense: Sequence[int] = ()
+    ) -> None:
+        self.builder, self.evaluate, self.batches, self.dense = builder, evaluate, batches, tuple(dense)
         self.timing = ScoreTiming(0.0, 0.0, 0.0)
         self._known: dict[tuple[int, ...], float] = {}
 
     def build(self, keep_counts: Sequence[int]) -> nn.Module:
         """The network that is scored, and that the user gets: pruned, refitted, batch norms re-estimated."""
-        return self._settle(self.builder.build(keep_counts))
+        return self._settle(self.builder.build(keep_counts), tuple(keep_counts))
 
     def __call__(self, keep_counts: Sequence[int]) -> float:
         self.timing = ScoreTiming(0.0, 0.0, 0.0)
@@ -51,13 +54,13 @@ class PolicyScorer:
         began = time.perf_counter()
         slim = self.builder.build(keep_counts)
         built = time.perf_counter()
-        slim = self._settle(slim)
+        slim = self._settle(slim, keep_counts)
         settled = time.perf_counter()
         score = self.evaluate(slim)
         self.timing = ScoreTiming(built - began, settled - built, time.perf_counter() - settled)
         return score
 
-    def _settle(self, slim: nn.Module) -> nn.Module:
-        if self.batches:
+    def _settle(self, slim: nn.Module, keep_counts: tuple[int, ...]) -> nn.Module:
+        if self.batches and keep_counts != self.dense:
             reestimate_batchnorm_(slim, self.batches)
         return slim

@@ -141,6 +141,8 @@ class MaskedMethod:
             obstacle = f"{self.name} has no layout for a transposed convolution"
         limit = self.options.max_sparsity_linear if layer.kind == "linear" else self.options.max_sparsity
         choices = self.pattern.keep_choices(shape, limit, groups=groups)
+        if isinstance(self.pattern, FineGrained):
+            choices = self._alive(weight, choices)
         if obstacle:
             choices = choices[-1:]
             self.whole[layer.name] = obstacle
@@ -149,6 +151,11 @@ class MaskedMethod:
             return self.pattern.weights_kept(shape, counts, groups=groups)
 
         return _Target(weight, layer, shape, sum(use.macs for use in layers), choices, kept)
+
+    def _alive(self, weight: str, choices: tuple[int, ...]) -> tuple[int, ...]:
+        """Weights that are zero already, from an earlier round, are gone for good and are not paid for again."""
+        alive = int(torch.count_nonzero(self.model.get_parameter(weight)))
+        return (*(count for count in choices if count < alive), alive) if alive else choices[-1:]
 
     def _linear_cost(self, dense: int, per_weight: Sequence[int]) -> CostFunction:
         """The dense cost without what the dropped weights cost."""
@@ -245,7 +252,7 @@ class MaskBuilder:
     def _masked(self, name: str, weight: Tensor, keep_count: int) -> Tensor:
         order = self.orders[name]
         mask = order.mask(keep_count)
-        if self.reconstruct and name in self.grams and not bool(mask.all()):
+        if self.reconstruct and name in self.grams and bool(weight[~mask].any()):
             return self._solutions.get(
                 (name, keep_count), lambda: compensate(weight, mask, self.grams[name]).to(weight)
             ).clone()
