@@ -114,7 +114,7 @@ def _check_reachable(budget: Budget, dense_ms: float, least_ms: float, place: Pl
         raise BudgetError(
             f"budget {budget} cannot be reached: even at the largest sparsity of every group the network takes "
             f"{least_ms:.3g} of {dense_ms:.3g} ms on {place}; raise the budget to "
-            f"{np.ceil(1000 * least_ms / dense_ms / (1 - GUARD)) / 10:g}% or more"
+            f"{np.ceil(1000 * least_ms / dense_ms / (1 - GUARD)) / 10:g}% ({least_ms / (1 - GUARD):.3g} ms) or more"
         )
 
 

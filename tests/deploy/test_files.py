@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,32 @@ def test_replaces_an_earlier_export(tmp_path: Path, suffixes: tuple[str, ...]) -
     write(target, suffixes, "second")
     assert [part.read_text() for part in target_files(target, suffixes)] == ["second"] * len(suffixes)
     assert left_over(target.parent) == []
+
+
+def test_a_file_of_another_kind_is_not_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "model.safetensors"
+    target.write_text("weights")
+    with pytest.raises(AmcError, match=r"exists and is no earlier export, by its name; give one that ends in \.onnx"):
+        write(target, ONE, "network")
+    assert target.read_text() == "weights"
+
+
+def test_a_command_that_is_terminated_leaves_nothing_half_written(tmp_path: Path) -> None:
+    script = f"""
+import os, signal, amc.cli
+from pathlib import Path
+from amc.deploy.files import replacing
+
+def app():
+    with replacing(Path({str(tmp_path / "net.onnx")!r}), (".onnx",)) as paths:
+        paths[0].write_text("half")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+amc.cli.app = app
+amc.cli.main()
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 143
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("suffixes", [ONE, TWO])

@@ -117,6 +117,14 @@ def test_commands_print_one_json_object(run: Path) -> None:
         (("export", "RUN", "--out", "RUN"), ("is a directory; give the name of a file",)),
         (("export", "RUN", "--format", "executorch", "--fp16"), ("executorch",)),
         (("latency", "RUN", "--runtime", "onnxrt"), ("unknown runtime 'onnxrt'", "did you mean onnxruntime?")),
+        (("export", "RUN", "--out", "RUN/model.safetensors"), ("is no earlier export", "ends in .onnx")),
+        (
+            ("latency", "digits_cnn", "--input", "3x8x8"),
+            ("cannot take one input of 3x8x8", "change --input"),
+        ),
+        (("latency", "tests.deploy.nets:Two", "--input", "3x8x8"), ("cannot take one input of 3x8x8",)),
+        (("latency", "RUN", "--input", "1x8x8"), ("leave --weights and --input out",)),
+        (("latency", "digits_cnn", "--threads", 0), ("threads and batch must be at least 1, got 0 and 1",)),
         (("latency", "RUN", "--rounds", 1), ("rounds must be at least 3, got 1",)),
         (("latency", "RUN", "--precision", 0), ("precision must be in (0, 1), got 0.0",)),
         (("latency", "resnet20", "--weights", "no.pt"), ("weights 'no.pt' not found",)),
@@ -124,7 +132,7 @@ def test_commands_print_one_json_object(run: Path) -> None:
     ],
 )
 def test_mistakes_are_one_line(run: Path, arguments: tuple[object, ...], parts: tuple[str, ...]) -> None:
-    complaint = amc(*(run if argument == "RUN" else argument for argument in arguments)).complaint
+    complaint = amc(*(str(argument).replace("RUN", str(run)) for argument in arguments)).complaint
     for part in parts:
         assert part in complaint
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -72,6 +73,72 @@ def test_eager_puts_the_threads_back() -> None:
     assert torch.get_num_threads() == before + 1
     session.close()
     assert torch.get_num_threads() == before
+
+
+class Recorder:
+    """Stands for a package: remembers the arguments of whatever is called in it."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, tuple[object, ...]]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: object, **_: object) -> Recorder:
+            self.calls.append((name, arguments))
+            return self
+
+        return call
+
+
+@pytest.mark.parametrize(("half", "precision"), [(False, "f32"), (True, "f16")])
+def test_openvino_is_told_its_precision_and_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, half: bool, precision: str
+) -> None:
+    package = Recorder()
+    monkeypatch.setattr("amc.deploy.runtimes.openvino.require", lambda *_: package)
+    get_runtime("openvino").load([tmp_path / "m.xml", tmp_path / "m.bin"], threads=3, half=half)
+    (_, _, settings), *_ = [arguments for name, arguments in package.calls if name == "compile_model"]
+    assert isinstance(settings, dict)
+    assert (settings["INFERENCE_PRECISION_HINT"], settings["INFERENCE_NUM_THREADS"]) == (precision, 3)
+    assert settings["NUM_STREAMS"] == 1
+
+
+def test_onnxruntime_is_told_its_threads_and_to_report_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    told: list[str] = []
+    monkeypatch.setattr(onnxruntime, "disable_telemetry_events", lambda: told.append("no telemetry"))
+    chosen, paths = get_format("onnx"), [tmp_path / "model.onnx"]
+    chosen.write(block(), (EXAMPLE,), paths, dynamic=False, half=False)
+    session: Any = get_runtime("onnxruntime").load(paths, threads=2, half=False)
+    assert told == ["no telemetry"]
+    options = session._session.get_session_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (2, 1)
+
+
+def test_executorch_keeps_its_threads_while_networks_are_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Freed under a loaded network, its pool of threads would hang the next call for good."""
+    pool = [1]
+
+    class Library:
+        Runtime = Recorder()
+
+        def _threadpool_get_thread_count(self) -> int:
+            return pool[0]
+
+        def _unsafe_reset_threadpool(self, threads: int) -> None:
+            pool[0] = threads
+
+    monkeypatch.setattr("amc.deploy.runtimes.executorch.require", lambda *_: Library())
+    path = tmp_path / "model.pte"
+    path.write_bytes(b"")
+    first = get_runtime("executorch").load([path], threads=2, half=False)
+    assert pool == [2]
+    get_runtime("executorch").load([path], threads=2, half=False).close()
+    with pytest.raises(RuntimeFailure, match="executorch keeps 2 threads until its networks are closed, not 1"):
+        get_runtime("executorch").load([path], threads=1, half=False)
+    first.close()
+    get_runtime("executorch").load([path], threads=1, half=False).close()
+    assert pool == [1]
 
 
 @pytest.mark.skipif("openvino" not in HERE, reason="openvino is missing")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Sequence
 from functools import cache
@@ -326,6 +327,25 @@ def test_the_least_and_the_dense_network_are_checked_before_any_block_is_measure
     assert told == pytest.approx([bench.whole(build(keep), EXAMPLE) for keep in ends])
     assert bench.asked["blocks"] == 5  # the step's probes
     assert not list(folder.glob("**/*.json"))
+
+
+def test_a_table_that_predicts_badly_is_told(folder: Path) -> None:
+    class Unsteady(OracleBench):
+        def networks(self, *arguments: Any) -> dict[str, Any]:
+            record = super().networks(*arguments)
+            for index, entry in enumerate(record["networks"].values()):
+                entry |= {"latency_ms": entry["latency_ms"] * (1 + 0.3 * (index % 2)), "spread": 0.1}
+            return record
+
+    told: list[str] = []
+    for _ in range(2):  # measured, and from the cache
+        found = network(bench=Unsteady(smooth), folder=folder, said=told.append)
+    assert len(told) == 2
+    assert re.match(r"the latency table is uncertain: it is off by up to \d\d%, and 26 of the 26 networks", told[0])
+    assert found.summary()["unsteady"] == 26
+    assert abs(found.errors).max() > 0.12
+    network(bench=OracleBench(smooth), folder=folder / "other", said=told.append)
+    assert len(told) == 2
 
 
 class Board:

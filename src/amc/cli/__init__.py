@@ -1,11 +1,12 @@
 """`amc …`: the command line, and the only package that prints.
 
 Exit codes: 0 done, 2 the user's input is wrong (one line: what, which value, what to do), 1 a fault of ours,
-130 interrupted.
+130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
 
@@ -31,5 +32,6 @@ app.add_typer(device, name="device")
 def main() -> None:
     """Entry point of the `amc` command."""
     sys.path.insert(0, "")  # package.module:factory may lie in the current directory
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what is half done is cleared away
     warnings.filterwarnings("ignore", module=r"torch\.")  # meant for whoever writes code that calls torch
     app()

@@ -52,8 +52,8 @@ def latency(
     runtime: Annotated[
         str, typer.Option(help="onnxruntime, openvino, executorch, litert, ncnn or eager.")
     ] = "onnxruntime",
-    threads: Annotated[int, typer.Option(help="Threads of the runtime.", min=1)] = 1,
-    batch: Annotated[int, typer.Option(help="Examples a call.", min=1)] = 1,
+    threads: Annotated[int, typer.Option(help="Threads of the runtime.")] = 1,
+    batch: Annotated[int, typer.Option(help="Examples a call.")] = 1,
     rounds: Annotated[int, typer.Option(help="Of each network, at least.")] = 20,
     precision: Annotated[float, typer.Option(help="Largest spread to accept, as a share of the latency.")] = 0.03,
     max_seconds: Annotated[float, typer.Option(help="How long to go on while the spread is larger.")] = 60.0,

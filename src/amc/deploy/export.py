@@ -93,9 +93,9 @@ def export_network(
 
 def write_checked(
     chosen: Format, module: nn.Module, inputs: Tensors, paths: Sequence[Path], cases: Cases, *,
-    half: bool, dynamic: bool,
+    half: bool, dynamic: bool, threads: int = 1,
 ) -> dict[str, float]:  # fmt: skip
-    """Write and compare; for ONNX by the second exporter where the first one's file is wrong."""
+    """Write and compare, on so many threads; for ONNX by the second exporter where the first one's file is wrong."""
     writers: list[Callable[[], None]] = [
         lambda: chosen.write(module, inputs, paths, dynamic=dynamic, half=half),
     ]
@@ -105,7 +105,7 @@ def write_checked(
     for attempt, write in enumerate(writers, start=1):
         write()
         try:
-            session = runtime.load(paths, threads=1, half=half)
+            session = runtime.load(paths, threads=threads, half=half)
             try:
                 return check(module, session, cases, tolerance_of(half), loose=chosen.batch_one)
             finally:

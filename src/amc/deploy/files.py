@@ -23,11 +23,12 @@ def replacing(path: Path, suffixes: Sequence[str]) -> Iterator[list[Path]]:
     """Yields where to write an export's files; after the block they are at `path`, replacing an earlier export.
 
     One file is replaced by a rename. Several go into a folder, which is renamed as one, so that the files of two
-    exports never mix; should the machine stop in that very moment, the earlier folder lies beside it. If the
-    block raises, everything is as it was. AmcError where `path` is taken by something that is no export.
+    exports never mix; should the machine stop in that very moment, the earlier folder lies beside it. If the block
+    raises, everything is as it was, but for folders made on the way to `path`. AmcError where `path` is taken by
+    something that is no export.
     """
     names = [file.name for file in target_files(path, suffixes)]
-    _refuse_foreign(path, names if len(suffixes) > 1 else None)
+    _refuse_foreign(path, names if len(suffixes) > 1 else None, suffixes[0])
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
@@ -35,6 +36,7 @@ def replacing(path: Path, suffixes: Sequence[str]) -> Iterator[list[Path]]:
         for name in names:
             _sync(folder / name)
         if len(names) == 1:
+            (folder / names[0]).chmod(0o644)  # some converters write files as programs
             (folder / names[0]).replace(path)
         else:
             for other in set(folder.iterdir()) - {folder / name for name in names}:
@@ -46,10 +48,12 @@ def replacing(path: Path, suffixes: Sequence[str]) -> Iterator[list[Path]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _refuse_foreign(path: Path, names: list[str] | None) -> None:
+def _refuse_foreign(path: Path, names: list[str] | None, suffix: str) -> None:
     if names is None:
         if path.is_dir():
             raise AmcError(f"'{path}' is a directory; give the name of a file")
+        if path.exists() and path.suffix not in ("", suffix):
+            raise AmcError(f"'{path}' exists and is no earlier export, by its name; give one that ends in {suffix}")
     elif path.exists() and (not path.is_dir() or {part.name for part in path.iterdir()} - set(names)):
         raise AmcError(f"'{path}' exists and is not an earlier export; give another directory")
 

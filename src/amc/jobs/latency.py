@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from amc.deploy.latency import latency as measure_latency
 from amc.deploy.measure import MeasureSettings
+from amc.deploy.runtimes.base import first_line
 from amc.errors import ModelError, RunError
 from amc.jobs.inspect import parse_shape
 from amc.jobs.origin import config_of, data_of, network_of
@@ -62,6 +63,8 @@ def _networks(
     path = Path(target)
     if path.is_dir():
         run = RunDir.open(path)
+        if weights is not None or input_shape is not None:
+            raise RunError("a run has its own weights and input; leave --weights and --input out")
         config = config_of(run, "time result.model with amc.deploy.latency")
         size = config.get("input_shape") or data_of(config).input_shape
         dense, slim = network_of(config, path), load_run(path, finetuned=finetuned)
@@ -75,4 +78,16 @@ def _networks(
     shape = parse_shape(input_shape) if input_shape else (info.input_shape if info else None)
     if shape is None:
         raise ModelError(f"'{target}' is your own network: give the shape of one example, such as --input 3x224x224")
-    return {"dense": model.eval()}, torch.zeros(1, *shape)
+    example = torch.zeros(1, *shape)
+    _check_fit(model.eval(), example, target)
+    return {"dense": model}, example
+
+
+def _check_fit(model: nn.Module, example: Tensor, name: str) -> None:
+    """One forward pass: a shape that the network cannot take is found before any exporter sees it."""
+    try:
+        with torch.inference_mode():
+            model(example)
+    except Exception as error:  # whatever the user's forward raises
+        shape = "x".join(map(str, example.shape[1:]))
+        raise ModelError(f"'{name}' cannot take one input of {shape}: {first_line(error)}; change --input") from None

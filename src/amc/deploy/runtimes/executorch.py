@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from amc.deploy.extras import require, version_of
 from amc.deploy.quiet import silenced
-from amc.deploy.runtimes.base import Session, loading
+from amc.deploy.runtimes.base import RuntimeFailure, Session, loading
 from amc.deploy.tensors import Tensors
 
 
 class ExecuTorchRuntime:
-    """One pool of threads serves the whole process: sessions of different thread counts must not live together."""
+    """One pool of threads serves the whole process: sessions of different thread counts cannot live together."""
 
     name = "executorch"
     format = "executorch"
@@ -28,12 +29,16 @@ class ExecuTorchRuntime:
         with silenced():
             package = require("executorch.runtime", "executorch")
             library = require("executorch.extension.pybindings.portable_lib", "executorch")
+        pool = library._threadpool_get_thread_count()
+        if pool != threads:
+            if any(session.is_open for session in _SESSIONS):  # a pool freed under a loaded network hangs it
+                raise RuntimeFailure(f"executorch keeps {pool} threads until its networks are closed, not {threads}")
+            library._unsafe_reset_threadpool(threads)
         with loading(self.name, paths[0]), silenced():
-            # Only where it differs: a pool must not be taken from under a loaded network.
-            if library._threadpool_get_thread_count() != threads:
-                library._unsafe_reset_threadpool(threads)
             program = package.Runtime.get().load_program(paths[0].read_bytes())
-            return _Session(program, program.load_method("forward"))
+            session = _Session(program, program.load_method("forward"))
+        _SESSIONS.add(session)
+        return session
 
 
 class _Session:
@@ -43,5 +48,12 @@ class _Session:
     def run(self, inputs: Tensors) -> Tensors:
         return tuple(value.clone() for value in self._method.execute(list(inputs)))
 
+    @property
+    def is_open(self) -> bool:
+        return self._method is not None
+
     def close(self) -> None:
         self._method = self._program = None
+
+
+_SESSIONS: weakref.WeakSet[_Session] = weakref.WeakSet()

@@ -9,14 +9,16 @@ from typing import Any
 
 from torch import nn
 
-from amc.deploy.table.bench import Bench
+from amc.deploy.table.bench import NETWORK_SETTINGS, Bench
 from amc.deploy.table.cost import LatencyCost
 from amc.deploy.table.grid import FloatArray
 from amc.deploy.table.measuring import Build, Check, complete, correction_of, find_step, measure_table
 from amc.deploy.table.plan import POINTS, Plan, network_key, plan_table
-from amc.deploy.table.record import LatencyTable, TableError, cache_path, read_table, write_table
+from amc.deploy.table.record import LatencyTable, TableError, cache_folder, cache_path, read_table, write_table
 from amc.errors import RunError
 from amc.structure import Structure
+
+DOUBTFUL = 0.12  # error of a prediction, as a share of the latency, that is told
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,11 @@ class Latency:
         """Of the dense network, measured whole beside the others of the table."""
         return self.table.networks[0].latency_ms
 
+    @property
+    def unsteady(self) -> int:
+        """Whole networks whose best rounds did not agree, even after measuring for longer."""
+        return sum(network.spread > NETWORK_SETTINGS.precision for network in self.table.networks)
+
     def summary(self) -> dict[str, Any]:
         """For summary.json: how large the table is, what it took, and how far it is off, in percent."""
         return {
@@ -40,6 +47,7 @@ class Latency:
             "step": self.table.step,
             "networks": len(self.table.networks),
             "seconds": round(self.table.seconds, 1),
+            "unsteady": self.unsteady,
             "mean_error": round(100 * float(abs(self.errors).mean()), 2),
             "worst_error": round(100 * float(abs(self.errors).max()), 2),
         }
@@ -76,7 +84,7 @@ def obtain(
     if table is not None:
         plan = plan_table(model, structure, choices, step=table.step, points=points)
         if complete(plan, table.times):
-            return Latency(bench, table, *correction_of(plan, table))
+            return _told(Latency(bench, table, *correction_of(plan, table)), said)
         said(f"latency table '{path}' is not complete; measuring it again")
     plan = plan_table(model, structure, choices, step=find_step(bench), points=points)
     table = measure_table(network, plan, build, example_input, choices, bench, check)
@@ -84,7 +92,19 @@ def obtain(
         write_table(path, table)
     except RunError as error:
         said(f"the latency table is not kept for later: {error}")
-    return Latency(bench, table, *correction_of(plan, table))
+    return _told(Latency(bench, table, *correction_of(plan, table)), said)
+
+
+def _told(latency: Latency, said: Callable[[str], None]) -> Latency:
+    """The same; `said` hears of a table that predicts badly, as on a machine that does other work."""
+    worst, unsteady = float(abs(latency.errors).max()), latency.unsteady
+    if worst > DOUBTFUL or unsteady:
+        said(
+            f"the latency table is uncertain: it is off by up to {worst:.0%}, and {unsteady} of the "
+            f"{len(latency.table.networks)} networks measured were not steady; the result is measured whole all the "
+            f"same. To measure the table again on a quiet machine, delete '{cache_folder()}'"
+        )
+    return latency
 
 
 def _of_run(

@@ -120,10 +120,14 @@ def cache_path(network: str, place: Place, folder: Path | None = None) -> Path:
 
     The runtime's version is inside the file, not in its name, so that a new version is noticed and said.
     """
-    root = folder or Path(os.environ.get("AMC_CACHE") or Path.home() / ".cache" / "amc")
     parts = [network, place.runtime, place.threads, place.precision, place.key, place.device]
     name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-    return root / "latency" / f"{place.runtime}-{name}.json"
+    return (folder or cache_folder()) / "latency" / f"{place.runtime}-{name}.json"
+
+
+def cache_folder() -> Path:
+    """What is kept for all runs: $AMC_CACHE, or ~/.cache/amc."""
+    return Path(os.environ.get("AMC_CACHE") or Path.home() / ".cache" / "amc")
 
 
 def _positive(value: float, what: str) -> None:
