@@ -21,6 +21,8 @@ MARK = "## Measured"
 # Latency ratios to the dense network on a Pixel 1 with TFLite, one thread, as cited from the paper.
 PIXEL = {"dense": "123 ms", "published, half the FLOPs": "1.81×", "published, half the time": "1.95×"}
 
+TRAINED = "Latency was searched for on ONNX Runtime; scores are those of the searches, before any fine-tuning."
+
 
 def main() -> None:
     text = TARGET.read_text(encoding="utf-8").partition(MARK)[0]
@@ -58,7 +60,7 @@ def search_section() -> Iterator[str]:
                 "`benchmarks/latency_search.py`: the share of the dense latency as the search measured it, and as "
                 "`amc latency RUN` measures it afterwards, the median and the range of several runs, a process each. "
                 "`search` is the time of the episodes, `deciding` that of measuring the best policies and "
-                "of scoring neighbours, `table` that of the latency table, which later searches find in the cache.\n"
+                "of scoring neighbours (and as a share of the episodes), `table` that of the latency table, which later searches find in the cache.\n"
             )
             yield (
                 "| network | search | in the search | afterwards | score | policies measured, scored again | search | "
@@ -84,7 +86,8 @@ def search_row(model: str, title: str, row: dict[str, Any]) -> str:
         table = latency["table"]["seconds"] * title.endswith("seed 0")
         search = row["wall_seconds"] - latency["seconds"] - table
         cells[2], cells[5] = f"{latency['share']:.1%}", f"{latency['measured']}, {latency['scored_again']}"
-        cells[6:] = [f"{search:.0f} s", f"{latency['seconds']:.0f} s", f"{table:.0f} s" if table else "cached"]
+        deciding = f"{latency['seconds']:.0f} s ({latency['seconds'] / search:.0%})"
+        cells[6:] = [f"{search:.0f} s", deciding, f"{table:.0f} s" if table else "cached"]
     return f"| {' | '.join(cells)} |"
 
 
@@ -99,7 +102,9 @@ def runtimes_section() -> Iterator[str]:
         yield f"### {title}\n"
         yield (
             "Each cell: ms and speed-up over the dense network, measured in the same rounds; one thread, batch 1, "
-            "float32 (`benchmarks/latency_runtimes.py`). `?` marks a difference within the noise.\n"
+            "float32 (`benchmarks/latency_runtimes.py`). `?` marks a difference within the noise. "
+            + TRAINED * (kind == "trained")
+            + "\n"
         )
         for name, entry in found[kind].items():
             yield from network_table(name, entry)
@@ -126,6 +131,9 @@ def network_table(name: str, entry: dict[str, Any]) -> Iterator[str]:
     for runtime, found in runtimes.items():
         if "error" in found:
             yield f"\n{runtime}: {found['error']}"
+        elif not found["steady"]:
+            doubt = max(row["uncertainty"] / row["ratio"] for row in found["networks"].values() if "ratio" in row)
+            yield f"\n{runtime} was not steady: its speed-ups may be off by {doubt:.0%}."
     yield ""
 
 
