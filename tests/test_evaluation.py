@@ -219,6 +219,11 @@ class TestAsEvaluator:
         with pytest.raises(ZeroDivisionError, match="mine"):
             as_evaluator(fail)(FirstPixels())
 
+    @pytest.mark.parametrize("value", ["0.7", True, None])
+    def test_what_is_no_number_is_refused(self, value: object) -> None:
+        with pytest.raises(EvaluationError, match=f"returned a {type(value).__name__}; it must return a number"):
+            as_evaluator(lambda _: value)(FirstPixels())  # type: ignore[arg-type,return-value]
+
     def test_something_else(self) -> None:
         with pytest.raises(EvaluationError, match="evaluate is a int"):
             as_evaluator(3)  # type: ignore[arg-type]

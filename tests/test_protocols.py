@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import amc
-from amc.errors import EvaluationError
-from amc.search import Outcome
+from amc.errors import AmcError, EvaluationError
+from amc.search import Outcome, get_reward
 from amc.storage import unpack
 from tests.tiny import EXAMPLE, images, labelled, tiny
 
@@ -114,6 +114,22 @@ def test_a_reward_of_ones_own() -> None:
     assert result.summary["reward"] == "thrifty"
     assert result.summary["slim"]["size"] <= min(outcome.costs["size"] for outcome in seen)
     assert seen[0].dense["macs"] == result.summary["dense"]["macs"]
+
+
+@pytest.mark.parametrize("name", ["r_err", "r_flops", "r_latency"])
+def test_a_reward_of_ones_own_that_is_called_like_a_built_in_one_is_refused(name: str) -> None:
+    def mine(outcome: Outcome) -> float:
+        return outcome.score
+
+    mine.__name__ = name
+    with pytest.raises(AmcError, match=f"function called '{name}', as a built-in reward is; give it another name"):
+        compress(tiny(), reward=mine)
+
+
+def test_a_built_in_reward_may_be_given_as_a_function() -> None:
+    by_name, by_function = (compress(tiny(), reward=reward) for reward in ("r_flops", get_reward("r_flops")))
+    assert by_function.summary["budget"] == by_name.summary["budget"] == "none"
+    assert by_function.search.episodes == by_name.search.episodes
 
 
 def test_max_drop_finds_a_smaller_network_and_confirms_it_on_images_that_were_not_scored() -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from amc import rundir
 from amc.config import SearchConfig
-from amc.errors import EvaluationError, RunError
+from amc.errors import AmcError, EvaluationError, RunError
 from amc.evaluation import as_evaluator
 from amc.job import Job, Observer, prepare
 from amc.latency import TABLE, Judge, Settled
@@ -21,6 +21,7 @@ from amc.pruning import Policy
 from amc.report import render_report
 from amc.rundir import RunDir
 from amc.search import (
+    REWARDS,
     Confirmation,
     EpisodeRecord,
     EpisodeTiming,
@@ -101,13 +102,20 @@ def compress(
 
 
 def _own_reward(settings: dict[str, Any]) -> RewardFunction | None:
-    """The caller's own reward, its name left in `settings`; None where it is one of ours."""
+    """The caller's own reward, its name left in `settings`; None where it is one of ours.
+
+    AmcError for an own one under the name of one of ours: budget and latency would be settled as if it were that.
+    """
     reward = settings.get("reward", "r_err")
     function = get_reward(reward)  # refuses what is neither a name nor a function
     if isinstance(reward, str):
         return None
-    settings["reward"] = reward_name(function)
-    return function
+    name = settings["reward"] = reward_name(function)
+    if name not in REWARDS:
+        return function
+    if function != REWARDS[name]:
+        raise AmcError(f"reward is a function called {name!r}, as a built-in reward is; give it another name")
+    return None
 
 
 def _claim(run_dir: str | Path | None, config: SearchConfig, model: nn.Module, *, resume: bool) -> RunDir | None:

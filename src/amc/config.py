@@ -14,6 +14,7 @@ from amc.methods import CHANNEL, MethodOptions, check_method
 from amc.methods.base import MAX_SPARSITY, MAX_SPARSITY_LINEAR
 from amc.pruning.ranking import Ranking
 from amc.search import AGENTS, BASELINES, REWARDS, Budget, Metric, parse_budgets
+from amc.settings import MAX_SEED, settle_types_
 from amc.statistics import CONFIDENCE
 
 DEFAULT_BUDGET = "macs<=50%"
@@ -51,6 +52,9 @@ class SearchConfig:
     token_file: str | None = None  # with the token of a device server; None: from AMC_DEVICE_TOKEN
 
     def __post_init__(self) -> None:
+        if not isinstance(self.budget, str | None):
+            raise AmcError(f'budget must be text such as "macs<=50%", got {self.budget!r}')
+        settle_types_(self)
         object.__setattr__(self, "method", check_method(self.method))
         object.__setattr__(self, "budget", self._resolved_budget())
         rules = {
@@ -61,12 +65,12 @@ class SearchConfig:
             "runtime": (self.runtime is None or self.runtime in RUNTIMES, f"one of {', '.join(RUNTIMES)}"),
             "latency_threads": (self.latency_threads >= 1, "at least 1"),
             "episodes": (self.episodes >= 1, "at least 1"),
-            "seed": (self.seed >= 0, "at least 0"),
+            "seed": (0 <= self.seed <= MAX_SEED, "at least 0 and below 2^63"),
             "round_to": (self.round_to is None or self.round_to >= 1, "at least 1"),
             "max_sparsity": (0 <= self.max_sparsity < 1, "in [0, 1)"),
             "agent": (self.agent in AGENTS, f"one of {', '.join(AGENTS)}"),
             "ranking": (self.ranking in (None, "magnitude", "elimination"), "magnitude or elimination"),
-            "bn_images": (self.bn_images >= 0, "at least 0"),
+            "bn_images": (self.bn_images == 0 or self.bn_images > 1, "0, or at least 2"),
             "calibration_images": (self.calibration_images >= 1, "at least 1"),
             "keep_sets": (self.keep_sets >= 0, "at least 0"),
             "baselines": (set(self.baselines) <= set(BASELINES), f"among {', '.join(BASELINES)}"),
@@ -93,8 +97,6 @@ class SearchConfig:
             return NO_BUDGET
         if self.budget is None:
             return DEFAULT_BUDGET if self.reward == "r_err" or self.reward not in REWARDS else NO_BUDGET
-        if not isinstance(self.budget, str):
-            raise AmcError(f'budget must be text such as "macs<=50%", got {self.budget!r}')
         if self.budget == NO_BUDGET and self.reward == "r_err":
             raise AmcError(
                 "without a budget, reward r_err keeps the whole network; give a budget, a reward such as r_flops, "

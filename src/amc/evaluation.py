@@ -244,6 +244,8 @@ def _checked_score(evaluate: Score) -> Score:
     def score(module: nn.Module) -> float:
         value = evaluate(module)
         try:
+            if isinstance(value, bool | str):
+                raise TypeError
             number = float(value)
         except (TypeError, ValueError) as problem:
             raise EvaluationError(f"evaluate returned a {type(value).__name__}; it must return a number") from problem

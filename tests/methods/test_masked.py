@@ -126,6 +126,21 @@ def test_two_of_four_cannot_reach_a_quarter_and_says_what_it_can() -> None:
         problem_of(method("2:4"), parse_budgets("params<=25%"))
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "parts"),
+    [
+        ("2:5", {}, ("stem (its 3 inputs per group are no multiple of 5", "and 4 more; choose another method")),
+        ("rows", {"max_sparsity": 0.0, "max_sparsity_linear": 0.0}, ("; raise max-sparsity or max-sparsity-linear",)),
+    ],
+)
+def test_a_method_that_fits_no_layer_says_why(name: str, options: dict[str, float], parts: tuple[str, ...]) -> None:
+    with pytest.raises(BudgetError) as refusal:
+        problem_of(method(name, **options), ())
+    for part in (f"nothing to prune: method {name} leaves every layer as it is", *parts):
+        assert part in str(refusal.value)
+    assert "locked" not in str(refusal.value)
+
+
 def test_linear_and_convolution_layers_have_bounds_of_their_own() -> None:
     which = method("fine-grained", max_sparsity=0.5, max_sparsity_linear=0.9)
     least = {decision.name: decision.choices[0] / decision.size for decision in which.decisions}

@@ -67,8 +67,13 @@ def test_budgets_are_joined_with_commas():
     )
     with pytest.raises(BudgetError, match="limits macs twice"):
         parse_budgets("macs<=50%,flops<=40%")
-    with pytest.raises(BudgetError, match="malformed"):
-        parse_budgets("macs<=50%,")
+
+
+@pytest.mark.parametrize("text", ["macs<=50%,", ",macs<=50%", "macs<=50%, ,params<=1M", ","])
+def test_a_comma_too_many_is_refused_with_the_whole_text(text):
+    with pytest.raises(BudgetError) as caught:
+        parse_budgets(text)
+    assert f"budget {text!r} is malformed: it has a comma too many; write for example" in str(caught.value)
 
 
 @pytest.mark.parametrize("percent", range(1, 101))

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from amc.errors import AmcError, EvaluationError, RunError
 from amc.search import (
@@ -146,7 +147,46 @@ def test_users_reward_that_fails_costs_only_its_episode():
 
     found = search(problem, score, RandomAgent(problem, seed=0), episodes=30, seed=0, reward=mine)
     errors = {record.error for record in found.episodes}
-    assert errors == {None, "ZeroDivisionError: mine", "ValueError: the reward is inf, it must be finite"}
+    assert errors == {
+        None,
+        "the reward fails (ZeroDivisionError: mine)",
+        "the reward is inf, it must be finite",
+    }
+
+
+@pytest.mark.parametrize("answer", ["0.5", True, np.True_, None, [0.5], np.array([0.5, 0.6])])
+def test_reward_that_is_no_number_is_refused_and_it_is_the_reward_that_is_to_be_checked(answer):
+    problem, score = free_problem()
+    with pytest.raises(EvaluationError) as refusal:
+        search(problem, score, RandomAgent(problem, seed=0), episodes=30, seed=0, reward=lambda _: answer)
+    assert str(refusal.value) == (
+        f"all of the first 10 episodes failed, the last: the reward is {answer!r}, not a number; "
+        "check the reward, then start a new run"
+    )
+    env = PruningEnv(problem, score, reward=lambda _: answer)
+    env.reset()
+    for _ in problem.decisions[1:]:
+        env.step([0.5])
+    with pytest.raises(EvaluationError, match=r"the reward is .*, not a number"):
+        env.step([0.5])
+
+
+def test_reward_that_always_raises_is_to_be_checked_also_by_who_resumes(tmp_path):
+    problem, score = free_problem()
+    for _ in range(2):
+        with pytest.raises(EvaluationError, match=r"the last: the reward fails \(KeyError: 'fps'\); check the reward,"):
+            search(
+                problem, score, RandomAgent(problem, seed=0), episodes=30, seed=0,
+                reward=lambda outcome: outcome.costs["fps"], journal_path=tmp_path / "j",
+            )  # fmt: skip
+
+
+def test_rewards_of_other_libraries_are_numbers():
+    problem, score = free_problem()
+    answers = [np.float32(0.5), np.int64(2), torch.tensor(0.25)]
+    agent = RandomAgent(problem, seed=0)
+    found = search(problem, score, agent, episodes=3, seed=0, reward=lambda _: answers.pop())
+    assert [record.reward for record in found.episodes] == [0.25, 2.0, 0.5]
 
 
 def test_standard_error_reaches_reward_journal_and_environment(tmp_path):

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from amc.errors import BudgetError
 from amc.pruning import Calibration, Policy
 from amc.pruning.ranking import Ranking
 from amc.search import Budget, CostFunction, Decision, Metric, Problem
@@ -94,6 +95,18 @@ def problem_of(
     `metric`: without a budget, the cost that the reward is about, in which the agent then sees its progress.
     `decisions`: in place of the method's own. `measured`: costs beside its closed forms, such as the latency.
     """
+    decisions = decisions or method.decisions
+    if not decisions and not method.slices:  # a masked layer may be left alone without being locked
+        raise BudgetError(_nothing_to_mask(method))
     costs = {**method.costs, **(measured or {})}
     first = {metric: costs[metric]} if metric is not None and metric in costs else {}
-    return Problem(decisions or method.decisions, {**first, **costs}, budgets)
+    return Problem(decisions, {**first, **costs}, budgets)
+
+
+def _nothing_to_mask(method: Method) -> str:
+    nothing = f"there is nothing to prune: method {method.name} leaves every layer as it is"
+    if not method.whole:
+        return f"{nothing}; raise max-sparsity or max-sparsity-linear"
+    name, reason = next(iter(method.whole.items()))
+    more = f", and {len(method.whole) - 1} more" if len(method.whole) > 1 else ""
+    return f"{nothing}, {name} ({reason}){more}; choose another method, or change lock, only or max-sparsity"

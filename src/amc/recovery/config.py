@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from torch import nn
 
 from amc.errors import AmcError
+from amc.settings import MAX_SEED, settle_types_
 
 OptimiserName = Literal["sgd", "adamw"]
 PrecisionName = Literal["float32", "bfloat16", "float16"]
@@ -37,26 +38,27 @@ class FineTuneConfig:
     seed: int = 0  # of shuffling, augmentation and dropout
 
     def __post_init__(self) -> None:
+        settle_types_(self, "fine-tuning ")
         lr, decay = self.peak_lr, self.decay
         rules = {
-            "epochs": self.epochs >= 1,
-            "batch_size": self.batch_size >= 1,
-            "optimiser": self.optimiser in get_args(OptimiserName),
-            "lr": 0 < lr < math.inf,
-            "momentum": 0 <= self.momentum < 1,
-            "weight_decay": 0 <= decay < math.inf,
-            "warmup": 0 <= self.warmup < 1,
-            "label_smoothing": 0 <= self.label_smoothing < 1,
-            "distill": 0 <= self.distill <= 1,
-            "temperature": 0 < self.temperature < math.inf,
-            "clip_norm": self.clip_norm >= 0,
-            "ema": 0 <= self.ema < 1,
-            "precision": self.precision in get_args(PrecisionName),
-            "seed": self.seed >= 0,
+            "epochs": (self.epochs >= 1, "at least 1"),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "optimiser": (self.optimiser in get_args(OptimiserName), "sgd or adamw"),
+            "lr": (0 < lr < math.inf, "above 0 and finite"),
+            "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
+            "weight_decay": (0 <= decay < math.inf, "at least 0 and finite"),
+            "warmup": (0 <= self.warmup < 1, "in [0, 1)"),
+            "label_smoothing": (0 <= self.label_smoothing < 1, "in [0, 1)"),
+            "distill": (0 <= self.distill <= 1, "in [0, 1]"),
+            "temperature": (0 < self.temperature < math.inf, "above 0 and finite"),
+            "clip_norm": (self.clip_norm >= 0, "at least 0"),
+            "ema": (0 <= self.ema < 1, "in [0, 1)"),
+            "precision": (self.precision in get_args(PrecisionName), "float32, bfloat16 or float16"),
+            "seed": (0 <= self.seed <= MAX_SEED, "at least 0 and below 2^63"),
         }
-        for name, holds in rules.items():
+        for name, (holds, rule) in rules.items():
             if not holds:
-                raise AmcError(f"fine-tuning {name} is out of range: {getattr(self, name)}; see FineTuneConfig")
+                raise AmcError(f"fine-tuning {name} is out of range: {getattr(self, name)}; it must be {rule}")
 
     @property
     def peak_lr(self) -> float:

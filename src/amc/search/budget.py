@@ -103,7 +103,10 @@ def parse_budgets(text: str) -> tuple[Budget, ...]:
 
     Raises BudgetError for an empty text, a malformed part, or two budgets on one metric.
     """
-    budgets = tuple(Budget.parse(part) for part in text.split(","))
+    parts = text.split(",")
+    if len(parts) > 1 and not all(map(str.strip, parts)):
+        raise BudgetError(f"budget {text!r} is malformed: it has a comma too many; {_REMEDY}")
+    budgets = tuple(map(Budget.parse, parts))
     metrics = [budget.metric for budget in budgets]
     for metric in set(metrics):
         if metrics.count(metric) > 1:

@@ -149,7 +149,7 @@ class PruningEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
     def step(
         self, action: npt.NDArray[np.float32] | Sequence[float]
     ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Decide the next group. Raises EvaluationError if the score of the finished policy is no finite number."""
+        """Decide the next group. Raises EvaluationError if the policy's score or reward is no finite number."""
         if self._walk.done:
             raise gym.error.ResetNeeded("the episode is over; call reset() first")
         transition = self._walk.advance(float(np.asarray(action, dtype=np.float64).reshape(-1)[0]))
@@ -162,19 +162,27 @@ class PruningEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
             policy = self._walk.keep_counts
             score, error = finite_score(self._score(policy))
             outcome = Outcome(score, self.problem.policy_costs(policy), self._dense_costs, error)
-            reward = self._reward(outcome)
+            reward = finite_number(self._reward(outcome), "reward")
             info.update(policy=policy, costs=outcome.costs, score=score, standard_error=error)
         return transition.next_observation, reward, transition.done, False, info
 
 
 def finite_score(value: object) -> tuple[float, float | None]:
     """A score and its standard error. Raises EvaluationError for NaN, infinity and what is no number."""
-    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
-        raise EvaluationError(f"the score is {value!r}, not a number")
-    number = float(value)
+    return finite_number(value, "score"), value.standard_error if isinstance(value, Measured) else None
+
+
+def finite_number(value: object, what: str) -> float:
+    """A score or a reward as a float. Raises EvaluationError for NaN, infinity and what is no number."""
+    try:
+        if isinstance(value, bool | np.bool_ | str) or not isinstance(value, SupportsFloat):
+            raise TypeError
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError):  # an array or tensor of several numbers, say
+        raise EvaluationError(f"the {what} is {value!r}, not a number") from None
     if not math.isfinite(number):
-        raise EvaluationError(f"the score is {number}, it must be finite")
-    return number, value.standard_error if isinstance(value, Measured) else None
+        raise EvaluationError(f"the {what} is {number}, it must be finite")
+    return number
 
 
 def _layer_features(problem: Problem) -> npt.NDArray[np.float32]:

@@ -4,23 +4,24 @@ Resuming replays the journal through the agent, with the recorded scores in plac
 result is that of an uninterrupted search with the same seed.
 """
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from amc.errors import AmcError, EvaluationError, RunError
 from amc.search.baselines import Agent
 from amc.search.bounds import SURFACE_FLOOR, Bounds
-from amc.search.environment import Rollout, Score, finite_score, roll_out
+from amc.search.environment import Rollout, Score, finite_number, finite_score, roll_out
 from amc.search.journal import EpisodeRecord, Journal
 from amc.search.problem import Problem
 from amc.search.rewards import Outcome, RewardFunction, check_costs, r_err, reward_name
 
 MAX_ATTEMPTS = 10  # at a policy that was not scored before
 HOPELESS_AFTER = 10  # failures in a row from the start
+_REWARD = "the reward"  # how the record of an episode begins that the reward failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,16 +152,21 @@ class _Loop:
         if policy in self._known:
             return replace(self._known[policy], episode=episode)
         costs = self._problem.policy_costs(policy)
+        failed = partial(EpisodeRecord, episode, policy, costs, None, None)
         try:
             score, deviation = finite_score(self._score(policy))
         except Exception as error:  # a user's callable may raise anything; the search goes on without this episode
-            return EpisodeRecord(episode, policy, costs, None, None, _one_line(error))
+            return failed(_one_line(error))
         try:
-            paid = _finite_reward(self._reward(Outcome(score, costs, self._dense_costs, deviation)))
+            paid = self._reward(Outcome(score, costs, self._dense_costs, deviation))
         except AmcError:
             raise
         except Exception as error:  # as above
-            return EpisodeRecord(episode, policy, costs, None, None, _one_line(error))
+            return failed(f"{_REWARD} fails ({_one_line(error)})")
+        try:
+            paid = finite_number(paid, "reward")
+        except EvaluationError as error:
+            return failed(_one_line(error))
         return EpisodeRecord(episode, policy, costs, score, paid, standard_error=deviation)
 
     def _replay(self, rollout: Rollout, record: EpisodeRecord) -> EpisodeRecord:
@@ -173,9 +179,11 @@ class _Loop:
         return record
 
     def _hopeless(self) -> str:
+        last = self._records[-1].error or ""
+        check = _REWARD if last.startswith(_REWARD) else "the evaluation on the dense network"
         return (
-            f"all of the first {len(self._records)} episodes failed, the last: {self._records[-1].error}; "
-            "check the evaluation on the dense network, then start a new run"
+            f"all of the first {len(self._records)} episodes failed, the last: {last}; "
+            f"check {check}, then start a new run"
         )
 
 
@@ -189,14 +197,6 @@ def _header(problem: Problem, agent: Agent, seed: int, floor: float | None, rewa
         "settings": agent.settings(),
         **paid,
     }
-
-
-def _finite_reward(value: float) -> float:
-    """A reward as a float. Raises ValueError for NaN and infinity."""
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"the reward is {number}, it must be finite")
-    return number
 
 
 def _one_line(error: Exception) -> str:
