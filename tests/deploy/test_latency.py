@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from torch import nn
 from amc import provenance
 from amc.deploy import MeasureSettings, latency, latency_of_files, machine
 from amc.deploy.latency import prepared
-from amc.deploy.runtimes import RUNTIMES, RuntimeFailure, get_runtime
+from amc.deploy.runtimes import RUNTIMES, RuntimeFailure, Session, get_runtime
+from amc.deploy.runtimes.onnxruntime import OnnxRuntime
 from amc.errors import AmcError
 from tests.deploy.nets import EXAMPLE, available, block
 
@@ -69,10 +71,33 @@ def test_nonsense_is_refused(options: dict[str, int]) -> None:
         latency({"net": block()}, EXAMPLE, settings=QUICK, **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.skipif("ncnn" not in HERE, reason="ncnn is missing")
 def test_ncnn_takes_one_example_at_a_time() -> None:
-    with pytest.raises(AmcError, match="runtime ncnn takes one example at a time; leave --batch at 1, got 4"):
+    words = "runtime ncnn takes one example at a time; leave --batch at 1, got 4"
+    with pytest.raises(AmcError, match=words):
         latency({"net": block()}, EXAMPLE, runtime="ncnn", batch=4, settings=QUICK)
+    with pytest.raises(AmcError, match=words):
+        latency_of_files({"net": ([], (torch.ones(4, 3, 8, 8),))}, runtime="ncnn", settings=QUICK)
+
+
+def test_nothing_is_called_float16_that_was_not_computed_so() -> None:
+    words = "runtime executorch has no 16-bit convolutions here; leave --fp16 out"
+    with pytest.raises(AmcError, match=words):
+        latency({"net": block()}, EXAMPLE, runtime="executorch", half=True, settings=QUICK)
+    with pytest.raises(AmcError, match=words):
+        latency_of_files({"net": ([], (EXAMPLE,))}, runtime="executorch", half=True, settings=QUICK)
+
+
+def test_files_are_checked_with_the_threads_that_they_are_timed_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    real = OnnxRuntime.load
+
+    def load(self: OnnxRuntime, paths: Sequence[Path], *, threads: int, half: bool) -> Session:
+        asked.append(threads)
+        return real(self, paths, threads=threads, half=half)
+
+    monkeypatch.setattr(OnnxRuntime, "load", load)
+    with prepared(block(), EXAMPLE, "onnxruntime", threads=2):
+        assert asked == [2, 2]
 
 
 def test_eager_times_the_module_itself_and_leaves_it_alone() -> None:

@@ -24,14 +24,14 @@ def serve(
     host: Annotated[
         str, typer.Option(help="Address to listen on. 127.0.0.1: this machine alone, as through an SSH tunnel.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0: any free one.", min=0, max=65535)] = 8765,
+    port: Annotated[int, typer.Option(help="0: any free one.")] = 8765,
     token_file: Annotated[
         Path | None, typer.Option(help="Holds the token; made if it is not there. Without: a new token, shown once.")
     ] = None,
-    max_bytes: Annotated[int, typer.Option(help="Largest request.", min=1)] = 512 << 20,
+    max_bytes: Annotated[int, typer.Option(help="Bytes of the largest request.")] = 512 << 20,
     max_seconds: Annotated[float, typer.Option(help="Longest measurement.")] = 300.0,
-    max_memory: Annotated[int, typer.Option(help="Bytes that one measurement may take; 0: no limit.", min=0)] = 0,
-    queue: Annotated[int, typer.Option(help="Measurements that may wait.", min=1)] = 32,
+    max_memory: Annotated[int, typer.Option(help="Bytes that one measurement may take; 0: no limit.")] = 0,
+    queue: Annotated[int, typer.Option(help="Measurements that may wait.")] = 32,
     verbose: Annotated[bool, typer.Option(help="Show every request.")] = False,
     as_json: JsonFlag = False,
 ) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 
 from amc.deploy import machine
 from amc.deploy.export import tolerance_of, write_checked
-from amc.deploy.formats import get_format
+from amc.deploy.formats import Format, get_format
 from amc.deploy.formats.base import Half
 from amc.deploy.measure import MeasureSettings, Timing, compare, measure, steady
 from amc.deploy.parity import check
@@ -26,6 +26,18 @@ from amc.deploy.tensors import Tensors, inputs_of, on_cpu, random_like, with_bat
 from amc.errors import AmcError
 
 
+def format_for(runtime: str, *, threads: int, batch: int, half: bool) -> Format:
+    """The format of the files that a runtime is timed with; AmcError where it does not have these options."""
+    if threads < 1 or batch < 1:
+        raise AmcError(f"threads and batch must be at least 1, got {threads} and {batch}")
+    chosen = get_format(get_runtime(runtime).format)
+    if chosen.batch_one and batch != 1:
+        raise AmcError(f"runtime {runtime} takes one example at a time; leave --batch at 1, got {batch}")
+    if half and not chosen.half:
+        raise AmcError(f"runtime {runtime} has no 16-bit convolutions here; leave --fp16 out")
+    return chosen
+
+
 @contextmanager
 def prepared(
     module: nn.Module, example_input: Any, runtime: str, *, threads: int = 1, batch: int = 1, half: bool = False
@@ -34,23 +46,18 @@ def prepared(
 
     The session has been checked against PyTorch on those inputs: what gets timed is the right network.
     """
-    if threads < 1 or batch < 1:
-        raise AmcError(f"threads and batch must be at least 1, got {threads} and {batch}")
+    chosen = format_for(runtime, threads=threads, batch=batch, half=half)
     engine, module = get_runtime(runtime), on_cpu(module)
     engine.version()  # says which package is missing
     inputs = random_like(with_batch(inputs_of(example_input), batch))
-    chosen = get_format(engine.format)
-    if chosen.batch_one and batch != 1:
-        raise AmcError(f"runtime {runtime} takes one example at a time; leave --batch at 1, got {batch}")
-    if half and not chosen.half:
-        raise AmcError(f"runtime {runtime} has no 16-bit convolutions here; leave --fp16 out")
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder, f"model{suffix}") for suffix in chosen.suffixes]
         if isinstance(engine, EagerRuntime):
             session, size = engine.of_module(Half(module) if half else module, threads=threads), 0
             check(module, session, {"random": inputs}, tolerance_of(half))
         else:
-            write_checked(chosen, module, inputs, paths, {"random": inputs}, half=half, dynamic=False)
+            cases = {"random": inputs}
+            write_checked(chosen, module, inputs, paths, cases, half=half, dynamic=False, threads=threads)
             session = engine.load(paths, threads=threads, half=half)
             size = sum(path.stat().st_size for path in paths)
         try:
@@ -99,6 +106,8 @@ def latency_of_files(
 
     The same record as `latency`; RuntimeFailure, naming the network, for a file that does not load or run.
     """
+    for _, inputs in models.values():
+        format_for(runtime, threads=threads, batch=len(inputs[0]) if inputs[0].dim() else 1, half=half)
     engine = get_runtime(runtime)
     engine.version()
     with ExitStack() as stack:

@@ -55,7 +55,7 @@ class MeasureSettings:
             "warmup": (self.warmup >= 0, "at least 0"),
             "round_seconds": (0 < self.round_seconds < math.inf, "above 0"),
             "precision": (0 < self.precision < 1, "in (0, 1)"),
-            "max_seconds": (0 <= self.max_seconds < math.inf, "at least 0"),
+            "max_seconds": (0 <= self.max_seconds < math.inf, "at least 0 and finite"),
         }
         for name, (holds, rule) in rules.items():
             if not holds:

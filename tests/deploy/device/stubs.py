@@ -15,6 +15,7 @@ from typing import Any
 
 HEAD = (4).to_bytes(4, "little") + b"TFL3"
 STARTED = "started"  # written into the folder that a model names, when its run begins
+MACHINE = {"cpu": "stub", "architecture": "paper", "cores": 2, "system": "none", "load": 0.5}
 
 
 def model(command: str = "", *, size: int = 0) -> bytes:
@@ -25,7 +26,7 @@ def describe(argument: Any) -> dict[str, Any]:
     assert argument == {}
     return {
         "amc_version": "0.1.0",
-        "machine": {"cpu": "stub", "cores": 2},
+        "machine": MACHINE,
         "runtimes": {"litert": "2.3.0", "onnxruntime": "1.31.1", "eager": "2.13.0"},
     }
 
@@ -43,8 +44,14 @@ def measure(argument: dict[str, Any]) -> dict[str, Any]:
         command, _, rest = data[8:].partition(b"\0")
         action, *words = command.decode().split() or ["fine"]
         extra = _ACTIONS[action](*words)
-        results[entry["name"]] = {"latency_ms": 1.5, "bytes": len(rest), "extra": extra, "asked": entry}
-    return {"runtime": argument["runtime"], "settings": argument["settings"], "networks": results}
+        timing = {"file_bytes": len(data), "latency_ms": 1.5, "typical_ms": 1.5, "spread": 0.0}
+        beside = {"ratio": 1.0, "uncertainty": 0.0, "verdict": "undecided"} if results else {}
+        results[entry["name"]] = timing | beside | {"bytes": len(rest), "extra": extra, "asked": entry}
+    return {
+        "runtime": argument["runtime"], "runtime_version": "2.3.0", "threads": argument["threads"],
+        "precision": "float16" if argument["half"] else "float32", "machine": MACHINE, "busy": False, "steady": True,
+        "seconds": 0.1, "settings": argument["settings"], "networks": results,
+    }  # fmt: skip
 
 
 class AmcError(Exception):

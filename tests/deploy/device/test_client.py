@@ -15,10 +15,12 @@ from pathlib import Path
 import pytest
 
 from amc.deploy.device.client import DeviceClient
-from amc.deploy.device.protocol import DeviceError
+from amc.deploy.device.protocol import DeviceError, DeviceInfo, encode_info
 from amc.deploy.device.server import DeviceServer
 from tests.deploy.device.served import STUBS, TOKEN, client, connect, request_for, served
-from tests.deploy.device.stubs import STARTED, model
+from tests.deploy.device.stubs import MACHINE, STARTED, model
+
+INFO = encode_info(DeviceInfo("0.1.0", MACHINE, {"litert": "2.3.0"}, 1 << 20, 20.0))
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +145,10 @@ def test_too_large_and_wrong_models_are_refused_before_they_are_sent(server: Dev
     request, files = request_for(model(size=2 << 20))
     with pytest.raises(DeviceError, match="accepts 1048576; start it with a larger --max-bytes"):
         client(server).measure(request, files)
+    data = model(size=(1 << 20) - 200)  # fits, but not with the header before it
+    request, files = request_for(data)
+    with pytest.raises(DeviceError, match=r"models take 10\d{5} bytes and .* accepts 1048576; start it with a larger"):
+        client(server).measure(request, files)
     request, files = request_for(model(), threads=1000)
     with pytest.raises(DeviceError, match="'threads' must be a whole number from 1 to 256"):
         client(server).measure(request, files)
@@ -200,6 +206,10 @@ def test_device_that_restarts_gets_the_model_again(tmp_path: Path) -> None:
     [
         (reply(b"<html>hello</html>"), "cannot be reached"),
         (reply({"hello": 1}), "no device server of this version"),
+        (
+            reply(INFO | {"machine": {"cpu": "stub"}}),
+            "no device server of this version: device.machine: 'architecture'",
+        ),
         (reply({}, status=404), "HTTP status 404"),
         (reply({"error": {"kind": "fault", "message": "oops"}}, status=500), r"refuses \(fault\): oops"),
         (reply(b"x" * (5 << 20)), "answers with more than"),
@@ -208,6 +218,23 @@ def test_device_that_restarts_gets_the_model_again(tmp_path: Path) -> None:
 def test_something_else_that_answers_is_one_line(answer: Callable[[int, socket.socket], None], words: str) -> None:
     with answering(answer) as url, pytest.raises(DeviceError, match=words):
         DeviceClient(url, TOKEN, sleep=lambda seconds: None).describe()
+
+
+def test_result_of_another_version_is_one_line(server: DeviceServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lacks what this host reads: found here, not as a KeyError wherever it is read."""
+    request, files = request_for(model(), model())
+    host = client(server)
+    real = host._once
+
+    def older(method: str, path: str, *rest: object) -> object:
+        answer = real(method, path, *rest)  # type: ignore[arg-type]
+        if answer.record.get("state") == "done":
+            del answer.record["result"]["networks"]["m1"]["uncertainty"]
+        return answer
+
+    monkeypatch.setattr(host, "_once", older)
+    with pytest.raises(DeviceError, match=r"\(result\.networks\.m1: 'uncertainty' is missing\); install the same amc"):
+        host.measure(request, files)
 
 
 def test_busy_device_is_asked_again_when_it_says_and_not_for_ever() -> None:
@@ -227,7 +254,7 @@ def test_busy_device_is_asked_again_when_it_says_and_not_for_ever() -> None:
 @pytest.mark.parametrize(
     "url",
     ["", "localhost:8765", "ftp://host", "http://", "http://host:99999", "http://host:x", "http://a@host", "http://h/x",
-     "http://[::1", "http://host?x=1"],
+     "http://[::1", "http://host?x=1", "http://board..local:8765", f"http://{'b' * 64}.local:8765"],
 )  # fmt: skip
 def test_device_url_of_another_form_is_refused(url: str) -> None:
     with pytest.raises(DeviceError, match="must look like http://HOST:PORT"):

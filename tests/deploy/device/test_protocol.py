@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -27,6 +29,7 @@ from amc.deploy.device.protocol import (
 )
 from amc.deploy.device.strict import RefusedError, parse_object
 from amc.deploy.measure import MeasureSettings
+from tests.deploy.device.stubs import MACHINE
 
 SPECS = st.builds(
     TensorSpec,
@@ -163,7 +166,7 @@ def test_refusal_names_the_key_and_the_rule(change: Any, words: str) -> None:
 
 
 def test_device_info_survives_the_way_over() -> None:
-    info = DeviceInfo("0.1.0", {"cpu": "Cortex-A76", "cores": 4}, {"litert": "2.3.0"}, 1 << 29, 300.0)
+    info = DeviceInfo("0.1.0", MACHINE | {"python": "3.11.2"}, {"litert": "2.3.0"}, 1 << 29, 300.0)
     assert decode_info(json.loads(json.dumps(encode_info(info)))) == info
     with pytest.raises(RefusedError, match="speaks protocol 2"):
         decode_info(encode_info(info) | {"protocol": 2})
@@ -171,16 +174,60 @@ def test_device_info_survives_the_way_over() -> None:
         decode_info(encode_info(info) | {"runtimes": {"litert": 2}})
 
 
+@pytest.mark.parametrize("key", list(MACHINE))
+def test_device_says_all_that_this_host_reads_of_a_machine(key: str) -> None:
+    info = DeviceInfo("0.1.0", {name: value for name, value in MACHINE.items() if name != key}, {}, 1 << 29, 300.0)
+    with pytest.raises(RefusedError, match=f"device.machine: '{key}' is missing"):
+        decode_info(encode_info(info))
+
+
+def result_of(request: Request) -> dict[str, Any]:
+    """What a device answers, no key more than must be there."""
+    timing = {"file_bytes": 100, "latency_ms": 1.5, "typical_ms": 1.6, "spread": 0.01}
+    compared = {"ratio": 1.0, "uncertainty": 0.02, "verdict": "undecided"}
+    networks = {model.name: timing | (compared if index else {}) for index, model in enumerate(request.models)}
+    return {
+        "runtime": "litert", "runtime_version": "2.3.0", "threads": 1, "precision": "float32", "machine": MACHINE,
+        "settings": {"precision": 0.03}, "busy": False, "steady": True, "seconds": 0.5, "networks": networks,
+    }  # fmt: skip
+
+
+TWO = replace(GOOD, models=(*GOOD.models, replace(GOOD.models[0], name="slim")))
+PLACES = [(), ("machine",), ("settings",), ("networks", "dense"), ("networks", "slim")]
+
+
 @pytest.mark.parametrize(
-    "result",
-    [{}, {"networks": []}, {"networks": {"other": {"latency_ms": 1.0}}}, {"networks": {"dense": {}}},
-     {"networks": {"dense": {"latency_ms": 0}}}, {"networks": {"dense": {"latency_ms": "1"}}},
-     {"networks": {"dense": 1}}],
+    ("place", "key"),
+    [
+        (place, key)
+        for place in PLACES
+        for key in functools.reduce(lambda inner, part: inner[part], place, result_of(TWO))
+    ],
+)
+def test_result_lacks_nothing_that_this_host_reads(place: tuple[str, ...], key: str) -> None:
+    result = copy.deepcopy(result_of(TWO))
+    check_result(TWO, result)
+    record = functools.reduce(lambda inner, part: inner[part], place, result)
+    del record[key]
+    with pytest.raises(RefusedError, match=r"is missing|not one of these models"):
+        check_result(TWO, result)
+    record[key] = [None]
+    with pytest.raises(RefusedError, match=r"must be|not one of these models"):
+        check_result(TWO, result)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"networks": {}}, {"networks": {"other": {}}}, {"networks": {"dense": {"latency_ms": 0}}}, {"threads": 2},
+     {"precision": "float16"}, {"runtime": "ncnn"}],
 )  # fmt: skip
-def test_result_of_other_models_is_refused(result: dict[str, Any]) -> None:
-    check_result(GOOD, {"networks": {"dense": {"latency_ms": 1.5}}})
+def test_result_of_another_request_is_refused(change: dict[str, Any]) -> None:
+    check_result(GOOD, result_of(GOOD))
     with pytest.raises(RefusedError):
-        check_result(GOOD, result)
+        check_result(GOOD, result_of(GOOD) | change)
+    backwards = dict(reversed(result_of(TWO)["networks"].items()))
+    with pytest.raises(RefusedError, match="not one of these models"):
+        check_result(TWO, result_of(TWO) | {"networks": backwards})
 
 
 def test_identifier_is_32_hexadecimal_digits() -> None:

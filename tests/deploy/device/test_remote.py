@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,14 +19,17 @@ from torch import nn
 
 from amc.deploy.device.adb import AndroidDevice
 from amc.deploy.device.client import DeviceClient
-from amc.deploy.device.protocol import DeviceError, Model, Request, TensorSpec
+from amc.deploy.device.protocol import DeviceError, DeviceInfo, Model, Request, TensorSpec
 from amc.deploy.device.remote import latency_on, open_device
 from amc.deploy.device.runner import describe, measure
 from amc.deploy.device.server import DeviceServer
 from amc.deploy.measure import MeasureSettings
+from amc.deploy.table.bench import DeviceBench
+from amc.deploy.table.blocks import Block, BlockRun
 from amc.errors import AmcError
 from tests.commands import amc
 from tests.deploy.device.served import TOKEN
+from tests.deploy.device.stubs import MACHINE
 from tests.deploy.device.test_formats import onnx_model
 
 QUICK = MeasureSettings(rounds=3, warmup=1, round_seconds=0.002, max_seconds=0.0)
@@ -91,6 +96,91 @@ def test_runtimes_whose_files_carry_code_are_refused_everywhere(server: DeviceSe
     assert "eager" not in describe({})["runtimes"]
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"runtime": "executorch", "half": True}, "executorch has no 16-bit convolutions here; leave --fp16 out"),
+        ({"runtime": "ncnn", "batch": 4}, "ncnn takes one example at a time; leave --batch at 1, got 4"),
+        ({"threads": 0}, "threads and batch must be at least 1, got 0 and 1"),
+        ({"threads": 300}, "a device runs models on at most 256 threads, got 300; ask for fewer"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_anything_is_written(options: dict[str, Any], words: str) -> None:
+    device = DeviceClient("http://127.0.0.1:1", TOKEN, sleep=lambda seconds: pytest.fail("asked"))
+    with pytest.raises(AmcError, match=words):
+        latency_on(device, {"dense": network(4)}, EXAMPLE, **options)
+
+
+@pytest.mark.parametrize(("runtime", "half", "batch"), [("executorch", True, 1), ("ncnn", False, 4)])
+def test_device_reports_nothing_that_was_not_computed(runtime: str, half: bool, batch: int) -> None:
+    """Whatever host asks: the child process refuses too, before it looks for the runtime."""
+    inputs = [{"shape": [batch, 3, 8, 8], "dtype": "float32"}]
+    models = [{"name": "net", "files": ["/no/such/file"], "inputs": inputs}]
+    task = {"runtime": runtime, "threads": 1, "half": half, "settings": {}, "models": models}
+    with pytest.raises(AmcError, match="no 16-bit convolutions" if half else "one example at a time"):
+        measure(task)
+
+
+class Small:
+    """A device that takes so many bytes at once, grows warmer with every request, and is asked for bytes as ms."""
+
+    def __init__(self, body_bytes: int) -> None:
+        self.body_bytes = body_bytes
+        self.names: list[list[str]] = []
+
+    def describe(self) -> DeviceInfo:
+        return DeviceInfo("0.1.0", MACHINE, {"onnxruntime": "1.0"}, self.body_bytes, 300.0)
+
+    def measure(self, request: Request, files: Sequence[Sequence[bytes]]) -> dict[str, Any]:
+        assert request.body_bytes <= self.body_bytes
+        assert [model.file_bytes for model in request.models] == [tuple(map(len, parts)) for parts in files]
+        self.names.append([model.name for model in request.models])
+        warmth = 1 + 0.1 * len(self.names)
+        times = {model.name: warmth * sum(model.file_bytes) for model in request.models}
+        first = next(iter(times.values()))
+        networks = {
+            name: {"latency_ms": value, "typical_ms": 2 * value, "ratio": value / first}
+            for name, value in times.items()
+        }
+        return {"networks": networks, "busy": len(self.names) == 2, "steady": len(self.names) != 2, "seconds": 1.5}
+
+
+def test_networks_too_large_to_go_together_go_beside_the_first_one() -> None:
+    """Three parts, the device slower in each: ratios are those of each part, latencies those of the first."""
+    networks = {"dense": network(40), "a": network(30), "b": network(20), "c": network(10), "d": network(35)}
+    whole = Small(1 << 30)
+    alone = latency_on(whole, networks, EXAMPLE)
+    assert whole.names == [["dense", "a", "b", "c", "d"]]
+    sizes = {name: entry["latency_ms"] / 1.1 for name, entry in alone["networks"].items()}
+    device = Small(round(sizes["dense"] + sizes["d"]) + 2000)
+    record = latency_on(device, networks, EXAMPLE)
+    assert device.names == [["dense", "a"], ["dense", "b", "c"], ["dense", "d"]]
+    for name, entry in record["networks"].items():
+        assert entry["latency_ms"] == pytest.approx(1.1 * sizes[name])
+        assert entry["typical_ms"] == pytest.approx(2.2 * sizes[name])
+        assert entry["ratio"] == pytest.approx(sizes[name] / sizes["dense"])
+    assert (record["busy"], record["steady"], record["seconds"]) == (True, False, 4.5)
+    assert list(record["networks"]) == list(networks)
+
+
+def test_blocks_too_large_to_go_together_go_one_after_another() -> None:
+    block = Block("conv", (4, 4), (1, 1), (1, 1), (0, 0), (1, 1))
+    runs = [BlockRun(block, width, width, 1) for width in (64, 32, 96, 48)]
+    whole, device = Small(1 << 30), Small(96 * 97 * 4 + 2000)
+    times = DeviceBench(device, "http://board:8765", "onnxruntime").blocks(runs)
+    together = DeviceBench(whole, "http://board:8765", "onnxruntime").blocks(runs)
+    assert whole.names[0] == ["0", "1", "2", "3"]
+    assert device.names[:3] == [["0", "1"], ["2"], ["3"]]
+    assert [time / 1.1 for time in together] == pytest.approx(
+        [t / w for t, w in zip(times, (1.1, 1.1, 1.2, 1.3), strict=True)]
+    )
+
+
+def test_a_device_bench_has_the_threads_that_a_device_has() -> None:
+    with pytest.raises(DeviceError, match="at most 256 threads, got 300"):
+        DeviceBench(Small(1 << 20), "http://board:8765", "onnxruntime", threads=300)
+
+
 def test_device_urls_open_the_right_device(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text(TOKEN)
@@ -104,6 +194,23 @@ def test_device_urls_open_the_right_device(tmp_path: Path) -> None:
     assert other._adb._command == ["adb"]
     with pytest.raises(DeviceError, match="must look like http://HOST:PORT"):
         open_device("board", token_file=token)
+    for url in ("adb://foo", "adb:", "adb:///", "adb://[::1"):
+        with pytest.raises(DeviceError, match=re.escape(f"'{url}' must look like adb://SERIAL/data/local/tmp/bench")):
+            open_device(url)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--max-seconds", "nan", "--max-seconds must be above 0 and at most 1000000, got nan"),
+        ("--max-bytes", 0, "--max-bytes must be above 0 and at most 1099511627776, got 0"),
+        ("--max-memory", -1, "--max-memory must be at least 0"),
+        ("--queue", 0, "--queue must be above 0"),
+        ("--port", 70_000, "cannot listen on 127.0.0.1 port 70000"),
+    ],
+)
+def test_option_out_of_range_is_one_line(option: str, value: object, words: str) -> None:
+    assert amc("device", "serve", option, value).complaint.startswith(words)
 
 
 def test_command_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from tests.deploy.device.served import (
     send,
     served,
 )  # fmt: skip
-from tests.deploy.device.stubs import STARTED, model
+from tests.deploy.device.stubs import MACHINE, STARTED, model
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def is_running(pid: int) -> bool:
 def test_device_says_what_it_is(server: DeviceServer) -> None:
     info = client(server).describe()
     assert info.runtimes == {"litert": "2.3.0", "onnxruntime": "1.31.1"}  # eager has no file format: never offered
-    assert info.machine == {"cpu": "stub", "cores": 2}
+    assert info.machine == MACHINE
     assert (info.body_bytes, info.run_seconds) == (1 << 20, 1.0)
 
 
@@ -313,9 +313,25 @@ def test_closing_ends_the_run(tmp_path: Path) -> None:
     assert are_gone(int(pid) for pid in (tmp_path / STARTED).read_text().split())
 
 
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({"queue": 0}, "--queue must be above 0 and at most 9223372036854775807, got 0"),
+        ({"data_bytes": -1}, "--max-memory must be at least 0 and at most 9223372036854775807, got -1"),
+        ({"body_bytes": 1 << 41}, "--max-bytes must be above 0 and at most 1099511627776, got 2199023255552"),
+        ({"run_seconds": float("nan")}, "--max-seconds must be above 0 and at most 1000000, got nan"),
+        ({"run_seconds": float("inf")}, "--max-seconds must be above 0 and at most 1000000, got inf"),
+        ({"connections": 0}, "the limit connections must be above 0"),
+    ],
+)
+def test_limit_that_is_none_is_one_line(limits: dict[str, float], words: str) -> None:
+    with pytest.raises(DeviceError, match=words):
+        Limits(**limits)  # type: ignore[arg-type]
+
+
 def test_unusable_settings_are_one_line() -> None:
-    with pytest.raises(DeviceError, match="limit queue must be positive, got 0"):
-        Limits(queue=0)
+    with pytest.raises(DeviceError, match=r"cannot listen on bücher\.\.local port 0 .*choose another with --host"):
+        DeviceServer(TOKEN, host="bücher..local", port=0, describe=f"{STUBS}:describe")
     with pytest.raises(DeviceError, match="no runtime is installed here"):
         DeviceServer(TOKEN, port=0, describe=f"{STUBS}:describe_nothing")
     with pytest.raises(DeviceError, match=r"cannot tell its runtimes.*no_such"):

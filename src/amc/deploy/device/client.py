@@ -118,10 +118,10 @@ class DeviceClient:
                 f"the device at {self.url} has {request.runtime} {has}, but {request.version} is asked for; "
                 f"measure the table again, or install {request.version} there"
             )
-        if request.payload_bytes > info.body_bytes:
+        if request.body_bytes > info.body_bytes:
             raise DeviceError(
-                f"the models take {request.payload_bytes} bytes and the device at {self.url} accepts "
-                f"{info.body_bytes}; start it with a larger --max-bytes, or send fewer at once"
+                f"the models take {request.body_bytes} bytes and the device at {self.url} accepts "
+                f"{info.body_bytes}; start it with a larger --max-bytes"
             )
 
     def _result(self, path: str, request: Request, until: float) -> dict[str, Any] | None:
@@ -150,7 +150,8 @@ class DeviceClient:
             check_result(request, result)
         except RefusedError as error:
             raise DeviceError(
-                f"the device at {self.url} answered what this host does not understand: {error}"
+                f"the device at {self.url} answered what this host does not understand ({error}); "
+                f"install the same amc on both sides"
             ) from None
         return result
 
@@ -254,6 +255,7 @@ def _address(url: str) -> tuple[bool, str, int | None]:
     try:
         parts = urlsplit(url)
         port = parts.port
+        (parts.hostname or "").encode("idna")  # as a connection will; labels may be empty or too long
     except ValueError:
         raise DeviceError(rule) from None
     odd = parts.path.strip("/") or parts.query or parts.fragment or parts.username

@@ -1,8 +1,9 @@
 """What a model's bytes must look like before a device hands them to a runtime.
 
-A device takes model files of the named runtime and nothing else: no code, no pickles, and no model that names other
-files on the device. Checks read the beginning of a file, or, for ONNX, walk the protobuf's outer fields; the runtime's
-own loader, in a process of its own, has the last word. Pure: bytes in, `RefusedError` (422) out.
+A device takes model files of the named runtime and nothing else: no code, no pickles. For ONNX the protobuf's outer
+fields are walked, and a model that names other files on the device is refused; OpenVINO's XML is searched for entities;
+of `.tflite`, `.pte` and `.param` only the beginning is read. The runtime's own loader, in a process of its own, has the
+last word. Pure: bytes in, `RefusedError` (422) out.
 """
 
 from __future__ import annotations

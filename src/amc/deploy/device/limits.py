@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from amc.deploy.device.protocol import DeviceError
+from amc.deploy.device.protocol import MAX_FILE_BYTES, MAX_RUN_SECONDS, DeviceError
+
+# What hosts accept of a device, and the largest whole number that any system call takes.
+_MOST = {"body_bytes": MAX_FILE_BYTES, "run_seconds": MAX_RUN_SECONDS}
+_MOST_ELSE = (1 << 63) - 1
+_OPTIONS = {
+    "body_bytes": "--max-bytes", "run_seconds": "--max-seconds", "data_bytes": "--max-memory", "queue": "--queue",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +30,9 @@ class Limits:
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            value = getattr(self, item.name)
-            if value < 0 or (value == 0 and item.name != "data_bytes"):
-                raise DeviceError(f"the limit {item.name} must be positive, got {value}")
+            value, most = getattr(self, item.name), _MOST.get(item.name, _MOST_ELSE)
+            none_is_fine = item.name == "data_bytes" and value == 0
+            if not (0 < value <= most or none_is_fine):  # NaN too
+                name = _OPTIONS.get(item.name, f"the limit {item.name}")
+                rule = "at least 0" if item.name == "data_bytes" else "above 0"
+                raise DeviceError(f"{name} must be {rule} and at most {most}, got {value}")

@@ -1,8 +1,8 @@
 """One run in a process of its own, ended when its time is up.
 
 A model is a stranger's: its runtime may crash, hang, eat the memory or print without end. None of that reaches the
-server: the process has its own limits (see `child`), its own session, so that whatever it started ends with it, and
-pipes of which only so much is kept.
+server: the process has its own limits (see `child`), its own session, so that what it started ends with it (unless
+that left the process group), and pipes of which only so much is kept.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Child:
         return json.dumps(task).encode()
 
     def _end(self, process: subprocess.Popen[bytes]) -> int:
-        """Stop everything in the session; the exit code of its leader."""
+        """Stop everything in the process group; the exit code of its leader."""
         leaves = time.monotonic() + _LEAVE_SECONDS
         while not self._cancelled and time.monotonic() < leaves and not _has_ended(process.pid):
             time.sleep(0.005)  # it has answered and is on its way out: let its exit code be its own

@@ -34,6 +34,7 @@ MAX_DIMENSIONS = 8
 MAX_ELEMENTS = 1 << 28  # of one input
 MAX_INPUT_BYTES = 1 << 30  # of all inputs of one model
 MAX_FILE_BYTES = 1 << 40
+MAX_RUN_SECONDS = 1_000_000
 
 # Bytes of one element, for every type of input that a runtime may be fed with.
 DTYPE_BYTES = {
@@ -43,6 +44,8 @@ DTYPE_BYTES = {
 _IDENTIFIER = re.compile(r"[0-9a-f]{32}\Z")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:=%+@,#()\[\]-]{0,99}\Z")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}\Z")
+_LINE = re.compile(r"[^\x00-\x1f\x7f]{0,300}\Z")  # for a terminal
+_MOST_MS = 1e9
 
 
 class DeviceError(AmcError):
@@ -87,6 +90,11 @@ class Request:
         """Bytes of all files together."""
         return sum(size for model in self.models for size in model.file_bytes)
 
+    @property
+    def body_bytes(self) -> int:
+        """Bytes of the whole request."""
+        return len(encode(self)) + self.payload_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceInfo:
@@ -117,6 +125,12 @@ class Device(Protocol):
 def is_identifier(text: str) -> bool:
     """Whether `text` can name a measurement: 32 lower-case hexadecimal digits."""
     return _IDENTIFIER.match(text) is not None
+
+
+def check_threads(threads: int) -> None:
+    """`DeviceError` for more threads than a device takes."""
+    if threads > MAX_THREADS:
+        raise DeviceError(f"a device runs models on at most {MAX_THREADS} threads, got {threads}; ask for fewer")
 
 
 def encode(request: Request) -> bytes:
@@ -201,27 +215,58 @@ def decode_info(record: dict[str, Any]) -> DeviceInfo:
     runtimes = fields.mapping("runtimes")
     if not all(isinstance(value, str) for value in runtimes.values()):
         raise malformed("device: 'runtimes' must map names to versions")
+    machine = fields.mapping("machine")
+    _check_machine(Fields(machine, "device.machine"))
     info = DeviceInfo(
         amc_version=fields.text("amc_version", _VERSION),
-        machine=fields.mapping("machine"),
+        machine=machine,
         runtimes=runtimes,
         body_bytes=fields.integer("body_bytes", 1, MAX_FILE_BYTES),
-        run_seconds=fields.number("run_seconds", 0.0, 1e6),
+        run_seconds=fields.number("run_seconds", 0.0, MAX_RUN_SECONDS),
     )
     fields.done()
     return info
 
 
 def check_result(request: Request, result: Mapping[str, Any]) -> None:
-    """`RefusedError` unless a result has a latency for every model of the request."""
-    networks = result.get("networks")
-    names = {model.name for model in request.models}
-    if not isinstance(networks, dict) or set(networks) != names:
+    """`RefusedError` unless a result is what was asked for and has all that this host reads; it may have more.
+
+    The models come in the order of the request: the first one is the reference of the others.
+    """
+    fields = Fields(dict(result), "result")
+    fields.choice("runtime", (request.runtime,))
+    fields.text("runtime_version", _VERSION)
+    fields.integer("threads", request.threads, request.threads)
+    fields.choice("precision", ("float16" if request.half else "float32",))
+    _check_machine(fields.object("machine"))
+    fields.object("settings").number("precision", 0.0, 1.0)
+    fields.boolean("busy")
+    fields.boolean("steady")
+    fields.number("seconds", 0.0, MAX_RUN_SECONDS)
+    networks = fields.mapping("networks")
+    if list(networks) != [model.name for model in request.models]:
         raise malformed("the result is not one of these models")
-    for name, record in networks.items():
-        latency = record.get("latency_ms") if isinstance(record, dict) else None
-        if not isinstance(latency, (int, float)) or latency <= 0:
-            raise malformed(f"the result has no latency of model '{name}'")
+    entries = Fields(networks, "result.networks")
+    for index, model in enumerate(request.models):
+        _check_network(entries.object(model.name), compared=index > 0)
+
+
+def _check_network(fields: Fields, *, compared: bool) -> None:
+    fields.integer("file_bytes", 0, 8 * MAX_FILE_BYTES)
+    for key in ("latency_ms", "typical_ms"):
+        fields.number(key, 1 / _MOST_MS, _MOST_MS)
+    fields.number("spread", 0.0, _MOST_MS)
+    if compared:
+        fields.number("ratio", 0.0, _MOST_MS)
+        fields.number("uncertainty", 0.0, _MOST_MS)
+        fields.choice("verdict", ("faster", "slower", "undecided"))
+
+
+def _check_machine(fields: Fields) -> None:
+    for key in ("cpu", "architecture", "system"):
+        fields.text(key, _LINE)
+    fields.integer("cores", 0, 1 << 20)  # 0: it does not say
+    fields.number("load", 0.0, 1e6)
 
 
 def encode_info(info: DeviceInfo) -> dict[str, Any]:

@@ -12,15 +12,16 @@ from torch import nn
 
 from amc.deploy.device.adb import Adb, AndroidDevice
 from amc.deploy.device.client import DeviceClient
-from amc.deploy.device.protocol import DTYPE_BYTES, Device, DeviceError, Model, Request, TensorSpec
+from amc.deploy.device.parts import joined, split
+from amc.deploy.device.protocol import DTYPE_BYTES, Device, DeviceError, Model, Request, TensorSpec, check_threads
 from amc.deploy.device.token import find_token
 from amc.deploy.export import write_checked
 from amc.deploy.extras import MissingExtraError
-from amc.deploy.formats import Format, get_format
+from amc.deploy.formats import Format
+from amc.deploy.latency import format_for
 from amc.deploy.measure import MeasureSettings
 from amc.deploy.runtimes import get_runtime
-from amc.deploy.tensors import Tensors, inputs_of, random_like, with_batch
-from amc.errors import AmcError
+from amc.deploy.tensors import Tensors, inputs_of, on_cpu, random_like, with_batch
 
 
 def open_device(url: str, *, token_file: Path | None = None) -> Device:
@@ -30,11 +31,15 @@ def open_device(url: str, *, token_file: Path | None = None) -> Device:
     """
     if not url.startswith("adb:"):
         return DeviceClient(url, find_token(token_file))
+    rule = f"device URL '{url}' must look like adb://SERIAL/data/local/tmp/benchmark_model"
     try:
         parts = urlsplit(url)
     except ValueError:
-        raise DeviceError(f"device URL '{url}' must look like adb://SERIAL/data/local/tmp/benchmark_model") from None
-    return AndroidDevice(unquote(parts.path), adb=Adb(unquote(parts.netloc) or None))
+        raise DeviceError(rule) from None
+    program = unquote(parts.path)
+    if not program.strip("/"):
+        raise DeviceError(rule)
+    return AndroidDevice(program, adb=Adb(unquote(parts.netloc) or None))
 
 
 def latency_on(
@@ -52,14 +57,13 @@ def latency_on(
     """Like `amc.deploy.latency`, on the device; `version`: what its runtime must be, None for any.
 
     Files are checked against PyTorch here before they are sent, if the runtime is installed here too: `checked_with`
-    in the record says by what, or is None.
+    in the record says by what, or is None. Networks that together are too large for the device go over in parts, the
+    first one beside the others in each.
     """
-    engine = get_runtime(runtime)
-    if engine.trusted_only:
+    if get_runtime(runtime).trusted_only:
         raise DeviceError(f"runtime '{runtime}' cannot be measured on a device: its files can carry code")
-    chosen = get_format(engine.format)
-    if threads < 1 or batch < 1 or (chosen.batch_one and batch != 1):
-        raise AmcError(f"runtime {runtime} cannot be measured with {threads} threads and a batch of {batch}")
+    chosen = format_for(runtime, threads=threads, batch=batch, half=half)
+    check_threads(threads)
     inputs = random_like(with_batch(inputs_of(example_input), batch))
     checked_with = _version_here(runtime)
     files = [_files(chosen, module, inputs, half=half, check=checked_with is not None) for module in networks.values()]
@@ -68,7 +72,8 @@ def latency_on(
         Model(name, specs, tuple(len(data) for data in parts)) for name, parts in zip(networks, files, strict=True)
     )
     request = Request(runtime, models, version, threads, half, settings or MeasureSettings())
-    return device.measure(request, files) | {"batch": batch, "checked_with": checked_with}
+    parts = split(request, files, device.describe().body_bytes, beside_first=True)
+    return joined([device.measure(*part) for part in parts]) | {"batch": batch, "checked_with": checked_with}
 
 
 def _version_here(runtime: str) -> str | None:
@@ -79,6 +84,7 @@ def _version_here(runtime: str) -> str | None:
 
 
 def _files(chosen: Format, module: nn.Module, inputs: Tensors, *, half: bool, check: bool) -> list[bytes]:
+    module = on_cpu(module)
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder, f"model{suffix}") for suffix in chosen.suffixes]
         if check:

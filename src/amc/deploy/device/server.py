@@ -174,7 +174,7 @@ def _listen(host: str, port: int, owner: DeviceServer) -> _Http:
 
     try:
         return Listener((host, port), owner)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, TypeError) as error:  # TypeError: a name that no address can have
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise DeviceError(
             f"cannot listen on {host} port {port} ({reason}); choose another with --host or --port"

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 from torch import nn
 
 from amc.deploy import machine
-from amc.deploy.device.protocol import Device, Model, Request, TensorSpec
+from amc.deploy.device.parts import split
+from amc.deploy.device.protocol import Device, Model, Request, TensorSpec, check_threads
 from amc.deploy.formats import get_format
 from amc.deploy.latency import latency, latency_of_files
 from amc.deploy.measure import MeasureSettings
@@ -120,7 +121,9 @@ class DeviceBench:
         if runtime not in info.runtimes:
             there = ", ".join(info.runtimes) or "none"
             raise AmcError(f"runtime {runtime} is not on the device at {url}; it has {there}")
+        check_threads(threads)
         self.device, self.settings = device, settings
+        self._room = info.body_bytes
         self.place = Place(runtime, info.runtimes[runtime], threads, "float32", info.machine, url)
 
     def blocks(self, runs: Sequence[Run]) -> list[float]:
@@ -134,8 +137,10 @@ class DeviceBench:
                 specs = tuple(TensorSpec(tuple(value.shape)) for value in run.example())
                 models.append(Model(str(index), specs, tuple(map(len, files[-1]))))
             request = Request(place.runtime, tuple(models), place.version, place.threads, False, self.settings)
-            record = self.device.measure(request, files)
-            return [float(record["networks"][model.name]["latency_ms"]) for model in models]
+            measured: dict[str, Any] = {}
+            for fitting in split(request, files, self._room):
+                measured |= self.device.measure(*fitting)["networks"]
+            return [float(measured[model.name]["latency_ms"]) for model in models]
 
         return _in_passes(runs, measure)
 
