@@ -60,8 +60,8 @@ def search_section() -> Iterator[str]:
                 "`benchmarks/latency_search.py`: the share of the dense latency as the search measured it, and as "
                 "`amc latency RUN` measures it afterwards, the median and the range of several runs, a process each. "
                 "`search` is the time of the episodes, `deciding` that of measuring the best policies and of scoring "
-                "neighbours (and as a share of the episodes), `table` that of the latency table, which later searches find "
-                "in the cache.\n"
+                "neighbours (and as a share of the episodes), `table` that of the latency table, which later searches "
+                "find in the cache.\n"
             )
             yield (
                 "| network | search | in the search | afterwards | score | policies measured, scored again | search | "
