@@ -3,7 +3,7 @@
 The kernels want their tensors channel by channel (NCHW) where TFLite keeps channels last, so XNNPACK takes a whole
 stretch of the network or nothing: from a first layer that turns the layout to a spatial mean that turns it back, every
 operator between them of a kind that it has for that layout, and more than two thirds of all weights of the stretch's
-1x1 convolutions zero (a linear layer right after the mean counts in some versions). The rules follow XNNPACK's
+1x1 convolutions zero (a linear layer right after the mean counts in some graphs). The rules follow XNNPACK's
 `xnn_subgraph_rewrite_for_nchw`; docs/sparse.md says how they were checked against ai-edge-litert 2.3.0.
 """
 
@@ -67,7 +67,7 @@ def judge(schema: Any, model: Any, graph: Any) -> SparseKernels:
     # layer a 1x1 convolution can be given the new layout although its reader expects the old one.
     wrong = bool(reason) and any(map(view.enters, view.operators))
     pointwise = [operator for operator in stretch if view.is_pointwise(operator)]
-    # XNNPACK has counted a linear layer behind the mean in some versions and not in others: hold it both ways.
+    # XNNPACK counts a linear layer behind the mean in some graphs and not in others (docs/sparse.md): both must hold.
     ways = [pointwise, pointwise + view.linear_after(exits)]
     layers = min(ways, key=view.sparsity)
     zeros, weights = view.zeros(layers)
