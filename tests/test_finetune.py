@@ -166,6 +166,29 @@ def test_a_loss_that_turns_nan_says_what_to_do(run: Path) -> None:
     assert amc("finetune", run, "--epochs", 1, "--restart").code == 0
 
 
+def test_a_last_step_that_ruins_the_network_says_what_to_do(run: Path) -> None:
+    """One step an epoch: no loss is left to show it."""
+    before = contents(run)
+    complaint = amc("finetune", run, "--epochs", 1, "--batch-size", 10_000, "--lr", 1e30).complaint
+    assert complaint == (
+        "fine-tuning diverged: the network's logits are NaN in epoch 1; lower the learning rate (1e+30). "
+        "The network is as it was before that epoch"
+    )
+    assert before.items() <= contents(run).items()
+    assert amc("finetune", run, "--epochs", 1, "--lr", 0.01).code == 0
+
+
+@pytest.mark.parametrize("promise", [{"budget": "latency<=90%"}, {"runtime": "onnxruntime"}])
+def test_candidates_do_not_break_what_was_measured_of_the_result(run: Path, promise: dict[str, str]) -> None:
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | promise))
+    before = contents(run)
+    assert amc("finetune", run, "--candidates", 3, "--epochs", 1).complaint == (
+        f"'{run}' was searched with a latency, which is measured on its own result alone; leave out candidates"
+    )
+    assert contents(run) == before
+
+
 def test_options_out_of_range(run: Path) -> None:
     before = contents(run)
     for options, part in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -13,6 +14,7 @@ import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 import amc as library
 from amc.errors import AmcError
@@ -108,6 +110,78 @@ def test_a_run_can_be_the_network_of_another(whole: Path, tmp_path: Path) -> Non
     state = library.load_run(run).state_dict()
     stored = safetensors.torch.load_file(run / "model.safetensors")
     assert all(torch.equal(value, stored[name]) for name, value in state.items())
+
+
+def test_going_on_from_a_run_keeps_the_size_of_its_images(tmp_path: Path) -> None:
+    for split, count in (("train", 12), ("val", 4)):
+        for label, colour in enumerate(("red", "blue")):
+            folder = tmp_path / "images" / split / colour
+            folder.mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (20, 20), (200 * (1 - label), number, 200 * label)).save(folder / f"{number}.png")
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\n"
+        "def network():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.AdaptiveAvgPool2d(1), "
+        "nn.Flatten(), nn.Linear(16, 2))\n"
+    )
+    data = ("--data", "imagefolder:images", "--image-size", 12)
+    quick = ("--episodes", 2, "--baseline", "none", "--certify", 0, "--no-test")
+    done = amc("search", "own:network", *data, *quick, "--out", "first", cwd=tmp_path)
+    assert done.code == 0, done.stderr
+    done = amc("search", "first", "--budget", "macs<=80%", *quick, "--out", "second", cwd=tmp_path)
+    assert done.code == 0, done.stderr
+    config = json.loads((tmp_path / "second" / "config.json").read_text())
+    assert (config["image_size"], config["input_shape"]) == (12, [3, 12, 12])
+    assert summary_of(tmp_path / "second")["dense"]["macs"] == summary_of(tmp_path / "first")["slim"]["macs"]
+    complaint = amc("search", "first", "--image-size", 0, "--out", "third", cwd=tmp_path).complaint
+    assert "image size must be at least 1 pixel, got 0" in complaint
+
+
+def test_a_share_that_a_later_round_cannot_reach(tmp_path: Path) -> None:
+    """The shares in the message are the schedule's, and the command that it names works."""
+    rounds = ("--schedule", "0.5,0.03", "--round-epochs", 1)
+    complaint = amc("search", "digits_cnn", *rounds, *QUICK, "--out", "run", cwd=tmp_path).complaint
+    found = re.fullmatch(
+        r"round 2 of 'run' cannot keep 0\.03 of the macs: from where round 1 ended, (0\.\d+) to (0\.\d+) can be "
+        r"reached; start another schedule, or go on with the network of that round: "
+        r"`amc search run/round-1 --budget \"(macs<=[\d.]+%)\" --out DIR` is the least",
+        complaint,
+    )
+    assert found, complaint
+    assert amc("resume", "run", cwd=tmp_path).complaint == complaint
+    first = summary_of(tmp_path / "run" / "round-1")
+    assert float(found[2]) == pytest.approx(first["slim"]["macs"] / first["dense"]["macs"], abs=5e-4)
+    done = amc("search", "run/round-1", "--budget", found[3], *QUICK, "--out", "least", cwd=tmp_path)
+    assert done.code == 0, done.stderr
+    share = summary_of(tmp_path / "least")["slim"]["macs"] / first["dense"]["macs"]
+    assert 0.03 < share <= float(found[1]) < share + 0.002
+
+
+def test_a_round_that_diverges_goes_on_with_another_learning_rate(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    complaint = amc("search", "digits_cnn", *ROUNDS, "--round-lr", 1e12, *QUICK, "--out", run).complaint
+    assert complaint.startswith(f"round 1 of '{run}': fine-tuning diverged: ")
+    assert complaint.endswith(f"; go on with another learning rate by `amc resume {run} --round-lr LR`")
+    assert amc("resume", run).complaint == complaint
+    assert "fine-tuning lr is out of range: 0.0" in amc("resume", run, "--round-lr", 0).complaint
+    done = amc("resume", run, "--round-lr", 0.01)
+    assert done.code == 0, done.stderr
+    for number in (1, 2):
+        line = json.loads((run / f"round-{number}" / "finetune.jsonl").read_text())
+        assert 0 < line["lr"] <= 0.01
+    complaint = amc("resume", run / "round-1", "--round-lr", 0.01).complaint
+    assert complaint == f"'{run / 'round-1'}' is no schedule, whose rounds round-lr 0.01 is for; leave it out"
+
+
+def test_a_schedule_can_begin_with_what_a_run_came_to(whole: Path, tmp_path: Path) -> None:
+    method, run = summary_of(whole)["method"], tmp_path / "further"
+    rounds = ("--method", method, "--schedule", "0.9,0.8" if method == "channel" else "0.5,0.4", "--round-epochs", 1)
+    done = amc("search", whole / "round-1", *rounds, *QUICK, "--out", run)
+    assert done.code == 0, done.stderr
+    before = summary_of(whole / "round-1")
+    assert summary_of(run)["dense"]["score"] == before["slim"]["score_finetuned"]
+    assert summary_of(run)["model"] == "digits_cnn"
 
 
 @given(st.lists(st.floats(0.01, 0.99), min_size=1, max_size=5, unique=True))

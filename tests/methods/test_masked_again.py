@@ -43,3 +43,15 @@ def test_weights_that_are_gone_stay_gone_and_are_not_paid_for(reconstruct: bool)
             assert not weight[named[name] == 0].any()
     whole = builder.build(policies[0])
     assert all(torch.equal(value, named[name]) for name, value in whole.named_parameters())
+
+
+def test_a_layer_at_its_least_is_still_masked_when_the_method_is_made_again() -> None:
+    """Fine-tuning knows from the network alone which weights must stay zero."""
+    model = tiny().eval()
+    method = create_method("fine-grained", model, inspect(model, EXAMPLE), MethodOptions())
+    least = [decision.choices[0] for decision in method.decisions]
+    slim = method.builder(None).build(least)
+    again = create_method("fine-grained", slim, inspect(slim, EXAMPLE), MethodOptions())
+    assert again.weights() == method.weights()  # type: ignore[attr-defined]
+    assert again.recount(slim, EXAMPLE) == method.recount(slim, EXAMPLE)
+    assert [decision.choices for decision in again.decisions] == [(count,) for count in least]

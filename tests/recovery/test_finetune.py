@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from amc.errors import AmcError
+from amc.errors import AmcError, EvaluationError
 from amc.evaluation import Evaluator
-from amc.recovery import EpochRecord, FineTuneConfig, StepRecord, finetune, learning_rate
+from amc.recovery import DivergenceError, EpochRecord, FineTuneConfig, StepRecord, finetune, learning_rate
 from amc.zoo import create_model, load_data, load_weights, model_info
-from tests.recovery.samples import small_network, state, stripes
+from tests.recovery.samples import same, small_network, state, stripes
 
 
 class TestSchedule:
@@ -191,9 +191,41 @@ class TestFinetune:
         before = state(model)
         config = FineTuneConfig(epochs=1, lr=1e30, clip_norm=0, momentum=0.0, warmup=0.0)
         batch = (torch.full((1, 1), 1e19), model.weight.detach().flatten().argmin().reshape(1))
-        with pytest.raises(AmcError, match=r"diverged: weights are no longer finite in epoch 1; lower .* \(1e\+30\)"):
+        with pytest.raises(AmcError, match=r"diverged: 'weight' is no longer finite in epoch 1; lower .* \(1e\+30\)"):
             finetune(model, [batch], config)
         assert torch.equal(model.weight.detach(), before["weight"])
+
+    def test_statistics_that_overflow_under_finite_weights_are_found(self) -> None:
+        """Weights of 1e22 give activations whose square is above float32; in training 1 / inf = 0 hides that."""
+        model = nn.Sequential(nn.Flatten(), nn.Linear(36, 2), nn.BatchNorm1d(2, affine=False))
+        before = state(model)
+        config = FineTuneConfig(
+            epochs=1, batch_size=16, lr=1e22, clip_norm=1.0, momentum=0.0, weight_decay=0.0, warmup=0.0
+        )
+        with pytest.raises(
+            DivergenceError, match=r"'2\.running_var' is no longer finite in epoch 1; lower the learning"
+        ):
+            finetune(model, stripes(32), config)
+        assert same(state(model), before)
+
+    @pytest.mark.parametrize("ema", [0.0, 0.5])
+    def test_a_network_that_cannot_be_scored_any_more_has_diverged(self, ema: float) -> None:
+        """The last step leaves finite weights of about 1e30, and no loss comes after it."""
+        data, model = stripes(16), small_network()
+        before, evaluator = state(model), Evaluator(data)
+        config = FineTuneConfig(epochs=1, batch_size=16, lr=1e30, ema=ema)
+        with pytest.raises(
+            DivergenceError, match=r"diverged: the network's logits are NaN in epoch 1; lower the .* \(1e\+30\)"
+        ) as raised:
+            finetune(model, data, config, on_epoch=lambda record: evaluator(model))
+        assert isinstance(raised.value.__context__, EvaluationError)
+        assert same(state(model), before)
+
+    def test_what_was_infinite_before_may_stay_so(self) -> None:
+        model = nn.Linear(5, 3)
+        model.register_buffer("mask", torch.full((3, 3), -math.inf).triu(1))
+        result = finetune(model, [(torch.randn(8, 5), torch.arange(8) % 3)], FineTuneConfig(epochs=2))
+        assert len(result.epochs) == 2
 
     def test_misuse(self) -> None:
         with pytest.raises(AmcError, match=r"distillation with weight 0\.5 needs a teacher"):

@@ -125,7 +125,9 @@ def search(
     search_images: Annotated[
         int | None, typer.Option(help="Images that give the score (default: the whole split).")
     ] = None,
-    image_size: Annotated[int, typer.Option(help="Of an imagefolder, in pixels.")] = 224,
+    image_size: Annotated[
+        int | None, typer.Option(help="Of an imagefolder, in pixels (default: 224, or as in the run gone on from).")
+    ] = None,
     bf16: Annotated[bool, typer.Option(help="Score in bfloat16.")] = False,
     keep_sets: Annotated[int, typer.Option("--certify", help="Random keep sets to check first.")] = 3,
     lock: LockOption = None,
@@ -171,12 +173,19 @@ def search(
 
 
 @reported
-def resume(run: RunArgument, as_json: JsonFlag = False) -> None:
+def resume(
+    run: RunArgument,
+    round_lr: Annotated[
+        float | None,
+        typer.Option(help="Of a schedule: another learning rate; a fine-tuning under way begins anew with it."),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
     """Go on with a search that was stopped; the result is that of an uninterrupted one."""
     from amc.jobs import resume as job
     from amc.terminal import Progress
 
-    finish(job(run, progress=Progress(err)), as_json)
+    finish(job(run, round_lr=round_lr, progress=Progress(err)), as_json)
 
 
 @reported

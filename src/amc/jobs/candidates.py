@@ -46,6 +46,10 @@ def ready(run: RunDir, config: dict[str, Any], data: DataSplits, progress: Progr
             f"'{run.path}' was searched with max-drop, and only its own result is confirmed to hold it; "
             "leave out candidates"
         )
+    if settings.times_latency:
+        raise RunError(
+            f"'{run.path}' was searched with a latency, which is measured on its own result alone; leave out candidates"
+        )
     progress.stage("candidates")
     return prepare(
         network_of(config, run.path),

@@ -176,7 +176,7 @@ class _State:
             whole = all(type(count) is int and count >= 1 for count in counts)
             if whole and all(type(entry["score_tuned"]) in (int, float) for entry in record["measured"]):
                 return record
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, AmcError):
             pass
         raise RunError(f"'{self.run.file(STATE)}' is damaged; `amc finetune {self.run.path} --restart` begins anew")
 

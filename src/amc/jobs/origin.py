@@ -50,9 +50,8 @@ def data_of(origin: Mapping[str, Any]) -> DataSplits:
     spec = origin.get("data") or (info.data if info else None)
     if not spec:
         raise DataError("no data set given; write --data cifar10:ROOT, imagefolder:ROOT or package.module:factory")
-    return load_data(
-        str(spec), search_images=origin.get("search_images"), image_size=int(origin.get("image_size") or 224)
-    )
+    given = {name: origin[name] for name in ("search_images", "image_size") if origin.get(name) is not None}
+    return load_data(str(spec), **given)
 
 
 def evaluate_of(origin: Mapping[str, Any], data: DataSplits) -> Any:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from amc.errors import AmcError
 from amc.jobs.progress import Progress
 from amc.jobs.schedule import resume_schedule
 from amc.jobs.search import resume_search
 from amc.rundir import RunDir
 
 
-def resume(run_path: Path, *, progress: Progress) -> Path:
-    """Go on with the search, or the schedule of searches, in `run_path`."""
-    scheduled = RunDir.open(run_path).config().get("schedule")
-    return (resume_schedule if scheduled else resume_search)(run_path, progress=progress)
+def resume(run_path: Path, *, round_lr: float | None = None, progress: Progress) -> Path:
+    """Go on with the search, or the schedule of searches, in `run_path`; `round_lr` as in `resume_schedule`."""
+    if RunDir.open(run_path).config().get("schedule"):
+        return resume_schedule(run_path, round_lr=round_lr, progress=progress)
+    if round_lr is not None:
+        raise AmcError(f"'{run_path}' is no schedule, whose rounds round-lr {round_lr:g} is for; leave it out")
+    return resume_search(run_path, progress=progress)

@@ -7,12 +7,14 @@ schedule is a run directory with an ordinary run a round; whatever is finished t
 from __future__ import annotations
 
 import itertools
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from amc import rundir
 from amc.config import NO_BUDGET, SearchConfig
@@ -20,15 +22,15 @@ from amc.errors import AmcError, BudgetError, RunError
 from amc.jobs.finetune import finetune
 from amc.jobs.origin import config_of, data_of, network_of
 from amc.jobs.progress import Progress
-from amc.jobs.search import resume_search, search
+from amc.jobs.search import resume_search, search, with_parent
 from amc.methods import CHANNEL, create_method, problem_of
 from amc.provenance import amc_version, environment
-from amc.recovery import FineTuneConfig
+from amc.recovery import DivergenceError, FineTuneConfig
 from amc.report import render_schedule
 from amc.rundir import RunDir
-from amc.search import Budget, Metric, parse_budgets
-from amc.stored import round_path
-from amc.structure import inspect
+from amc.search import Budget, Metric, Problem, parse_budgets
+from amc.stored import load_run, round_path
+from amc.structure import inspect, restrict
 
 
 def parse_schedule(text: str) -> tuple[float, ...]:
@@ -73,7 +75,7 @@ def schedule(
         "schedule": list(fractions),
         "tuning": dict(tuning),
     }
-    _check_reachable(origin, config, Budget(metric, fraction=fractions[-1]))
+    _check_reachable(with_parent(origin, out), out, config, Budget(metric, fraction=fractions[-1]))
     run = RunDir.create(out, record)
     try:
         return resume_schedule(out, progress=progress)
@@ -83,21 +85,30 @@ def schedule(
         raise
 
 
-def resume_schedule(run_path: Path, *, progress: Progress) -> Path:
-    """Go on with a schedule, between rounds or inside one."""
+def resume_schedule(run_path: Path, *, round_lr: float | None = None, progress: Progress) -> Path:
+    """Go on with a schedule, between rounds or inside one.
+
+    `round_lr` is from now on the learning rate of all rounds; a fine-tuning under way begins anew.
+    """
     run = RunDir.open(run_path)
     config = config_of(run, "start it from the command line")
     budget = parse_budgets(config["budget"])[0]
     with run.lock():
+        if round_lr is not None:
+            config["tuning"]["lr"] = round_lr
+            FineTuneConfig(**config["tuning"])
+            run.write_json(rundir.CONFIG, config)
         for number, fraction in enumerate(config["schedule"], start=1):
             progress.stage(f"round {number} of {len(config['schedule'])}: {budget.metric} at {fraction:.0%}")
-            _run_round(run, config, number, budget.metric, progress)
+            _run_round(run, config, number, budget.metric, progress, restart=round_lr is not None)
             run.write_json(rundir.SUMMARY, _summary(run, config))
             render_schedule(run)
     return run_path
 
 
-def _run_round(run: RunDir, config: Mapping[str, Any], number: int, metric: Metric, progress: Progress) -> None:
+def _run_round(
+    run: RunDir, config: Mapping[str, Any], number: int, metric: Metric, progress: Progress, *, restart: bool
+) -> None:
     path = round_path(run, number)
     if not (path / rundir.CONFIG).is_file():
         origin = {name: config[name] for name in _ORIGIN if name in config} | {"command": "search"}
@@ -105,11 +116,36 @@ def _run_round(run: RunDir, config: Mapping[str, Any], number: int, metric: Metr
             origin["model"] = str(round_path(run, number - 1))
         settings = SearchConfig.from_json(config).to_json()
         settings["budget"] = str(_budget(run, config, number, metric))
-        search(path, origin, settings, progress=progress)
+        try:
+            search(path, origin, settings, progress=progress)
+        except BudgetError:
+            if number == 1:
+                raise
+            raise _out_of_reach(run, config, number, metric) from None
     elif not (path / rundir.SUMMARY).is_file():
         resume_search(path, progress=progress)
     if not _finished(path):
-        finetune(path, config["tuning"], progress=progress)
+        try:
+            finetune(path, config["tuning"], restart=restart, progress=progress)
+        except DivergenceError as error:
+            raise DivergenceError(
+                f"round {number} of '{run.path}': {error}; "
+                f"go on with another learning rate by `amc resume {run.path} --round-lr LR`"
+            ) from None
+
+
+def _out_of_reach(run: RunDir, config: Mapping[str, Any], number: int, metric: Metric) -> BudgetError:
+    """What this round could reach instead, of the network that the schedule began with."""
+    settings, before = SearchConfig.from_json(config), round_path(run, number - 1)
+    problem = _problem(load_run(before), RunDir.open(before).config()["input_shape"], settings)
+    least, most = (problem.cost(metric, counts) for counts in (problem.least, problem.dense))
+    first = RunDir.open(round_path(run, 1)).read_json(rundir.SUMMARY)["dense"][metric]
+    return BudgetError(
+        f"round {number} of '{run.path}' cannot keep {config['schedule'][number - 1]:g} of the {metric}: from where "
+        f"round {number - 1} ended, {math.ceil(1000 * least / first) / 1000:g} to {most / first:.3f} can be reached; "
+        f"start another schedule, or go on with the network of that round: `amc search {before} "
+        f'--budget "{metric}<={math.ceil(1000 * least / most) / 10:g}%" --out DIR` is the least'
+    )
 
 
 def _finished(path: Path) -> bool:
@@ -118,17 +154,22 @@ def _finished(path: Path) -> bool:
     return "score_finetuned" in summary.get("slim", {})
 
 
-def _check_reachable(origin: Mapping[str, Any], config: SearchConfig, last: Budget) -> None:
+def _check_reachable(origin: Mapping[str, Any], out: Path, config: SearchConfig, last: Budget) -> None:
     """Refuse at once what the last round could not reach, and not after all rounds before it.
 
     Slicing starts every round from a smaller network, so only there the least is not known yet.
     """
     if config.method == CHANNEL:
         return
-    model, data = network_of(origin), data_of(origin)
-    structure = inspect(model, torch.zeros(1, *data.input_shape))
-    locks = {"lock": config.lock, "only": config.only}
-    problem_of(create_method(config.method, model, structure, config.method_options, **locks), (last,))
+    _problem(network_of(origin, out), data_of(origin).input_shape, config, last)
+
+
+def _problem(model: nn.Module, input_shape: Sequence[int], config: SearchConfig, *budgets: Budget) -> Problem:
+    """What a search of this network would decide; BudgetError for a budget that it cannot reach."""
+    structure, locks = inspect(model, torch.zeros(1, *input_shape)), {"lock": config.lock, "only": config.only}
+    if config.method == CHANNEL:
+        structure, locks = restrict(structure, **locks), {}
+    return problem_of(create_method(config.method, model, structure, config.method_options, **locks), budgets)
 
 
 _ORIGIN = ("model", "weights", "data", "evaluate", "search_images", "image_size", "test")
@@ -155,9 +196,9 @@ def _metric(budget: str | None, config: SearchConfig, fractions: Sequence[float]
 
 
 def _budget(run: RunDir, config: Mapping[str, Any], number: int, metric: Metric) -> Budget:
-    """The round's limit. A later round of slicing starts from a smaller network: there it is an absolute cost."""
+    """The round's limit. A later round starts from a smaller network: there it is an absolute cost."""
     fraction = config["schedule"][number - 1]
-    if number == 1 or config["method"] != CHANNEL:
+    if number == 1:
         return Budget(metric, fraction=fraction)
     dense = RunDir.open(round_path(run, 1)).read_json(rundir.SUMMARY)["dense"][metric]
     return Budget(metric, absolute=int(Budget(metric, fraction=fraction).limit(dense)))

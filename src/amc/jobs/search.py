@@ -30,10 +30,10 @@ def search(out: Path, origin: Mapping[str, Any], settings: Mapping[str, Any], *,
     """A new run in `out`; returns its path."""
     RunDir.refuse_occupied(out)
     get_reward(SearchConfig(**settings).reward)  # wrong settings are found before anything is loaded
-    return _run(out, _with_parent(origin, out), settings, progress, resuming=False)
+    return _run(out, with_parent(origin, out), settings, progress, resuming=False)
 
 
-def _with_parent(origin: Mapping[str, Any], out: Path) -> dict[str, Any]:
+def with_parent(origin: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """Where MODEL is a run directory: the network that run came to, on the same data unless other data is given."""
     spec = Path(str(origin["model"]))
     if not (spec / rundir.CONFIG).is_file():
@@ -41,7 +41,8 @@ def _with_parent(origin: Mapping[str, Any], out: Path) -> dict[str, Any]:
     before = RunDir.open(spec).config()
     if not before.get("model"):
         raise RunError(f"'{spec}' was started from Python, with a network that has no name; load it with amc.load_run")
-    inherited = {name: origin.get(name) or before.get(name) for name in ("data", "evaluate", "search_images")}
+    kept = ("data", "evaluate", "search_images", "image_size")
+    inherited = {name: before.get(name) for name in kept if origin.get(name) is None}
     parent = os.path.relpath(spec.resolve(), out.resolve())
     return {**origin, **inherited, "model": before["model"], "weights": None, "parent": parent}
 

@@ -8,9 +8,10 @@ from amc.recovery.checkpoint import ResumePoint, resume_point
 from amc.recovery.config import EpochRecord, FineTuneConfig, FineTuneResult, StepRecord
 from amc.recovery.data import ShareableTrainingSet, TrainingSet
 from amc.recovery.optimiser import learning_rate
-from amc.recovery.train import finetune
+from amc.recovery.train import DivergenceError, finetune
 
 __all__ = [
+    "DivergenceError",
     "EpochRecord",
     "FineTuneConfig",
     "FineTuneResult",

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from amc.errors import AmcError
+from amc.errors import AmcError, EvaluationError
 from amc.recovery import checkpoint as storage
 from amc.recovery.checkpoint import Position, TrainingState
 from amc.recovery.config import EpochRecord, FineTuneConfig, FineTuneResult, StepRecord
@@ -30,6 +30,10 @@ VERSION = 1  # of the checkpoint
 
 OnStep = Callable[[StepRecord], None]
 OnEpoch = Callable[[EpochRecord], float | None]
+
+
+class DivergenceError(AmcError):
+    """Training left the finite numbers; the network was put back."""
 
 
 def finetune(
@@ -61,8 +65,9 @@ def finetune(
     on_step, on_epoch: told what happened; the network may be evaluated in them, and in `on_epoch` it is the moving
         average if there is one. What `on_epoch` returns is kept as the epoch's score.
 
-    Raises AmcError; where the loss is not finite, with the network as after the last whole epoch (or as resumed) and
-    the last checkpoint kept. RunError for a checkpoint of something else or one that cannot be written.
+    Raises AmcError. DivergenceError where the loss, a weight or a statistic is no longer finite, or `on_epoch` raises
+    EvaluationError: the network is as after the last whole epoch (or as resumed) and the last checkpoint kept.
+    RunError for a checkpoint of something else or one that cannot be written.
     """
     config = config or FineTuneConfig()
     if config.distill > 0 and teacher is None:
@@ -152,11 +157,14 @@ class _Trainer:
 
     def _told(self, record: EpochRecord) -> EpochRecord:
         """The epoch's checks and callback; the record with its score."""
-        self._check_weights(record.epoch)
+        self._check_finite(record.epoch)
         self.masks.verify(self.model)
-        with self.average.in_place() if self.average else nullcontext():
-            self.masks.verify(self.model)
-            score = self.on_epoch(record) if self.on_epoch is not None and self.workers.rank == 0 else None
+        try:
+            with self.average.in_place() if self.average else nullcontext():
+                self.masks.verify(self.model)
+                score = self.on_epoch(record) if self.on_epoch is not None and self.workers.rank == 0 else None
+        except EvaluationError as error:  # what was scored before training is only now too large to be
+            self._diverged(record.epoch, str(error).partition(";")[0])
         return record if score is None else replace(record, score=float(score))
 
     def _epoch(self, network: nn.Module, number: int) -> EpochRecord:
@@ -175,7 +183,7 @@ class _Trainer:
             if self.on_step is not None and self.workers.rank == 0:
                 self.on_step(StepRecord(done, total_steps, number, loss, rate))
             if self._due(done) and step < self.stream.steps:
-                self._check_weights(number)
+                self._check_finite(number)
                 self.position = replace(self.position, step=step, loss=total, seconds=time.perf_counter() - began)
                 self._save()
         if step == 0:
@@ -213,15 +221,19 @@ class _Trainer:
             return {name: value.clone() for name, value in self.average.values.items()}
         return snapshot(self.model)
 
-    def _check_weights(self, number: int) -> None:
-        """A gradient may overflow under a finite loss: the weights show it before the next loss does."""
-        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
-            self._diverged(number, "weights are no longer finite")
+    def _check_finite(self, number: int) -> None:
+        """A gradient or an activation may overflow under a finite loss: weights and statistics show it.
+
+        What never was finite, such as an attention's mask of -inf, may stay so.
+        """
+        for name, tensor in tensors_of(self.model).items():
+            if not tensor.isfinite().all() and self.good[name].isfinite().all():
+                self._diverged(number, f"'{name}' is no longer finite")
 
     def _diverged(self, number: int, reason: str) -> NoReturn:
         copy_into_(self.model, self.good)
         kept = f"; '{self.saver.path}' keeps the last good state" if self.saver and self.saver.path.exists() else ""
-        raise AmcError(
+        raise DivergenceError(
             f"fine-tuning diverged: {reason} in epoch {number}; lower the learning rate "
             f"({self.config.peak_lr:g}). The network is as it was before that epoch{kept}"
         )
