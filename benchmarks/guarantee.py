@@ -19,9 +19,9 @@ from searches import parser, public, searched
 SEARCHES = {
     "-error*log(MACs)": {"reward": "r_flops"},
     "-error*log(parameters)": {"reward": "r_params"},
-    "--max-drop 0.5 --bn-images 2048": {"max_drop": 0.5, "bn_images": 2048},
-    "--max-drop 0.5 --bn-images 2048, fine-grained, parameters": {
-        "max_drop": 0.5, "bn_images": 2048, "method": "fine-grained", "minimise": "params",
+    "--max-drop 0.5 --bn-images 0": {"max_drop": 0.5, "bn_images": 0},
+    "--max-drop 0.5 --bn-images 0, fine-grained, parameters": {
+        "max_drop": 0.5, "bn_images": 0, "method": "fine-grained", "minimise": "params",
     },
 }  # fmt: skip
 

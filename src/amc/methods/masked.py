@@ -130,7 +130,7 @@ class MaskedMethod:
             reasons = [locked[layer.name] for layer in layers if layer.name in locked]
             if reasons:
                 self.whole[target.layer.name] = reasons[0]
-            elif len(target.choices) > 1 or target.choices[-1] < target.numel:  # what is gone must stay so
+            elif len(target.choices) > 1 or target.kept(target.choices[-1]) < target.numel:  # what is gone stays so
                 targets.append(target)
         return targets
 
