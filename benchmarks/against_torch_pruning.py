@@ -84,7 +84,7 @@ def measured(model: nn.Module, data: DataSplits, example: torch.Tensor, args: ar
     """Costs, and test accuracy as pruned, with batch norms re-estimated, and after fine-tuning."""
     test = Evaluator(data.test)
     row: dict[str, Any] = {"macs": count_macs(model, example), "params": count_params(model), "test": test(model)}
-    reestimate_batchnorm_(model, limited(data.calibration.batches(jobs.BATCH), SearchConfig().bn_images))
+    reestimate_batchnorm_(model, limited(data.calibration.batches(jobs.BATCH), SearchConfig().bn_images or 0))
     row["test_batch_norm"] = test(model)
     finetune(model, data.train, FineTuneConfig(epochs=args.epochs, precision="bfloat16"))
     row["test_finetuned"] = test(model)

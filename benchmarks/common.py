@@ -59,7 +59,7 @@ def prepared(args: argparse.Namespace) -> Prepared:
     model, data = jobs.network_of(origin), jobs.data_of(origin)
     structure = inspect(model, torch.zeros(1, *data.input_shape))
     calibration = limited(data.calibration.batches(jobs.BATCH), config.calibration_images)
-    return Prepared(model, structure, data, calibration, limited(calibration, config.bn_images))
+    return Prepared(model, structure, data, calibration, limited(calibration, config.bn_images or 0))
 
 
 def save(name: str, record: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import amc
+from amc.config import SearchConfig
 from amc.errors import AmcError, EvaluationError
 from amc.search import Outcome, get_reward
 from amc.storage import unpack
@@ -134,7 +135,8 @@ def test_a_built_in_reward_may_be_given_as_a_function() -> None:
 
 def test_max_drop_finds_a_smaller_network_and_confirms_it_on_images_that_were_not_scored() -> None:
     model = tiny()
-    result = compress(model, evaluate=labelled(model, 2000, 5), max_drop=12.0, episodes=30, bn_images=0)
+    result = compress(model, evaluate=labelled(model, 2000, 5), max_drop=12.0, episodes=30)
+    assert (SearchConfig(max_drop=12.0).bn_images, SearchConfig().bn_images) == (0, 512)
     guarantee = result.summary["guarantee"]
     assert guarantee["confirmed"] is True
     assert guarantee["images"] == 1000

@@ -40,7 +40,9 @@ class SearchConfig:
     max_sparsity_linear: float = MAX_SPARSITY_LINEAR  # of a linear layer's weights, in [0, 1)
     ranking: Ranking | None = None  # None: elimination for channels, magnitude for masks
     reconstruct: bool = True
-    bn_images: int = 512  # calibration images to re-estimate batch norms on; 0: keep the dense statistics
+    # Calibration images to re-estimate batch norms on; 0: keep the dense statistics. None: 512, with max_drop none, as
+    # re-estimating changes more answers of a hardly pruned network than its pruning.
+    bn_images: int | None = None
     calibration_images: int = 2048
     bf16: bool = False  # score in bfloat16
     keep_sets: int = 3  # checked by the certificate; 0: none
@@ -57,6 +59,8 @@ class SearchConfig:
         settle_types_(self)
         object.__setattr__(self, "method", check_method(self.method))
         object.__setattr__(self, "budget", self._resolved_budget())
+        bn_images = (512 if self.max_drop is None else 0) if self.bn_images is None else self.bn_images
+        object.__setattr__(self, "bn_images", bn_images)
         rules = {
             "max_drop": (self.max_drop is None or 0 <= self.max_drop < 100, "points of accuracy in [0, 100)"),
             "minimise": (self.minimise in ("macs", "params", "size", "latency"), "macs, params, size or latency"),
@@ -70,7 +74,7 @@ class SearchConfig:
             "max_sparsity": (0 <= self.max_sparsity < 1, "in [0, 1)"),
             "agent": (self.agent in AGENTS, f"one of {', '.join(AGENTS)}"),
             "ranking": (self.ranking in (None, "magnitude", "elimination"), "magnitude or elimination"),
-            "bn_images": (self.bn_images == 0 or self.bn_images > 1, "0, or at least 2"),
+            "bn_images": (bn_images == 0 or bn_images > 1, "0, or at least 2"),
             "calibration_images": (self.calibration_images >= 1, "at least 1"),
             "keep_sets": (self.keep_sets >= 0, "at least 0"),
             "baselines": (set(self.baselines) <= set(BASELINES), f"among {', '.join(BASELINES)}"),

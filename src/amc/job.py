@@ -112,7 +112,7 @@ def prepare(
         watch.warning(warning)
     warnings = (*told, *warnings)
     watch.stage("ranking and reconstruction")
-    again = limited(batches, config.bn_images)
+    again = limited(batches, config.bn_images or 0)
     scorer = PolicyScorer(method.builder(gathered), score, again, dense=problem.dense.tolist())
     return Job(
         model, example_input, config, structure, certificate, method, problem, scorer, dense, paid, confirm, warnings,

@@ -120,7 +120,10 @@ def search(
         str | None, typer.Option(help="elimination (the default for channels) or magnitude (for masks).")
     ] = None,
     reconstruct: Annotated[bool, typer.Option(help="Refit what stays of a layer by least squares.")] = True,
-    bn_images: Annotated[int, typer.Option(help="Images to re-estimate batch norms on; 0: do not.")] = 512,
+    bn_images: Annotated[
+        int | None,
+        typer.Option(help="Images to re-estimate batch norms on (default: 512, with --max-drop 0: none)."),
+    ] = None,
     calibration_images: Annotated[int, typer.Option(help="Training images for calibration.")] = 2048,
     search_images: Annotated[
         int | None, typer.Option(help="Images that give the score (default: the whole split).")
