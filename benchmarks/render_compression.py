@@ -42,7 +42,8 @@ def _cell(cell: dict[str, Any], metric: str) -> list[str]:
     shares = [run["slim"][metric] / run["dense"][metric] for run in runs]
     tuned = cell.get("finetuned")
     return [
-        f"{percent(statistics.median(scores))} ({percent(min(scores))} to {percent(max(scores))})",
+        f"{percent(statistics.median(scores))} "
+        + (f"({percent(min(scores))} to {percent(max(scores))})" if len(scores) > 1 else "(one seed)"),
         percent(statistics.median(uniform)) if uniform else "",
         f"{100 * min(shares):.2f} to {100 * max(shares):.2f}%",
         f"{percent(tuned['test'])} ({tuned['epochs']} epochs)" if tuned else "",
