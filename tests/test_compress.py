@@ -23,6 +23,7 @@ from amc.rundir import RunDir
 from amc.search import read_journal
 from tests.commands import ROOT, contents
 from tests.tiny import EXAMPLE, Tiny, images, labelled, tiny
+from tests.tiny import compress as tiny_search
 
 FILES = [
     ".lock",
@@ -42,16 +43,7 @@ def loader(model: nn.Module) -> Any:
 
 
 def compress(model: nn.Module, **changes: Any) -> amc.Result:
-    given: dict[str, Any] = {
-        "calibration": [images(32, 1), images(32, 2)],
-        "budget": "macs<=50%",
-        "episodes": 6,
-        "round_to": 1,
-        "keep_sets": 1,
-    }
-    if "evaluate" not in changes:
-        given["evaluate"] = loader(model)
-    return amc.compress(model, EXAMPLE, **given | changes)
+    return tiny_search(model, **{"budget": "macs<=50%", "keep_sets": 1} | changes)
 
 
 def state(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -19,20 +19,12 @@ from amc.methods.channel import channel_decisions
 from amc.search import Budget, parse_budgets
 from amc.structure import inspect
 from tests.deploy.benches import BETWEEN_MS, OracleBench, smooth, stairs
-from tests.tiny import EXAMPLE, images, labelled, tiny
+from tests.tiny import EXAMPLE, labelled, tiny
+from tests.tiny import compress as tiny_search
 
 
 def compress(**changes: Any) -> amc.Result:
-    model = tiny()
-    given: dict[str, Any] = {
-        "calibration": [images(32, 1), images(32, 2)],
-        "evaluate": labelled(model, 96, 5),
-        "episodes": 6,
-        "round_to": 1,
-        "keep_sets": 0,
-        "budget": "latency<=70%",
-    }
-    return amc.compress(model, EXAMPLE, **given | changes)
+    return tiny_search(tiny(), **{"budget": "latency<=70%"} | changes)
 
 
 def law(inputs: int, outputs: int, area: int) -> float:

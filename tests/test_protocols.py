@@ -4,32 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import amc
 from amc.config import SearchConfig
 from amc.errors import AmcError, EvaluationError
 from amc.search import Outcome, get_reward
 from amc.storage import unpack
-from tests.tiny import EXAMPLE, images, labelled, tiny
+from tests.tiny import EXAMPLE, compress, images, labelled, tiny
 
 METHODS = ("channel", "fine-grained", "n:2", "columns", "blocks:2x2")
-
-
-def compress(model: nn.Module, **changes: Any) -> amc.Result:
-    given: dict[str, Any] = {
-        "calibration": [images(32, 1), images(32, 2)],
-        "evaluate": labelled(model, 96, 5),
-        "episodes": 6,
-        "round_to": 1,
-        "keep_sets": 0,
-    }
-    return amc.compress(model, EXAMPLE, **given | changes)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+import amc
 
 
 class Tiny(nn.Module):
@@ -44,6 +47,16 @@ def tiny(seed: int = 0) -> Tiny:
 
 def images(count: int, seed: int) -> Tensor:
     return torch.randn(count, 1, 6, 6, generator=torch.Generator().manual_seed(seed))
+
+
+def compress(model: nn.Module, **changes: Any) -> amc.Result:
+    """A search of a few episodes; everything but the model may be changed."""
+    given: dict[str, Any] = {
+        "calibration": [images(32, 1), images(32, 2)], "episodes": 6, "round_to": 1, "keep_sets": 0,
+    }  # fmt: skip
+    if "evaluate" not in changes:
+        given["evaluate"] = labelled(model, 96, 5)
+    return amc.compress(model, EXAMPLE, **given | changes)
 
 
 def labelled(model: nn.Module, count: int, seed: int) -> list[tuple[Tensor, Tensor]]:

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from amc.deploy.latency import latency as measure_latency
 from amc.deploy.measure import MeasureSettings
-from amc.deploy.runtimes.base import first_line
 from amc.errors import ModelError, RunError
 from amc.jobs.inspect import parse_shape
-from amc.jobs.origin import config_of, data_of, network_of
+from amc.jobs.origin import config_of, data_of, misfit, network_of
 from amc.rundir import RunDir
 from amc.stored import load_run
 from amc.structure import count_macs, count_params
@@ -79,15 +78,8 @@ def _networks(
     if shape is None:
         raise ModelError(f"'{target}' is your own network: give the shape of one example, such as --input 3x224x224")
     example = torch.zeros(1, *shape)
-    _check_fit(model.eval(), example, target)
+    reason = misfit(model.eval(), shape)
+    if reason is not None:  # found before any exporter sees it
+        one = "x".join(map(str, shape))
+        raise ModelError(f"'{target}' cannot take one input of {one}: {reason}; change --input")
     return {"dense": model}, example
-
-
-def _check_fit(model: nn.Module, example: Tensor, name: str) -> None:
-    """One forward pass: a shape that the network cannot take is found before any exporter sees it."""
-    try:
-        with torch.inference_mode():
-            model(example)
-    except Exception as error:  # whatever the user's forward raises
-        shape = "x".join(map(str, example.shape[1:]))
-        raise ModelError(f"'{name}' cannot take one input of {shape}: {first_line(error)}; change --input") from None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+from amc.deploy.runtimes.base import first_line
 from amc.errors import DataError, EvaluationError, ModelError, RunError
 from amc.rundir import RunDir
 from amc.stored import load_run
@@ -52,6 +54,16 @@ def data_of(origin: Mapping[str, Any]) -> DataSplits:
         raise DataError("no data set given; write --data cifar10:ROOT, imagefolder:ROOT or package.module:factory")
     given = {name: origin[name] for name in ("search_images", "image_size") if origin.get(name) is not None}
     return load_data(str(spec), **given)
+
+
+def misfit(model: nn.Module, input_shape: Sequence[int]) -> str | None:
+    """Why the network cannot take one example of this shape, in one line; None where it can: one forward pass tells."""
+    try:
+        with torch.inference_mode():
+            model(torch.zeros(1, *input_shape))
+    except Exception as error:  # whatever the user's forward raises
+        return first_line(error)
+    return None
 
 
 def evaluate_of(origin: Mapping[str, Any], data: DataSplits) -> Any:

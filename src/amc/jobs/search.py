@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from amc import rundir
 from amc.compress import compress
@@ -17,13 +16,12 @@ from amc.config import SearchConfig
 from amc.errors import DataError, RunError
 from amc.job import Observer
 from amc.jobs.finetune import finetune
-from amc.jobs.origin import BATCH, config_of, data_of, evaluate_of, network_of
+from amc.jobs.origin import BATCH, config_of, data_of, evaluate_of, misfit, network_of
 from amc.jobs.progress import Progress
 from amc.report import render_report
 from amc.rundir import RunDir
 from amc.search import get_reward
 from amc.search.baselines import RUNGS
-from amc.zoo import DataSplits
 
 
 def search(out: Path, origin: Mapping[str, Any], settings: Mapping[str, Any], *, progress: Progress) -> Path:
@@ -64,7 +62,12 @@ def _run(out: Path, origin: dict[str, Any], settings: Mapping[str, Any], progres
     model, data = network_of(origin, out), data_of(origin)
     origin["input_shape"] = list(data.input_shape)
     example = torch.zeros(1, *data.input_shape)
-    _check_fit(model, data, str(origin["model"]))
+    reason = misfit(model, data.input_shape)
+    if reason is not None:
+        shape = "x".join(map(str, data.input_shape))
+        raise DataError(
+            f"'{origin['model']}' cannot take {shape} images of '{data.name}': {reason}; choose fitting data"
+        )
     agents = (*settings["baselines"], settings["agent"])
     planned = int(settings["episodes"])
     fixed = 1 if SearchConfig(**settings).budgets else min(RUNGS, planned)  # policies that learn and draw nothing
@@ -91,19 +94,6 @@ def _run(out: Path, origin: dict[str, Any], settings: Mapping[str, Any], progres
     finally:
         progress.close()
     return out
-
-
-def _check_fit(model: nn.Module, data: DataSplits, name: str) -> None:
-    """One forward pass on an example: a network for other images is found here."""
-    try:
-        with torch.inference_mode():
-            model(torch.zeros(1, *data.input_shape))
-    except Exception as error:  # whatever the user's forward raises
-        shape = "x".join(map(str, data.input_shape))
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(
-            f"'{name}' cannot take {shape} images of '{data.name}': {reason}; choose fitting data"
-        ) from None
 
 
 def demo(out: Path, *, episodes: int, seed: int, progress: Progress) -> Path:

@@ -55,10 +55,9 @@ class LayerPlan:
 
     def times(self, points: int, times: Mapping[Key, float]) -> dict[Node, float]:
         """ms at every node: as measured, or as many more as it has multiply-accumulates than those that are."""
-        block, keys = self.spec.block, self.keys(points)
-        largest = sorted(self.measured(points), key=lambda key: -block.macs(*key[1:]))[:_LARGEST]
+        block, keys, measured = self.spec.block, self.keys(points), self.measured(points)
+        largest = sorted(measured, key=lambda key: -block.macs(*key[1:]))[:_LARGEST]
         rate = float(np.median([times[key] / block.macs(*key[1:]) for key in largest]))
-        measured = set(self.measured(points))
         return {node: times[key] if key in measured else rate * block.macs(*key[1:]) for key, node in keys.items()}
 
     def _weights(self, key: Key) -> int:
