@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -46,17 +47,24 @@ def _assemble(walk: Propagation, traced: Trace) -> Structure:
         dims.add(layer.output_ids)
     for layer in walk.layers:
         dims.add(layer.input_ids)
-    macs_terms = tuple(dims.term(term.factor, term.dims) for term in walk.terms)
+    macs_terms = tuple(dims.term(term.factor, term.dims, term.vanishing) for term in walk.terms)
     params_terms = tuple(_params_term(dims, shapes[name], walk.tensors.get(name)) for name in traced.parameters)
     grouping = group_channels(dims.arrays, locked)
-    cost = _cost_model(dims.arrays, grouping, macs_terms, params_terms, tuple(term.layer for term in walk.terms))
+    cost = replace(
+        _cost_model(dims.arrays, grouping, macs_terms, params_terms, tuple(term.layer for term in walk.terms)),
+        macs_places=tuple((term.module, term.operator) for term in walk.terms),
+        vanishing=tuple(dims.vanishing),
+    )
     slot = grouping.slot
 
     def slots(ids: Ids | None, size: int = 0) -> Slots:
         return np.full(size, FIXED, dtype=np.int64) if ids is None else slot[channel[ids]]
 
     dense = cost.layer_macs(grouping.sizes, len(walk.layers))
-    layers = tuple(_layer(use, int(macs), slots, shapes) for use, macs in zip(walk.layers, dense, strict=True))
+    names = _layer_names(walk.layers)
+    layers = tuple(
+        _layer(use, name, int(macs), slots) for use, name, macs in zip(walk.layers, names, dense, strict=True)
+    )
     tensors = {
         name: tuple(None if ids is None else slots(ids) for ids in entry) for name, entry in walk.tensors.items()
     }
@@ -71,23 +79,41 @@ def _assemble(walk: Propagation, traced: Trace) -> Structure:
     )
 
 
-def _layer(
-    use: LayerUse, macs: int, slots: Callable[[Ids | None, int], Slots], shapes: Mapping[str, tuple[int, ...]]
-) -> Layer:
+def _layer_names(uses: Sequence[LayerUse]) -> list[str]:
+    """Each layer by the module of its weight; by the weight itself where a module holds several.
+
+    A weight named `weight` is the module's main one and leaves the module's name to no other.
+    """
+    names = [use.weight.rpartition(".")[0] or use.module or use.weight for use in uses]
+    weights: dict[str, set[str]] = {}
+    for name, use in zip(names, uses, strict=True):
+        weights.setdefault(name, set()).add(use.weight)
+    return [
+        use.weight if len(weights[name] - {""}) > 1 and use.weight and not _is_main(use.weight) else name
+        for name, use in zip(names, uses, strict=True)
+    ]
+
+
+def _is_main(weight: str) -> bool:
+    return weight.rpartition(".")[2] == "weight"
+
+
+def _layer(use: LayerUse, name: str, macs: int, slots: Callable[[Ids | None, int], Slots]) -> Layer:
     return Layer(
-        name=use.weight.rpartition(".")[0] or use.module or use.weight,
+        name=name,
         kind=use.kind,
         weight=use.weight,
         bias=use.bias,
-        input=slots(use.input_ids, _input_size(use, shapes)),
-        output=slots(use.output_ids, _output_size(use, shapes)),
-        input_dim=use.input_dim,
+        input=slots(use.input_ids, use.inputs),
+        output=slots(use.output_ids, use.outputs),
+        order=use.order,
         kernel=use.kernel,
         stride=use.stride,
         groups=use.groups,
         tied_across=use.tied_across,
         input_size=use.input_size,
         macs=macs,
+        obstacle=use.obstacle,
     )
 
 
@@ -97,20 +123,24 @@ class _DimensionTable:
     def __init__(self, channel: Ids) -> None:
         self.channel = channel
         self.arrays: list[Ids] = []
-        self._index: dict[bytes, int] = {}
+        self.vanishing: list[int] = []
+        self._index: dict[tuple[bytes, bool], int] = {}
 
-    def add(self, ids: Ids | None) -> int | None:
+    def add(self, ids: Ids | None, vanishing: bool = False) -> int | None:
         if ids is None:
             return None
         array = self.channel[ids]
-        key = array.tobytes()
+        key = (array.tobytes(), vanishing)
         if key not in self._index:
             self._index[key] = len(self.arrays)
+            self.vanishing += [len(self.arrays)] if vanishing else []
             self.arrays.append(array)
         return self._index[key]
 
-    def term(self, factor: int, dims: tuple[Ids, ...]) -> Term:
-        return factor, tuple(index for ids in dims if (index := self.add(ids)) is not None)
+    def term(self, factor: int, dims: tuple[Ids, ...], vanishing: tuple[bool, ...] | None = None) -> Term:
+        flags = vanishing or (False,) * len(dims)
+        indices = (self.add(ids, flag) for ids, flag in zip(dims, flags, strict=True))
+        return factor, tuple(index for index in indices if index is not None)
 
 
 def _params_term(dims: _DimensionTable, shape: tuple[int, ...], ids: Dims | None) -> Term:
@@ -137,16 +167,6 @@ def _cost_model(
         fixed[row] = np.count_nonzero(groups == FIXED)
         per_channel[row] = np.bincount(groups[groups != FIXED], minlength=sizes.size) / np.maximum(sizes, 1)
     return CostModel(fixed, per_channel, macs_terms, params_terms, macs_layers)
-
-
-def _input_size(use: LayerUse, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    shape = shapes.get(use.weight, (0, 0))
-    return shape[use.input_dim] * (use.groups if use.kind == "conv" else 1)
-
-
-def _output_size(use: LayerUse, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    shape = shapes.get(use.weight, (0, 0))
-    return shape[1 - use.input_dim] * (use.groups if use.kind == "conv_transpose" else 1)
 
 
 def _groups(grouping: Grouping, layers: tuple[Layer, ...]) -> tuple[Group, ...]:
