@@ -20,6 +20,8 @@ from amc.structure.trace import Example, Trace, trace
 
 INSEPARABLE = Lock("its channels are all tied together, so none can go without the rest")
 
+SEVERAL = "its inputs are pruned along several dimensions at once"
+
 
 def inspect(
     model: nn.Module, example_input: Any, *, lock: tuple[str, ...] = (), only: tuple[str, ...] = ()
@@ -43,10 +45,10 @@ def _assemble(walk: Propagation, traced: Trace) -> Structure:
     locked = np.zeros(channel.max(initial=-1) + 1, dtype=bool)
     locked[list(walk.resolution.locks)] = True
     dims = _DimensionTable(channel)
-    for layer in walk.layers:  # first, so that groups are numbered in execution order
-        dims.add(layer.output_ids)
-    for layer in walk.layers:
-        dims.add(layer.input_ids)
+    for ids in (entry for layer in walk.layers for entry in layer.output_ids):
+        dims.add(ids)  # first, so that groups are numbered in execution order
+    for ids in (entry for layer in walk.layers for entry in layer.input_ids):
+        dims.add(ids)
     macs_terms = tuple(dims.term(term.factor, term.dims, term.vanishing) for term in walk.terms)
     params_terms = tuple(_params_term(dims, shapes[name], walk.tensors.get(name)) for name in traced.parameters)
     grouping = group_channels(dims.arrays, locked)
@@ -57,8 +59,8 @@ def _assemble(walk: Propagation, traced: Trace) -> Structure:
     )
     slot = grouping.slot
 
-    def slots(ids: Ids | None, size: int = 0) -> Slots:
-        return np.full(size, FIXED, dtype=np.int64) if ids is None else slot[channel[ids]]
+    def slots(ids: Ids) -> Slots:
+        return slot[channel[ids]]
 
     dense = cost.layer_macs(grouping.sizes, len(walk.layers))
     names = _layer_names(walk.layers)
@@ -69,7 +71,7 @@ def _assemble(walk: Propagation, traced: Trace) -> Structure:
         name: tuple(None if ids is None else slots(ids) for ids in entry) for name, entry in walk.tensors.items()
     }
     return Structure(
-        groups=_groups(grouping, layers),
+        groups=_groups(grouping, layers, walk.layers, slots),
         locked=_locked(walk, channel),
         layers=layers,
         tensors=tensors,
@@ -98,14 +100,17 @@ def _is_main(weight: str) -> bool:
     return weight.rpartition(".")[2] == "weight"
 
 
-def _layer(use: LayerUse, name: str, macs: int, slots: Callable[[Ids | None, int], Slots]) -> Layer:
+def _layer(use: LayerUse, name: str, macs: int, slots: Callable[[Ids], Slots]) -> Layer:
+    inputs = [found for ids in use.input_ids if ((found := slots(ids)) != FIXED).any()]
+    outputs = [found for ids in use.output_ids if ((found := slots(ids)) != FIXED).any()]
     return Layer(
         name=name,
         kind=use.kind,
         weight=use.weight,
         bias=use.bias,
-        input=slots(use.input_ids, use.inputs),
-        output=slots(use.output_ids, use.outputs),
+        input=inputs[0] if inputs else np.full(use.inputs, FIXED, dtype=np.int64),
+        output=outputs[0] if outputs else np.full(use.outputs, FIXED, dtype=np.int64),
+        input_dims=use.input_dims,
         order=use.order,
         kernel=use.kernel,
         stride=use.stride,
@@ -113,7 +118,7 @@ def _layer(use: LayerUse, name: str, macs: int, slots: Callable[[Ids | None, int
         tied_across=use.tied_across,
         input_size=use.input_size,
         macs=macs,
-        obstacle=use.obstacle,
+        obstacle=SEVERAL if len(inputs) > 1 else "",
     )
 
 
@@ -169,14 +174,17 @@ def _cost_model(
     return CostModel(fixed, per_channel, macs_terms, params_terms, macs_layers)
 
 
-def _groups(grouping: Grouping, layers: tuple[Layer, ...]) -> tuple[Group, ...]:
+def _groups(
+    grouping: Grouping, layers: tuple[Layer, ...], uses: list[LayerUse], slots: Callable[[Ids], Slots]
+) -> tuple[Group, ...]:
     group_of = np.repeat(np.arange(grouping.sizes.size), grouping.sizes)
     producers: list[list[int]] = [[] for _ in grouping.sizes]
     consumers: list[list[int]] = [[] for _ in grouping.sizes]
-    for index, layer in enumerate(layers):
-        for slots, found in ((layer.output, producers), (layer.input, consumers)):
-            for group in np.unique(group_of[slots[slots != FIXED]]).tolist():
-                found[group].append(index)
+    for index, use in enumerate(uses):
+        for entries, found in ((use.output_ids, producers), (use.input_ids, consumers)):
+            numbers = [slots(ids) for ids in entries]
+            for group in np.unique([each for part in numbers for each in group_of[part[part != FIXED]]]).tolist():
+                found[int(group)].append(index)
     groups: list[Group] = []
     used: dict[str, int] = {}
     for index, size in enumerate(grouping.sizes.tolist()):
@@ -194,9 +202,9 @@ def _locked(walk: Propagation, channel: Ids) -> tuple[Locked, ...]:
     seen = np.zeros(channel.max(initial=-1) + 1, dtype=bool)
     found: list[Locked] = []
     for use in walk.layers:
-        if use.output_ids is None:
+        if not use.output_ids:
             continue
-        mine = np.unique(channel[use.output_ids])
+        mine = np.unique(channel[np.concatenate(use.output_ids)])
         mine = mine[~seen[mine]]
         seen[mine] = True
         by_reason: dict[Any, int] = {}

@@ -65,23 +65,27 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class LayerUse:
-    """One use of a weight that is contracted with an activation; `amc.structure.Layer` says what the fields mean."""
+    """One use of a weight that is contracted with an activation; `amc.structure.Layer` says what the fields mean.
+
+    `input_ids` and `output_ids`: of every input and output channel. Where several dimensions of the weight together
+    make the channels there is one entry a dimension that has ids, each over all channels.
+    """
 
     module: str
     kind: str
     weight: str  # empty if it is no parameter
     bias: str | None
-    input_ids: Ids | None
-    output_ids: Ids | None
+    input_ids: tuple[Ids, ...]
+    output_ids: tuple[Ids, ...]
     inputs: int
     outputs: int
+    input_dims: tuple[int, ...]
     order: tuple[int, ...]
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
     groups: int
     tied_across: bool
     input_size: tuple[int, ...]
-    obstacle: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ class Layer:
     bias: str | None
     input: Slots
     output: Slots
+    input_dims: tuple[int, ...]  # dimensions of the weight that run over the input
     order: tuple[int, ...]  # the weight's dimensions as (stack, outputs, inputs, kernel): how `filters` is laid out
     kernel: tuple[int, ...]
     stride: tuple[int, ...]

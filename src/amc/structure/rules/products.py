@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,49 +33,34 @@ def _layer(ctx: Context, product: Product, layout: Layout, weight: Tracked, bias
     sizes = dict(zip(product.right, weight.shape, strict=True))
     ids = dict(zip(product.right, weight.ids, strict=True))
     groups = math.prod(sizes[letter] for letter in layout.stack)
-    inputs = _merged([sizes[letter] for letter in layout.inputs], [ids[letter] for letter in layout.inputs])
-    outputs = _merged([sizes[letter] for letter in layout.outputs], [ids[letter] for letter in layout.outputs])
-    obstacle = "its inputs are pruned along several dimensions at once" if inputs.several else ""
-    if any(ids[letter] is not None and sizes[letter] > 1 for letter in layout.stack):
-        obstacle = obstacle or "it is a stack of matrices, of which whole ones may be pruned"
+    inputs = _merged([sizes[letter] for letter in layout.inputs], [ids[letter] for letter in layout.inputs], groups)
+    outputs = _merged([sizes[letter] for letter in layout.outputs], [ids[letter] for letter in layout.outputs], groups)
     return LayerUse(
         module=ctx.module,
         kind="linear",
-        weight=weight.name or "",
+        weight=str(weight.name),
         bias=bias.name if bias is not None else None,
-        input_ids=None if inputs.ids is None else np.tile(inputs.ids, groups),
-        output_ids=None if outputs.ids is None else np.tile(outputs.ids, groups),
-        inputs=groups * inputs.size,
-        outputs=groups * outputs.size,
+        input_ids=inputs,
+        output_ids=outputs,
+        inputs=groups * math.prod(sizes[letter] for letter in layout.inputs),
+        outputs=groups * math.prod(sizes[letter] for letter in layout.outputs),
+        input_dims=layout.order[len(layout.order) - len(layout.inputs) :],
         order=layout.order,
         kernel=(),
         stride=(),
         groups=groups,
         tied_across=groups > 1,
         input_size=(),
-        obstacle=obstacle,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Merged:
-    """Several dimensions as one. `several`: more than one of them has ids, and only the widest one's are kept."""
-
-    size: int
-    ids: Ids | None
-    several: bool
-
-
-def _merged(sizes: Sequence[int], ids: Sequence[Ids | None]) -> _Merged:
-    total = math.prod(sizes)
-    live = [place for place, entry in enumerate(ids) if entry is not None]
-    if not live:
-        return _Merged(total, None, False)
-    axis = max(live, key=lambda place: sizes[place])
-    entry = ids[axis]
-    assert entry is not None
-    flat = np.tile(entry.repeat(math.prod(sizes[axis + 1 :])), math.prod(sizes[:axis]))
-    return _Merged(total, flat, len(live) > 1)
+def _merged(sizes: Sequence[int], ids: Sequence[Ids | None], groups: int) -> tuple[Ids, ...]:
+    """Ids of several dimensions seen as one, `groups` times over: an entry a dimension that has any."""
+    return tuple(
+        np.tile(entry.repeat(math.prod(sizes[place + 1 :])), groups * math.prod(sizes[:place]))
+        for place, entry in enumerate(ids)
+        if entry is not None
+    )
 
 
 @rule("matmul", "mm", "bmm", "linalg_matmul")
