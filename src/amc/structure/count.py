@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from amc.structure.slicing import copy_model, with_tensors
+from amc.structure.copying import copy_model, undisturbed, with_tensors
 from amc.structure.trace import Example, inference
 
 
@@ -19,7 +19,12 @@ def count_macs(model: nn.Module, example_input: Any) -> int:
 
     Runs on the meta device, without arithmetic; a model that cannot run there runs where it is.
     """
-    example = Example.of(example_input)
+    example = Example.of(example_input).cloned()
+    with undisturbed(model):
+        return _counted(model, example)
+
+
+def _counted(model: nn.Module, example: Example) -> int:
     try:
         with torch.device("meta"):
             return _count(on_meta(model), example_on_meta(example))
