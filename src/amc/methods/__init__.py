@@ -14,6 +14,7 @@ from amc.methods.masked import MaskedMethod
 from amc.pruning import GroupPolicy, LayerPolicy, Policy
 from amc.pruning.masks import parse_pattern
 from amc.structure import Structure, inspect, slice_model
+from amc.structure.copying import plain
 
 
 def check_method(name: str) -> str:
@@ -53,6 +54,7 @@ def apply_policy(model: nn.Module, example_input: Any, policy: Policy, structure
     Channels are sliced away. Of a masked layer the weights of largest magnitude stay. Raises ModelError if the
     policy was made for another network.
     """
+    model = plain(model)
     structure = structure or inspect(model, example_input)
     if policy.method == CHANNEL:
         return _sliced(model, policy, structure)

@@ -28,7 +28,7 @@ from amc.pruning.reconstruction import SolutionCache
 from amc.search import CostFunction, Decision, Metric
 from amc.storage import bound, file_overhead, pack
 from amc.structure import Layer, Structure, count_macs, count_params
-from amc.structure.slicing import with_tensors
+from amc.structure.copying import with_tensors
 
 Counts = npt.NDArray[np.int64]
 

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map
 from amc.errors import DataError
 from amc.pruning.reconstruction import DAMPING, damp
 from amc.structure import Layer, Structure
+from amc.structure.copying import copy_model, undisturbed
 from amc.structure.grouping import FIXED
 from amc.structure.modules import attention_by_parts
 from amc.structure.trace import Example, inference
@@ -123,6 +124,7 @@ def calibrate(
     `layers` by weight name: those that channel pruning refits unless given. `positions` output positions of every
     image are sampled per convolution. Raises DataError for an empty set or activations that are not finite.
     """
+    model = copy_model(model)  # what its forward keeps is not the user's
     layers, skipped = reconstructible(structure, memory=memory) if layers is None else within(layers, memory)
     grams = {
         name: Gram(torch.zeros(layer.groups, columns(layer), columns(layer), dtype=torch.float64))
@@ -131,8 +133,9 @@ def calibrate(
     named = dict(model.named_parameters())
     watch = _Watch({id(named[name]): gram for name, gram in grams.items()}, positions, seed)
     count = 0
-    with inference(model), attention_by_parts(model), watch:
+    with undisturbed(model), inference(model), attention_by_parts(model), watch:
         for example in _examples(batches, _device_of(model)):
+            example = example.cloned()  # some networks write into their input, and the batches serve again
             model(*example.args, **example.kwargs)
             count += 1
     if count == 0:

@@ -12,11 +12,12 @@ from torch import nn
 
 from amc.structure.channels import Ids, Lock
 from amc.structure.context import Dims, LayerUse
+from amc.structure.copying import copy_model, undisturbed
 from amc.structure.cost import CostModel, Term
 from amc.structure.grouping import FIXED, Grouping, group_channels
 from amc.structure.propagate import Propagation, propagate
 from amc.structure.structure import Attribute, Group, Layer, Locked, Slots, Structure, lock_groups, restrict
-from amc.structure.trace import Example, Trace, trace
+from amc.structure.trace import Example, Trace, dry_run, trace
 
 INSEPARABLE = Lock("its channels are all tied together, so none can go without the rest")
 
@@ -26,15 +27,18 @@ SEVERAL = "its inputs are pruned along several dimensions at once"
 def inspect(
     model: nn.Module, example_input: Any, *, lock: tuple[str, ...] = (), only: tuple[str, ...] = ()
 ) -> Structure:
-    """Find the prunable groups of `model`, their ties, costs and locks. The model is left untouched.
+    """Find the prunable groups of `model`, their ties, costs and locks. Copies of `model` are run, never itself.
 
     `example_input` is a tensor, a tuple of positional or a dict of keyword arguments; costs are for this input
     as a whole, so give one example (batch 1) for costs per example. `lock` keeps groups whose name or producing
     layer matches one of these patterns (`layer3.*`); `only` keeps all that match none.
 
-    Raises ModelError where torch.export cannot trace the model.
+    Raises ModelError where the model does not take the example, or torch.export cannot trace it.
     """
-    traced = trace(model, Example.of(example_input))
+    example = Example.of(example_input)
+    with undisturbed(model):
+        dry_run(copy_model(model), example.cloned())
+        traced = trace(copy_model(model), example.cloned())
     structure = _assemble(propagate(traced), traced)
     structure = lock_groups(structure, {group.name: INSEPARABLE for group in structure.groups if group.size == 1})
     return restrict(structure, lock=lock, only=only) if lock or only else structure

@@ -16,7 +16,8 @@ from torch.fx import Node
 
 from amc.structure.channels import ChannelTable, Ids, Lock
 from amc.structure.literals import Literal
-from amc.structure.trace import module_path, source_line
+from amc.structure.source import line_of_node
+from amc.structure.trace import module_path
 
 Dims = tuple[Ids | None, ...]
 Rule = Callable[..., Any]
@@ -159,7 +160,7 @@ class Context:
 
     def because(self, reason: str) -> Lock:
         assert self.node is not None
-        return Lock(reason, module_path(self.node), source_line(self.node))
+        return Lock(reason, module_path(self.node), line_of_node(self.node))
 
     def lock(self, ids: Ids | None, reason: str) -> None:
         if ids is not None:
@@ -216,7 +217,7 @@ class Context:
         Export keeps no line of a forward by another name; then any line of the module itself will do.
         """
         assert self.node is not None
-        line, inside = source_line(self.node), f"{self.module}."
+        line, inside = line_of_node(self.node), f"{self.module}."
         here = [
             literal
             for literal in self.literals

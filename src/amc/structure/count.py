@@ -14,8 +14,9 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from amc.errors import ModelError
-from amc.structure.slicing import copy_model, with_tensors
-from amc.structure.trace import Example, inference, user_line
+from amc.structure.copying import copy_model, undisturbed, with_tensors
+from amc.structure.source import line_of_error
+from amc.structure.trace import Example, inference
 
 
 def count_macs(model: nn.Module, example_input: Any) -> int:
@@ -30,7 +31,12 @@ def count_macs(model: nn.Module, example_input: Any) -> int:
 
 def module_macs(model: nn.Module, example_input: Any) -> dict[str, dict[str, int]]:
     """As `count_macs`, by module path and operator: each module with all inside it, the whole network as ""."""
-    example = Example.of(example_input)
+    example = Example.of(example_input).cloned()
+    with undisturbed(model):
+        return _counted(model, example)
+
+
+def _counted(model: nn.Module, example: Example) -> dict[str, dict[str, int]]:
     try:
         with torch.device("meta"):
             return _count(on_meta(model), example_on_meta(example))
@@ -42,7 +48,7 @@ def module_macs(model: nn.Module, example_input: Any) -> dict[str, dict[str, int
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ModelError(
             f"the operations of {type(model).__name__} cannot be counted: it fails under torch's counter "
-            f"(torch.utils.flop_counter) on the example input ({reason}){_at(user_line(error))}; "
+            f"(torch.utils.flop_counter) on the example input ({reason}){_at(line_of_error(error))}; "
             "check that the forward runs in eval mode on this input"
         ) from error
 
