@@ -140,7 +140,7 @@ def _split_width(spec: str) -> tuple[str, float | None]:
         return match[1], int(match[2]) / 100
     known = [*MODELS, *(f"{name}_050" for name in SCALABLE)]
     close = difflib.get_close_matches(spec, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(MODELS)}"
+    hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(MODELS)}."
     raise ModelError(f"unknown model '{spec}'; {hint} For your own network write package.module:factory")
 
 
