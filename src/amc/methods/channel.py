@@ -33,7 +33,7 @@ class ChannelMethod:
     def __init__(self, model: nn.Module, structure: Structure, options: MethodOptions) -> None:
         self.model, self.structure, self.options = model, structure, options
         if not structure.groups:
-            raise ModelError(f"nothing of {type(model).__name__} can be pruned: {_reasons(structure)}")
+            raise ModelError(f"there is nothing to prune in {type(model).__name__}: {_reasons(structure)}")
 
     @cached_property
     def decisions(self) -> tuple[Decision, ...]:

@@ -74,7 +74,7 @@ class Budget:
             raise BudgetError(f"budget {text.strip()!r} must be above zero and finite; {_REMEDY}")
         if match["unit"] == "%":
             return cls(metric, fraction=number / 100)
-        if not match["unit"] and 1 <= number <= 100 and metric is not Metric.LATENCY:
+        if not match["unit"] and 1 <= number < 100 and metric is not Metric.LATENCY:
             raise BudgetError(
                 f"budget {text.strip()!r} would limit the whole network to {number:g} {_UNITS[metric]}; "
                 f"write {metric}<={number:g}% to keep that share"
