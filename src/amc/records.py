@@ -42,12 +42,14 @@ def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
     except OSError as error:
         kind = "is not a regular file" if error.errno in (errno.ENXIO, errno.ENODEV) else "cannot be read"
         raise RunError(f"'{path}' {kind} ({error.strerror}); restore the file from a copy") from error
-    with os.fdopen(descriptor, "rb") as file:
-        check_regular(path, file.fileno())
-        try:
+    try:
+        check_regular(path, descriptor)
+        with open(descriptor, "rb", closefd=False) as file:
             data = file.read(limit + 1)
-        except OSError as error:
-            raise RunError(f"'{path}' cannot be read ({error.strerror}); check the disk") from error
+    except OSError as error:
+        raise RunError(f"'{path}' cannot be read ({error.strerror}); check the disk") from error
+    finally:
+        os.close(descriptor)
     if len(data) > limit:
         raise RunError(f"'{path}' is larger than {limit >> 20} MiB; it is no file of a run: restore it from a copy")
     return data

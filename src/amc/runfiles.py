@@ -67,13 +67,10 @@ _LATENCY = fields(
         "table": table(scalar),
     }
 )
-_CANDIDATE = fields(
-    {
-        "episode": count, "keep": many(positive), "score": number, "score_tuned": number, "reward_tuned": number,
-        "chosen": flag,
-    },
-    needed=("episode", "keep", "score", "score_tuned", "reward_tuned"),
-)  # fmt: skip
+_MEASURED: Mapping[str, Check] = {
+    "episode": count, "keep": many(positive), "score": number, "score_tuned": number, "reward_tuned": number,
+}  # fmt: skip
+_CANDIDATE = fields({**_MEASURED, "chosen": flag})
 _ROUND = fields({"fraction": number, "run": text, **dict.fromkeys(("macs", "params", "size", "score"), number)})
 
 SUMMARY = fields(
@@ -85,17 +82,17 @@ SUMMARY = fields(
         "seconds": optional(number),
         "dense": _COSTS,
         "slim": _COSTS,
-        "baselines": table(_COSTS),
-        "groups": many(fields({"name": text, "size": count, "kept": count})),
-        "locked": many(fields({"name": text, "size": count, "reason": text})),
-        "warnings": many(text),
+        "baselines": optional(table(_COSTS)),
+        "groups": optional(many(fields({"name": text, "size": count, "kept": count}))),
+        "locked": optional(many(fields({"name": text, "size": count, "reason": text}))),
+        "warnings": optional(many(text)),
         "certificate": optional(fields({"keep_sets": count, "worst_error": number, "locked": many(text)})),
         "environment": optional(table(scalar)),
-        "guarantee": _GUARANTEE,
-        "latency": _LATENCY,
-        "candidates": many(_CANDIDATE),
-        "schedule": many(number),
-        "rounds": many(_ROUND),
+        "guarantee": optional(_GUARANTEE),
+        "latency": optional(_LATENCY),
+        "candidates": optional(many(_CANDIDATE)),
+        "schedule": optional(many(number)),
+        "rounds": optional(many(_ROUND)),
         "files": table(text),
     }
 )
@@ -115,7 +112,7 @@ FINETUNE_STATE = fields(
         "settings": table(scalar),
         "candidates": positive,
         "candidate_epochs": positive,
-        "measured": many(_CANDIDATE),
+        "measured": many(fields(_MEASURED, needed=_MEASURED)),
     },
     needed=("settings", "candidates", "candidate_epochs", "measured"),
 )
