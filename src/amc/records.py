@@ -58,7 +58,7 @@ def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
 def check_regular(path: Path, descriptor: int | None = None) -> None:
     """RunError unless the path, or what is open, is a regular file; a missing path passes."""
     try:
-        mode = (os.stat(path) if descriptor is None else os.fstat(descriptor)).st_mode
+        mode = (path.stat() if descriptor is None else os.fstat(descriptor)).st_mode
     except FileNotFoundError:
         return
     except OSError as error:

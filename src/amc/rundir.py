@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import secrets
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -380,13 +379,18 @@ def _json_object(line: bytes) -> dict[str, Any] | None:
 
 
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(records.read_bytes(path, limit=sys.maxsize - 1)).hexdigest()
+    records.check_regular(path)
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise RunError(f"'{path}' cannot be read ({error.strerror}); check the disk") from error
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
     """Whether the open file still is the one at `path`."""
     try:
-        there, held = os.stat(path), os.fstat(descriptor)
+        there, held = path.stat(), os.fstat(descriptor)
     except OSError:
         return False
     return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
