@@ -343,7 +343,7 @@ def test_an_episode_that_cannot_be_scored_is_recorded_and_the_search_goes_on(how
     assert again.policy == result.policy
     assert sound.calls == 2  # the dense network, and the result once more
     broken = Fragile(lambda call: True, how)
-    with pytest.raises(EvaluationError, match="evaluate fails on the resulting network|evaluate returned"):
+    with pytest.raises(EvaluationError, match=r"evaluate fails on the resulting network|evaluate returned"):
         compress(tiny(), evaluate=broken, run_dir=tmp_path / "run", episodes=8, resume=True)
 
 

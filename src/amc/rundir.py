@@ -86,11 +86,6 @@ class RunDir:
         return run
 
     @classmethod
-    def refuse_occupied(cls, path: str | os.PathLike[str]) -> None:
-        """`RunError` if `create` would refuse this directory; touches nothing."""
-        cls(Path(path))._refuse_occupied()
-
-    @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
         """Open the directory of an existing run; `RunError` when there is none."""
         run = cls(Path(path))
@@ -135,8 +130,7 @@ class RunDir:
 
     def write_json(self, name: str, record: Mapping[str, object]) -> None:
         """Replace the file `name` by `record` and its digest as JSON, whole or not at all; `ValueError` for NaN."""
-        plain = json.loads(json.dumps(record, allow_nan=False, default=_plain))
-        self.write_text(name, _json_text(records.sealed(plain)))
+        self.write_bytes(name, json_bytes(record))
 
     def digests(self, names: Iterable[str]) -> dict[str, str]:
         """SHA-256 of those of the files that are there, for the summary."""
@@ -366,8 +360,18 @@ def _is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(".tmp")
 
 
-def _json_text(record: Mapping[str, object]) -> str:
-    return json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
+def json_bytes(record: Mapping[str, object]) -> bytes:
+    """The JSON file of a record, with the record's digest.
+
+    `ValueError` for NaN; `RunError` for text that is no Unicode, as the path of a file can be.
+    """
+    plain = json.loads(json.dumps(record, allow_nan=False, default=_plain))
+    try:
+        return (json.dumps(records.sealed(plain), indent=2, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError as error:
+        raise RunError(
+            f"{records.shown(error.object[max(0, error.start - 20) : error.end])} is not UTF-8; rename it"
+        ) from None
 
 
 def _json_object(line: bytes) -> dict[str, Any] | None:
