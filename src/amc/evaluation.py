@@ -7,7 +7,7 @@ makes one from what the user has. `PairedEvaluator` adds how sure the score is, 
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -102,6 +102,11 @@ class Evaluator:
                 part._source = _Part(self._source, chosen)
             parts.append(part)
         return parts[0], parts[1]
+
+    @property
+    def held(self) -> Sequence[Batch]:
+        """The batches that are kept in memory; none where images are read anew each time."""
+        return self._kept
 
     def __len__(self) -> int:
         """How many images."""

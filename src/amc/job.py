@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from amc.evaluation import Evaluator, PairedEvaluator, as_evaluator
 from amc.latency import aligned, guarded, latency_of
 from amc.methods import CHANNEL, Method, create_method, problem_of
 from amc.modes import evaluating
+from amc.provenance import data_fingerprint, execution
 from amc.pruning import Calibration, calibrate
 from amc.scoring import Evaluate, PolicyScorer
 from amc.search import (
@@ -61,6 +62,7 @@ class Job:
     confirm: PairedEvaluator | None  # with max_drop: on images that the search never scores
     warnings: tuple[str, ...]
     latency: Latency | None = None  # where it is among the costs
+    origin: Mapping[str, Any] = field(default_factory=dict)  # as in `amc.search.JournalContent`
 
 
 def prepare(
@@ -92,6 +94,7 @@ def prepare(
     problem, latency, told = _problem(model, structure, example_input, method, config, rewarded, table, watch)
     check_costs(paid, problem.policy_costs(problem.dense.tolist()))
     score = as_evaluator(evaluate, autocast=config.bf16)
+    seen = data_fingerprint(score.held) if isinstance(score, Evaluator) and score.held else None
     watch.stage("dense score")
     score, confirm, dense = _judges(model, score, config)
     watch.dense(dense)
@@ -116,8 +119,14 @@ def prepare(
     scorer = PolicyScorer(method.builder(gathered), score, again, dense=problem.dense.tolist())
     return Job(
         model, example_input, config, structure, certificate, method, problem, scorer, dense, paid, confirm, warnings,
-        latency,
+        latency, _origin(dense, batches, seen),
     )  # fmt: skip
+
+
+def _origin(dense: float, calibration: Any, search: str | None) -> dict[str, Any]:
+    """Where this session scores and what on, for the journal's header; `search` is a digest, None if not known."""
+    data = {"calibration": data_fingerprint(calibration), "search": search}
+    return {"environment": execution(), "dense_score": float(dense), "data": data}
 
 
 def _problem(
