@@ -33,7 +33,10 @@ class RightGradients(TorchDispatchMode):
         if func is _CONVOLUTION_BACKWARD:
             gradient, images, weight, bias_sizes, stride, *rest = args
             if images.device.type == "cpu" and _is_strided_pointwise(weight, stride):
-                args = (*map(_default_format, (gradient, images, weight)), bias_sizes, stride, *rest)
+                plain = map(_default_format, (gradient, images, weight))
+                of_images, *of_parameters = func(*plain, bias_sizes, stride, *rest, **(kwargs or {}))
+                # In the format of the images, as without this context: compiled networks rely on it.
+                return (of_images if of_images is None else torch.empty_like(images).copy_(of_images), *of_parameters)
         return func(*args, **(kwargs or {}))
 
 

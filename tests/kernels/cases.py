@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import cycle, product
 from typing import Any
 
@@ -45,11 +45,12 @@ class Case:
 def convolutions() -> Iterator[Case]:
     """The full grid of 2-D convolutions: all channel counts, dense, in two groups where they divide, and depthwise."""
     for inputs, kernel, stride in product(CHANNELS, KERNELS, STRIDES):
-        shapes = [(outputs, 1) for outputs in dict.fromkeys((14, 16, inputs))]
-        shapes += [(2 * ((inputs + 3) // 2), 2)] if inputs % 2 == 0 and inputs > 2 else []
-        shapes += [(inputs, inputs), (2 * inputs, inputs)] if inputs > 1 else []
-        for (outputs, groups), batch, layout, dtype in product(shapes, BATCHES, LAYOUTS, DTYPES):
-            yield Case(CONVOLUTION, inputs, outputs, kernel, stride, groups, batch, layout=layout, dtype=dtype)
+        shapes = [(14, 1, BATCHES), (inputs, 1, (33,))]  # output channels, groups, batches
+        shapes += [(2 * ((inputs + 3) // 2), 2, BATCHES)] if inputs % 2 == 0 and inputs > 2 else []
+        shapes += [(inputs, inputs, BATCHES), (2 * inputs, inputs, (33,))] if inputs > 1 else []
+        for (outputs, groups, batches), layout, dtype in product(shapes, LAYOUTS, DTYPES):
+            for batch in batches:
+                yield Case(CONVOLUTION, inputs, outputs, kernel, stride, groups, batch, layout=layout, dtype=dtype)
 
 
 def large_images() -> Iterator[Case]:
@@ -103,11 +104,11 @@ def covering_grid() -> Iterator[Case]:
 
     Strided 1x1 convolutions of large images are all in it: most of the faults that are known were there.
     """
-    rest = cycle(product(BATCHES, (14, 16), DTYPES, (False, True)))
+    rest = cycle(product(BATCHES, DTYPES, (False, True)))
     for inputs, kernel, stride, layout in product(CHANNELS, KERNELS, STRIDES, LAYOUTS):
-        batch, outputs, dtype, depthwise = next(rest)
-        case = Case(CONVOLUTION, inputs, outputs, kernel, stride, 1, batch, layout=layout, dtype=dtype)
-        yield replace(case, outputs=2 * inputs, groups=inputs) if depthwise and inputs > 1 else case
+        batch, dtype, depthwise = next(rest)
+        shape = (inputs, inputs) if depthwise and inputs > 1 else (14, 1)
+        yield Case(CONVOLUTION, inputs, shape[0], kernel, stride, shape[1], batch, layout=layout, dtype=dtype)
     yield from (case for case in convolutions() if case.groups == 1 and _is_suspect(case))
     yield from (case for case in large_images() if _is_suspect(case))
     yield from thinned(odd_convolutions(), 5)
