@@ -188,10 +188,7 @@ def _check_token(head: Head, token: str) -> None:
 
 def origin_of(address: str) -> str:
     """Who shares places with an address: itself, or, in version 6, its network of 64 bits, which is one customer's."""
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:  # with a zone, for instance
-        return address
+    parsed = ipaddress.ip_address(address.partition("%")[0])  # without the zone
     if parsed.version == 4:
         return str(parsed)
     if parsed.ipv4_mapped is not None:

@@ -81,18 +81,22 @@ class Handler:
 
     def run(self) -> None:
         """Answer; the connection stays open, but nothing more is said."""
-        with suppress(ConnectionError, TimeoutError):
-            try:
-                self._reply(*self._answer())
-            except RefusedError as refusal:
-                self._reply(refusal.status, refusal.record(), refusal.retry_after)
-            except (ConnectionError, TimeoutError):
-                raise
-            except Exception as error:  # answered, logged, and the server goes on
-                fault = RefusedError(500, "fault", f"the device server failed: {type(error).__name__}")
-                self._owner.log(f"fault: {type(error).__name__}: {error}")
-                self._reply(fault.status, fault.record())
+        with suppress(OSError):  # the client is gone
+            self._reply(*self._outcome())
             self._linger()
+
+    def _outcome(self) -> tuple[int, dict[str, Any], int | None]:
+        """Status, record, and seconds after which to come again."""
+        try:
+            return *self._answer(), None
+        except RefusedError as refusal:
+            return refusal.status, refusal.record(), refusal.retry_after
+        except (ConnectionError, TimeoutError):
+            raise
+        except Exception as error:  # answered, logged, and the server goes on
+            self._owner.log(f"fault: {type(error).__name__}: {error}")
+            fault = RefusedError(500, "fault", f"the device server failed: {type(error).__name__}")
+            return fault.status, fault.record(), None
 
     def _answer(self) -> tuple[int, dict[str, Any]]:
         try:
@@ -182,7 +186,7 @@ class Handler:
         if request.version not in (None, has):
             raise RefusedError(409, "version", f"this device has {request.runtime} {has}, not {request.version}")
 
-    def _reply(self, status: int, record: dict[str, Any], retry_after: int | None = None) -> None:
+    def _reply(self, status: int, record: dict[str, Any], retry_after: int | None) -> None:
         method, target = self._head.method, self._head.target
         self._owner.log(f"{self._address} {request_line(f'{method} {target}'.encode())} {status}")
         self._connection.settimeout(self._owner.limits.request_seconds)
