@@ -105,6 +105,12 @@ def _update_sizes_(module: nn.Module) -> None:
         module.num_embeddings, module.embedding_dim = module.weight.shape
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.shape[0]
+    elif isinstance(module, nn.RNNBase):
+        gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+        rows, module.input_size = module.all_weights[0][0].shape
+        module.hidden_size = rows // gates
+    elif isinstance(module, nn.RNNCellBase):
+        module.hidden_size, module.input_size = module.weight_hh.shape[1], module.weight_ih.shape[1]
     elif isinstance(module, nn.MultiheadAttention) and type(module) in (nn.MultiheadAttention, SlimMultiheadAttention):
         slim_attention_(module)
 
