@@ -40,6 +40,7 @@ from amc.statistics import PairedDrop
 from amc.stored import fingerprint, settings_of
 from amc.structure import Structure
 from amc.structure.copying import copy_model, undisturbed
+from amc.structure.declared import update_declared_sizes_
 from amc.summary import summarise
 from amc.verify import Recorded, confirmed
 
@@ -200,6 +201,8 @@ def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer,
     slim = job.scorer.build(best.keep)
     best, told = confirmed(job, best, slim, recorded)
     job = _warned(job, told, watch)
+    if job.method.slices:
+        update_declared_sizes_(slim, job.model, job.example_input)
     policy = job.scorer.builder.policy(best.keep)
     summary = summarise(job, slim, best, found, run, test, guarantee, settled)
     _check_budget(job, summary["slim"])
