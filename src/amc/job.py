@@ -31,7 +31,7 @@ from amc.search import (
     get_reward,
     rewarded_metric,
 )
-from amc.structure import Certificate, Structure, certify, inspect, restrict
+from amc.structure import Certificate, Structure, certify, check_counts, inspect, restrict
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,9 @@ def prepare(
     watch.stage("structure")
     structure = inspect(model, example_input)
     certificate, locks = None, {"lock": config.lock, "only": config.only}
-    if config.method == CHANNEL:
+    if config.method != CHANNEL:
+        check_counts(model, structure, example_input)
+    else:
         structure, certificate = _certified(model, structure, example_input, config, watch)
         locks = {}  # they are in the structure now
     method = create_method(config.method, model, structure, config.method_options, **locks)
@@ -157,6 +159,7 @@ def _certified(
     if config.lock or config.only:
         structure = restrict(structure, lock=config.lock, only=config.only)
     if not config.keep_sets or not structure.groups:
+        check_counts(model, structure, example_input)
         return structure, None
     watch.stage("certificate")
     return certify(model, structure, example_input, keep_sets=config.keep_sets)
