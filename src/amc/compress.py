@@ -13,13 +13,14 @@ from torch import nn
 from amc import rundir
 from amc.config import SearchConfig
 from amc.errors import AmcError, EvaluationError, RunError
-from amc.evaluation import as_evaluator
+from amc.evaluation import BatchSource, Evaluate, as_evaluator
 from amc.job import Job, Observer, prepare
 from amc.latency import TABLE, Judge, Settled
 from amc.provenance import amc_version
 from amc.pruning import Policy
 from amc.report import render_report
 from amc.rundir import RunDir
+from amc.scores import DEFAULT
 from amc.search import (
     REWARDS,
     Confirmation,
@@ -72,7 +73,9 @@ def compress(
     model: any trained network that torch.export can follow; it is left untouched.
     example_input: one example (batch 1) as the network takes it; a tuple or dict for several arguments.
     calibration: batches of training images, with or without labels; never the ones `evaluate` scores.
-    evaluate: module -> float, higher is better, or a loader of (images, labels) for top-1 accuracy: the reward.
+    evaluate: module -> float, higher is better, or a loader of (images, labels): the reward. Batches of both are taken
+        apart as `example_input` says (`amc.batches`).
+    score (in settings): what a loader is scored by: "top1", or another name of `amc.scores`.
     test: the same for the final figures only; it never steers anything.
     reward (in settings): a name, or a function of an `amc.search.Outcome`.
     run_dir: where to keep the journal and the results; `resume` continues what an earlier call left there.
@@ -84,7 +87,7 @@ def compress(
     own = _own_reward(settings)
     config, watch = SearchConfig.of(settings), observer or Observer()
     run = _claim(run_dir, config, model, resume=resume)
-    final = None if test is None else as_evaluator(test)
+    final = None if test is None else _tested(test, config, example_input)
     table = run.file(TABLE) if run is not None and run.has(TABLE) else None
     job = prepare(model, example_input, calibration, evaluate, config, watch, own, table)
     if run_dir is not None and run is None:
@@ -99,6 +102,12 @@ def compress(
         run.write_json(TABLE, job.latency.table.to_json())  # before the first episode: a resumed search needs this one
     with run.lock() if run else nullcontext():
         return _search_and_finish(job, run, final, watch)
+
+
+def _tested(test: Any, config: SearchConfig, example_input: Any) -> Evaluate:
+    """The score of the final figures: the search's own on other data, or a function of the caller's."""
+    score = config.score if isinstance(test, BatchSource) or not callable(test) else DEFAULT
+    return as_evaluator(test, score=score, example_input=example_input)
 
 
 def _own_reward(settings: dict[str, Any]) -> RewardFunction | None:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from amc import rundir
-from amc.job import Job, score_of
+from amc.job import Job, test_score
 from amc.latency import Settled
 from amc.provenance import amc_version, environment
 from amc.rundir import RunDir
@@ -40,6 +40,7 @@ def summarise(
         "budget": config.budget,
         "method": config.method,
         "reward": config.reward if config.max_drop is None else "smallest within max_drop",
+        "score": config.score,  # its name; an error counts with a minus in all that follows
         "agent": config.agent,
         "episodes": len(found[config.agent].episodes),
         "failed_episodes": found[config.agent].failed,
@@ -67,8 +68,10 @@ def summarise(
     if guarantee is None and settled is None:  # else reward alone does not decide
         result["warnings"] += _outdone(found, best, config.agent)
     if test is not None:
-        result["dense"]["test"] = score_of(test, job.model, "dense")
-        result["slim"]["test"] = score_of(test, slim, "slim")
+        for which, network in (("dense", job.model), ("slim", slim)):
+            value, told = test_score(test, network, which)
+            result[which] |= {} if value is None else {"test": value}
+            result["warnings"] += told
     return result
 
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from amc import rundir
 from amc.config import SearchConfig
 from amc.errors import AmcError, RunError
-from amc.evaluation import Evaluator, Score, as_evaluator
-from amc.job import Job
+from amc.evaluation import Evaluate, Evaluator, as_evaluator
+from amc.job import Job, score_of
 from amc.jobs import candidates as choosing
 from amc.jobs.origin import config_of, data_of, evaluate_of, network_of
 from amc.jobs.progress import Progress
@@ -285,7 +285,8 @@ class _Task:
         """Everything that fine-tuning adds to the run; cut short, it is done again and comes to the same."""
         run, slim = self.origin, start.model
         summary = run.read_json(rundir.SUMMARY)
-        test = Evaluator(self.data.test) if self.config.get("test", True) else None
+        score = SearchConfig.from_json(self.config).score
+        test = Evaluator(self.data.test, score=score) if self.config.get("test", True) else None
         if start.chosen and untrained is not None:
             self._describe(summary, start, untrained, test)
         if self.state.candidates > 1:
@@ -306,7 +307,7 @@ class _Task:
             run.write_json(rundir.POLICY, start.chosen[1].to_json())
         render_report(run)
 
-    def _describe(self, summary: dict[str, Any], start: _Start, untrained: nn.Module, test: Score | None) -> None:
+    def _describe(self, summary: dict[str, Any], start: _Start, untrained: nn.Module, test: Evaluate | None) -> None:
         """The chosen candidate in place of the search's best."""
         assert start.chosen is not None
         record = start.chosen[0]
@@ -317,12 +318,11 @@ class _Task:
             group["kept"] = kept
 
 
-def _score_on(device: torch.device, config: Mapping[str, Any], data: DataSplits) -> Score:
+def _score_on(device: torch.device, config: Mapping[str, Any], data: DataSplits) -> Evaluate:
     """The run's score; a function of the user's own gets the network on the CPU, as in the search."""
-    score = as_evaluator(evaluate_of(config, data))
-    if config.get("evaluate") and device.type != "cpu":
-        return lambda model: score(copy.deepcopy(model).cpu())
-    return score
+    score = as_evaluator(evaluate_of(config, data), score=SearchConfig.from_json(config).score)
+    copied = bool(config.get("evaluate")) and device.type != "cpu"
+    return lambda model: score_of(score, copy.deepcopy(model).cpu() if copied else model, "fine-tuned")
 
 
 def _masks(slim: nn.Module, method: Method) -> dict[str, Tensor] | None:
