@@ -33,11 +33,12 @@ class Reader:
     """
 
     example: Example | None = None
+    name: str = "a calibration batch"  # in messages
 
     @classmethod
-    def of(cls, example_input: Any) -> Reader:
+    def of(cls, example_input: Any, name: str = "a calibration batch") -> Reader:
         """For a network that takes `example_input`; None: unknown."""
-        return cls(None if example_input is None else Example.of(example_input))
+        return cls(None if example_input is None else Example.of(example_input), name)
 
     def batches(self, source: Iterable[Any]) -> Iterable[Any]:
         """The batches of a source; a tensor, an array or a mapping in place of batches is the only one."""
@@ -57,8 +58,8 @@ class Reader:
         inputs, labels = self._taken_apart(batch)
         if labels is None:
             raise DataError(
-                f"a batch to evaluate on is {_described(batch)} without labels; the loader must give (images, labels) "
-                f"or a dict with the key {LABELS[0]}"
+                f"{self.name} is {_described(batch)} without labels; the loader must give (images, labels) tensors, or "
+                f"a dict with the key {LABELS[0]}"
             )
         found = _label_tensor(labels)
         count = size_of(inputs)
@@ -96,23 +97,25 @@ class Reader:
             missing = [name for name in example.kwargs if name not in batch]
             if missing:
                 raise DataError(
-                    f"a batch has {_names(batch)}, and the network also takes {_names(missing)} by its example input; "
-                    "let the loader give every keyword of the example"
+                    f"{self.name} has {_names(batch)}, and by its example input the network also takes "
+                    f"{_names(missing)}; let the loader give every keyword of the example"
                 )
             return Example((), {name: batch[name] for name in example.kwargs}), labels
         named = {name: part for name, part in batch.items() if name not in LABELS and _is_array(part)}
+        if not named:
+            raise DataError(f"{self.name} is a {type(batch).__name__}; give tensors, or (images, labels)")
         if len(named) > 1:
             named = {name: part for name, part in named.items() if name in _IMAGES} or named
         if len(example.args) == 1 and not example.kwargs and len(named) == 1:
             return Example(tuple(named.values()), {}), labels
         raise DataError(
-            f"a batch has {_names(batch)}, and which of them the network takes cannot be told from an example input "
-            "without names; give example_input as a dict"
+            f"{self.name} has {_names(batch)}, and which of them the network takes cannot be told from an example "
+            "input without names; give example_input as a dict"
         )
 
     def _of_sequence(self, batch: tuple[Any, ...] | list[Any]) -> tuple[Example, Any]:
         if not batch:
-            raise DataError("a batch is empty; the loader must give (images, labels)")
+            raise DataError(f"{self.name} is empty; the loader must give (images, labels)")
         first, rest = batch[0], batch[1:]
         labels = rest[0] if len(rest) == 1 else None
         example = self.example
@@ -137,7 +140,7 @@ class Reader:
     def _of_one(self, batch: Any) -> Example:
         example = self.example
         if not _is_array(batch):
-            raise DataError(f"a batch is {_described(batch)}; give tensors, or (images, labels)")
+            raise DataError(f"{self.name} is {_described(batch)}; give tensors, or (images, labels)")
         if example is not None and not example.args and len(example.kwargs) == 1:
             return Example((), {next(iter(example.kwargs)): batch})
         if example is not None and (len(example.args) != 1 or example.kwargs):
@@ -148,8 +151,8 @@ class Reader:
         assert self.example is not None
         takes = self.example.kwargs or self.example.args
         return DataError(
-            f"a batch is {_described(batch)}, and the network takes {_described(takes)} by its example input; let the "
-            "loader give the inputs as the example has them, then the labels"
+            f"{self.name} is {_described(batch)}, and by its example input the network takes {_described(takes)}; let "
+            "the loader give the inputs as the example has them, then the labels"
         )
 
     def _rank(self) -> int | None:

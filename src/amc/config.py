@@ -28,7 +28,6 @@ class SearchConfig:
 
     budget: str | None = None  # None: half the MACs, or "none" where the reward or max_drop leads to a small network
     method: str = "channel"  # or fine-grained, 2:4 (any N:M, n:M), rows, columns, blocks:RxC
-    score: str = DEFAULT  # of labelled data: a name of `amc.scores`; a function in place of data is its own score
     reward: str = "r_err"  # or r_flops, r_params, r_latency; the name of the caller's own function
     max_drop: float | None = None  # points of accuracy that may be lost: the smallest network within them is sought
     minimise: str = "macs"  # with max_drop: macs, params, size or latency
@@ -46,6 +45,7 @@ class SearchConfig:
     # re-estimating changes more answers of a hardly pruned network than its pruning.
     bn_images: int | None = None
     calibration_images: int = 2048
+    score: str = DEFAULT  # of labelled data: a name of `amc.scores`; a function in place of data is its own score
     bf16: bool = False  # score in bfloat16
     keep_sets: int = 3  # checked by the certificate; 0: none
     lock: tuple[str, ...] = ()

@@ -71,7 +71,7 @@ class Evaluator:
         self._batch_size = batch_size
         self._kept: list[tuple[Example, Tensor]] = []
         if not isinstance(source, BatchSource):
-            reader = Reader.of(example_input)
+            reader = Reader.of(example_input, "a batch to evaluate on")
             self._kept = [_laid_out(*reader.labelled(batch)) for batch in reader.batches(source)]
         else:
             first = next(iter(source.batches(1)), None)

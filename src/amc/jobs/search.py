@@ -16,7 +16,7 @@ from amc.config import SearchConfig
 from amc.errors import DataError, RunError
 from amc.job import Observer
 from amc.jobs.finetune import finetune
-from amc.jobs.origin import BATCH, config_of, data_of, evaluate_of, misfit, network_of
+from amc.jobs.origin import BATCH, config_of, data_of, evaluate_of, misfit, network_of, prepare_images_
 from amc.jobs.progress import Progress
 from amc.report import render_report
 from amc.rundir import RunDir
@@ -39,7 +39,7 @@ def with_parent(origin: Mapping[str, Any], out: Path) -> dict[str, Any]:
     before = RunDir.open(spec).config()
     if not before.get("model"):
         raise RunError(f"'{spec}' was started from Python, with a network that has no name; load it with amc.load_run")
-    kept = ("data", "evaluate", "search_images", "image_size")
+    kept = ("data", "evaluate", "search_images", "image_size", "preprocessing")
     inherited = {name: before.get(name) for name in kept if origin.get(name) is None}
     parent = os.path.relpath(spec.resolve(), out.resolve())
     return {**origin, **inherited, "model": before["model"], "weights": None, "parent": parent}
@@ -59,7 +59,12 @@ def resume_search(run_path: Path, *, progress: Progress) -> Path:
 
 def _run(out: Path, origin: dict[str, Any], settings: Mapping[str, Any], progress: Progress, *, resuming: bool) -> Path:
     progress.stage("network and data")
-    model, data = network_of(origin, out), data_of(origin)
+    model = network_of(origin, out)
+    if not resuming:
+        prepare_images_(origin, model)
+    data = data_of(origin)
+    for warning in data.warnings:
+        progress.warning(warning)
     origin["input_shape"] = list(data.input_shape)
     example = torch.zeros(1, *data.input_shape)
     reason = misfit(model, data.input_shape)
