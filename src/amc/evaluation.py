@@ -90,7 +90,7 @@ class Evaluator:
                 f"{self.kind.label} is {value} on these {len(self)} images: it is not defined there, or the network's "
                 "outputs are too large; give images of more than one class, and check the weights"
             )
-        return self.kind.value(value)  # of an error, its negative
+        return self.kind.turned(value)
 
     def correct(self, module: nn.Module) -> Tensor:
         """Which images the network gets right: bool [N] on the CPU, always in the same order."""

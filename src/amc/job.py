@@ -19,8 +19,10 @@ from amc.evaluation import Evaluate, Evaluator, PairedEvaluator, as_evaluator
 from amc.judging import EVALUATE, check_resources, number_of, reason_of
 from amc.latency import aligned, guarded, latency_of
 from amc.methods import CHANNEL, Method, create_method, problem_of
+from amc.metrics import tally
 from amc.modes import evaluating
 from amc.pruning import Calibration, calibrate
+from amc.scores import get_score
 from amc.scoring import PolicyScorer
 from amc.search import (
     EpisodeRecord,
@@ -85,6 +87,7 @@ def prepare(
     run that is resumed.
     """
     watch = observer or Observer()
+    tally(get_score(config.score))  # refuses a score whose package is not installed
     paid = reward or get_reward(config.reward)
     watch.stage("structure")
     structure = inspect(model, example_input)
@@ -195,7 +198,7 @@ def score_of(score: Evaluate, model: nn.Module, which: str) -> float:
         return number_of(_on(which, lambda: score(model)), EVALUATE)
 
 
-def test_score(score: Evaluate, model: nn.Module, which: str) -> tuple[float | None, list[str]]:
+def final_score(score: Evaluate, model: nn.Module, which: str) -> tuple[float | None, list[str]]:
     """A score for the record alone: where it fails there is none, and a warning says why."""
     try:
         return score_of(score, model, which), []

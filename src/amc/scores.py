@@ -20,9 +20,30 @@ class ScoreKind:
     is_error: bool = False  # lower is better, and the value is no share
     needs_torchmetrics: bool = True
 
-    def value(self, score: float) -> float:
-        """The metric's own value of a score."""
-        return -score if self.is_error else score
+    def turned(self, value: float) -> float:
+        """A score from the metric's own value, and back."""
+        return -value if self.is_error else value
+
+    def named(self, score: float) -> float:
+        """The score with its kind, for reports; top-1 accuracy goes without saying."""
+        return score if self.name == DEFAULT else NamedScore(score, self)
+
+
+class NamedScore(float):
+    """A score that knows what it is, so that it is written as such; a plain float everywhere else."""
+
+    __slots__ = ("kind",)
+    kind: ScoreKind
+
+    def __new__(cls, score: float, kind: ScoreKind) -> NamedScore:
+        made = super().__new__(cls, score)
+        made.kind = kind
+        return made
+
+    @property
+    def error(self) -> float | None:
+        """The metric's own value where it is an error; None for any other score."""
+        return abs(float(self)) if self.kind.is_error else None
 
 
 DEFAULT = "top1"
@@ -56,6 +77,7 @@ def get_score(name: str) -> ScoreKind:
     raise AmcError(f"score {name!r} is unknown; {hint}known: {', '.join(SCORES)}")
 
 
-def is_score(name: object) -> bool:
-    """Whether a run's file names a score that this version knows."""
-    return isinstance(name, str) and name in SCORES
+def score_of_record(record: Mapping[str, object]) -> ScoreKind:
+    """The score that a config.json or summary.json names; top-1 accuracy where it names none that is known."""
+    name = record.get("score")
+    return SCORES.get(name, TOP1) if isinstance(name, str) else TOP1

@@ -32,6 +32,7 @@ from amc.recovery import finetune as recover
 from amc.recovery.workers import launched
 from amc.report import render_report
 from amc.rundir import RunDir
+from amc.scores import score_of_record
 from amc.search import EpisodeRecord
 from amc.stored import load_run
 from amc.structure import inspect
@@ -265,7 +266,7 @@ class _Task:
 
         def on_epoch(epoch: EpochRecord) -> float:
             value = self.score(slim)
-            self.progress.epoch(epoch, value)
+            self.progress.epoch(epoch, score_of_record(self.config).named(value))
             return value
 
         return recover(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from amc.jobs.origin import BATCH, config_of, data_of, evaluate_of, misfit, netw
 from amc.jobs.progress import Progress
 from amc.report import render_report
 from amc.rundir import RunDir
-from amc.search import get_reward
+from amc.scores import ScoreKind, get_score
+from amc.search import EpisodeRecord, get_reward
 from amc.search.baselines import RUNGS
 
 
@@ -73,7 +75,7 @@ def _run(out: Path, origin: dict[str, Any], settings: Mapping[str, Any], progres
         raise DataError(
             f"'{origin['model']}' cannot take {shape} images of '{data.name}': {reason}; choose fitting data"
         )
-    agents = (*settings["baselines"], settings["agent"])
+    agents, kind = (*settings["baselines"], settings["agent"]), get_score(SearchConfig(**settings).score)
     planned = int(settings["episodes"])
     fixed = 1 if SearchConfig(**settings).budgets else min(RUNGS, planned)  # policies that learn and draw nothing
     progress.plan({name: planned if name in ("ddpg", "random") else fixed for name in agents})
@@ -91,14 +93,18 @@ def _run(out: Path, origin: dict[str, Any], settings: Mapping[str, Any], progres
                 stage=progress.stage,
                 structure=progress.structure,
                 warning=progress.warning,
-                dense=progress.dense,
-                episode=progress.episode,
+                dense=lambda score: progress.dense(kind.named(score)),
+                episode=lambda agent, record, timing: progress.episode(agent, _named(record, kind), timing),
             ),
             **settings,
         )
     finally:
         progress.close()
     return out
+
+
+def _named(record: EpisodeRecord, kind: ScoreKind) -> EpisodeRecord:
+    return record if record.score is None else replace(record, score=kind.named(record.score))
 
 
 def demo(out: Path, *, episodes: int, seed: int, progress: Progress) -> Path:
