@@ -172,10 +172,11 @@ CASES: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     ),
     "nothing to prune": (
         ("search", "own:locked", "--data", "own:data", "--out", "run"),
-        ("nothing to prune", "amc inspect"),
+        ("nothing to prune in Sequential: '0' (network output)",),
     ),
     "no data": (("search", "own:network", "--out", "run"), ("no data set given", "--data")),
     "no weights": (("search", "resnet20", "--data", "digits", "--out", "run"), ("'resnet20'", "--weights FILE")),
+    "misspelt data": ((*SEARCH, "--data", "cifar:photos"), ("unknown data 'cifar:photos'", "mean cifar10:photos?")),
     "unknown data": ((*SEARCH, "--data", "digit"), ("unknown data 'digit'", "did you mean digits?")),
     "missing folder": (
         (*SEARCH, "--data", "cifar10:nowhere"),
@@ -208,6 +209,9 @@ CASES: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     ),
     "budget out of reach": ((*SEARCH, "--budget", "macs<=3%"), ("macs<=3% cannot be reached", "% or more")),
     "parameters out of reach": ((*SEARCH, "--budget", "params<=100"), ("params<=100 cannot be reached", "% or more")),
+    "budget without a unit": ((*SEARCH, "--budget", "macs<=50"), ("network to 50 MACs; write macs<=50% to keep",)),
+    "no run and no network": (("latency", "nowhere"), ("'nowhere' is neither the directory of a run nor a network",)),
+    "flat input": (("inspect", "resnet20", "--input", "32"), ("without the batch, such as 3x32x32",)),
     "budget malformed": ((*SEARCH, "--budget", "half"), ("budget 'half' is malformed", '"macs<=50%" to keep')),
     "budget empty": ((*SEARCH, "--budget", ""), ("budget '' is malformed",)),
     "budget zero": ((*SEARCH, "--budget", "macs<=0%"), ("'macs<=0%' must be above zero",)),

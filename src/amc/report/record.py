@@ -10,8 +10,9 @@ from typing import Any
 
 from amc import rundir
 from amc.report.guarantee import guaranteed_episode
-from amc.report.tables import records_of
+from amc.report.tables import named_scores, records_of
 from amc.rundir import RunDir
+from amc.scores import ScoreKind, score_of_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,30 +94,36 @@ def ranked(episodes: Iterable[Episode]) -> tuple[Episode, ...]:
 def load_record(run: RunDir) -> RunRecord:
     """Read a run; `RunError` names the file that is damaged."""
     config = run.config()
-    summary = run.read_json(rundir.SUMMARY) if run.has(rundir.SUMMARY) else {}
+    summary = named_scores(run.read_json(rundir.SUMMARY)) if run.has(rundir.SUMMARY) else {}
+    kind = score_of_record({**config, **summary})
     policy = run.read_json(rundir.POLICY) if run.has(rundir.POLICY) else {}
     journal = run.read_jsonl(rundir.JOURNAL)
-    uniform = _episodes(run.read_jsonl(rundir.baseline_journal("uniform")))
+    uniform = _episodes(run.read_jsonl(rundir.baseline_journal("uniform")), kind)
     return RunRecord(
         path=str(run.path),
         config=config,
         summary=summary,
-        episodes=_episodes(journal),
+        episodes=_episodes(journal, kind),
         uniform=uniform,
-        random=_episodes(run.read_jsonl(rundir.baseline_journal("random"))),
+        random=_episodes(run.read_jsonl(rundir.baseline_journal("random")), kind),
         groups=_groups(summary, policy, ranked(uniform)[0].keep if ranked(uniform) else ()),
         warmup=_warmup(config, journal),
         seconds=_seconds(run.read_jsonl(rundir.TIMINGS)),
-        finetune=tuple(record for record in run.read_jsonl(rundir.FINETUNE) if "epoch" in record),
+        finetune=tuple(_named(record, kind) for record in run.read_jsonl(rundir.FINETUNE) if "epoch" in record),
         has_model=run.has(rundir.MODEL),
     )
 
 
-def _episodes(records: list[dict[str, Any]]) -> tuple[Episode, ...]:
+def _named(record: Mapping[str, Any], kind: ScoreKind) -> Mapping[str, Any]:
+    score = record.get("score")
+    return record if score is None else {**record, "score": kind.named(score)}
+
+
+def _episodes(records: list[dict[str, Any]], kind: ScoreKind) -> tuple[Episode, ...]:
     return tuple(
         Episode(
             number=int(record["episode"]),
-            score=record.get("score"),
+            score=_named(record, kind).get("score"),
             error=str(record.get("error") or ""),
             keep=tuple(record.get("keep") or ()),
             cost=record.get("cost") or {},

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from torch import nn
 
+from amc.structure.advice import explained
 from amc.structure.channels import Ids, Lock
 from amc.structure.context import Dims, LayerUse
 from amc.structure.copying import copy_model, undisturbed
@@ -40,6 +43,7 @@ def inspect(
         dry_run(copy_model(model), example.cloned())
         traced = trace(copy_model(model), example.cloned())
     structure = _assemble(propagate(traced), traced)
+    structure = replace(structure, locked=explained(structure.locked, model))
     structure = lock_groups(structure, {group.name: INSEPARABLE for group in structure.groups if group.size == 1})
     return restrict(structure, lock=lock, only=only) if lock or only else structure
 
@@ -77,7 +81,7 @@ def _assemble(walk: Propagation, traced: Trace) -> Structure:
     }
     return Structure(
         groups=_groups(grouping, layers, walk.layers, slots),
-        locked=_locked(walk, channel),
+        locked=_locked(walk, channel, traced.parameters),
         layers=layers,
         tensors=tensors,
         shapes=shapes,
@@ -203,20 +207,37 @@ def _groups(
     return tuple(groups)
 
 
-def _locked(walk: Propagation, channel: Ids) -> tuple[Locked, ...]:
-    """Locked channels by the layer that makes them and by reason, each channel once."""
+def _locked(walk: Propagation, channel: Ids, parameters: Iterable[str]) -> tuple[Locked, ...]:
+    """Locked channels by the layer that makes them and by reason, each channel once; then those of no layer."""
     seen = np.zeros(channel.max(initial=-1) + 1, dtype=bool)
     found: list[Locked] = []
     for use in walk.layers:
         if not use.output_ids:
             continue
         mine = np.unique(channel[np.concatenate(use.output_ids)])
-        mine = mine[~seen[mine]]
+        found += _by_reason(use.module or use.weight, mine[~seen[mine]], walk)
         seen[mine] = True
-        by_reason: dict[Any, int] = {}
-        for each in mine.tolist():
-            lock = walk.resolution.locks.get(each)
-            if lock is not None:
-                by_reason[lock] = by_reason.get(lock, 0) + 1
-        found += [Locked(use.module or use.weight, count, lock) for lock, count in by_reason.items()]
-    return tuple(found)
+    return (*found, *_locked_apart(walk, channel, parameters, seen, {item.name for item in found}))
+
+
+def _locked_apart(
+    walk: Propagation, channel: Ids, parameters: Iterable[str], seen: npt.NDArray[np.bool_], listed: set[str]
+) -> list[Locked]:
+    """Locked channels of parameters in no layer: recurrent ones, computed weights, ones that nothing uses.
+
+    One entry a module that is not `listed`: the widest dimension of its first parameter of which nothing can go.
+    """
+    found: dict[str, list[Locked]] = {}
+    for name in parameters:
+        owner = name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
+        mine = [np.unique(channel[ids]) for ids in walk.tensors.get(name, ()) if ids is not None]
+        locked = [ids for ids in mine if all(each in walk.resolution.locks for each in ids.tolist())]
+        whole = len(locked) == len(mine) > 0 and not any(seen[ids].any() for ids in mine)
+        if whole and owner not in listed:
+            found.setdefault(owner or name, _by_reason(owner or name, max(locked, key=len), walk))
+    return [item for items in found.values() for item in items]
+
+
+def _by_reason(name: str, channels: Ids, walk: Propagation) -> list[Locked]:
+    locks = [lock for each in channels.tolist() if (lock := walk.resolution.locks.get(each)) is not None]
+    return [Locked(name, count, lock) for lock, count in Counter(locks).items()]

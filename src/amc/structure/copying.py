@@ -65,6 +65,12 @@ def with_tensors(model: nn.Module, replaced: Mapping[str, Tensor]) -> nn.Module:
     return copied
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside the wrappers around the whole of it: no copy."""
+    inner = _inside(model)
+    return model if inner is None else unwrapped(inner)
+
+
 def _inside(module: nn.Module) -> nn.Module | None:
     """The network that this module only wraps; None for any other module."""
     inner: nn.Module

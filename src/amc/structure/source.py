@@ -1,4 +1,4 @@
-"""Where in the user's code something happened: the innermost frame that is neither torch's nor ours.
+"""Where in the user's code something happened: the innermost frame that is neither torch's, Python's nor ours.
 
 A file is a library's if it lies in the directory of that package, wherever that is installed. The names of the
 directories around it say nothing: a user's project may be called `torch` or `amc`.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import sysconfig
 from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
@@ -18,16 +19,22 @@ from torch.fx import Node
 
 _OURS = str(Path(__file__).resolve().parent.parent)
 _TORCH = tuple(os.path.realpath(folder) for folder in torch.__path__)
+_PYTHON = os.path.realpath(sysconfig.get_paths()["stdlib"])
+_PACKAGES = tuple(os.path.realpath(sysconfig.get_paths()[kind]) for kind in ("purelib", "platlib"))  # often inside it
 _ZOO = f"{_OURS}{os.sep}zoo"  # networks, which count as the user's
 
 
 @functools.lru_cache(maxsize=4096)
 def is_users(file: str) -> bool:
-    """Whether code of this file is the user's: neither torch's, nor ours, nor made up while the program runs."""
+    """Whether code of this file is the user's: of no library named above, and not made up while the program runs."""
     if file.startswith("<"):
         return False
     path = os.path.realpath(file)
-    return _within(path, (_ZOO,)) or not _within(path, (_OURS, *_TORCH))
+    if _within(path, (_PYTHON,)) and not _within(path, _PACKAGES):
+        return False
+    if _within(path, (_ZOO,)):
+        return not os.path.basename(path).startswith("_")  # noqa: PTH119
+    return not _within(path, (_OURS, *_TORCH))
 
 
 def _within(path: str, folders: Iterable[str]) -> bool:

@@ -22,8 +22,15 @@ from torch.utils._pytree import tree_map
 
 from amc.errors import ModelError
 from amc.modes import evaluating
+from amc.structure.advice import advice_on_example, advice_on_network
 from amc.structure.literals import Literal, watching_
 from amc.structure.source import line_of_error
+
+_DOCUMENTED = "see `torch.export` in PyTorch's documentation"
+
+
+class ExampleError(ModelError):
+    """The network does not take the example input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +86,7 @@ def inference(model: nn.Module) -> Iterator[None]:
 
 
 def dry_run(model: nn.Module, example: Example) -> None:
-    """One forward pass on real tensors; ModelError, naming the cause, if the network does not take the example.
+    """One forward pass on real tensors; ExampleError, naming the cause, if the network does not take the example.
 
     It goes before the trace: what the user's functions cache outside the network (`functools.lru_cache`) is then a
     real tensor, and not one of the trace's, which hold no values.
@@ -88,7 +95,10 @@ def dry_run(model: nn.Module, example: Example) -> None:
         with inference(model), _quiet():
             model(*example.args, **example.kwargs)
     except Exception as error:  # the user's forward may raise anything
-        raise ModelError(f"{type(model).__name__} does not take the example input: {_cause(error)}") from error
+        advice = advice_on_network(model) or advice_on_example(model, (example.args, dict(example.kwargs)))
+        raise ExampleError(
+            f"{type(model).__name__} does not take the example input: {_cause(error)}{f'; {advice}' if advice else ''}"
+        ) from error
 
 
 def trace(model: nn.Module, example: Example) -> Trace:
@@ -106,7 +116,7 @@ def trace(model: nn.Module, example: Example) -> Trace:
     except Exception as error:  # torch.export raises whatever the user's forward does
         raise ModelError(
             f"torch.export cannot trace {type(model).__name__}: {_cause(error)}; "
-            "see `torch.export` in PyTorch's documentation"
+            f"{advice_on_network(model) or _DOCUMENTED}"
         ) from error
     kinds = (InputKind.PARAMETER, InputKind.BUFFER)
     canonical = _canonical_names(model)
