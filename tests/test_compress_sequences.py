@@ -74,11 +74,14 @@ def test_recurrent_weights_are_masked_within_the_budget(method: str) -> None:
     assert int(torch.count_nonzero(weight)) == round(rows["rnn.weight_hh_l0"] * weight.numel())
 
 
-def test_a_gpt2_loses_hidden_units() -> None:
+def test_a_gpt2_loses_heads_and_hidden_units() -> None:
     model, x = gpt()
     result = search(model, x, budget="macs<=75%")
     kept = {entry.name: entry.kept for entry in result.policy.groups}
-    expected = GPT - sum(6 * 24 * 2 * (40 - kept[f"h.{block}.c_fc"]) for block in (0, 1))
+    expected = 24 * 5
+    for block in (0, 1):
+        heads, hidden = kept[f"h.{block}.c_attn"], kept[f"h.{block}.c_fc"]
+        expected += 6 * 24 * (4 * 6 * heads + 2 * hidden) + 2 * heads * 6 * 6 * 6
     assert result.summary["dense"]["macs"] == GPT
     assert amc.count_macs(result.model, x[:1]) == result.summary["slim"]["macs"] == expected <= 0.75 * GPT
 

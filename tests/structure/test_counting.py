@@ -261,7 +261,8 @@ def test_gpt2_writes_its_linear_layers_as_addmm() -> None:
     assert names == [f"h.{i}.{part}" for i in (0, 1) for part in ("c_attn", "c_proj", "c_fc", "c_out")] + ["head"]
     layer = structure.layers[2]
     assert (layer.kind, layer.bias, layer.filters, layer.macs) == ("linear", "h.0.c_fc.bias", (40, 24), 6 * 24 * 40)
-    assert {group.name: group.size for group in structure.groups}["h.0.c_fc"] == 40
+    groups = {group.name: group.size for group in structure.groups}
+    assert groups == {f"h.{i}.{part}": size for i in (0, 1) for part, size in (("c_attn", 4), ("c_fc", 40))}
 
 
 def test_a_stack_of_experts_is_a_layer_with_a_matrix_each() -> None:
