@@ -114,9 +114,7 @@ def _table(settings: dict[str, Any], names: Sequence[str], way: str) -> list[str
     lines = [_row(["operation", *heads, "float32", "bfloat16", "float64"]), _row(["---", *["--:"] * (len(heads) + 3)])]
     for label in dict.fromkeys(label for name in names for label in settings[name]["rows"]):
         cells = [settings[name]["rows"][label] for name in names]
-        counts = [
-            f"**{cell['wrong']}** of {cell['cases']}" if cell["wrong"] else f"0 of {cell['cases']}" for cell in cells
-        ]
+        counts = [f"**{cell['wrong']}** of {cell['cases']}" if cell["wrong"] else f"0 of {cell['cases']}" for cell in cells]
         worst = [max((cell.get(dtype, -1.0) for cell in cells)) for dtype in ("float32", "bfloat16", "float64")]
         lines.append(_row([label, *counts, *("" if error < 0 else f"{error:.0e}" for error in worst)]))
     return lines
