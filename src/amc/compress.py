@@ -39,6 +39,7 @@ from amc.search import (
 from amc.statistics import PairedDrop
 from amc.stored import fingerprint, settings_of
 from amc.structure import Structure
+from amc.structure.copying import copy_model, undisturbed
 from amc.summary import summarise
 from amc.verify import Recorded, confirmed
 
@@ -118,20 +119,24 @@ def compress_in(
     reward: RewardFunction | None,
 ) -> Result:
     """`compress` in a directory that is claimed or locked already. `reward`: the caller's own function."""
-    watch = observer or Observer()
-    if run is not None and resume:
-        _check_config(run, config, model)
-    elif run is not None:
-        began = {"amc_version": amc_version(), **(origin or {}), **config.to_json()}
-        run.write_json(rundir.CONFIG, {**began, "weights_sha256": fingerprint(model)})
-    journals = [] if run is None else [run.file(_journal(name, config.agent)) for name in _agents(config)]
-    recorded = Recorded.at(journals)  # a damaged one is found before any work
-    final = None if test is None else as_evaluator(test)
-    table = run.file(TABLE) if run is not None and run.file(TABLE).exists() else None
-    job = prepare(model, example_input, calibration, evaluate, config, watch, reward, table)
-    if run is not None and job.latency is not None and table is None:
-        run.write_json(TABLE, job.latency.table.to_json())  # before the first episode: a resumed search needs this one
-    return _search_and_finish(_warned(job, recorded.check(job), watch), run, final, watch, recorded)
+    with undisturbed(model):
+        model = copy_model(model)  # plain; the user's own is never run
+        watch = observer or Observer()
+        if run is not None and resume:
+            _check_config(run, config, model)
+        elif run is not None:
+            began = {"amc_version": amc_version(), **(origin or {}), **config.to_json()}
+            run.write_json(rundir.CONFIG, {**began, "weights_sha256": fingerprint(model)})
+        journals = [] if run is None else [run.file(_journal(name, config.agent)) for name in _agents(config)]
+        recorded = Recorded.at(journals)  # a damaged one is found before any work
+        final = None if test is None else as_evaluator(test)
+        table = run.file(TABLE) if run is not None and run.file(TABLE).exists() else None
+        job = prepare(model, example_input, calibration, evaluate, config, watch, reward, table)
+        if run is not None and job.latency is not None and table is None:
+            run.write_json(
+                TABLE, job.latency.table.to_json()
+            )  # before the first episode: a resumed search needs this one
+        return _search_and_finish(_warned(job, recorded.check(job), watch), run, final, watch, recorded)
 
 
 def _agents(config: SearchConfig) -> tuple[str, ...]:

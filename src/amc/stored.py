@@ -17,7 +17,7 @@ from amc.errors import AmcError, RunError
 from amc.methods import CHANNEL, apply_policy
 from amc.pruning import Policy
 from amc.rundir import RunDir
-from amc.structure.slicing import copy_model
+from amc.structure.copying import copy_model
 from amc.zoo import create_model, load_weights
 
 

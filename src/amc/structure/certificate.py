@@ -18,10 +18,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from amc.errors import ModelError
 from amc.structure.channels import Lock
+from amc.structure.copying import copy_model, plain, undisturbed
 from amc.structure.count import example_on_meta, on_meta
-from amc.structure.slicing import copy_model, mask_model, slice_model
+from amc.structure.slicing import mask_model, slice_model
+from amc.structure.source import line_of_error
 from amc.structure.structure import Mask, Structure, lock_groups
-from amc.structure.trace import Example, inference, user_line
+from amc.structure.trace import Example, inference
 
 # Largest difference allowed, relative to the largest output, by the precision of the comparison. A forward that
 # insists on single precision, or on the model's own (None), is compared in that.
@@ -49,7 +51,14 @@ def certify(
     Returns the structure that holds, and the certificate. Raises ModelError if not even the whole network
     reproduces itself.
     """
-    check = _Check(model, structure, Example.of(example_input), seed)
+    with undisturbed(model):
+        return _certified(plain(model), structure, Example.of(example_input), keep_sets, seed)
+
+
+def _certified(
+    model: nn.Module, structure: Structure, example: Example, keep_sets: int, seed: int
+) -> tuple[Structure, Certificate]:
+    check = _Check(model, structure, example, seed)
     rng = np.random.default_rng(seed)
     failed: dict[str, Lock] = {}
     worst, passed = 0.0, 0
@@ -193,6 +202,7 @@ class _Check:
 
     @staticmethod
     def _outputs(model: nn.Module, example: Example) -> list[torch.Tensor]:
+        example = example.cloned()
         with inference(model):
             out = model(*example.args, **example.kwargs)
         return [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
@@ -200,7 +210,7 @@ class _Check:
 
 def _literal_size(error: Exception) -> Lock:
     text = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-    return Lock(f"the forward insists on a literal size: {text}", source=user_line(error))
+    return Lock(f"the forward insists on a literal size: {text}", source=line_of_error(error))
 
 
 def _cast(value: Any, dtype: torch.dtype | None) -> Any:
