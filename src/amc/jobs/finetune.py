@@ -27,6 +27,7 @@ from amc.jobs.origin import config_of, data_of, evaluate_of, network_of
 from amc.jobs.progress import Progress
 from amc.methods import MaskedMethod, Method, create_method
 from amc.pruning import Policy
+from amc.records import sealed
 from amc.recovery import EpochRecord, FineTuneConfig, FineTuneResult, StepRecord, resume_point
 from amc.recovery import finetune as recover
 from amc.recovery.workers import launched
@@ -305,17 +306,19 @@ class _Task:
             tuned["test_finetuned"] = test(slim)
         slim.cpu()
         summary["slim"] |= {**start.method.recount(slim, self.example), **tuned}
-        lines = "".join(json.dumps(asdict(line)) + "\n" for line in result.epochs)
-        written = {rundir.MODEL_FINETUNED: start.method.stored(slim), rundir.FINETUNE: lines.encode()}
+        epochs = "".join(json.dumps(sealed(asdict(epoch))) + "\n" for epoch in result.epochs)
+        tuned_model = start.method.stored(slim)
         replaced = {}  # last: as long as the policy is the old one, this is not over
         if start.chosen and untrained is not None:
             replaced[rundir.MODEL] = start.method.stored(untrained)
             replaced[rundir.POLICY] = rundir.json_bytes(start.chosen[1].to_json())
-        contents = {**written, **replaced}
-        digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+        digests = {
+            name: hashlib.sha256(data).hexdigest()
+            for name, data in {rundir.MODEL_FINETUNED: tuned_model, **replaced}.items()
+        }
         summary["files"] = {**summary.get("files", {}), **digests}
-        for name, data in written.items():
-            run.write_bytes(name, data)
+        run.write_bytes(rundir.MODEL_FINETUNED, tuned_model)
+        run.write_text(rundir.FINETUNE, epochs)
         run.write_json(rundir.SUMMARY, summary)
         for name, data in replaced.items():
             run.write_bytes(name, data)

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from amc import rundir
+from amc.errors import RunError
 from amc.report.guarantee import guaranteed_episode
-from amc.report.tables import records_of
+from amc.report.tables import part_of, records_of
 from amc.rundir import RunDir
+from amc.search import load_journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,21 +97,48 @@ def load_record(run: RunDir) -> RunRecord:
     config = run.config()
     summary = run.read_json(rundir.SUMMARY) if run.has(rundir.SUMMARY) else {}
     policy = run.read_json(rundir.POLICY) if run.has(rundir.POLICY) else {}
-    journal = run.read_jsonl(rundir.JOURNAL)
-    uniform = _episodes(run.read_jsonl(rundir.baseline_journal("uniform")))
+    journals = [rundir.JOURNAL, *map(rundir.baseline_journal, ("uniform", "random"))]
+    run.verify(rundir.POLICY, *journals)
+    journal, uniform, random = (_checked_journal(run, name) for name in journals)
     return RunRecord(
         path=str(run.path),
         config=config,
         summary=summary,
         episodes=_episodes(journal),
-        uniform=uniform,
-        random=_episodes(run.read_jsonl(rundir.baseline_journal("random"))),
-        groups=_groups(summary, policy, ranked(uniform)[0].keep if ranked(uniform) else ()),
+        uniform=_episodes(uniform),
+        random=_episodes(random),
+        groups=_groups(summary, policy, _best_keep(_episodes(uniform))),
         warmup=_warmup(config, journal),
         seconds=_seconds(run.read_jsonl(rundir.TIMINGS)),
-        finetune=tuple(record for record in run.read_jsonl(rundir.FINETUNE) if "epoch" in record),
+        finetune=_epochs(run, summary),
         has_model=run.has(rundir.MODEL),
     )
+
+
+def _checked_journal(run: RunDir, name: str) -> list[dict[str, Any]]:
+    """The lines of a journal; RunError where one was changed after it was written."""
+    lines = run.read_jsonl(name)
+    if lines and lines[0].get("journal", 1) > 1:
+        load_journal(run.file(name))
+    return lines
+
+
+def _epochs(run: RunDir, summary: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    """The epochs of fine-tuning; RunError unless they are those that the summary tells of."""
+    epochs = tuple(record for record in run.read_jsonl(rundir.FINETUNE) if "epoch" in record)
+    slim = part_of(summary, "slim")
+    if epochs and "files" in summary and "score_finetuned" in slim and not run.has(rundir.FINETUNE_STATE):
+        in_turn = [record["epoch"] for record in epochs] == list(range(1, len(epochs) + 1))
+        if not in_turn or epochs[-1].get("score") != slim["score_finetuned"]:
+            raise RunError(
+                f"'{run.file(rundir.FINETUNE)}' is not of the fine-tuning that {rundir.SUMMARY} tells of; "
+                "restore it from a copy, or delete it"
+            )
+    return epochs
+
+
+def _best_keep(episodes: tuple[Episode, ...]) -> tuple[int, ...]:
+    return ranked(episodes)[0].keep if ranked(episodes) else ()
 
 
 def _episodes(records: list[dict[str, Any]]) -> tuple[Episode, ...]:
