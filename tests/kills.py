@@ -80,7 +80,7 @@ def child(action: Callable[[], None], output: Path | None = None) -> int:
     code = 1
     try:
         if output is not None:
-            os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+            sys.stdout = sys.stderr = output.open("w", encoding="utf-8")
         action()
         code = 0
     except SystemExit as ended:

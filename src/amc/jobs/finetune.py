@@ -127,7 +127,12 @@ class _State:
         for name in counts:
             if asked.get(name, 1) < 1:
                 raise AmcError(f"{name.replace('_', '-')} must be at least 1, got {asked[name]}")
-        known = self._stored() if self.run.has(STATE) and not restart else None
+        known = self._stored() if self.run.file(STATE).exists() and not restart else None
+        if known is None and not restart and self.checkpoints():
+            raise RunError(
+                f"'{self.run.path}' has a fine-tuning under way, and {STATE}, which says with what settings, is "
+                "missing; restore it from a copy, or add --restart to begin anew"
+            )
         if known is not None:
             before = {**known["settings"], **known}
             differing = [name for name, value in asked.items() if before[name] != value]
@@ -141,7 +146,7 @@ class _State:
         new = {"settings": settings, "measured": [], **{name: asked.get(name, 1) for name in counts}}
         self._take(known or new)
         self.wait()
-        if known is None:  # a checkpoint without this file belongs to nothing any more
+        if known is None:
             self.clear()
 
     def save(self) -> None:
@@ -170,7 +175,7 @@ class _State:
     def clear(self) -> None:
         """Nothing is under way any more."""
         if self.main:
-            for path in (self.run.file(STATE), *self.checkpoints()):
+            for path in (*self.checkpoints(), self.run.file(STATE)):  # without it checkpoints are of no use
                 path.unlink(missing_ok=True)
 
     def _stored(self) -> dict[str, Any]:
