@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from amc import jobs
+from amc.batches import limited
 from amc.config import SearchConfig
 from amc.evaluation import Evaluator, reestimate_batchnorm_
-from amc.job import limited
 from amc.provenance import environment
 from amc.recovery import FineTuneConfig, finetune
 from amc.stored import load_run

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from amc import jobs
+from amc.batches import limited
 from amc.config import SearchConfig
-from amc.job import limited
 from amc.rundir import atomic_write_bytes
 from amc.structure import Structure, inspect
 from amc.zoo import DataSplits

@@ -152,7 +152,6 @@ def _serve() -> None:
 
 def _warm_up() -> None:
     """Import all that commands import, and what torch imports on first use. One thread, so that forks are safe."""
-    import sklearn.datasets  # noqa: F401
     import torch
 
     import amc

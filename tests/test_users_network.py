@@ -120,3 +120,28 @@ def test_a_forward_that_writes_into_its_input_is_scored_as_if_it_did_not(tmp_pat
     assert scores[0]["dense"]["score"] == scores[1]["dense"]["score"]
     assert scores[0]["slim"] == scores[1]["slim"]
     assert torch.equal(images, IMAGES)
+
+
+class Head(nn.Module):
+    """A head that can be made anew for another number of classes, as timm's can."""
+
+    def __init__(self, in_features: int) -> None:
+        super().__init__()
+        self.in_features, self.fc = in_features, nn.Linear(in_features, 4)
+
+    def reset(self, classes: int) -> None:
+        self.fc = nn.Linear(self.in_features, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x)
+
+
+def test_sizes_that_the_network_declares_are_those_of_the_slim_network(tmp_path: Path) -> None:
+    model = Net()
+    model.head = Head(16)
+    result = search(model, tmp_path / "run")
+    for slim in (result.model, amc.load_run(tmp_path / "run", model, IMAGES[:1])):
+        assert slim.head.in_features == slim.body[3].out_channels < 16
+        slim.head.reset(7)
+        assert slim(IMAGES).shape == (64, 7)
+    assert model.head.in_features == 16

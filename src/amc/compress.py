@@ -13,13 +13,14 @@ from torch import nn
 from amc import rundir
 from amc.config import SearchConfig
 from amc.errors import AmcError, EvaluationError, RunError
-from amc.evaluation import as_evaluator
+from amc.evaluation import BatchSource, Evaluate, as_evaluator
 from amc.job import Job, Observer, prepare
 from amc.latency import TABLE, Judge, Settled
 from amc.provenance import amc_version
 from amc.pruning import Policy
 from amc.report import render_report
 from amc.rundir import RunDir
+from amc.scores import DEFAULT
 from amc.search import (
     REWARDS,
     Confirmation,
@@ -40,6 +41,7 @@ from amc.statistics import PairedDrop
 from amc.stored import fingerprint, settings_of
 from amc.structure import Structure
 from amc.structure.copying import copy_model, undisturbed
+from amc.structure.declared import update_declared_sizes_
 from amc.summary import summarise
 from amc.verify import Recorded, confirmed
 
@@ -73,7 +75,9 @@ def compress(
     model: any trained network that torch.export can follow; it is left untouched.
     example_input: one example (batch 1) as the network takes it; a tuple or dict for several arguments.
     calibration: batches of training images, with or without labels; never the ones `evaluate` scores.
-    evaluate: module -> float, higher is better, or a loader of (images, labels) for top-1 accuracy: the reward.
+    evaluate: module -> float, higher is better, or a loader of (images, labels): the reward. Batches of both are taken
+        apart as `example_input` says (`amc.batches`).
+    score (in settings): what a loader is scored by: "top1", or another name of `amc.scores`.
     test: the same for the final figures only; it never steers anything.
     reward (in settings): a name, or a function of an `amc.search.Outcome`.
     run_dir: where to keep the journal and the results; `resume` continues what an earlier call left there.
@@ -129,7 +133,7 @@ def compress_in(
             run.write_json(rundir.CONFIG, {**began, "weights_sha256": fingerprint(model)})
         journals = [] if run is None else [run.file(_journal(name, config.agent)) for name in _agents(config)]
         recorded = Recorded.at(journals)  # a damaged one is found before any work
-        final = None if test is None else as_evaluator(test)
+        final = None if test is None else _tested(test, config, example_input)
         table = run.file(TABLE) if run is not None and run.file(TABLE).exists() else None
         job = prepare(model, example_input, calibration, evaluate, config, watch, reward, table)
         if run is not None and job.latency is not None and table is None:
@@ -149,6 +153,12 @@ def _warned(job: Job, told: Sequence[str], watch: Observer) -> Job:
     for warning in told:
         watch.warning(warning)
     return replace(job, warnings=(*job.warnings, *told)) if told else job
+
+
+def _tested(test: Any, config: SearchConfig, example_input: Any) -> Evaluate:
+    """The score of the final figures: the search's own on other data, or a function of the caller's."""
+    score = config.score if isinstance(test, BatchSource) or not callable(test) else DEFAULT
+    return as_evaluator(test, score=score, example_input=example_input)
 
 
 def _own_reward(settings: dict[str, Any]) -> RewardFunction | None:
@@ -200,6 +210,8 @@ def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer,
     slim = job.scorer.build(best.keep)
     best, told = confirmed(job, best, slim, recorded)
     job = _warned(job, told, watch)
+    if job.method.slices:
+        update_declared_sizes_(slim, job.model, job.example_input)
     policy = job.scorer.builder.policy(best.keep)
     summary = summarise(job, slim, best, found, run, test, guarantee, settled)
     _check_budget(job, summary["slim"])

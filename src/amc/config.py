@@ -13,6 +13,7 @@ from amc.errors import AmcError
 from amc.methods import CHANNEL, MethodOptions, check_method
 from amc.methods.base import MAX_SPARSITY, MAX_SPARSITY_LINEAR
 from amc.pruning.ranking import Ranking
+from amc.scores import DEFAULT, get_score
 from amc.search import AGENTS, BASELINES, REWARDS, Budget, Metric, parse_budgets
 from amc.settings import MAX_SEED, settle_types_
 from amc.statistics import CONFIDENCE
@@ -44,6 +45,7 @@ class SearchConfig:
     # re-estimating changes more answers of a hardly pruned network than its pruning.
     bn_images: int | None = None
     calibration_images: int = 2048
+    score: str = DEFAULT  # of labelled data: a name of `amc.scores`; a function in place of data is its own score
     bf16: bool = False  # score in bfloat16
     keep_sets: int = 3  # checked by the certificate; 0: none
     lock: tuple[str, ...] = ()
@@ -58,6 +60,7 @@ class SearchConfig:
             raise AmcError(f'budget must be text such as "macs<=50%", got {self.budget!r}')
         settle_types_(self)
         object.__setattr__(self, "method", check_method(self.method))
+        object.__setattr__(self, "score", get_score(self.score).name)
         object.__setattr__(self, "budget", self._resolved_budget())
         bn_images = (512 if self.max_drop is None else 0) if self.bn_images is None else self.bn_images
         object.__setattr__(self, "bn_images", bn_images)
@@ -82,10 +85,25 @@ class SearchConfig:
         for name, (holds, rule) in rules.items():
             if not holds:
                 raise AmcError(f"{name.replace('_', '-')} must be {rule}, got {getattr(self, name)!r}")
+        self._check_score()
         if self.times_latency and self.method != CHANNEL:
             raise AmcError(
                 f"method {self.method} masks weights, which makes no runtime here faster: a latency can be had with "
                 "method channel only"
+            )
+
+    def _check_score(self) -> None:
+        """AmcError for a score that cannot do what the protocol asks of it."""
+        kind = get_score(self.score)
+        if self.max_drop is not None and not kind.per_image:
+            raise AmcError(
+                f"max-drop counts the images that a network gets right, and {kind.label} does not call single images "
+                "right or wrong; choose score top1 or top5, or a budget"
+            )
+        if kind.is_error and self.reward in REWARDS and self.reward != "r_err":
+            raise AmcError(
+                f"reward {self.reward} is about a share of right answers, and score {kind.name} is none; give a budget "
+                "with reward r_err, or a reward function of your own"
             )
 
     def _resolved_budget(self) -> str:

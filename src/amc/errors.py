@@ -27,3 +27,7 @@ class RunError(AmcError):
 
 class EvaluationError(AmcError):
     """A network could not be scored."""
+
+
+class ResourceError(AmcError):
+    """The machine is out of memory or disk space; the work can be resumed once there is some."""

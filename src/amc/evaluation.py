@@ -1,25 +1,31 @@
 """A network -> its score.
 
-`Evaluator` is the score of the method: top-1 accuracy of the network on images kept in memory. `as_evaluator`
-makes one from what the user has. `PairedEvaluator` adds how sure the score is, beside the dense network.
+`Evaluator` is the score of the method: top-1 accuracy, or another score of `amc.scores`, on a set kept in memory.
+`as_evaluator` makes one from what the user has. `PairedEvaluator` adds how sure the score is, beside the dense network.
 `reestimate_batchnorm_` gives a sliced network the statistics of its own activations.
 """
 
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from amc.errors import DataError, EvaluationError
+from amc.batches import Reader, examples, mapped, moved, picked, size_of
+from amc.errors import AmcError, DataError, EvaluationError
+from amc.judging import EVALUATE, number_of
+from amc.metrics import Hits, Tally, classes_of, output_of, tally
 from amc.modes import evaluating
+from amc.scores import DEFAULT, TOP1, get_score
 from amc.statistics import Measured, PairedDrop, compare
+from amc.structure.trace import Example
 
 Batch = tuple[Tensor, Tensor]
-Score = Callable[[nn.Module], float]
+Evaluate = Callable[[nn.Module], float]  # network -> score, higher is better
 
 KEEP_FLOAT_BYTES = 1 << 30  # up to this size images are kept normalised; larger sets are normalised anew each time
 
@@ -35,52 +41,76 @@ class BatchSource(Protocol):
 
 
 class Evaluator:
-    """Top-1 accuracy in [0, 1] of a network with logits [B, classes].
+    """A score of a network on labelled data; by default top-1 accuracy in [0, 1] of logits [B, classes].
 
-    `source`: a `BatchSource`, or an iterable of (images, labels) such as a DataLoader, read once here.
+    `source`: a `BatchSource`, or an iterable of batches with labels such as a DataLoader, read once here.
     `batch_size`: small batches keep activations in a processor's cache; on a GPU take 500 or more.
     `autocast`: compute in bfloat16 (other scores than float32 by a few tenths of a percent; faster where the
-    processor has it). The network is used in eval mode on its own device and left in the mode it was in.
-    Raises DataError for a set that is empty, EvaluationError for logits that are NaN or have a wrong shape.
+    processor has it). `score`: a name of `amc.scores`; an error counts with a minus, so that higher is better.
+    `example_input`: how the network is called; without it a batch is (inputs, labels), see `amc.batches`.
+    The network is used in eval mode on its own device and left in the mode it was in. docs/scores.md lists the shapes
+    of labels and outputs that are understood. Raises DataError for a set that is empty or whose batches do not fit,
+    EvaluationError for outputs that are NaN or labels that do not belong to them.
     """
 
-    def __init__(self, source: BatchSource | Iterable[Batch], *, batch_size: int = 64, autocast: bool = False) -> None:
+    def __init__(
+        self,
+        source: BatchSource | Iterable[Any],
+        *,
+        batch_size: int = 64,
+        autocast: bool = False,
+        score: str = DEFAULT,
+        example_input: Any = None,
+    ) -> None:
         if batch_size < 1:
             raise DataError(f"batch size must be at least 1, got {batch_size}")
         self.autocast = autocast
+        self.kind = get_score(score)
+        tally(self.kind)  # a package that is missing is found now
         self._source: BatchSource | None = None
         self._batch_size = batch_size
-        self._kept: list[Batch] = []
+        self._kept: list[tuple[Example, Tensor]] = []
         if not isinstance(source, BatchSource):
-            self._kept = [_checked(batch) for batch in source]
+            reader = Reader.of(example_input, "a batch to evaluate on")
+            self._kept = [_laid_out(*reader.labelled(batch)) for batch in reader.batches(source)]
         else:
             first = next(iter(source.batches(1)), None)
             if first is not None and first[0].nbytes * len(source) > KEEP_FLOAT_BYTES:
                 self._source = source
             else:
-                self._kept = list(source.batches(batch_size))
+                self._kept = [(Example.of(images), labels) for images, labels in source.batches(batch_size)]
         if len(self) == 0:
             raise DataError("the set to evaluate on is empty; give it at least one image")
 
     def __call__(self, module: nn.Module) -> float:
-        """The share of images whose largest logit is that of their label."""
-        correct = self.correct(module)
-        return int(correct.sum()) / len(correct)
+        """The score of the network."""
+        value = self._counted(module, tally(self.kind)).value()
+        if not math.isfinite(value):
+            raise EvaluationError(
+                f"{self.kind.label} is {value} on these {len(self)} images: it is not defined there, or the network's "
+                "outputs are too large; give images of more than one class, and check the weights"
+            )
+        return self.kind.turned(value)
 
     def correct(self, module: nn.Module) -> Tensor:
         """Which images the network gets right: bool [N] on the CPU, always in the same order."""
-        device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-        right: list[Tensor] = []  # on the device until the end: nothing waits for it in between
-        dtype = torch.bfloat16
-        with (
-            evaluating(module),
-            torch.inference_mode(),
-            torch.autocast(device.type, dtype, enabled=self.autocast),
-        ):
-            for images, labels in self._batches():
-                logits = module(images.to(device))
-                right.append(_correct(logits, labels.to(device)))
-            return torch.cat(right).cpu()
+        hits = tally(self.kind)
+        if not isinstance(hits, Hits):
+            raise EvaluationError(
+                f"{self.kind.label} does not call single images right or wrong; choose score top1 or top5"
+            )
+        self._counted(module, hits)
+        return hits.right()
+
+    def chance(self, module: nn.Module) -> float | None:
+        """The score of blind guessing, on average; None for a score that has none."""
+        if self.kind.name == "auroc":
+            return 0.5
+        if not self.kind.per_image and self.kind.name != "balanced-accuracy":
+            return None
+        with self._running(module) as run:
+            classes = classes_of(run(next(iter(self._batches()))[0]))
+        return None if classes is None else (5 if self.kind.name == "top5" else 1) / classes
 
     def halves(self) -> tuple["Evaluator", "Evaluator"]:
         """Two evaluators on half of the images each: one to search on, one to confirm on what the first found.
@@ -97,14 +127,14 @@ class Evaluator:
         for chosen in (first, ~first):
             part = copy.copy(self)
             if self._source is None:
-                part._kept = [_checked(batch) for batch in _chosen(self._kept, chosen)]
+                part._kept = [_laid_out(*batch) for batch in _chosen(self._kept, chosen)]
             else:
                 part._source = _Part(self._source, chosen)
             parts.append(part)
         return parts[0], parts[1]
 
     @property
-    def held(self) -> Sequence[Batch]:
+    def held(self) -> Sequence[tuple[Example, Tensor]]:
         """The batches that are kept in memory; none where images are read anew each time."""
         return self._kept
 
@@ -112,16 +142,41 @@ class Evaluator:
         """How many images."""
         return sum(len(labels) for _, labels in self._kept) if self._source is None else len(self._source)
 
-    def _batches(self) -> Iterable[Batch]:
-        return self._kept if self._source is None else self._source.batches(self._batch_size)
+    def _counted(self, module: nn.Module, counted: Tally) -> Tally:
+        with self._running(module) as run:
+            for inputs, labels in self._batches():
+                outputs = run(inputs)
+                counted.add(outputs, labels.to(outputs.device))
+        return counted
+
+    @contextmanager
+    def _running(self, module: nn.Module) -> Iterator[Callable[[Example], Tensor]]:
+        """The network in eval mode, from inputs to outputs on its own device."""
+        device = _device_of(module)
+
+        def run(inputs: Example) -> Tensor:
+            there = moved(inputs.cloned(), device)  # a forward may write into its input, and the images serve again
+            return output_of(module(*there.args, **there.kwargs))
+
+        with (
+            evaluating(module),
+            torch.inference_mode(),
+            torch.autocast(device.type, torch.bfloat16, enabled=self.autocast),
+        ):
+            yield run
+
+    def _batches(self) -> Iterable[tuple[Example, Tensor]]:
+        if self._source is None:
+            return self._kept
+        return ((Example.of(images), labels) for images, labels in self._source.batches(self._batch_size))
 
 
 class PairedEvaluator:
     """Accuracy with the standard error of its difference from the dense network's, on the same images."""
 
     def __init__(self, evaluator: Evaluator, dense: nn.Module) -> None:
-        """`dense` is evaluated here, once."""
-        self._evaluator = evaluator
+        """`dense` is evaluated here, once. EvaluationError for a score that calls no single image right or wrong."""
+        self.evaluator = evaluator
         self._dense = evaluator.correct(dense)
 
     @property
@@ -136,36 +191,46 @@ class PairedEvaluator:
 
     def __call__(self, module: nn.Module) -> Measured:
         """The network's accuracy, as `Evaluator` gives it, and that standard error."""
-        right = self._evaluator.correct(module)
+        right = self.evaluator.correct(module)
         return Measured(int(right.sum()) / len(right), compare(self._dense, right).standard_error)
 
     def compare(self, module: nn.Module) -> PairedDrop:
         """What the network loses against the dense one, counted in images."""
-        return compare(self._dense, self._evaluator.correct(module))
+        return compare(self._dense, self.evaluator.correct(module))
 
 
-def as_evaluator(evaluate: Score | BatchSource | Iterable[Batch], *, autocast: bool = False) -> Score:
+def as_evaluator(
+    evaluate: Any,
+    *,
+    autocast: bool = False,
+    score: str = DEFAULT,
+    example_input: Any = None,
+) -> Evaluate:
     """`evaluate` as a function of a network: a callable is checked at each call, data becomes an `Evaluator`.
 
-    The score of a callable may be any finite number; EvaluationError where it is not. What it raises passes
-    through.
+    The score of a callable may be any number within ±`amc.judging.LARGEST`; EvaluationError where it is none. What it
+    raises passes through. `score` and `example_input` are for data, see `Evaluator`.
     """
     if isinstance(evaluate, Evaluator | PairedEvaluator):
         return evaluate
     if isinstance(evaluate, BatchSource):
-        return Evaluator(evaluate, autocast=autocast)
+        return Evaluator(evaluate, autocast=autocast, score=score, example_input=example_input)
     if callable(evaluate):
+        if get_score(score) is not TOP1:
+            raise AmcError(f"evaluate is a function, which is the score itself; leave out score {score!r}")
         return _checked_score(evaluate)
     if isinstance(evaluate, Iterable):
-        return Evaluator(evaluate, autocast=autocast)
+        return Evaluator(evaluate, autocast=autocast, score=score, example_input=example_input)
+    wrap = ", such as DataLoader(dataset, batch_size=64)" if hasattr(evaluate, "__getitem__") else ""
     raise EvaluationError(
         f"evaluate is a {type(evaluate).__name__}; give a function module -> float or a loader of (images, labels)"
+        f"{wrap}"
     )
 
 
 @torch.no_grad()
-def reestimate_batchnorm_(model: nn.Module, batches: Iterable[Batch | Tensor]) -> None:
-    """Replace the running statistics of every batch norm by those of `batches`, in place.
+def reestimate_batchnorm_(model: nn.Module, batches: Iterable[Any]) -> None:
+    """Replace the running statistics of every batch norm by those of `batches` (see `amc.batches`), in place.
 
     The mean over the images of each batch's mean and (unbiased) variance; a single image at the end is left out, as
     some networks have no variance of it. The other layers work as in evaluation, and no other parameter, buffer or mode
@@ -174,22 +239,22 @@ def reestimate_batchnorm_(model: nn.Module, batches: Iterable[Batch | Tensor]) -
     norms = [part for part in model.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
     if not norms:
         return
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     momenta = [norm.momentum for norm in norms]
     seen = 0
     with evaluating(model):
         try:
-            for batch in batches:
-                images = batch if isinstance(batch, Tensor) else batch[0]
-                if len(images) <= bool(seen):
+            for inputs in examples(batches, _device_of(model)):
+                count = size_of(inputs)
+                if count <= bool(seen):
                     continue
-                seen += len(images)
+                seen += count
                 for norm in norms:
-                    if seen == len(images):
+                    if seen == count:
                         norm.reset_running_stats()
-                    norm.momentum = len(images) / seen  # the share of this batch in the average so far
+                    norm.momentum = count / seen  # the share of this batch in the average so far
                     norm.training = True
-                model(images.to(device))
+                inputs = inputs.cloned()  # as in `Evaluator`
+                model(*inputs.args, **inputs.kwargs)
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
@@ -197,17 +262,17 @@ def reestimate_batchnorm_(model: nn.Module, batches: Iterable[Batch | Tensor]) -
         raise DataError("batch-norm statistics need at least one batch of calibration images")
 
 
-def _checked(batch: object) -> Batch:
-    if not isinstance(batch, tuple | list) or len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
-        raise DataError(
-            f"a batch to evaluate on is a {type(batch).__name__}; the loader must give (images, labels) tensors"
-        )
-    images, labels = batch
-    if len(images) != len(labels):
-        raise DataError(f"a batch has {len(images)} images and {len(labels)} labels; they must be as many")
-    if images.dim() == 4:
-        images = images.contiguous(memory_format=torch.channels_last)
-    return images, labels
+def _device_of(module: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+
+
+def _laid_out(inputs: Example, labels: Tensor) -> tuple[Example, Tensor]:
+    """Images channels-last in memory."""
+
+    def lay_out(tensor: Tensor) -> Tensor:
+        return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+    return mapped(lay_out, inputs), labels
 
 
 class _Part:
@@ -220,42 +285,24 @@ class _Part:
         return int(self._chosen.sum())
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
-        return _chosen(self._source.batches(2 * batch_size), self._chosen)
+        pairs = ((Example.of(images), labels) for images, labels in self._source.batches(2 * batch_size))
+        return ((inputs.args[0], labels) for inputs, labels in _chosen(pairs, self._chosen))
 
 
-def _chosen(batches: Iterable[Batch], chosen: Tensor) -> Iterator[Batch]:
+def _chosen(batches: Iterable[tuple[Example, Tensor]], chosen: Tensor) -> Iterator[tuple[Example, Tensor]]:
     """The images where `chosen` [N], counted through all batches, is True; no empty batches."""
     at = 0
-    for images, labels in batches:
+    for inputs, labels in batches:
         wanted = chosen[at : at + len(labels)]
         at += len(labels)
         if wanted.any():
-            yield images[wanted], labels[wanted]
+            yield picked(inputs, wanted), labels[wanted]
 
 
-def _correct(logits: object, labels: Tensor) -> Tensor:
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(labels):
-        shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise EvaluationError(
-            f"the network gives {shape} for {len(labels)} images, not logits [{len(labels)}, classes]; "
-            "pass a function module -> float as evaluate"
-        )
-    if logits.isnan().any():
-        raise EvaluationError("the network's logits are NaN; check its weights and the normalisation of the images")
-    return logits.argmax(dim=1) == labels
-
-
-def _checked_score(evaluate: Score) -> Score:
+def _checked_score(evaluate: Evaluate) -> Evaluate:
     def score(module: nn.Module) -> float:
         value = evaluate(module)
-        try:
-            if isinstance(value, bool | str):
-                raise TypeError
-            number = float(value)
-        except (TypeError, ValueError) as problem:
-            raise EvaluationError(f"evaluate returned a {type(value).__name__}; it must return a number") from problem
-        if not math.isfinite(number):
-            raise EvaluationError(f"evaluate returned {number}; it must return a finite number, higher for better")
+        number = number_of(value, EVALUATE)
         return value if isinstance(value, Measured) else number
 
     return score

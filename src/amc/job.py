@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
+from amc.batches import Reader, limited
 from amc.config import SearchConfig
 from amc.deploy.table import Latency
-from amc.errors import AmcError, DataError, EvaluationError
-from amc.evaluation import Evaluator, PairedEvaluator, as_evaluator
+from amc.errors import AmcError, EvaluationError, ResourceError
+from amc.evaluation import Evaluate, Evaluator, PairedEvaluator, as_evaluator
+from amc.judging import EVALUATE, check_resources, number_of, reason_of
 from amc.latency import aligned, guarded, latency_of
 from amc.methods import CHANNEL, Method, create_method, problem_of
+from amc.metrics import tally
 from amc.modes import evaluating
 from amc.provenance import data_fingerprint, execution
 from amc.pruning import Calibration, calibrate
-from amc.scoring import Evaluate, PolicyScorer
+from amc.scores import get_score
+from amc.scoring import PolicyScorer
 from amc.search import (
     EpisodeRecord,
     EpisodeTiming,
@@ -31,7 +37,9 @@ from amc.search import (
     get_reward,
     rewarded_metric,
 )
-from amc.structure import Certificate, Structure, certify, inspect, restrict
+from amc.structure import Certificate, Structure, certify, check_counts, inspect, restrict
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +89,14 @@ def prepare(
     run that is resumed.
     """
     watch = observer or Observer()
+    tally(get_score(config.score))  # refuses a score whose package is not installed
     paid = reward or get_reward(config.reward)
     watch.stage("structure")
     structure = inspect(model, example_input)
     certificate, locks = None, {"lock": config.lock, "only": config.only}
-    if config.method == CHANNEL:
+    if config.method != CHANNEL:
+        check_counts(model, structure, example_input)
+    else:
         structure, certificate = _certified(model, structure, example_input, config, watch)
         locks = {}  # they are in the structure now
     method = create_method(config.method, model, structure, config.method_options, **locks)
@@ -93,11 +104,14 @@ def prepare(
     rewarded = config.metric if config.max_drop is not None else rewarded_metric(paid)
     problem, latency, told = _problem(model, structure, example_input, method, config, rewarded, table, watch)
     check_costs(paid, problem.policy_costs(problem.dense.tolist()))
-    score = as_evaluator(evaluate, autocast=config.bf16)
+    score = as_evaluator(evaluate, autocast=config.bf16, score=config.score, example_input=example_input)
     seen = data_fingerprint(score.held) if isinstance(score, Evaluator) and score.held else None
     watch.stage("dense score")
     score, confirm, dense = _judges(model, score, config)
     watch.dense(dense)
+    for warning in _near_chance(score, model, dense):
+        told.append(warning)
+        watch.warning(warning)
     if config.max_drop is not None:
         paid = SmallestWithin(config.max_drop / 100, dense, config.metric, config.confidence)
         if confirm is not None:
@@ -108,14 +122,15 @@ def prepare(
                 "let evaluate return a share between 0 and 1"
             )
     watch.stage("calibration")
-    batches = limited(calibration, config.calibration_images)
+    reader = Reader.of(example_input)
+    batches = limited(calibration, config.calibration_images, reader)
     gathered = calibrate(model, structure, batches, layers=method.calibrated(), seed=config.seed)
     warnings = tuple(_warnings(method, gathered))
     for warning in warnings:
         watch.warning(warning)
     warnings = (*told, *warnings)
     watch.stage("ranking and reconstruction")
-    again = limited(batches, config.bn_images or 0)
+    again = limited(batches, config.bn_images or 0, reader)
     scorer = PolicyScorer(method.builder(gathered), score, again, dense=problem.dense.tolist())
     return Job(
         model, example_input, config, structure, certificate, method, problem, scorer, dense, paid, confirm, warnings,
@@ -157,6 +172,7 @@ def _certified(
     if config.lock or config.only:
         structure = restrict(structure, lock=config.lock, only=config.only)
     if not config.keep_sets or not structure.groups:
+        check_counts(model, structure, example_input)
         return structure, None
     watch.stage("certificate")
     return certify(model, structure, example_input, keep_sets=config.keep_sets)
@@ -170,7 +186,7 @@ def _judges(model: nn.Module, score: Evaluate, config: SearchConfig) -> tuple[Ev
     if config.max_drop is None or not isinstance(score, Evaluator):
         return score, None, score_of(score, model, "dense")
     halves = score.halves()
-    searched, confirm = (PairedEvaluator(half, model) for half in halves)
+    searched, confirm = (_on("dense", partial(PairedEvaluator, half, model)) for half in halves)
     return searched, confirm, searched.dense_score
 
 
@@ -189,30 +205,44 @@ def _warnings(method: Method, calibration: Calibration) -> Iterator[str]:
 
 
 def score_of(score: Evaluate, model: nn.Module, which: str) -> float:
-    """Score in eval mode, all modes restored; EvaluationError if the user's function raises."""
+    """Score in eval mode, all modes restored; EvaluationError where the user's function fails (see `amc.judging`)."""
+    with evaluating(model):
+        return number_of(_on(which, lambda: score(model)), EVALUATE)
+
+
+def final_score(score: Evaluate, model: nn.Module, which: str) -> tuple[float | None, list[str]]:
+    """A score for the record alone: where it fails there is none, and a warning says why."""
     try:
-        with evaluating(model):
-            return score(model)
+        return score_of(score, model, which), []
+    except ResourceError:
+        raise
+    except AmcError as error:
+        return None, [f"the {which} network has no test score: {error}"]
+
+
+def _on(which: str, call: Callable[[], T]) -> T:
+    """What scoring the `which` network gives. Raises EvaluationError, naming the network, for what is no AmcError."""
+    try:
+        return call()
     except AmcError:
         raise
-    except Exception as error:
-        reason = str(error).strip().splitlines()
+    except Exception as error:  # a user's function or network may raise anything
+        check_resources(error, f" while the {which} network is scored; free some, then start or resume")
         raise EvaluationError(
-            f"evaluate fails on the {which} network ({type(error).__name__}: {reason[0] if reason else ''}); "
-            "it must return a number for any network of this class"
+            f"evaluate fails on the {which} network ({reason_of(error)}); it must return a number for any network of "
+            "this class"
         ) from error
 
 
-def limited(batches: Iterable[Any], images: int) -> list[Tensor]:
-    """The first `images` images, as batches of tensors kept in memory; labels are dropped."""
-    kept: list[Tensor] = []
-    left = images
-    for batch in batches:
-        if left <= 0:
-            break
-        part = batch[0] if isinstance(batch, (list, tuple)) else batch
-        if not isinstance(part, Tensor):
-            raise DataError(f"a calibration batch is a {type(part).__name__}; give tensors, or (images, labels)")
-        kept.append(part[:left])
-        left -= len(kept[-1])
-    return kept
+def _near_chance(score: Evaluate, model: nn.Module, dense: float) -> list[str]:
+    """A warning where the dense network does no better than guessing would, by two standard errors."""
+    evaluator = score.evaluator if isinstance(score, PairedEvaluator) else score
+    chance = evaluator.chance(model) if isinstance(evaluator, Evaluator) else None
+    if chance is None or not isinstance(evaluator, Evaluator):
+        return []
+    if dense > chance + 2 * math.sqrt(chance * (1 - chance) / len(evaluator)):
+        return []
+    return [
+        f"the dense network scores {dense:.4g}, no better than chance ({chance:.4g}): check its weights, the order of "
+        "the classes and the normalisation of the images"
+    ]

@@ -21,8 +21,8 @@ from amc.deploy.measure import MeasureSettings
 from amc.deploy.table import Bench, Latency, NoiseError, Place, bench_networks, obtain, open_bench
 from amc.errors import AmcError, BudgetError, EvaluationError
 from amc.methods import Method
-from amc.search import Bounds, Budget, Decision, EpisodeRecord, Metric, Outcome, Problem, RewardFunction, roll_out
-from amc.search.environment import Observation, finite_score
+from amc.search import Bounds, Budget, Decision, EpisodeRecord, Metric, Problem, RewardFunction, judged, roll_out
+from amc.search.environment import Observation, Score
 from amc.search.problem import FloatArray
 from amc.search.surface import Surface
 from amc.structure import Structure
@@ -41,12 +41,6 @@ _FRESH = 6  # neighbours scored in a round
 _PARENTS = 4  # policies whose neighbours they are
 _JITTER = 0.06  # of a group, that a neighbour is away from its parent
 _SETTINGS = MeasureSettings(rounds=15, warmup=3, round_seconds=0.05, precision=0.03, max_seconds=20.0)
-
-
-class Score(Protocol):
-    """Keep counts -> a score; what `amc.scoring.PolicyScorer` is."""
-
-    def __call__(self, keep_counts: Sequence[int]) -> float: ...
 
 
 class Build(Protocol):
@@ -288,16 +282,10 @@ class Judge:
                     yield record
 
     def _scored_record(self, keep: tuple[int, ...], number: int) -> EpisodeRecord | None:
-        """A policy with its score; None where the user's function fails on it."""
+        """A policy with its score; None where it fails, as an episode of the search may: there are others."""
         self._scored += 1
-        costs = self.problem.policy_costs(keep)
-        try:
-            score, error = finite_score(self.score(keep))
-            dense = self.problem.policy_costs(self.problem.dense.tolist())
-            paid = float(self.reward(Outcome(score, costs, dense, error)))
-        except (AmcError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError):
-            return None  # as an episode of the search that fails: there are others
-        return EpisodeRecord(number, keep, costs, score, paid, standard_error=error)
+        record = judged(self.problem, self.score, self.reward, keep, number)
+        return None if record.error else record
 
     def _failure(self) -> AmcError:
         trials = list(self._trials.values())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import dataclasses
 import datetime
 import hashlib
 import os
@@ -57,7 +59,7 @@ _DISPATCHED = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx
 
 
 def data_fingerprint(data: Any) -> str:
-    """SHA-256 of all tensors in lists, tuples and mappings, in their order, with their shapes and types."""
+    """SHA-256 of all tensors in lists, tuples, mappings and dataclasses, in their order, with their shapes and types."""
     digest = hashlib.sha256()
     _feed(digest, data)
     return digest.hexdigest()
@@ -71,6 +73,10 @@ def _feed(digest: Any, data: Any) -> None:
         for key, value in data.items():
             digest.update(f"{key!r}:".encode())
             _feed(digest, value)
+    elif dataclasses.is_dataclass(data):
+        _feed(digest, [getattr(data, field.name) for field in dataclasses.fields(data)])
+    elif dataclasses.is_dataclass(data):
+        _feed(digest, {field.name: getattr(data, field.name) for field in dataclasses.fields(data)})
     elif isinstance(data, list | tuple):
         digest.update(f"{len(data)};".encode())
         for value in data:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from amc.evaluation import reestimate_batchnorm_
+from amc.evaluation import Evaluate, reestimate_batchnorm_
 from amc.methods import Builder
-
-Evaluate = Callable[[nn.Module], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +25,14 @@ class ScoreTiming:
 class PolicyScorer:
     """Keep counts -> score, a pure function of the policy.
 
-    `batches` are calibration images on which batch-norm statistics are re-estimated (none: they stay). They stay too
-    for the policy `dense`, which keeps everything: a few images know less of them than training did. Scores are
-    remembered, as several agents on one network ask for the same policies. `timing` is that of the last call, zero
-    if the score was remembered.
+    `batches` are calibration batches (`amc.batches`) on which batch-norm statistics are re-estimated (none: they
+    stay). They stay too for the policy `dense`, which keeps everything: a few images know less of them than training
+    did. Scores are remembered, as several agents on one network ask for the same policies. `timing` is that of the
+    last call, zero if the score was remembered.
     """
 
     def __init__(
-        self, builder: Builder, evaluate: Evaluate, batches: Sequence[Tensor] = (), dense: Sequence[int] = ()
+        self, builder: Builder, evaluate: Evaluate, batches: Sequence[Any] = (), dense: Sequence[int] = ()
     ) -> None:
         self.builder, self.evaluate, self.batches, self.dense = builder, evaluate, batches, tuple(dense)
         self.timing = ScoreTiming(0.0, 0.0, 0.0)

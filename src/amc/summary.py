@@ -9,10 +9,11 @@ import numpy as np
 from torch import nn
 
 from amc import rundir
-from amc.job import Job, score_of
+from amc.job import Job, final_score
 from amc.latency import Settled
 from amc.provenance import amc_version, environment
 from amc.rundir import RunDir
+from amc.scores import ScoreKind, get_score
 from amc.search import Confirmation, EpisodeRecord, Metric, SearchResult
 from amc.structure import Certificate
 
@@ -40,6 +41,7 @@ def summarise(
         "budget": config.budget,
         "method": config.method,
         "reward": config.reward if config.max_drop is None else "smallest within max_drop",
+        "score": config.score,  # its name; an error counts with a minus in all that follows
         "agent": config.agent,
         "episodes": len(found[config.agent].episodes),
         "failed_episodes": found[config.agent].failed,
@@ -65,10 +67,12 @@ def summarise(
         result["slim"]["latency"] = settled.chosen.latency_ms
         result["warnings"] += [] if settled.chosen.steady else [_unsteady(settled)]
     if guarantee is None and settled is None:  # else reward alone does not decide
-        result["warnings"] += _outdone(found, best, config.agent)
+        result["warnings"] += _outdone(found, best, config.agent, get_score(config.score))
     if test is not None:
-        result["dense"]["test"] = score_of(test, job.model, "dense")
-        result["slim"]["test"] = score_of(test, slim, "slim")
+        for which, network in (("dense", job.model), ("slim", slim)):
+            value, told = final_score(test, network, which)
+            result[which] |= {} if value is None else {"test": value}
+            result["warnings"] += told
     return result
 
 
@@ -145,15 +149,15 @@ def _baselines(found: Mapping[str, SearchResult], main: str) -> dict[str, Any]:
     return out
 
 
-def _outdone(found: Mapping[str, SearchResult], best: EpisodeRecord, main: str) -> list[str]:
+def _outdone(found: Mapping[str, SearchResult], best: EpisodeRecord, main: str, kind: ScoreKind) -> list[str]:
     """A baseline that did better than the agent is no secret: the search was too short."""
     rewards = {name: result.best.reward or 0.0 for name, result in found.items() if name != main}
     winner = max(rewards, key=rewards.__getitem__, default=None)
     if winner is None or rewards[winner] <= (best.reward or 0.0):
         return []
+    theirs, ours = (kind.turned(record.score or 0.0) for record in (found[winner].best, best))
     return [
-        f"the {winner} baseline did better (score {found[winner].best.score:.4f}) than the search ({best.score:.4f}): "
-        "give it more episodes"
+        f"the {winner} baseline did better (score {theirs:.4f}) than the search ({ours:.4f}): give it more episodes"
     ]
 
 

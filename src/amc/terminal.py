@@ -33,10 +33,12 @@ from amc.report import (
     guarantee_verdict,
     metric_label,
     metric_of,
+    named_scores,
     schedule_rows,
     summary_table,
     words_of,
 )
+from amc.scores import NamedScore
 from amc.search import EpisodeRecord, EpisodeTiming
 from amc.structure import Certificate, Structure
 
@@ -91,7 +93,8 @@ class Progress:
 
     def dense(self, score: float) -> None:
         """The score to compare with."""
-        self._say(f"dense network scores {format_score(score)}")
+        name = f" ({score.kind.label})" if isinstance(score, NamedScore) else ""
+        self._say(f"dense network scores {format_score(score)}{name}")
 
     def plan(self, episodes: Mapping[str, int]) -> None:
         """How many episodes each agent has."""
@@ -152,6 +155,8 @@ class Progress:
 
 
 def _short(score: float | None) -> str:
+    if isinstance(score, NamedScore) and score.error is not None:
+        return format_score(score)
     return "failed" if score is None else f"{score:.4f}"
 
 
@@ -161,6 +166,7 @@ def _score_of(record: EpisodeRecord | None) -> str:
 
 def show_summary(console: Console, run: Path, summary: Mapping[str, Any]) -> None:
     """What came out, the baselines, and where everything lies; of a schedule, round by round."""
+    summary = named_scores(summary)
     console.print()
     if summary.get("schedule"):
         console.print(_rounds_table(summary))

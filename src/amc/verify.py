@@ -16,8 +16,8 @@ from torch import nn
 
 from amc.errors import EvaluationError, RunError
 from amc.job import Job, score_of
+from amc.judging import score_of_policy
 from amc.search import EpisodeRecord, JournalContent, Outcome, load_journal
-from amc.search.environment import finite_score
 
 TOLERANCE = 1e-6  # of a score, relative and absolute; one image of 50,000 is 2e-5
 _DATA = {"calibration": "calibration images", "search": "search images"}
@@ -163,7 +163,7 @@ def _key(place: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
 
 
 def _number(score: Any) -> float:
-    return float(finite_score(score)[0])
+    return score_of_policy(score)[0]
 
 
 def _close(first: float, second: float, tolerance: float) -> bool:

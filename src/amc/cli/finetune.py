@@ -76,10 +76,10 @@ def finetune(
 
 def _show_candidates(run: Path) -> None:
     """Which policies were tried, if several were."""
-    from amc.report import format_score
+    from amc.report import format_score, named_scores
     from amc.rundir import SUMMARY, RunDir
 
-    summary: Mapping[str, Any] = RunDir.open(run).read_json(SUMMARY)
+    summary: Mapping[str, Any] = named_scores(RunDir.open(run).read_json(SUMMARY))
     tried = summary.get("candidates") or ()
     if not tried:
         return

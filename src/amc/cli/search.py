@@ -117,6 +117,12 @@ def search(
     evaluate: Annotated[
         str | None, typer.Option(help="package.module:function, module -> score, instead of top-1 accuracy.")
     ] = None,
+    score: Annotated[
+        str,
+        typer.Option(
+            help="Of the data: top1, top5, balanced-accuracy, macro-f1, auroc, miou or mse (lower is better)."
+        ),
+    ] = "top1",
     method: Annotated[
         str, typer.Option(help="channel, fine-grained, 2:4 (any N:M, or n:8), rows, columns or blocks:4x4.")
     ] = "channel",
@@ -167,6 +173,7 @@ def search(
     baselines = ("uniform",) if baseline is None else tuple(name for name in baseline if name != "none")
     settings = {
         "budget": budget, "episodes": episodes, "agent": agent, "seed": seed, "method": method,
+        "score": score,
         "reward": reward, "max_drop": max_drop, "minimise": minimise, "confidence": confidence,
         "baselines": tuple(name for name in baselines if name != agent), "round_to": round_to,
         "max_sparsity": max_sparsity, "max_sparsity_linear": max_sparsity_linear, "ranking": ranking,

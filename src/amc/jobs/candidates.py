@@ -6,6 +6,7 @@ on the search split, as everything in a run but the final figures.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,12 +14,12 @@ import torch
 from torch import nn
 
 from amc import rundir
-from amc.errors import RunError
+from amc.errors import EvaluationError, RunError
 from amc.job import Job, prepare
 from amc.jobs.origin import BATCH, evaluate_of, network_of
 from amc.jobs.progress import Progress
 from amc.rundir import RunDir
-from amc.search import EpisodeRecord, Outcome, read_journal
+from amc.search import EpisodeRecord, Outcome, read_journal, rewarded
 from amc.stored import settings_of
 from amc.verify import Recorded, check_record, confirmed
 from amc.zoo import DataSplits
@@ -83,10 +84,23 @@ def measure(job: Job, record: EpisodeRecord, number: int, trained: Trained) -> d
         "keep": list(record.keep),
         "score": record.score,
         "score_tuned": tuned,
-        "reward_tuned": job.reward(Outcome(tuned, costs, dense)),
+        "reward_tuned": _rewarded(job, Outcome(tuned, costs, dense)),
     }
+
+
+def _rewarded(job: Job, outcome: Outcome) -> float | None:
+    """The candidate's reward; None where the reward fails on it."""
+    try:
+        return rewarded(job.reward, outcome)
+    except EvaluationError:
+        return None
 
 
 def best_of(measured: Sequence[dict[str, Any]]) -> int:
     """The candidate with the best reward once tuned; of equal ones the one that the search liked better."""
-    return max(range(len(measured)), key=lambda index: (measured[index]["reward_tuned"], -index))
+
+    def worth(index: int) -> tuple[float, int]:
+        paid = measured[index]["reward_tuned"]
+        return -math.inf if paid is None else paid, -index
+
+    return max(range(len(measured)), key=worth)

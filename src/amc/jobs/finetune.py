@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from amc import rundir
 from amc.errors import AmcError, RunError
-from amc.evaluation import Evaluator, Score, as_evaluator
-from amc.job import Job
+from amc.evaluation import Evaluate, Evaluator, as_evaluator
+from amc.job import Job, score_of
 from amc.jobs import candidates as choosing
 from amc.jobs.origin import config_of, data_of, evaluate_of, network_of
 from amc.jobs.progress import Progress
@@ -33,6 +33,7 @@ from amc.recovery import finetune as recover
 from amc.recovery.workers import launched
 from amc.report import render_report
 from amc.rundir import RunDir
+from amc.scores import score_of_record
 from amc.search import EpisodeRecord
 from amc.stored import load_run, settings_of
 from amc.structure import inspect
@@ -222,7 +223,7 @@ class _Task:
         self.origin, self.config, self.data, self.state, self.device = run, config, data, state, device
         self.checkpoint_every, self.progress = checkpoint_every, progress
         self.example = torch.zeros(1, *data.input_shape)
-        self.score = _score_on(device, config, data)
+        self.score = _score_on(device, config, data, settings_of(self.origin, config).score)
         distilled = state.settings.distill > 0
         self.teacher = network_of(config, run.path).to(device) if distilled else None
 
@@ -278,7 +279,7 @@ class _Task:
 
         def on_epoch(epoch: EpochRecord) -> float:
             value = self.score(slim)
-            self.progress.epoch(epoch, value)
+            self.progress.epoch(epoch, score_of_record(self.config).named(value))
             return value
 
         return recover(
@@ -298,7 +299,8 @@ class _Task:
         """Everything that fine-tuning adds to the run; cut short, it is done again and comes to the same."""
         run, slim = self.origin, start.model
         summary = run.read_json(rundir.SUMMARY)
-        test = Evaluator(self.data.test) if self.config.get("test", True) else None
+        score = settings_of(self.origin, self.config).score
+        test = Evaluator(self.data.test, score=score) if self.config.get("test", True) else None
         if start.chosen and untrained is not None:
             self._describe(summary, start, untrained, test)
         if self.state.candidates > 1:
@@ -329,7 +331,7 @@ class _Task:
             run.write_bytes(name, data)
         render_report(run)
 
-    def _describe(self, summary: dict[str, Any], start: _Start, untrained: nn.Module, test: Score | None) -> None:
+    def _describe(self, summary: dict[str, Any], start: _Start, untrained: nn.Module, test: Evaluate | None) -> None:
         """The chosen candidate in place of the search's best."""
         assert start.chosen is not None
         record = start.chosen[0]
@@ -340,12 +342,11 @@ class _Task:
             group["kept"] = kept
 
 
-def _score_on(device: torch.device, config: Mapping[str, Any], data: DataSplits) -> Score:
+def _score_on(device: torch.device, config: Mapping[str, Any], data: DataSplits, name: str) -> Evaluate:
     """The run's score; a function of the user's own gets the network on the CPU, as in the search."""
-    score = as_evaluator(evaluate_of(config, data))
-    if config.get("evaluate") and device.type != "cpu":
-        return lambda model: score(copy.deepcopy(model).cpu())
-    return score
+    score = as_evaluator(evaluate_of(config, data), score=name)
+    copied = bool(config.get("evaluate")) and device.type != "cpu"
+    return lambda model: score_of(score, copy.deepcopy(model).cpu() if copied else model, "fine-tuned")
 
 
 def _masks(slim: nn.Module, method: Method) -> dict[str, Tensor] | None:

@@ -16,6 +16,7 @@ from amc.rundir import RunDir
 from amc.stored import load_run
 from amc.zoo import DataSplits, create_model, load_data, load_weights, model_info
 from amc.zoo._import import import_factory
+from amc.zoo.preprocessing import Preprocessing, preprocessing_of
 
 BATCH = 256  # images a calibration batch
 
@@ -53,7 +54,19 @@ def data_of(origin: Mapping[str, Any]) -> DataSplits:
     if not spec:
         raise DataError("no data set given; write --data cifar10:ROOT, imagefolder:ROOT or package.module:factory")
     given = {name: origin[name] for name in ("search_images", "image_size") if origin.get(name) is not None}
-    return load_data(str(spec), **given)
+    prepared = origin.get("preprocessing")
+    return load_data(str(spec), **given, preprocessing=Preprocessing.from_json(prepared) if prepared else None)
+
+
+def prepare_images_(origin: dict[str, Any], model: nn.Module) -> None:
+    """Write into `origin` how the network wants an imagefolder's images, if it says so and nothing else is written.
+
+    It is kept in the run's config.json: fine-tuning and resuming must prepare the images in the same way.
+    """
+    if origin.get("preprocessing") is None and str(origin.get("data")).startswith("imagefolder:"):
+        found = preprocessing_of(model)
+        if found is not None:
+            origin["preprocessing"] = found.to_json()
 
 
 def misfit(model: nn.Module, input_shape: Sequence[int]) -> str | None:

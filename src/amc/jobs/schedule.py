@@ -225,7 +225,7 @@ def _summary(run: RunDir, config: Mapping[str, Any]) -> dict[str, Any]:
     if not rounds:
         raise RunError(f"'{run.path}' has no finished round yet; run `amc resume {run.path}` first")
     first = RunDir.open(round_path(run, 1)).read_json(rundir.SUMMARY)
-    kept = ("model", "data", "method", "agent", "seed")
+    kept = ("model", "data", "method", "agent", "seed", "score")
     return {
         "amc_version": amc_version(),
         **{name: first.get(name) for name in kept},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from amc.config import SearchConfig
 from amc.errors import DataError, RunError
 from amc.job import Observer
 from amc.jobs.finetune import finetune
-from amc.jobs.origin import BATCH, config_of, data_of, evaluate_of, misfit, network_of
+from amc.jobs.origin import BATCH, config_of, data_of, evaluate_of, misfit, network_of, prepare_images_
 from amc.jobs.progress import Progress
 from amc.report import render_report
 from amc.rundir import RunDir
-from amc.search import get_reward
+from amc.scores import ScoreKind, get_score
+from amc.search import EpisodeRecord, get_reward
 from amc.search.baselines import RUNGS
 from amc.stored import settings_of
 
@@ -42,7 +44,7 @@ def with_parent(origin: Mapping[str, Any], out: Path) -> dict[str, Any]:
     before = RunDir.open(spec).config()
     if not before.get("model"):
         raise RunError(f"'{spec}' was started from Python, with a network that has no name; load it with amc.load_run")
-    kept = ("data", "evaluate", "search_images", "image_size")
+    kept = ("data", "evaluate", "search_images", "image_size", "preprocessing")
     inherited = {name: before.get(name) for name in kept if origin.get(name) is None}
     parent = os.path.relpath(spec.resolve(), out.resolve())
     return {**origin, **inherited, "model": before["model"], "weights": None, "parent": parent}
@@ -64,7 +66,12 @@ def resume_search(run_path: Path, *, progress: Progress) -> Path:
 def _run(run: RunDir, origin: dict[str, Any], config: SearchConfig, progress: Progress, *, resuming: bool) -> None:
     """Search in a directory that is claimed or locked."""
     progress.stage("network and data")
-    model, data = network_of(origin, run.path), data_of(origin)
+    model = network_of(origin, run.path)
+    if not resuming:
+        prepare_images_(origin, model)
+    data = data_of(origin)
+    for warning in data.warnings:
+        progress.warning(warning)
     origin["input_shape"] = list(data.input_shape)
     example = torch.zeros(1, *data.input_shape)
     reason = misfit(model, data.input_shape)
@@ -73,7 +80,7 @@ def _run(run: RunDir, origin: dict[str, Any], config: SearchConfig, progress: Pr
         raise DataError(
             f"'{origin['model']}' cannot take {shape} images of '{data.name}': {reason}; choose fitting data"
         )
-    planned = config.episodes
+    planned, kind = config.episodes, get_score(config.score)
     fixed = 1 if config.budgets else min(RUNGS, planned)  # policies that learn and draw nothing
     agents = (*config.baselines, config.agent)
     progress.plan({name: planned if name in ("ddpg", "random") else fixed for name in agents})
@@ -91,14 +98,18 @@ def _run(run: RunDir, origin: dict[str, Any], config: SearchConfig, progress: Pr
                 stage=progress.stage,
                 structure=progress.structure,
                 warning=progress.warning,
-                dense=progress.dense,
-                episode=progress.episode,
+                dense=lambda score: progress.dense(kind.named(score)),
+                episode=lambda agent, record, timing: progress.episode(agent, _named(record, kind), timing),
             ),
             config=config,
             reward=None,
         )
     finally:
         progress.close()
+
+
+def _named(record: EpisodeRecord, kind: ScoreKind) -> EpisodeRecord:
+    return record if record.score is None else replace(record, score=kind.named(record.score))
 
 
 def demo(out: Path, *, episodes: int, seed: int, progress: Progress) -> Path:

@@ -150,7 +150,7 @@ class MaskedMethod:
         def kept(counts: npt.ArrayLike) -> Counts:
             return self.pattern.weights_kept(shape, counts, groups=groups)
 
-        refitted = layer.kind != "conv_transpose" and not used_two_ways(layers)
+        refitted = layer.kind != "conv_transpose" and not layer.obstacle and not used_two_ways(layers)
         return _Target(weight, layer, refitted, sum(use.macs for use in layers), choices, kept)
 
     def _alive(self, weight: str, choices: tuple[int, ...]) -> tuple[int, ...]:
@@ -260,4 +260,4 @@ class MaskBuilder:
             ).clone()
         else:
             kept = filters * mask
-        return as_stored(kept, layer, weight.shape).contiguous()
+        return as_stored(kept, layer, weight.shape)

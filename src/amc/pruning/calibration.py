@@ -8,22 +8,23 @@ kept: each batch adds to the matrices and is gone. Memory is 8 n² bytes a layer
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
+from amc.batches import examples
 from amc.errors import DataError
+from amc.judging import check_resources, reason_of
 from amc.pruning.reconstruction import DAMPING, damp
 from amc.pruning.watching import Watch
 from amc.structure import Layer, Structure
 from amc.structure.copying import copy_model, undisturbed
 from amc.structure.grouping import FIXED
 from amc.structure.modules import attention_by_parts
-from amc.structure.trace import Example, inference
+from amc.structure.trace import inference
 
 MEMORY = 6 << 30  # bytes for all Gram matrices together
 SCARCE_DAMPING = 100.0  # times the usual damping where a layer has fewer samples than columns
@@ -132,7 +133,7 @@ def calibrate(
     memory: int = MEMORY,
     seed: int = 0,
 ) -> Calibration:
-    """Run `batches` (images, or (images, labels)) through the dense model in eval mode, once.
+    """Run `batches` (images, or (images, labels), see `amc.batches`) through the dense model in eval mode, once.
 
     `layers` by weight name: those that channel pruning refits unless given. `positions` output positions of every
     image are sampled per convolution. Raises DataError for an empty set or activations that are not finite.
@@ -147,9 +148,16 @@ def calibrate(
     watch = Watch(layers, named, lambda name, rows: grams[name].add_(rows), positions, seed)
     count = 0
     with undisturbed(model), inference(model), attention_by_parts(model), watch:
-        for example in _examples(batches, _device_of(model)):
+        for example in examples(batches, _device_of(model)):
             example = example.cloned()  # some networks write into their input, and the batches serve again
-            model(*example.args, **example.kwargs)
+            try:
+                model(*example.args, **example.kwargs)
+            except Exception as error:  # the user's forward may raise anything
+                check_resources(error)
+                raise DataError(
+                    f"{type(model).__name__} fails on a calibration batch ({reason_of(error)}); "
+                    "give batches as in training, of the example input's kind"
+                ) from error
             count += 1
     if count == 0:
         raise DataError("the calibration set is empty; give at least one batch")
@@ -165,9 +173,3 @@ def calibrate(
 
 def _device_of(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
-def _examples(batches: Iterable[Any], device: torch.device) -> Iterator[Example]:
-    for batch in batches:
-        inputs = batch[0] if isinstance(batch, (list, tuple)) else batch
-        yield Example.of(tree_map(lambda part: part.to(device) if isinstance(part, Tensor) else part, inputs))

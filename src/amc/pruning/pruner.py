@@ -81,9 +81,7 @@ class Pruner:
         shape = list(self.structure.shapes[name])
         for dim in layer.input_dims:
             shape[dim] = shape[dim] if (left := places[dim]) is None else left.numel()
-        weight = self._solutions.get(
-            (name, kept.tobytes()), lambda: as_stored(fit.weights(kept).float(), layer, shape).contiguous()
-        )
+        weight = self._solutions.get((name, kept.tobytes()), lambda: as_stored(fit.weights(kept).float(), layer, shape))
         for dim, left in enumerate(places):
             if left is not None and dim not in layer.input_dims:
                 weight = weight.index_select(dim, left)

@@ -34,7 +34,8 @@ def as_filters(weight: Tensor, layer: Layer) -> Tensor:
 def as_stored(filters: Tensor, layer: Layer, shape: Sequence[int]) -> Tensor:
     """The inverse of `as_filters`: [O, I/groups, kernel...] as a weight of this shape."""
     places = [layer.order.index(dim) for dim in range(len(shape))]
-    return filters.reshape([shape[dim] for dim in layer.order]).permute(places)
+    weight = filters.reshape([shape[dim] for dim in layer.order]).permute(places)
+    return weight if places == sorted(places) else weight.contiguous()
 
 
 def flat_weight(weight: Tensor, layer: Layer) -> Tensor:

@@ -15,6 +15,7 @@ from amc.report.tables import (
     format_ratio,
     format_score,
     format_seconds,
+    named_scores,
     summary_table,
 )
 from amc.report.words import metric_label, metric_of, words_of
@@ -45,6 +46,7 @@ __all__ = [
     "guarantee_verdict",
     "metric_label",
     "metric_of",
+    "named_scores",
     "render_report",
     "render_schedule",
     "schedule_rows",

@@ -20,7 +20,7 @@ class LearningCurve:
     uniform: float | None
     random: Sequence[float | None]
     percent: bool  # write scores as percentages
-    quantity: str = "score"  # or "reward"
+    quantity: str = "score"  # or "reward", or another score's name
 
 
 def learning_curve(curve: LearningCurve, frame: Frame, *, name: str) -> Markup:
@@ -66,7 +66,7 @@ def describe(curve: LearningCurve) -> str:
     ]
     if curve.warmup:
         text.append(f"The first {curve.warmup} episodes were warm-up.")
-    verb = "scores" if curve.quantity == "score" else "earns"
+    verb = "earns" if curve.quantity == "reward" else "scores"
     if curve.uniform is not None:
         text.append(f"The uniform policy {verb} {format_score(curve.uniform, percent=curve.percent)}.")
     random = running_best(curve.random)

@@ -11,6 +11,7 @@ from amc.report.record import Episode, RunRecord, ranked
 from amc.report.tables import part_of, scores_are_fractions
 from amc.report.tradeoff import Point, TradeOff, tradeoff_chart
 from amc.report.words import metric_label, metric_of
+from amc.scores import TOP1, score_of_record
 
 
 def scores_of(episodes: Iterable[Episode]) -> list[float]:
@@ -21,7 +22,7 @@ def scores_of(episodes: Iterable[Episode]) -> list[float]:
 def is_percent(record: RunRecord) -> bool:
     """Whether every score of the run is a fraction."""
     scores = scores_of((*record.episodes, *record.random, *record.uniform))
-    return scores_are_fractions(record.summary) and all(0 <= score <= 1 for score in scores)
+    return scores_are_fractions({**record.config, **record.summary}) and all(0 <= score <= 1 for score in scores)
 
 
 def baseline_of(summary: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -40,7 +41,14 @@ def score_curve(record: RunRecord) -> LearningCurve:
         uniform=max(scores_of(record.uniform), default=uniform),
         random=[episode.score for episode in record.random],
         percent=is_percent(record),
+        quantity=_quantity(record),
     )
+
+
+def _quantity(record: RunRecord) -> str:
+    """What the axis shows: higher is better, so that an error stands there with a minus."""
+    kind = score_of_record({**record.config, **record.summary})
+    return "score" if kind is TOP1 else f"{'−' if kind.is_error else ''}{kind.label}"
 
 
 def reward_curve(record: RunRecord) -> LearningCurve:

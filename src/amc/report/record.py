@@ -11,8 +11,9 @@ from typing import Any
 from amc import rundir
 from amc.errors import RunError
 from amc.report.guarantee import guaranteed_episode
-from amc.report.tables import part_of, records_of
+from amc.report.tables import named_scores, part_of, records_of
 from amc.rundir import RunDir
+from amc.scores import ScoreKind, score_of_record
 from amc.search import load_journal
 
 
@@ -95,7 +96,8 @@ def ranked(episodes: Iterable[Episode]) -> tuple[Episode, ...]:
 def load_record(run: RunDir) -> RunRecord:
     """Read a run; `RunError` names the file that is damaged."""
     config = run.config()
-    summary = run.read_json(rundir.SUMMARY) if run.has(rundir.SUMMARY) else {}
+    summary = named_scores(run.read_json(rundir.SUMMARY)) if run.has(rundir.SUMMARY) else {}
+    kind = score_of_record({**config, **summary})
     policy = run.read_json(rundir.POLICY) if run.has(rundir.POLICY) else {}
     journals = [rundir.JOURNAL, *map(rundir.baseline_journal, ("uniform", "random"))]
     run.verify(rundir.POLICY, *journals)
@@ -104,13 +106,13 @@ def load_record(run: RunDir) -> RunRecord:
         path=str(run.path),
         config=config,
         summary=summary,
-        episodes=_episodes(journal),
-        uniform=_episodes(uniform),
-        random=_episodes(random),
-        groups=_groups(summary, policy, _best_keep(_episodes(uniform))),
+        episodes=_episodes(journal, kind),
+        uniform=_episodes(uniform, kind),
+        random=_episodes(random, kind),
+        groups=_groups(summary, policy, _best_keep(_episodes(uniform, kind))),
         warmup=_warmup(config, journal),
         seconds=_seconds(run.read_jsonl(rundir.TIMINGS)),
-        finetune=_epochs(run, summary),
+        finetune=tuple(_named(epoch, kind) for epoch in _epochs(run)),
         has_model=run.has(rundir.MODEL),
     )
 
@@ -123,9 +125,10 @@ def _checked_journal(run: RunDir, name: str) -> list[dict[str, Any]]:
     return lines
 
 
-def _epochs(run: RunDir, summary: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+def _epochs(run: RunDir) -> tuple[dict[str, Any], ...]:
     """The epochs of fine-tuning; RunError unless they are those that the summary tells of."""
     epochs = tuple(record for record in run.read_jsonl(rundir.FINETUNE) if "epoch" in record)
+    summary = run.read_json(rundir.SUMMARY) if run.has(rundir.SUMMARY) else {}
     slim = part_of(summary, "slim")
     if epochs and "files" in summary and "score_finetuned" in slim and not run.has(rundir.FINETUNE_STATE):
         in_turn = [record["epoch"] for record in epochs] == list(range(1, len(epochs) + 1))
@@ -141,11 +144,16 @@ def _best_keep(episodes: tuple[Episode, ...]) -> tuple[int, ...]:
     return ranked(episodes)[0].keep if ranked(episodes) else ()
 
 
-def _episodes(records: list[dict[str, Any]]) -> tuple[Episode, ...]:
+def _named(record: Mapping[str, Any], kind: ScoreKind) -> Mapping[str, Any]:
+    score = record.get("score")
+    return record if score is None else {**record, "score": kind.named(score)}
+
+
+def _episodes(records: list[dict[str, Any]], kind: ScoreKind) -> tuple[Episode, ...]:
     return tuple(
         Episode(
             number=int(record["episode"]),
-            score=record.get("score"),
+            score=_named(record, kind).get("score"),
             error=str(record.get("error") or ""),
             keep=tuple(record.get("keep") or ()),
             cost=record.get("cost") or {},

@@ -21,6 +21,7 @@ from amc.report.tables import (
     format_count,
     format_ratio,
     format_score,
+    named_scores,
     part_of,
     records_of,
     scores_are_fractions,
@@ -62,6 +63,7 @@ def render_schedule(run: str | os.PathLike[str] | RunDir) -> Path:
 
 def schedule_rows(summary: Mapping[str, Any], run: RunDir | None = None) -> list[RoundRow]:
     """A row for every round that was planned; links only to pages that `run` has."""
+    summary = named_scores(summary)
     percent, dense = scores_are_fractions(summary), part_of(summary, "dense")
     planned = summary.get("schedule") or ()
     return [
@@ -100,7 +102,7 @@ def _link(run: RunDir | None, name: str) -> str:
 
 
 def _context(run: RunDir, config: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, object]:
-    summary = {**config, **found}
+    summary = named_scores({**config, **found})
     percent, dense = scores_are_fractions(summary), part_of(summary, "dense")
     rounds, planned = records_of(summary.get("rounds")), summary.get("schedule") or ()
     curve = _curve(rounds, dense, metric_of(summary), percent=percent)

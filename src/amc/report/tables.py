@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from amc.report.words import budgets_of, words_of
+from amc.scores import TOP1, NamedScore, score_of_record
 from amc.search.budget import Budget, Metric
 
 DASH = "–"  # shown for what a run does not have
 _SCORE_KEYS = ("score", "score_finetuned", "test", "test_finetuned")
+_NAMED_KEYS = (*_SCORE_KEYS, "median", "score_tuned")  # every key that a score stands under
+_LISTS = ("rounds", "candidates")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +42,11 @@ class BudgetLine:
 
 def summary_table(summary: Mapping[str, Any]) -> list[SummaryRow]:
     """Rows for costs and scores; the file's size and the test split only where they were measured."""
+    summary = named_scores(summary)
     dense, slim = part_of(summary, "dense"), part_of(summary, "slim")
     finetuned = any(_number(slim, key) is not None for key in ("score_finetuned", "test_finetuned"))
-    percent = scores_are_fractions(summary)
+    percent, kind = scores_are_fractions(summary), score_of_record(summary)
+    score = "Score" if kind is TOP1 else kind.label[:1].upper() + kind.label[1:]
     counted = "" if words_of(summary.get("method")).slices else ", nonzero"
     rows = [
         _cost_row(f"MACs{counted}", _number(dense, "macs"), _number(slim, "macs"), finetuned),
@@ -53,7 +58,7 @@ def summary_table(summary: Mapping[str, Any]) -> list[SummaryRow]:
     latency = part_of(summary, "latency")
     if latency:
         rows.append(_latency_row(latency, _number(dense, "latency"), _number(slim, "latency"), finetuned))
-    for name, key in (("Score, search split", "score"), ("Score, test split", "test")):
+    for name, key in ((f"{score}, search split", "score"), (f"{score}, test split", "test")):
         after = _number(slim, f"{key}_finetuned")
         values = (_number(dense, key), _number(slim, key), after)
         if key == "test" and all(value is None for value in values):
@@ -80,8 +85,29 @@ def budget_lines(summary: Mapping[str, Any]) -> list[BudgetLine]:
     ]
 
 
+def named_scores(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The same summary with scores that know what they are, where it names another score than top-1 accuracy."""
+    kind = score_of_record(summary)
+
+    def named(part: Any) -> Any:
+        if not isinstance(part, Mapping):
+            return part
+        return {
+            key: kind.named(value) if key in _NAMED_KEYS and type(value) in (int, float) else value
+            for key, value in part.items()
+        }
+
+    changed: dict[str, Any] = {name: named(summary[name]) for name in ("dense", "slim") if name in summary}
+    changed |= {name: [named(part) for part in records_of(summary.get(name))] for name in _LISTS if name in summary}
+    if isinstance(summary.get("baselines"), Mapping):
+        changed["baselines"] = {name: named(part) for name, part in summary["baselines"].items()}
+    return {**summary, **changed}
+
+
 def scores_are_fractions(summary: Mapping[str, Any]) -> bool:
     """Whether every score of the run lies in [0, 1], so that it reads well as a percentage."""
+    if score_of_record(summary).is_error:
+        return False
     rounds = summary.get("rounds") or ()
     parts = [part_of(summary, "dense"), part_of(summary, "slim"), *part_of(summary, "baselines").values(), *rounds]
     values = [_number(part, key) for part in parts if isinstance(part, Mapping) for key in _SCORE_KEYS]
@@ -115,6 +141,8 @@ def format_score(value: float | None, *, percent: bool = True) -> str:
     """Text such as "71.40%", or "0.7140" when scores are no fractions."""
     if value is None or not math.isfinite(value):
         return DASH
+    if isinstance(value, NamedScore) and value.error is not None:
+        return f"{value.error:.4g}"
     return f"{value * 100:.2f}%" if percent else f"{value:.4g}"
 
 
@@ -122,6 +150,8 @@ def format_difference(first: float | None, second: float | None, *, percent: boo
     """How far `second` is above `first`: "−1.20 points", or "−0.012" when scores are no fractions."""
     if first is None or second is None:
         return DASH
+    if isinstance(first, NamedScore) and first.kind.is_error:
+        first, second, percent = -first, -second, False
     text = f"{(second - first) * 100:+.2f} points" if percent else f"{second - first:+.4g}"
     return text.replace("-", "−")
 

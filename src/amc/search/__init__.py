@@ -8,6 +8,7 @@ from amc.search.ddpg import DDPGAgent, DDPGConfig
 from amc.search.environment import PruningEnv, Rollout, Transition, roll_out
 from amc.search.guarantee import Confirmation, Trial, candidates, check_resolution, smallest_confirmed
 from amc.search.journal import EpisodeRecord, Journal, JournalContent, load_journal, read_journal
+from amc.search.judge import judged, rewarded
 from amc.search.loop import EpisodeTiming, SearchResult, search
 from amc.search.problem import CostFunction, Decision, LayerFeatures, Problem
 from amc.search.rewards import (
@@ -74,11 +75,13 @@ __all__ = [
     "check_resolution",
     "create_agent",
     "get_reward",
+    "judged",
     "load_journal",
     "parse_budgets",
     "r_err",
     "read_journal",
     "reward_name",
+    "rewarded",
     "rewarded_metric",
     "roll_out",
     "search",

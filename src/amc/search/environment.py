@@ -4,25 +4,23 @@ Transitions need costs only, so an episode is rolled out in a millisecond; the s
 asked for once, at the end. `Walk` is the pure part, `PruningEnv` dresses it as a `gymnasium.Env`.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, SupportsFloat
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
-from amc.errors import EvaluationError
+from amc.judging import REWARD, number_of, score_of_policy
 from amc.search.bounds import SURFACE_FLOOR, Bounds, nearest_choice
 from amc.search.problem import IntArray, Problem
 from amc.search.rewards import Outcome, RewardFunction, r_err
-from amc.statistics import Measured
 
 FEATURES = ("t", "n", "c", "h", "w", "stride", "k", "macs", "reduced", "rest", "previous_action")
 
 Observation = npt.NDArray[np.float32]
-Score = Callable[[tuple[int, ...]], float]  # a `Measured` if it knows its standard error
+Score = Callable[[tuple[int, ...]], float]  # of a policy; a `Measured` if it knows its standard error
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,29 +158,11 @@ class PruningEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         reward = 0.0
         if transition.done:
             policy = self._walk.keep_counts
-            score, error = finite_score(self._score(policy))
+            score, error = score_of_policy(self._score(policy))
             outcome = Outcome(score, self.problem.policy_costs(policy), self._dense_costs, error)
-            reward = finite_number(self._reward(outcome), "reward")
+            reward = number_of(self._reward(outcome), REWARD)
             info.update(policy=policy, costs=outcome.costs, score=score, standard_error=error)
         return transition.next_observation, reward, transition.done, False, info
-
-
-def finite_score(value: object) -> tuple[float, float | None]:
-    """A score and its standard error. Raises EvaluationError for NaN, infinity and what is no number."""
-    return finite_number(value, "score"), value.standard_error if isinstance(value, Measured) else None
-
-
-def finite_number(value: object, what: str) -> float:
-    """A score or a reward as a float. Raises EvaluationError for NaN, infinity and what is no number."""
-    try:
-        if isinstance(value, bool | np.bool_ | str) or not isinstance(value, SupportsFloat):
-            raise TypeError
-        number = float(value)
-    except (TypeError, ValueError, RuntimeError):  # an array or tensor of several numbers, say
-        raise EvaluationError(f"the {what} is {value!r}, not a number") from None
-    if not math.isfinite(number):
-        raise EvaluationError(f"the {what} is {number}, it must be finite")
-    return number
 
 
 def _layer_features(problem: Problem) -> npt.NDArray[np.float32]:

@@ -6,8 +6,10 @@ are measured on images that the search never scored. Pure: no torch, no files; d
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from amc.errors import AmcError
+from amc.errors import AmcError, EvaluationError
+from amc.judging import guarded
 from amc.search.journal import EpisodeRecord
 from amc.search.rewards import SmallestWithin
 from amc.statistics import PairedDrop, least_bound, upper_bound
@@ -68,15 +70,23 @@ def smallest_confirmed(
 
     `measure` compares a policy's network with the dense one on images that the search never scored: a `PairedDrop`,
     or the bare drop where the score is the user's own. If none is confirmed, the one with the least bound is
-    chosen; its `confirmed` is False.
+    chosen; its `confirmed` is False. One that cannot be measured is passed over; EvaluationError if none can be.
     """
     if not found or tries < 1:
         raise ValueError(f"there must be something to try, got {len(found)} candidates and {tries} tries")
     trials: list[Trial] = []
+    reason = ""
     for record in found[:tries]:
-        trials.append(_trial(record, measure(record), reward))
+        try:
+            measured = guarded(partial(measure, record))
+        except EvaluationError as error:
+            reason = str(error)
+            continue
+        trials.append(_trial(record, measured, reward))
         if trials[-1].confirmed:
             return Confirmation(trials[-1], tuple(trials))
+    if not trials:
+        raise EvaluationError(f"none of the {len(found[:tries])} candidates can be confirmed, the last: {reason}")
     return Confirmation(min(trials, key=lambda trial: trial.upper), tuple(trials))
 
 

@@ -7,21 +7,20 @@ result is that of an uninterrupted search with the same seed.
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from amc.errors import AmcError, EvaluationError, RunError
+from amc.errors import EvaluationError, ResourceError, RunError
 from amc.search.baselines import Agent
 from amc.search.bounds import SURFACE_FLOOR, Bounds
-from amc.search.environment import Rollout, Score, finite_number, finite_score, roll_out
+from amc.search.environment import Rollout, Score, roll_out
 from amc.search.journal import EpisodeRecord, Journal
+from amc.search.judge import REWARD_FAULT, judged
 from amc.search.problem import Problem
-from amc.search.rewards import Outcome, RewardFunction, check_costs, r_err, reward_name
+from amc.search.rewards import RewardFunction, check_costs, r_err, reward_name
 
 MAX_ATTEMPTS = 10  # at a policy that was not scored before
 HOPELESS_AFTER = 10  # failures in a row from the start
-_REWARD = "the reward"  # how the record of an episode begins that the reward failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +65,14 @@ def search(
 
     `score` maps a policy (keep counts in the order of the decisions) to a finite number, higher is better; it
     is called once per distinct policy. If it raises, or returns anything else, the episode is recorded as
-    failed with the reason and the search goes on. A `Measured` score brings its standard error along. A journal
-    that exists is continued. `seed` and `origin` (see `JournalContent`) are written in its header.
+    failed with the reason and the search goes on (`amc.judging` has the rule). A `Measured` score brings its
+    standard error along. A journal that exists is continued. `seed` and `origin` (see `JournalContent`) are written
+    in its header.
 
     Raises EvaluationError if all episodes, or the first ten, fail; what `reward` raises as an AmcError, before the
-    first episode where the costs are to blame; RunError for a journal that is corrupt, belongs to another search or
-    cannot be written. KeyboardInterrupt passes through; the journal then holds
-    every finished episode.
+    first episode where the costs are to blame; ResourceError where the machine is out of memory or disk space;
+    RunError for a journal that is corrupt, belongs to another search or cannot be written. KeyboardInterrupt passes
+    through; the journal then holds every finished episode.
     """
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
@@ -89,7 +89,10 @@ def search(
         )
     for episode in range(episodes):
         replayed = recorded[episode] if episode < len(recorded) else None
-        record, timing = loop.run_episode(episode, replayed)
+        try:
+            record, timing = loop.run_episode(episode, replayed)
+        except ResourceError as error:
+            raise _stopped(error, episode, journal_path) from error
         if journal is not None and replayed is None:
             journal.append(record)
         if on_episode is not None:
@@ -104,8 +107,7 @@ class _Loop:
     def __init__(self, problem: Problem, score: Score, agent: Agent, reward: RewardFunction, bounds: Bounds) -> None:
         self._problem, self._score, self._agent = problem, score, agent
         self._reward, self._bounds = reward, bounds
-        self._dense_costs = problem.policy_costs(problem.dense.tolist())
-        check_costs(reward, self._dense_costs)
+        check_costs(reward, problem.policy_costs(problem.dense.tolist()))
         self._records: list[EpisodeRecord] = []
         self._known: dict[tuple[int, ...], EpisodeRecord] = {}
 
@@ -153,23 +155,7 @@ class _Loop:
         """Score a policy, or copy what is known of it."""
         if policy in self._known:
             return replace(self._known[policy], episode=episode)
-        costs = self._problem.policy_costs(policy)
-        failed = partial(EpisodeRecord, episode, policy, costs, None, None)
-        try:
-            score, deviation = finite_score(self._score(policy))
-        except Exception as error:  # a user's callable may raise anything; the search goes on without this episode
-            return failed(_one_line(error))
-        try:
-            paid = self._reward(Outcome(score, costs, self._dense_costs, deviation))
-        except AmcError:
-            raise
-        except Exception as error:  # as above
-            return failed(f"{_REWARD} fails ({_one_line(error)})")
-        try:
-            paid = finite_number(paid, "reward")
-        except EvaluationError as error:
-            return failed(_one_line(error))
-        return EpisodeRecord(episode, policy, costs, score, paid, standard_error=deviation)
+        return judged(self._problem, self._score, self._reward, policy, episode)
 
     def _replay(self, rollout: Rollout, record: EpisodeRecord) -> EpisodeRecord:
         """The journal's record, which must be of the policy the agent proposes again."""
@@ -182,7 +168,7 @@ class _Loop:
 
     def _hopeless(self) -> str:
         last = self._records[-1].error or ""
-        check = _REWARD if last.startswith(_REWARD) else "the evaluation on the dense network"
+        check = REWARD_FAULT if last.startswith(REWARD_FAULT) else "the evaluation on the dense network"
         return (
             f"all of the first {len(self._records)} episodes failed, the last: {last}; "
             f"check {check}, then start a new run"
@@ -201,8 +187,9 @@ def _header(problem: Problem, agent: Agent, seed: int, floor: float | None, rewa
     }
 
 
-def _one_line(error: Exception) -> str:
-    """The error's kind and the first line of its message."""
-    lines = str(error).strip().splitlines()
-    message = lines[0] if lines else ""
-    return message if isinstance(error, EvaluationError) and message else f"{type(error).__name__}: {message}"
+def _stopped(error: ResourceError, episode: int, journal_path: Path | None) -> ResourceError:
+    """What is finished is kept: the policy under way is scored again by whoever resumes."""
+    if journal_path is None:
+        return ResourceError(f"{error} in episode {episode}; free some, then start again")
+    run = journal_path.parent
+    return ResourceError(f"{error} in episode {episode}; those before it are kept: free some, then resume '{run}'")

@@ -73,7 +73,8 @@ def _assemble(walk: Propagation, traced: Trace) -> Structure:
     dense = cost.layer_macs(grouping.sizes, len(walk.layers))
     names = _layer_names(walk.layers)
     layers = tuple(
-        _layer(use, name, int(macs), slots) for use, name, macs in zip(walk.layers, names, dense, strict=True)
+        _layer(use, name, int(macs), slots, walk.used.get(use.weight, ""))
+        for use, name, macs in zip(walk.layers, names, dense, strict=True)
     )
     tensors = {
         name: tuple(None if ids is None else slots(ids) for ids in entry) for name, entry in walk.tensors.items()
@@ -108,7 +109,8 @@ def _is_main(weight: str) -> bool:
     return weight.rpartition(".")[2] == "weight"
 
 
-def _layer(use: LayerUse, name: str, macs: int, slots: Callable[[Ids], Slots]) -> Layer:
+def _layer(use: LayerUse, name: str, macs: int, slots: Callable[[Ids], Slots], other: str) -> Layer:
+    obstacle = f"{other} uses its weight, too" if other else ""
     inputs = [found for ids in use.input_ids if ((found := slots(ids)) != FIXED).any()]
     outputs = [found for ids in use.output_ids if ((found := slots(ids)) != FIXED).any()]
     return Layer(
@@ -126,7 +128,7 @@ def _layer(use: LayerUse, name: str, macs: int, slots: Callable[[Ids], Slots]) -
         tied_across=use.tied_across,
         input_size=use.input_size,
         macs=macs,
-        obstacle=SEVERAL if len(inputs) > 1 else "",
+        obstacle=SEVERAL if len(inputs) > 1 else obstacle,
     )
 
 

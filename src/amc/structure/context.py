@@ -129,6 +129,7 @@ class Context:
     attributes: list[AttributeUse] = field(default_factory=list)
     splits: list[Split] = field(default_factory=list)
     free: list[Ids] = field(default_factory=list)  # dimensions that repeat one value
+    used: dict[str, str] = field(default_factory=dict)  # parameters that other operators than layers use, and which
 
     @property
     def output_shape(self) -> tuple[int, ...]:

@@ -36,6 +36,7 @@ class Propagation:
     terms: list[Term]
     layers: list[LayerUse]
     attributes: list[AttributeUse]
+    used: dict[str, str]  # parameters that other operators than layers use, and which
 
 
 def propagate(trace: Trace) -> Propagation:
@@ -48,7 +49,7 @@ def propagate(trace: Trace) -> Propagation:
         resolution = ctx.table.resolve()
         if not _advance_(choices, hopeless, ctx.splits, resolution):
             break
-    return Propagation(resolution, tensors, ctx.terms, ctx.layers, ctx.attributes)
+    return Propagation(resolution, tensors, ctx.terms, ctx.layers, ctx.attributes, ctx.used)
 
 
 def _advance_(
@@ -163,8 +164,10 @@ def _call(ctx: Context, node: Node, env: dict[Node, Any]) -> Any:
         inputs = _inputs_of(args[graphs[0]], list(args[graphs[0] + 1 :]))
         if inputs is not None:
             return _block(ctx, args[graphs[0]], inputs)
-    terms, ctx.unruled = len(ctx.terms), False
+    terms, layers, ctx.unruled = len(ctx.terms), len(ctx.layers), False
     result = apply_rule(ctx, node.target, args, kwargs)
+    if operator_name(node.target) not in VIEWS:
+        _note_uses(ctx, _tensors((args, kwargs)), layers)
     if ctx.unruled or len(ctx.terms) > terms:
         result = _reconciled(ctx, node, terms, result, (args, kwargs))
     value = node.meta.get("val")
@@ -175,6 +178,14 @@ def _call(ctx: Context, node: Node, env: dict[Node, Any]) -> Any:
     if isinstance(tracked, Tracked) and isinstance(source, Tracked) and operator_name(node.target) in VIEWS:
         return _view(tracked, source)
     return tracked
+
+
+def _note_uses(ctx: Context, given: list[Tracked], first: int) -> None:
+    """Parameters that this operator uses, and not as the weight of a layer."""
+    weights = {layer.weight for layer in ctx.layers[first:]}
+    for tensor in given:
+        if tensor.name in ctx.parameters and tensor.name not in weights:
+            ctx.used.setdefault(str(tensor.name), ctx.operator)
 
 
 def _reconciled(ctx: Context, node: Node, first: int, result: Any, given: Any) -> Any:

@@ -1,7 +1,9 @@
 """Data sets by name: the built-in digits, CIFAR-10 on disk, a folder of images, or the user's own factory."""
 
 import difflib
+import importlib.util
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +13,22 @@ from amc.errors import DataError
 from amc.zoo._import import call_factory
 from amc.zoo.decode import Decoder, ImageFiles, list_images
 from amc.zoo.images import Augmentation, FolderSet, ImageSet, Normalisation
+from amc.zoo.preprocessing import IMAGENET, Preprocessing
 from amc.zoo.splits import DataSplits, Indices, Plan, Source, balanced_order, splits_from_mapping
 
-IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 DIGITS = Normalisation((0.3056,), (0.3766,))  # of the train split
 DIGITS_SEARCH = DIGITS_TEST = 400  # of 1,797; 997 are left to train on
 FOLDER_SEARCH = 3000  # held out of a folder's train/, as the paper does for ImageNet; at most a tenth of it
 _CIFAR_RECORD = 1 + 3 * 32 * 32  # bytes of one image in the binary version: label, then three colour planes
 
 
-def load_data(spec: str, *, search_images: int | None = None, image_size: int = 224) -> DataSplits:
+def load_data(
+    spec: str,
+    *,
+    search_images: int | None = None,
+    image_size: int | None = None,
+    preprocessing: Preprocessing | None = None,
+) -> DataSplits:
     """The data set `spec` names; files are listed now and decoded when a split is first used.
 
     `digits` (built in) · `cifar10:ROOT` (train/<class>/ and test/<class>/ of 32x32 images, or the binary
@@ -28,6 +36,8 @@ def load_data(spec: str, *, search_images: int | None = None, image_size: int = 
     `package.module:factory`, which returns a DataSplits or a mapping as `splits_from_mapping` takes it.
 
     `search_images` keeps that many of the search split, drawn evenly from the classes, always the same ones.
+    `image_size` and `preprocessing` are for an imagefolder; without them its images are prepared as torchvision's
+    networks have them: 224 pixels, ImageNet's mean and standard deviation.
     Raises DataError.
     """
     if search_images is not None and search_images < 1:
@@ -43,10 +53,17 @@ def load_data(spec: str, *, search_images: int | None = None, image_size: int = 
             raise DataError(f"data '{spec}': folder '{root}' not found; check the path")
         if kind == "cifar10":
             return _cifar10(spec, root, search_images)
-        return _imagefolder(spec, root, search_images, image_size)
+        prepared = preprocessing or Preprocessing()
+        prepared = prepared if image_size is None else prepared.resized(image_size)
+        return _imagefolder(spec, root, search_images, prepared)
+    close = difflib.get_close_matches(kind, ["digits", "cifar10", "imagefolder"], n=1)
     if colon:
-        return _from_factory(spec, search_images)
-    close = difflib.get_close_matches(spec, ["digits", "cifar10", "imagefolder"], n=1)
+        try:
+            return _from_factory(spec, search_images)
+        except DataError as error:
+            if not close or (kind.isidentifier() and importlib.util.find_spec(kind) is not None):
+                raise
+            raise DataError(f"unknown data '{spec}'; did you mean {close[0]}:{rest}? As a factory: {error}") from error
     hint = f"did you mean {close[0]}? " if close else ""
     raise DataError(
         f"unknown data '{spec}'; {hint}known: digits, cifar10:ROOT, imagefolder:ROOT, package.module:factory"
@@ -67,12 +84,10 @@ def _from_factory(spec: str, search_images: int | None) -> DataSplits:
 
 
 def _digits(search_images: int | None) -> DataSplits:
-    from sklearn.datasets import load_digits  # takes a second to import, and only this needs it
-
-    digits = load_digits()
-    # Seventeen grey levels, stored as bytes in [0, 255] like every other image.
-    images = torch.from_numpy(np.round(digits.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
-    labels = digits.target.astype(np.int64)
+    with np.load(Path(__file__).parent / "digits.npz", allow_pickle=False) as digits:  # see DIGITS.md beside it
+        levels, labels = digits["images"], digits["labels"].astype(np.int64)
+    # Seventeen grey levels, brought to [0, 255] like every other image.
+    images = torch.from_numpy(np.round(levels * (255 / 16)).astype(np.uint8)).unsqueeze(1)
     everything = ImageSet(images, torch.from_numpy(labels), DIGITS, Augmentation(pad=1, flip=False))
 
     def pick(part: Indices) -> ImageSet:
@@ -109,7 +124,8 @@ def _cifar10(spec: str, root: Path, search_images: int | None) -> DataSplits:
         return _cifar_set(images, torch.tensor(files.targets))
 
     source = Source(np.array(train.targets), lambda part: read(train.pick(part)))
-    return _cifar_plan(source, lambda: read(test)).assemble(spec, 10, (3, 32, 32), search_images)
+    made = _cifar_plan(source, lambda: read(test)).assemble(spec, 10, (3, 32, 32), search_images)
+    return replace(made, warnings=_warnings(train, test))
 
 
 def _cifar10_binary(spec: str, folder: Path, search_images: int | None) -> DataSplits:
@@ -147,10 +163,8 @@ def _cifar_plan(source: Source, test: Callable[[], ImageSet]) -> Plan:
     return Plan(source, kept, source, held, test)
 
 
-def _imagefolder(spec: str, root: Path, search_images: int | None, image_size: int) -> DataSplits:
+def _imagefolder(spec: str, root: Path, search_images: int | None, prepared: Preprocessing) -> DataSplits:
     """test/ is the test split, else val/. With both, val/ is the search split; else train/ gives it."""
-    if image_size < 1:
-        raise DataError(f"image size must be at least 1 pixel, got {image_size}")
     present = [name for name in ("train", "val", "test") if (root / name).is_dir()]
     if "train" not in present or len(present) < 2:
         raise DataError(f"data '{spec}': '{root}' must hold train/ and val/ or test/, each with one folder a class")
@@ -165,7 +179,7 @@ def _imagefolder(spec: str, root: Path, search_images: int | None, image_size: i
         return Source(np.array(files.targets), lambda part: folder(files.pick(part)))
 
     def folder(files: ImageFiles) -> FolderSet:
-        return FolderSet(files.paths, files.targets, Decoder(image_size), IMAGENET)
+        return FolderSet(files.paths, files.targets, prepared.decoder, prepared.normalisation)
 
     train = search = source(listed["train"])
     count = len(train.labels)
@@ -176,4 +190,9 @@ def _imagefolder(spec: str, root: Path, search_images: int | None, image_size: i
         held = balanced_order(train.labels)[: min(FOLDER_SEARCH, count // 10)]
         kept = np.setdiff1d(np.arange(count), held)
     plan = Plan(train, kept, search, held, lambda: folder(listed[present[-1]]))
-    return plan.assemble(spec, len(classes), (3, image_size, image_size), search_images)
+    made = plan.assemble(spec, len(classes), (3, prepared.size, prepared.size), search_images)
+    return replace(made, warnings=_warnings(*listed.values()))
+
+
+def _warnings(*listed: ImageFiles) -> tuple[str, ...]:
+    return tuple(line for files in listed for line in files.warnings)

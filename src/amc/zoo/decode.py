@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,12 +12,18 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from amc.errors import DataError
+from amc.judging import one_line
 
-_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
+_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+_CLUTTER = ("thumbs.db", "desktop.ini")  # what systems leave behind
+_RESAMPLING = {
+    name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "lanczos", "hamming", "box")
+}
+INTERPOLATIONS = tuple(_RESAMPLING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +33,7 @@ class ImageFiles:
     classes: tuple[str, ...]
     paths: tuple[str, ...]
     targets: tuple[int, ...]  # index into `classes` of each path
+    warnings: tuple[str, ...] = ()  # what was passed over, a line each
 
     def pick(self, indices: npt.NDArray[np.int64]) -> "ImageFiles":
         """The files at `indices`, in that order."""
@@ -35,22 +43,54 @@ class ImageFiles:
 
 
 def list_images(root: Path) -> ImageFiles:
-    """The images in root/<class>/, hidden folders passed over. Raises DataError where a class has none."""
-    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    """The images in root/<class>/; what else lies there is passed over, and named in `warnings` unless hidden.
+
+    Raises DataError where a class has no image.
+    """
+    top = _visible(root)
+    classes = [entry.name for entry in top if entry.is_dir()]
     if not classes:
         raise DataError(f"data folder '{root}' has no folders in it; it must hold one for each class")
     paths: list[str] = []
     targets: list[int] = []
+    others, nested = [entry.name for entry in top if not entry.is_dir()], list[str]()
     for index, name in enumerate(classes):
-        inside = os.scandir(root / name)
-        found = sorted(entry.path for entry in inside if entry.name.lower().endswith(_EXTENSIONS))
+        inside = _visible(root / name)
+        folders = [f"{name}/{entry.name}" for entry in inside if entry.is_dir()]
+        files = [entry for entry in inside if not entry.is_dir()]
+        found = [entry.path for entry in files if entry.name.lower().endswith(_EXTENSIONS)]
         if not found:
+            where = f"; folders in it, such as {folders[0]}, are not searched" if folders else ""
             raise DataError(
-                f"data folder '{root / name}' has no images ({', '.join(_EXTENSIONS)}); add some or remove it"
+                f"data folder '{root / name}' has no images ({', '.join(_EXTENSIONS)}){where}; add some or remove it"
             )
         paths += found
         targets += [index] * len(found)
-    return ImageFiles(tuple(classes), tuple(paths), tuple(targets))
+        nested += folders
+        others += [entry.name for entry in files if not entry.name.lower().endswith(_EXTENSIONS)]
+    return ImageFiles(tuple(classes), tuple(paths), tuple(targets), tuple(_passed_over(root, others, nested)))
+
+
+def _visible(folder: Path) -> list[os.DirEntry[str]]:
+    """What lies in a folder, by name, without what is hidden."""
+    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    return [entry for entry in entries if not entry.name.startswith(".") and entry.name.lower() not in _CLUTTER]
+
+
+def _passed_over(root: Path, others: Sequence[str], nested: Sequence[str]) -> Iterator[str]:
+    """A line about files that were not read, by the endings of their names, and one about folders inside classes."""
+    if others:
+        endings = Counter(Path(name).suffix.lower() or "no ending" for name in others)
+        listed = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(_SHOWN))
+        yield (
+            f"data folder '{root}': {len(others)} files are not read ({listed}): images are {', '.join(_EXTENSIONS)} "
+            "in a folder for each class"
+        )
+    if nested:
+        yield (
+            f"data folder '{root}': {len(nested)} folders inside the classes are not read "
+            f"({', '.join(nested[:_SHOWN])}): move their images up into the folder of their class"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +115,13 @@ def random_crop_box(generator: torch.Generator) -> CropBox:
 class Decoder:
     """How a file becomes `[3, H, W]` uint8.
 
-    `size` None: as it is, every image of one size. Else the short side is resized to size / 0.875 and the
-    centre cropped to `size`, as ImageNet is evaluated.
+    `size` None: as it is, every image of one size. Else the short side is resized to `short` (None: size / 0.875) and
+    the centre cropped to `size`, as ImageNet is evaluated. Sixteen bits a pixel become the nearest of eight.
     """
 
     size: int | None = None
+    short: int | None = None
+    interpolation: str = "bilinear"  # one of INTERPOLATIONS
     threads: int = 0  # 0: one for each processor
 
     @contextmanager
@@ -120,31 +162,51 @@ class Decoder:
     def _array(self, file: str, box: CropBox | None) -> "np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]":
         try:
             with Image.open(file) as image:
-                pixels = image.convert("RGB")
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as problem:
-            raise DataError(f"image '{file}' cannot be decoded ({problem}); remove or replace it") from problem
+                pixels = _rgb(image, file)
+        except (DataError, MemoryError):
+            raise
+        except Exception as problem:  # Pillow raises anything on a damaged file
+            raise DataError(
+                f"image '{file}' cannot be decoded ({one_line(str(problem))}); remove or replace it"
+            ) from problem
         if self.size is not None:
-            pixels = _centre(pixels, self.size) if box is None else _random(pixels, self.size, box)
+            how = _RESAMPLING[self.interpolation]
+            short = self.short or round(self.size / 0.875)
+            pixels = _centre(pixels, self.size, short, how) if box is None else _random(pixels, self.size, box, how)
         return np.array(pixels, dtype=np.uint8)
 
 
+_SHOWN = 3  # endings or folders named in a warning
 _CHUNK = 256  # files a task: small images take less time than handing one over
 
 
-def _centre(image: Image.Image, size: int) -> Image.Image:
-    short = round(size / 0.875)
+def _rgb(image: Image.Image, file: str) -> Image.Image:
+    """Eight bits for each of three channels; transparency is dropped. Raises DataError for pixels of unknown range."""
+    wide = image.mode == "I" and image.format in ("PNG", "PPM")  # 16 bits, as older versions of Pillow and PPM have it
+    if image.mode.startswith("I;16") or wide:
+        grey = np.asarray(image).astype(np.int64)
+        return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        kind = "floating-point" if image.mode == "F" else "32-bit"
+        raise DataError(f"image '{file}' has {kind} pixels, whose white is not known; convert it to 8 or 16 bits")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # else Pillow warns
+    return image.convert("RGB")
+
+
+def _centre(image: Image.Image, size: int, short: int, how: Image.Resampling) -> Image.Image:
     scale = short / min(image.size)
     width, height = max(short, round(image.width * scale)), max(short, round(image.height * scale))
     left, top = (width - size) / 2 / scale, (height - size) / 2 / scale
     # Resizing the cropped box alone gives the same pixels and touches fewer.
     box = (left, top, min(image.width, left + size / scale), min(image.height, top + size / scale))
-    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return image.resize((size, size), how, box=box)
 
 
-def _random(image: Image.Image, size: int, crop: CropBox) -> Image.Image:
+def _random(image: Image.Image, size: int, crop: CropBox, how: Image.Resampling) -> Image.Image:
     area = crop.area * image.width * image.height
     width = min(image.width, math.sqrt(area * math.exp(crop.log_ratio)))
     height = min(image.height, math.sqrt(area / math.exp(crop.log_ratio)))
     left, top = crop.left * (image.width - width), crop.top * (image.height - height)
-    out = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height))
+    out = image.resize((size, size), how, box=(left, top, left + width, top + height))
     return out.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if crop.flip else out

@@ -29,6 +29,7 @@ class DataSplits:
     num_classes: int
     input_shape: tuple[int, int, int]  # C, H, W of one image
     makers: Mapping[str, Callable[[], Split]] = field(repr=False)
+    warnings: tuple[str, ...] = ()  # what the user should know of the data, a line each
     _made: dict[str, Split] = field(default_factory=dict, repr=False, init=False)
 
     @property

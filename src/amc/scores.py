@@ -1,0 +1,83 @@
+"""The names of scores: what each measures, in which direction, and how it is written. Pure: no torch, no files."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from amc.errors import AmcError
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreKind:
+    """A score with a name. Inside a search higher is always better: an error counts with a minus."""
+
+    name: str
+    label: str  # inside a sentence
+    other_names: tuple[str, ...] = ()
+    per_image: bool = False  # every image is right or wrong, so that two networks can be compared image by image
+    is_error: bool = False  # lower is better, and the value is no share
+    needs_torchmetrics: bool = True
+
+    def turned(self, value: float) -> float:
+        """A score from the metric's own value, and back."""
+        return -value if self.is_error else value
+
+    def named(self, score: float) -> float:
+        """The score with its kind, for reports; top-1 accuracy goes without saying."""
+        return score if self.name == DEFAULT else NamedScore(score, self)
+
+
+class NamedScore(float):
+    """A score that knows what it is, so that it is written as such; a plain float everywhere else."""
+
+    __slots__ = ("kind",)
+    kind: ScoreKind
+
+    def __new__(cls, score: float, kind: ScoreKind) -> NamedScore:
+        made = super().__new__(cls, score)
+        made.kind = kind
+        return made
+
+    @property
+    def error(self) -> float | None:
+        """The metric's own value where it is an error; None for any other score."""
+        return abs(float(self)) if self.kind.is_error else None
+
+
+DEFAULT = "top1"
+SCORES: Mapping[str, ScoreKind] = {
+    kind.name: kind
+    for kind in (
+        ScoreKind(
+            DEFAULT, "top-1 accuracy", ("accuracy", "acc", "acc1"), per_image=True, needs_torchmetrics=False
+        ),
+        ScoreKind("top5", "top-5 accuracy", ("acc5",), per_image=True, needs_torchmetrics=False),
+        ScoreKind("balanced-accuracy", "balanced accuracy", ("balanced", "balanced-acc", "mean-recall")),
+        ScoreKind("macro-f1", "macro F1", ("f1", "f1-macro", "f1-score")),
+        ScoreKind("auroc", "AUROC", ("auc", "roc-auc")),
+        ScoreKind("miou", "mean IoU", ("mean-iou", "iou", "jaccard")),
+        ScoreKind("mse", "mean squared error", ("mean-squared-error", "l2"), is_error=True),
+    )
+}  # fmt: skip
+TOP1 = SCORES[DEFAULT]
+_SPELLINGS = {
+    "".join(filter(str.isalnum, name)): kind for kind in SCORES.values() for name in (kind.name, *kind.other_names)
+}
+
+
+def get_score(name: str) -> ScoreKind:
+    """The score of that name, however its words are joined: `top-5`, `Top5`, `macro_f1`. Raises AmcError."""
+    spelling = "".join(filter(str.isalnum, name.lower()))
+    if spelling in _SPELLINGS:
+        return _SPELLINGS[spelling]
+    close = difflib.get_close_matches(spelling, _SPELLINGS, n=1)
+    hint = f"did you mean {_SPELLINGS[close[0]].name}? " if close else ""
+    raise AmcError(f"score {name!r} is unknown; {hint}known: {', '.join(SCORES)}")
+
+
+def score_of_record(record: Mapping[str, object]) -> ScoreKind:
+    """The score that a config.json or summary.json names; top-1 accuracy where it names none that is known."""
+    name = record.get("score")
+    return SCORES.get(name, TOP1) if isinstance(name, str) else TOP1
