@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import dataclasses
 import datetime
 import hashlib
 import os
@@ -74,6 +75,8 @@ def _feed(digest: Any, data: Any) -> None:
             _feed(digest, value)
     elif dataclasses.is_dataclass(data):
         _feed(digest, [getattr(data, field.name) for field in dataclasses.fields(data)])
+    elif dataclasses.is_dataclass(data):
+        _feed(digest, {field.name: getattr(data, field.name) for field in dataclasses.fields(data)})
     elif isinstance(data, list | tuple):
         digest.update(f"{len(data)};".encode())
         for value in data:

@@ -27,6 +27,7 @@ from amc.jobs.origin import config_of, data_of, evaluate_of, network_of
 from amc.jobs.progress import Progress
 from amc.methods import MaskedMethod, Method, create_method
 from amc.pruning import Policy
+from amc.records import sealed
 from amc.recovery import EpochRecord, FineTuneConfig, FineTuneResult, StepRecord, resume_point
 from amc.recovery import finetune as recover
 from amc.recovery.workers import launched
@@ -127,7 +128,12 @@ class _State:
         for name in counts:
             if asked.get(name, 1) < 1:
                 raise AmcError(f"{name.replace('_', '-')} must be at least 1, got {asked[name]}")
-        known = self._stored() if self.run.has(STATE) and not restart else None
+        known = self._stored() if self.run.file(STATE).exists() and not restart else None
+        if known is None and not restart and self.checkpoints():
+            raise RunError(
+                f"'{self.run.path}' has a fine-tuning under way, and {STATE}, which says with what settings, is "
+                "missing; restore it from a copy, or add --restart to begin anew"
+            )
         if known is not None:
             before = {**known["settings"], **known}
             differing = [name for name, value in asked.items() if before[name] != value]
@@ -141,7 +147,7 @@ class _State:
         new = {"settings": settings, "measured": [], **{name: asked.get(name, 1) for name in counts}}
         self._take(known or new)
         self.wait()
-        if known is None:  # a checkpoint without this file belongs to nothing any more
+        if known is None:
             self.clear()
 
     def save(self) -> None:
@@ -170,7 +176,7 @@ class _State:
     def clear(self) -> None:
         """Nothing is under way any more."""
         if self.main:
-            for path in (self.run.file(STATE), *self.checkpoints()):
+            for path in (*self.checkpoints(), self.run.file(STATE)):  # without it checkpoints are of no use
                 path.unlink(missing_ok=True)
 
     def _stored(self) -> dict[str, Any]:
@@ -307,17 +313,19 @@ class _Task:
             tuned["test_finetuned"] = test(slim)
         slim.cpu()
         summary["slim"] |= {**start.method.recount(slim, self.example), **tuned}
-        lines = "".join(json.dumps(asdict(line)) + "\n" for line in result.epochs)
-        written = {rundir.MODEL_FINETUNED: start.method.stored(slim), rundir.FINETUNE: lines.encode()}
+        epochs = "".join(json.dumps(sealed(asdict(epoch))) + "\n" for epoch in result.epochs)
+        tuned_model = start.method.stored(slim)
         replaced = {}  # last: as long as the policy is the old one, this is not over
         if start.chosen and untrained is not None:
             replaced[rundir.MODEL] = start.method.stored(untrained)
             replaced[rundir.POLICY] = rundir.json_bytes(start.chosen[1].to_json())
-        contents = {**written, **replaced}
-        digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+        digests = {
+            name: hashlib.sha256(data).hexdigest()
+            for name, data in {rundir.MODEL_FINETUNED: tuned_model, **replaced}.items()
+        }
         summary["files"] = {**summary.get("files", {}), **digests}
-        for name, data in written.items():
-            run.write_bytes(name, data)
+        run.write_bytes(rundir.MODEL_FINETUNED, tuned_model)
+        run.write_text(rundir.FINETUNE, epochs)
         run.write_json(rundir.SUMMARY, summary)
         for name, data in replaced.items():
             run.write_bytes(name, data)
