@@ -93,10 +93,10 @@ class TestPassedOver:
         listed = list_images(tmp_path)
         assert len(listed.paths) == 4
         assert listed.warnings == (
-            f"data folder '{tmp_path}': not read: 4 other files (2 .txt, 1 .xml, 1 no ending); images are .jpg, .jpeg, "
-            ".png, .bmp, .webp, .ppm, .pgm, .tif, .tiff, in a folder for each class",
-            f"data folder '{tmp_path}': not read: 1 folder inside the classes (class01/more); move their images up into "
-            "the folder of their class",
+            f"data folder '{tmp_path}': not read: 4 other files (2 .txt, 1 .xml, 1 no ending); images are .jpg, "
+            ".jpeg, .png, .bmp, .webp, .ppm, .pgm, .tif, .tiff, in a folder for each class",
+            f"data folder '{tmp_path}': not read: 1 folder inside the classes (class01/more); move their images up "
+            "into the folder of their class",
         )
 
     def test_a_class_with_folders_alone(self, tmp_path: Path) -> None:
