@@ -295,7 +295,7 @@ def test_loading_says_what_it_needs(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="policy does not fit this network"):
         amc.load_run(tmp_path / "run", nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 2, 1)), EXAMPLE)
     (tmp_path / "run" / "model.safetensors").write_bytes(b"\0" * 40)
-    with pytest.raises(ModelError, match=r"model\.safetensors' cannot be read"):
+    with pytest.raises(RunError, match=r"model\.safetensors' is not the file that summary\.json describes; restore it"):
         amc.load_run(tmp_path / "run", Tiny(), EXAMPLE)
     (tmp_path / "run" / "policy.json").unlink()
     with pytest.raises(RunError, match=r"policy\.json' is missing"):
@@ -338,10 +338,13 @@ def test_an_episode_that_cannot_be_scored_is_recorded_and_the_search_goes_on(how
     assert all(record.score is None and record.reward is None for record in failed)
     assert result.summary["failed_episodes"] == len(failed)
     assert result.search.best.error is None
-    again = compress(
-        tiny(), evaluate=Fragile(lambda call: True, how), run_dir=tmp_path / "run", episodes=8, resume=True
-    )
-    assert again.policy == result.policy  # nothing is scored again
+    sound = Fragile(lambda call: False, how)
+    again = compress(tiny(), evaluate=sound, run_dir=tmp_path / "run", episodes=8, resume=True)
+    assert again.policy == result.policy
+    assert sound.calls == 2  # the dense network, and the result once more
+    broken = Fragile(lambda call: True, how)
+    with pytest.raises(EvaluationError, match=r"evaluate fails on the resulting network|evaluate returned"):
+        compress(tiny(), evaluate=broken, run_dir=tmp_path / "run", episodes=8, resume=True)
 
 
 def test_a_baseline_that_fails_does_not_end_the_search(tmp_path: Path) -> None:

@@ -1,5 +1,4 @@
 import errno
-import json
 import os
 import signal
 import subprocess
@@ -227,7 +226,7 @@ def test_killed_writer_leaves_whole_files_and_frees_the_lock(tmp_path: Path) -> 
             number = len(run.read_jsonl("timings.jsonl"))
             print("ready", flush=True)
             while True:
-                run.write_json("policy.json", {"number": number, "padding": "x" * 300_000})
+                run.write_json("number.json", {"number": number, "padding": "x" * 300_000})
                 run.append_jsonl("timings.jsonl", {"episode": number}, durable=False)
                 number += 1
     """)
@@ -242,6 +241,6 @@ def test_killed_writer_leaves_whole_files_and_frees_the_lock(tmp_path: Path) -> 
         assert process.returncode == -signal.SIGKILL
         episodes = [record["episode"] for record in run.read_jsonl("timings.jsonl")]
         assert episodes == list(range(len(episodes)))
-        assert run.read_json("policy.json")["number"] in (len(episodes) - 1, len(episodes))
+        assert run.read_json("number.json")["number"] in (len(episodes) - 1, len(episodes))
     assert len(episodes) > 4
-    assert json.loads((tmp_path / "config.json").read_text()) == CONFIG
+    assert run.config() == CONFIG

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +33,17 @@ from amc.search import (
     candidates,
     create_agent,
     get_reward,
-    read_journal,
     reward_name,
     search,
     smallest_confirmed,
 )
 from amc.statistics import PairedDrop
-from amc.stored import fingerprint
+from amc.stored import fingerprint, settings_of
 from amc.structure import Structure
+from amc.structure.copying import copy_model, undisturbed
+from amc.structure.declared import update_declared_sizes_
 from amc.summary import summarise
+from amc.verify import Recorded, confirmed
 
 
 @dataclass(frozen=True)
@@ -84,24 +86,73 @@ def compress(
 
     Raises AmcError (its kinds in `amc.errors`) with one clear line for whatever is wrong with the input.
     """
-    own = _own_reward(settings)
-    config, watch = SearchConfig.of(settings), observer or Observer()
-    run = _claim(run_dir, config, model, resume=resume)
-    final = None if test is None else _tested(test, config, example_input)
-    table = run.file(TABLE) if run is not None and run.has(TABLE) else None
-    job = prepare(model, example_input, calibration, evaluate, config, watch, own, table)
-    if run_dir is not None and run is None:
-        record = {
-            "amc_version": amc_version(),
-            **(origin or {}),
-            **config.to_json(),
-            "weights_sha256": fingerprint(model),
-        }
-        run = RunDir.create(run_dir, record)
-    if run is not None and job.latency is not None and table is None:
-        run.write_json(TABLE, job.latency.table.to_json())  # before the first episode: a resumed search needs this one
-    with run.lock() if run else nullcontext():
-        return _search_and_finish(job, run, final, watch)
+    own, config = _own_reward(settings), SearchConfig.of(settings)
+    with opened(run_dir, resume=resume) as run:
+        return compress_in(
+            run, model, example_input, calibration=calibration, evaluate=evaluate, test=test, resume=resume,
+            origin=origin, observer=observer, config=config, reward=own,
+        )  # fmt: skip
+
+
+@contextmanager
+def opened(run_dir: str | Path | None, *, resume: bool) -> Iterator[RunDir | None]:
+    """The directory of a new run, or of the one to resume, before any work; locked inside the block."""
+    if run_dir is None:
+        yield None
+    elif resume:
+        run = RunDir.open(run_dir)
+        with run.lock():
+            yield run
+    else:
+        with RunDir.claim(run_dir) as run:
+            yield run
+
+
+def compress_in(
+    run: RunDir | None,
+    model: nn.Module,
+    example_input: Any,
+    *,
+    calibration: Iterable[Any],
+    evaluate: Any,
+    test: Any,
+    resume: bool,
+    origin: Mapping[str, Any] | None,
+    observer: Observer | None,
+    config: SearchConfig,
+    reward: RewardFunction | None,
+) -> Result:
+    """`compress` in a directory that is claimed or locked already. `reward`: the caller's own function."""
+    with undisturbed(model):
+        model = copy_model(model)  # plain; the user's own is never run
+        watch = observer or Observer()
+        if run is not None and resume:
+            _check_config(run, config, model)
+        elif run is not None:
+            began = {"amc_version": amc_version(), **(origin or {}), **config.to_json()}
+            run.write_json(rundir.CONFIG, {**began, "weights_sha256": fingerprint(model)})
+        journals = [] if run is None else [run.file(_journal(name, config.agent)) for name in _agents(config)]
+        recorded = Recorded.at(journals)  # a damaged one is found before any work
+        final = None if test is None else _tested(test, config, example_input)
+        table = run.file(TABLE) if run is not None and run.file(TABLE).exists() else None
+        job = prepare(model, example_input, calibration, evaluate, config, watch, reward, table)
+        if run is not None and job.latency is not None and table is None:
+            run.write_json(
+                TABLE, job.latency.table.to_json()
+            )  # before the first episode: a resumed search needs this one
+        return _search_and_finish(_warned(job, recorded.check(job), watch), run, final, watch, recorded)
+
+
+def _agents(config: SearchConfig) -> tuple[str, ...]:
+    """Those whose policies are scored, in that order."""
+    return (*config.baselines, config.agent)
+
+
+def _warned(job: Job, told: Sequence[str], watch: Observer) -> Job:
+    """The job with further warnings, which are also said."""
+    for warning in told:
+        watch.warning(warning)
+    return replace(job, warnings=(*job.warnings, *told)) if told else job
 
 
 def _tested(test: Any, config: SearchConfig, example_input: Any) -> Evaluate:
@@ -127,35 +178,24 @@ def _own_reward(settings: dict[str, Any]) -> RewardFunction | None:
     return None
 
 
-def _claim(run_dir: str | Path | None, config: SearchConfig, model: nn.Module, *, resume: bool) -> RunDir | None:
-    """The run to resume; None for a new one. Whatever is wrong with the directory is found before any work."""
-    if run_dir is None:
-        return None
-    if not resume:
-        RunDir.refuse_occupied(run_dir)
-        return None
-    run = RunDir.open(run_dir)
+def _check_config(run: RunDir, config: SearchConfig, model: nn.Module) -> None:
+    """RunError unless the run began with these settings and weights."""
     began = run.config()
     if began.get("weights_sha256") != fingerprint(model):
         raise RunError(f"'{run.path}' was started with other weights; resume it with the weights of its config.json")
     wanted = SearchConfig.from_json(config.to_json()).to_json()
-    for name, value in SearchConfig.from_json(began).to_json().items():
+    for name, value in settings_of(run, began).to_json().items():
         if value != wanted[name]:
             raise RunError(
                 f"'{run.path}' was started with {name} {value!r}, not {wanted[name]!r}; "
                 "resume it with the same settings, or choose another directory"
             )
-    for name in (*map(rundir.baseline_journal, config.baselines), rundir.JOURNAL):
-        if run.has(name):
-            read_journal(run.file(name))
-    with run.lock():  # refuses at once where another process is writing
-        return run
 
 
-def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer) -> Result:
+def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer, recorded: Recorded) -> Result:
     config = job.config
     found: dict[str, SearchResult] = {}
-    for name in (*config.baselines, config.agent):
+    for name in _agents(config):
         watch.stage(f"search ({name})")
         try:
             found[name] = _run_agent(job, name, run, watch)
@@ -168,12 +208,18 @@ def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer)
     settled = _measured(job, found[config.agent], guarantee, watch)
     best = settled.chosen.record if settled else best
     slim = job.scorer.build(best.keep)
+    best, told = confirmed(job, best, slim, recorded)
+    job = _warned(job, told, watch)
+    if job.method.slices:
+        update_declared_sizes_(slim, job.model, job.example_input)
     policy = job.scorer.builder.policy(best.keep)
     summary = summarise(job, slim, best, found, run, test, guarantee, settled)
     _check_budget(job, summary["slim"])
     if run is not None:
         run.write_bytes(rundir.MODEL, job.method.stored(slim))
         run.write_json(rundir.POLICY, policy.to_json())
+        journals = [_journal(name, config.agent) for name in found]
+        summary["files"] = run.digests([rundir.MODEL, rundir.POLICY, TABLE, *journals])
         run.write_json(rundir.SUMMARY, summary)
         render_report(run)
     return Result(slim, policy, summary, job.structure, found[config.agent])
@@ -234,6 +280,7 @@ def _run_agent(job: Job, name: str, run: RunDir | None, watch: Observer) -> Sear
         journal_path=None if run is None else run.file(_journal(name, config.agent)),
         on_episode=hear,
         reward=job.reward,
+        origin=job.origin,
     )
 
 

@@ -7,7 +7,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -133,6 +133,11 @@ class Evaluator:
             parts.append(part)
         return parts[0], parts[1]
 
+    @property
+    def held(self) -> Sequence[tuple[Example, Tensor]]:
+        """The batches that are kept in memory; none where images are read anew each time."""
+        return self._kept
+
     def __len__(self) -> int:
         """How many images."""
         return sum(len(labels) for _, labels in self._kept) if self._source is None else len(self._source)
@@ -150,7 +155,7 @@ class Evaluator:
         device = _device_of(module)
 
         def run(inputs: Example) -> Tensor:
-            there = moved(inputs, device)
+            there = moved(inputs.cloned(), device)  # a forward may write into its input, and the images serve again
             return output_of(module(*there.args, **there.kwargs))
 
         with (
@@ -248,6 +253,7 @@ def reestimate_batchnorm_(model: nn.Module, batches: Iterable[Any]) -> None:
                         norm.reset_running_stats()
                     norm.momentum = count / seen  # the share of this batch in the average so far
                     norm.training = True
+                inputs = inputs.cloned()  # as in `Evaluator`
                 model(*inputs.args, **inputs.kwargs)
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from amc.latency import aligned, guarded, latency_of
 from amc.methods import CHANNEL, Method, create_method, problem_of
 from amc.metrics import tally
 from amc.modes import evaluating
+from amc.provenance import data_fingerprint, execution
 from amc.pruning import Calibration, calibrate
 from amc.scores import get_score
 from amc.scoring import PolicyScorer
@@ -36,7 +37,7 @@ from amc.search import (
     get_reward,
     rewarded_metric,
 )
-from amc.structure import Certificate, Structure, certify, inspect, restrict
+from amc.structure import Certificate, Structure, certify, check_counts, inspect, restrict
 
 T = TypeVar("T")
 
@@ -69,6 +70,7 @@ class Job:
     confirm: PairedEvaluator | None  # with max_drop: on images that the search never scores
     warnings: tuple[str, ...]
     latency: Latency | None = None  # where it is among the costs
+    origin: Mapping[str, Any] = field(default_factory=dict)  # as in `amc.search.JournalContent`
 
 
 def prepare(
@@ -92,7 +94,9 @@ def prepare(
     watch.stage("structure")
     structure = inspect(model, example_input)
     certificate, locks = None, {"lock": config.lock, "only": config.only}
-    if config.method == CHANNEL:
+    if config.method != CHANNEL:
+        check_counts(model, structure, example_input)
+    else:
         structure, certificate = _certified(model, structure, example_input, config, watch)
         locks = {}  # they are in the structure now
     method = create_method(config.method, model, structure, config.method_options, **locks)
@@ -101,6 +105,7 @@ def prepare(
     problem, latency, told = _problem(model, structure, example_input, method, config, rewarded, table, watch)
     check_costs(paid, problem.policy_costs(problem.dense.tolist()))
     score = as_evaluator(evaluate, autocast=config.bf16, score=config.score, example_input=example_input)
+    seen = data_fingerprint(score.held) if isinstance(score, Evaluator) and score.held else None
     watch.stage("dense score")
     score, confirm, dense = _judges(model, score, config)
     watch.dense(dense)
@@ -129,8 +134,14 @@ def prepare(
     scorer = PolicyScorer(method.builder(gathered), score, again, dense=problem.dense.tolist())
     return Job(
         model, example_input, config, structure, certificate, method, problem, scorer, dense, paid, confirm, warnings,
-        latency,
+        latency, _origin(dense, batches, seen),
     )  # fmt: skip
+
+
+def _origin(dense: float, calibration: Any, search: str | None) -> dict[str, Any]:
+    """Where this session scores and what on, for the journal's header; `search` is a digest, None if not known."""
+    data = {"calibration": data_fingerprint(calibration), "search": search}
+    return {"environment": execution(), "dense_score": float(dense), "data": data}
 
 
 def _problem(
@@ -161,6 +172,7 @@ def _certified(
     if config.lock or config.only:
         structure = restrict(structure, lock=config.lock, only=config.only)
     if not config.keep_sets or not structure.groups:
+        check_counts(model, structure, example_input)
         return structure, None
     watch.stage("certificate")
     return certify(model, structure, example_input, keep_sets=config.keep_sets)

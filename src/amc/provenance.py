@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+import hashlib
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -32,13 +35,54 @@ def environment() -> dict[str, Any]:
     }
 
 
+def execution() -> dict[str, Any]:
+    """What decides the last digits of a result besides the seed: versions, threads, and instruction set."""
+    return {
+        "amc": amc_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "instructions": instructions(),
+    }
+
+
+def instructions(proc: Path = Path("/proc")) -> str:
+    """The instruction sets that kernels choose by: torch's own, those of the processor, and a limit on oneDNN's."""
+    flags = set(_cpuinfo(proc).get("flags", _cpuinfo(proc).get("Features", "")).split())
+    parts = [torch.backends.cpu.get_cpu_capability(), *(name for name in _DISPATCHED if name in flags)]
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA")
+    return " ".join([*parts, *([f"oneDNN<={limit}"] if limit else [])])
+
+
+# What oneDNN looks for, as Linux names it, on x86 and on Arm.
+_DISPATCHED = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "sve", "bf16")
+
+
+def data_fingerprint(data: Any) -> str:
+    """SHA-256 of all tensors in lists, tuples, mappings and dataclasses, in their order, with their shapes and types."""
+    digest = hashlib.sha256()
+    _feed(digest, data)
+    return digest.hexdigest()
+
+
+def _feed(digest: Any, data: Any) -> None:
+    if isinstance(data, torch.Tensor):
+        digest.update(f"{data.dtype} {list(data.shape)};".encode())
+        digest.update(data.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    elif isinstance(data, Mapping):
+        for key, value in data.items():
+            digest.update(f"{key!r}:".encode())
+            _feed(digest, value)
+    elif dataclasses.is_dataclass(data):
+        _feed(digest, [getattr(data, field.name) for field in dataclasses.fields(data)])
+    elif isinstance(data, list | tuple):
+        digest.update(f"{len(data)};".encode())
+        for value in data:
+            _feed(digest, value)
+
+
 def processor(proc: Path = Path("/proc")) -> str:
     """Name of the processor; on Arm boards, whose kernel does not say, the name of the board."""
-    try:
-        lines = (proc / "cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    fields = dict(reversed([[part.strip() for part in line.split(":", 1)] for line in lines if ":" in line]))
+    fields = _cpuinfo(proc)
     if fields.get("model name"):
         return fields["model name"]
     try:
@@ -46,3 +90,12 @@ def processor(proc: Path = Path("/proc")) -> str:
     except OSError:
         board = ""
     return board or fields.get("Hardware") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(proc: Path) -> dict[str, str]:
+    """What Linux says of the first processor; empty elsewhere."""
+    try:
+        lines = (proc / "cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    return dict(reversed([[part.strip() for part in line.split(":", 1)] for line in lines if ":" in line]))

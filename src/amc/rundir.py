@@ -2,22 +2,25 @@
 
 A run is killed, meets a full disk, or is started twice in one place; none of these may harm what was there
 before. So files are replaced whole or not at all, line files lose at most a torn last line, one process
-writes at a time, and a directory that holds anything else is refused untouched. Needs a POSIX system (flock,
+writes at a time, and a directory that holds anything else is refused untouched. What is read was perhaps changed
+since: JSON files carry a digest of themselves, and summary.json those of the other files. Needs a POSIX system (flock,
 fsync of directories).
 """
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from amc import records, runfiles
 from amc.errors import RunError
 
 CONFIG = "config.json"
@@ -28,6 +31,7 @@ SUMMARY = "summary.json"
 MODEL = "model.safetensors"
 MODEL_FINETUNED = "model-finetuned.safetensors"
 FINETUNE = "finetune.jsonl"
+FINETUNE_STATE = "finetune-state.json"
 REPORT = "report.html"
 LOCK = ".lock"
 
@@ -47,28 +51,39 @@ class RunDir:
     path: Path
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], config: Mapping[str, object]) -> Self:
-        """Make the directory of a new run and write its `config.json`.
+    @contextmanager
+    def claim(cls, path: str | os.PathLike[str]) -> Iterator[Self]:
+        """Make the directory of a new run, and be the only process that writes to it inside the block.
 
-        Raises `RunError`, with everything left as it was, when the directory holds a run or any other file,
-        when the path is a file, or when it cannot be written.
+        A directory is a run from the moment it holds `config.json`, which the block writes. If the block raises before
+        that, or ends with an error before the first episode, all is as it was found; a run that is interrupted there
+        stays, and can be resumed. Raises `RunError`, with everything left as it was, when the directory holds a run or
+        any other file, when the path is a file, when it cannot be written, or when another process has claimed it.
         """
         run = cls(Path(path))
         run._refuse_occupied()  # before the lock file is made: a foreign directory stays untouched
-        text = _json_text(config)
+        made = _make_directories(run.path)
         try:
-            run.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _unwritable(run.path, error) from error
-        with run.lock():
-            run._refuse_occupied()  # again: another process may have been faster
-            run.write_text(CONFIG, text)
-        return run
+            with run.lock():
+                run._refuse_occupied()  # again: another process may have been faster
+                try:
+                    yield run
+                except BaseException as error:
+                    if not run.has(CONFIG) or (isinstance(error, Exception) and not run.begun()):
+                        run._clear()
+                    raise
+        except BaseException:
+            for directory in made:
+                with suppress(OSError):  # it is not empty
+                    directory.rmdir()
+            raise
 
     @classmethod
-    def refuse_occupied(cls, path: str | os.PathLike[str]) -> None:
-        """`RunError` if `create` would refuse this directory; touches nothing."""
-        cls(Path(path))._refuse_occupied()
+    def create(cls, path: str | os.PathLike[str], config: Mapping[str, object]) -> Self:
+        """Make the directory of a new run and write its `config.json`; raises as `claim` does."""
+        with cls.claim(path) as run:
+            run.write_json(CONFIG, config)
+        return run
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
@@ -76,7 +91,7 @@ class RunDir:
         run = cls(Path(path))
         if not run.path.is_dir():
             raise RunError(f"no run directory '{run.path}'; give the directory that `amc search --out` made")
-        if not run.has(CONFIG):
+        if not run.file(CONFIG).exists():
             raise RunError(
                 f"'{run.path}' holds no run ({CONFIG} is missing); give the directory that `amc search --out` made"
             )
@@ -90,30 +105,50 @@ class RunDir:
         """Whether the run has the file `name`."""
         return self.file(name).is_file()
 
+    def begun(self) -> bool:
+        """Whether a search has begun here: there is a journal, or the round of a schedule."""
+        return any(self.path.glob("journal*.jsonl")) or any(self.path.glob("round-*"))
+
     def config(self) -> dict[str, Any]:
         """What the run was started with."""
         return self.read_json(CONFIG)
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Content of a JSON file that holds one object; `RunError` when it is missing or damaged."""
+        """Content of a JSON file that holds one object; `RunError` when it is missing, damaged or changed.
+
+        The fields of the files of a run have the types of `amc.runfiles`.
+        """
         path = self.file(name)
-        data = _read(path)
+        data = records.read_bytes(path)
         try:
-            record = json.loads(data)
-        except UnicodeDecodeError as error:
-            raise RunError(f"'{path}' is not UTF-8 text; restore the file from a copy") from error
-        except json.JSONDecodeError as error:
-            raise RunError(
-                f"'{path}' line {error.lineno} is not valid JSON ({error.msg}); "
-                f"restore the file from a copy, or start a new run in another directory"
-            ) from error
-        if not isinstance(record, dict):
-            raise RunError(f"'{path}' holds a {type(record).__name__} where an object is expected; restore the file")
+            record = records.unsealed(records.parse_object(data))
+            runfiles.OBJECTS.get(name, records.anything)(record, "")
+        except records.DamagedError as error:
+            remedy = "" if "restore it" in str(error) else "; restore the file from a copy, or start a new run"
+            raise RunError(f"'{path}' {error}{remedy}") from error
         return record
 
     def write_json(self, name: str, record: Mapping[str, object]) -> None:
-        """Replace the file `name` by `record` as JSON, whole or not at all; `ValueError` for NaN."""
-        self.write_text(name, _json_text(record))
+        """Replace the file `name` by `record` and its digest as JSON, whole or not at all; `ValueError` for NaN."""
+        self.write_bytes(name, json_bytes(record))
+
+    def digests(self, names: Iterable[str]) -> dict[str, str]:
+        """SHA-256 of those of the files that are there, for the summary."""
+        return {name: _sha256(self.file(name)) for name in names if self.file(name).exists()}
+
+    def verify(self, *names: str) -> None:
+        """`RunError` for a file that is not the one the summary was written with.
+
+        Files that the summary does not list pass: the search is not finished, or an earlier version wrote it.
+        """
+        listed = self.read_json(SUMMARY).get("files", {}) if self.has(SUMMARY) else {}
+        for name in names:
+            path = self.file(name)
+            if name in listed and path.exists() and _sha256(path) != listed[name]:
+                remedy = "restore it from a copy"
+                if self.has(FINETUNE_STATE):
+                    remedy += f", or finish the fine-tuning under way with `amc finetune {self.path}`"
+                raise RunError(f"'{path}' is not the file that {SUMMARY} describes; {remedy}")
 
     def write_text(self, name: str, text: str) -> None:
         """Replace the file `name` by `text` in UTF-8, whole or not at all."""
@@ -132,20 +167,22 @@ class RunDir:
         path = self.file(name)
         if not path.exists():
             return []
-        lines = _read(path).split(b"\n")
+        lines = records.read_bytes(path).split(b"\n")
         torn = lines.pop()  # empty after a complete last line; otherwise the write of it was cut short
-        records = []
+        check, found = runfiles.check_of_lines(name), list[dict[str, Any]]()
         for number, line in enumerate(lines, start=1):
-            record = _json_object(line)
-            if record is None and number == len(lines) and not torn:
-                break
-            if record is None:
+            try:
+                record = records.parse_object(line)
+                check(record, "")
+            except records.DamagedError as error:
+                if number == len(lines) and not torn and _json_object(line) is None:
+                    break
                 raise RunError(
                     f"'{path}' line {number} is damaged; restore the file from a copy, "
-                    f"or delete that line and the ones after it, then run the command again"
-                )
-            records.append(record)
-        return records
+                    f"or delete that line and the ones after it, then run the command again ({error})"
+                ) from error
+            found.append(record)
+        return found
 
     def append_jsonl(self, name: str, record: Mapping[str, object], *, durable: bool = True) -> None:
         """Append one line to a line file; a torn last line is removed first.
@@ -156,7 +193,7 @@ class RunDir:
         path = self.file(name)
         line = json.dumps(record, allow_nan=False, default=_plain).encode() + b"\n"
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            descriptor = records.open_to_write(path, os.O_RDWR)
             try:
                 end = _end_of_records(descriptor)
                 os.ftruncate(descriptor, end)
@@ -180,7 +217,7 @@ class RunDir:
         The lock goes with the process, however it ends. Not re-entrant.
         """
         try:
-            descriptor = os.open(self.file(LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            descriptor = records.open_to_write(self.file(LOCK), os.O_RDWR)
         except OSError as error:
             raise _unwritable(self.path, error) from error
         try:
@@ -201,6 +238,8 @@ class RunDir:
             ) from error
         except OSError as error:
             raise RunError(f"'{self.path}' cannot be locked ({error.strerror}); use a local disk") from error
+        if not _is_at(self.file(LOCK), descriptor):
+            raise RunError(f"another process has just given up '{self.path}'; run the command again")
         # Only for the message above: losing it (a full disk) does no harm.
         with suppress(OSError):
             os.ftruncate(descriptor, 0)
@@ -212,6 +251,15 @@ class RunDir:
             with suppress(OSError):
                 if _is_temporary(path.name) and time.time() - path.stat().st_mtime > _STALE_SECONDS:
                     path.unlink()
+
+    def _clear(self) -> None:
+        """Remove what this process wrote to a directory that was free; `config.json` last, for it makes it a run."""
+        for path in sorted(self.path.iterdir(), key=lambda path: (path.name == CONFIG, path.name)):
+            if path.name != LOCK:
+                with suppress(OSError):
+                    path.unlink()
+        with suppress(OSError):
+            self.file(LOCK).unlink()
 
     def _refuse_occupied(self) -> None:
         if not self.path.exists():
@@ -312,25 +360,54 @@ def _is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(".tmp")
 
 
-def _read(path: Path) -> bytes:
+def json_bytes(record: Mapping[str, object]) -> bytes:
+    """The JSON file of a record, with the record's digest.
+
+    `ValueError` for NaN; `RunError` for text that is no Unicode, as the path of a file can be.
+    """
+    plain = json.loads(json.dumps(record, allow_nan=False, default=_plain))
     try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise RunError(f"'{path}' is missing; the run is not that far yet, or it was removed") from error
-    except OSError as error:
-        raise RunError(f"'{path}' cannot be read ({error.strerror})") from error
-
-
-def _json_text(record: Mapping[str, object]) -> str:
-    return json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
+        return (json.dumps(records.sealed(plain), indent=2, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError as error:
+        raise RunError(
+            f"{records.shown(error.object[max(0, error.start - 20) : error.end])} is not UTF-8; rename it"
+        ) from None
 
 
 def _json_object(line: bytes) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except ValueError:  # not JSON, or not UTF-8
+    except (ValueError, RecursionError):  # not JSON, or not UTF-8
         return None
     return record if isinstance(record, dict) else None
+
+
+def _sha256(path: Path) -> str:
+    records.check_regular(path)
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise RunError(f"'{path}' cannot be read ({error.strerror}); check the disk") from error
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether the open file still is the one at `path`."""
+    try:
+        there, held = path.stat(), os.fstat(descriptor)
+    except OSError:
+        return False
+    return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
+
+
+def _make_directories(path: Path) -> list[Path]:
+    """Make the directory and those above it; the ones that are new, the innermost first."""
+    new = [directory for directory in (path, *path.parents) if not directory.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    return new
 
 
 def _plain(value: object) -> object:

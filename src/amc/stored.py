@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import torch
 from torch import nn
 
 from amc import rundir
-from amc.errors import RunError
+from amc.config import SearchConfig
+from amc.errors import AmcError, RunError
 from amc.methods import CHANNEL, apply_policy
 from amc.pruning import Policy
 from amc.rundir import RunDir
-from amc.structure.slicing import copy_model
+from amc.structure.copying import copy_model
 from amc.zoo import create_model, load_weights
 
 
@@ -28,37 +30,58 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def settings_of(run: RunDir, config: Mapping[str, Any]) -> SearchConfig:
+    """The settings in a run's config.json; RunError, naming the file, where one of them holds no longer."""
+    try:
+        return SearchConfig.from_json(config)
+    except AmcError as error:
+        raise RunError(f"'{run.file(rundir.CONFIG)}': {error}") from None
+
+
 def load_run(
     run_dir: str | Path, model: nn.Module | None = None, example_input: Any = None, *, finetuned: bool = True
 ) -> nn.Module:
     """The slim network of a run, ready to use: the fine-tuned one if there is one and `finetuned`.
 
     Of a schedule, the last round's. Without `model`, the dense network is built as the run's config.json says (a
-    zoo name or factory); a run that began in Python with a network of your own needs `model` (any weights) and
-    `example_input`.
+    zoo name or factory, whose code then runs); a run that began in Python with a network of your own needs `model` (any
+    weights) and `example_input`. RunError where a file is damaged, or is not the one that the summary describes.
     """
+    return _load(run_dir, model, example_input, finetuned, ())
+
+
+def _load(
+    run_dir: str | Path, model: nn.Module | None, example_input: Any, finetuned: bool, children: tuple[Path, ...]
+) -> nn.Module:
+    """`load_run`; `children` are the runs on the way here, each of which began with what the next came to."""
     run = RunDir.open(run_dir)
+    here = run.path.resolve()
+    if here in children:
+        raise RunError(f"'{children[0]}' leads back to itself through the parent in '{run.file(rundir.CONFIG)}'")
     if run.config().get("schedule"):
-        return load_run(last_round(run), model, example_input, finetuned=finetuned)
+        return _load(last_round(run), model, example_input, finetuned, (*children, here))
     if model is None:
-        model, example_input = _original(run)
+        model, example_input = _original(run, (*children, here))
     policy = Policy.from_json(run.read_json(rundir.POLICY))
+    name = rundir.MODEL_FINETUNED if finetuned and run.file(rundir.MODEL_FINETUNED).exists() else rundir.MODEL
+    run.verify(rundir.POLICY, name)
     slim = apply_policy(model, example_input, policy) if policy.method == CHANNEL else copy_model(model)
-    name = rundir.MODEL_FINETUNED if finetuned and run.has(rundir.MODEL_FINETUNED) else rundir.MODEL
     load_weights(slim, run.file(name))
     return slim.eval()
 
 
-def _original(run: RunDir) -> tuple[nn.Module, Any]:
+def _original(run: RunDir, children: tuple[Path, ...]) -> tuple[nn.Module, Any]:
     """The dense network of config.json, with random weights, and an example for it."""
     config = run.config()
     if not config.get("model"):
         raise RunError(
             f"'{run.path}' was made from a network in Python; load it with load_run(run, model, example_input)"
         )
+    if not config.get("input_shape"):
+        raise RunError(f"'{run.file(rundir.CONFIG)}' has no input_shape; restore the file from a copy")
     example = torch.zeros(1, *config["input_shape"])
     if config.get("parent"):
-        return load_run(os.path.normpath(run.path / config["parent"])), example
+        return _load(os.path.normpath(run.path / config["parent"]), None, None, True, children), example
     return create_model(config["model"], **config.get("model_args", {})), example
 
 

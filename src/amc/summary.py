@@ -174,4 +174,4 @@ def _certificate(certificate: Certificate | None) -> dict[str, Any] | None:
 def _seconds(run: RunDir, agent: str) -> float:
     """Scoring and agent time of the main search, over all its sessions."""
     lines = run.read_jsonl(rundir.TIMINGS)
-    return sum(sum(line["seconds"].values()) for line in lines if line["agent"] == agent)
+    return sum(sum(line.get("seconds", {}).values()) for line in lines if line.get("agent") == agent)

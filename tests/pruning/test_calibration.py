@@ -175,6 +175,9 @@ def test_layers_that_cannot_be_refitted_are_named_with_the_reason() -> None:
     }
 
 
+MODES: list[bool] = []  # of the batch norm, at every call of any copy
+
+
 class Moody(nn.Module):
     """Dropout and batch norm, which training mode would show; fails on demand."""
 
@@ -182,10 +185,9 @@ class Moody(nn.Module):
         super().__init__()
         self.stem, self.norm = nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6)
         self.out, self.fail = nn.Conv2d(6, 2, 1), False
-        self.modes: list[bool] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        self.modes.append(self.norm.training)
+        MODES.append(self.norm.training)
         x = F.dropout(self.norm(self.stem(x)), 0.5, self.training)
         if self.fail:
             raise RuntimeError("no")
@@ -199,7 +201,8 @@ def test_calibration_runs_in_eval_mode_and_leaves_the_model_as_it_was(fail: bool
     model.train()
     model.norm.eval()  # a mixture of modes must come back
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    model.fail, model.modes = fail, []
+    model.fail = fail
+    MODES.clear()
     if fail:
         with pytest.raises(RuntimeError, match="no"):
             calibrate(model, structure, batches)
@@ -207,7 +210,7 @@ def test_calibration_runs_in_eval_mode_and_leaves_the_model_as_it_was(fail: bool
         gram = calibrate(model, structure, batches, positions=ALL).grams["out.weight"]
         rows = torch.cat([patches(model.out, x)[0] for x in layer_inputs(model, "out", batches)])
         torch.testing.assert_close(gram.matrix[0], rows.T @ rows, rtol=1e-5, atol=1e-4)
-    assert set(model.modes) == {False}
+    assert set(MODES) == {False}
     assert [part.training for part in model.modules()] == [True, True, False, True]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(part._forward_pre_hooks or part._forward_hooks for part in model.modules())

@@ -137,8 +137,8 @@ def test_no_other_weights_have_a_smaller_error() -> None:
 
 
 def test_flat_weight_is_one_matrix_a_convolution_group() -> None:
-    module = nn.Conv2d(4, 6, (2, 3), groups=2)
-    flattened = flat_weight(module.weight, 2)
+    module, layer = convolution(4, 6, (2, 3), groups=2)
+    flattened = flat_weight(module.weight, layer)
     assert flattened.dtype == torch.float64
     assert flattened.shape == (2, 2 * 6, 3)
     assert flattened[1, 7, 2] == module.weight[3 + 2, 1, 0, 1].double()  # group 1, column 1*6 + 0*3 + 1, output 2

@@ -83,9 +83,9 @@ def test_limit_of_a_percentage_is_exact(percent):
 
 
 def test_absolute_budget_above_the_dense_cost_is_refused():
-    assert Budget.parse("macs<=40").limit(40) == 40
-    with pytest.raises(BudgetError, match="above the dense network's 40 macs"):
-        Budget.parse("macs<=41").limit(40)
+    assert Budget.parse("macs<=400").limit(400) == 400
+    with pytest.raises(BudgetError, match="above the dense network's 400 macs"):
+        Budget.parse("macs<=401").limit(400)
 
 
 def test_budget_needs_exactly_one_kind_of_limit():

@@ -116,6 +116,7 @@ def test_corrupt_middle_line_stops_the_search_and_is_left_alone(tmp_path):
 def test_journal_that_does_not_replay_is_refused(tmp_path):
     run(tmp_path / "j")
     lines = (tmp_path / "j").read_text().splitlines(keepends=True)
+    lines[0] = lines[0].replace('"journal": 2', '"journal": 1')  # without digests, as another version wrote it
     fields = json.loads(lines[3])
     fields["keep"][0] = 16 if fields["keep"][0] != 16 else 14
     lines[3] = json.dumps(fields) + "\n"

@@ -227,8 +227,8 @@ def test_journals_of_the_error_reward_are_as_they_always_were(tmp_path):
     problem, score = residual_problem(6)
     search(problem, score, RandomAgent(problem, seed=0), episodes=2, seed=0, journal_path=tmp_path / "j")
     header, first, _ = (json.loads(line) for line in (tmp_path / "j").read_text().splitlines())
-    assert list(header) == ["journal", "seed", "agent", "decisions", "floor", "settings"]
-    assert list(first) == ["episode", "keep", "cost", "score", "reward"]
+    assert list(header) == ["journal", "seed", "agent", "decisions", "floor", "settings", "sum"]
+    assert list(first) == ["episode", "keep", "cost", "score", "reward", "sum"]
 
 
 def test_record_of_a_failure_has_no_standard_error():

@@ -146,4 +146,6 @@ def test_spectral_norm_is_locked_with_its_reason() -> None:
     model = nn.Sequential(nn.Conv2d(3, 6, 3), parametrizations.spectral_norm(nn.Conv2d(6, 8, 3)), nn.Conv2d(8, 4, 1))
     structure = inspect(model, image())
     assert structure.groups == ()
-    assert any("has no rule" in locked.lock.reason for locked in structure.locked)
+    reasons = {locked.name: locked.lock.reason for locked in structure.locked}
+    assert "SpectralNorm computes this weight" in reasons["1"]
+    assert "remove_parametrizations(model.1, 'weight')" in reasons["1"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +111,7 @@ def test_data_dependent_control_flow_is_refused_naming_the_line() -> None:
 
 
 def test_a_forward_that_raises_is_refused_naming_the_line() -> None:
-    with pytest.raises(ModelError, match=r"cannot trace Residual: .*toys\.py"):
+    with pytest.raises(ModelError, match=r"Residual does not take the example input: .*toys\.py"):
         inspect(Residual("projection"), torch.randn(2, 5, 8, 8))
 
 
@@ -136,7 +138,8 @@ def test_a_forward_that_counts_its_calls_is_left_as_it_was() -> None:
 
     model, x = Counting(), torch.randn(3, 4)
     structure = inspect(model, x)
-    assert (model.calls, type(model.calls), type(model.twice), type(model.width)) == (0, int, int, int)
+    assert (model.calls, type(model.calls), type(model.width)) == (0, int, int)
+    assert not hasattr(model, "twice")
     assert slice_model(model, structure, structure.mask({"a": [0, 1]})).width == 2
 
 
@@ -152,3 +155,39 @@ def test_two_calls_of_one_batch_norm_and_a_reused_activation() -> None:
 
     structure = assert_exact(Twice(), image())
     assert [g.size for g in structure.groups] == [6]
+
+
+ATTENTION = """
+import torch
+from torch import nn
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.heads = 4
+        self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 3)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).reshape(2, 5, 3, self.heads, 4).permute(2, 0, 3, 1, 4)
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+class Breaks(nn.Module):
+    def forward(self, x):
+        raise ValueError("not today")
+"""
+
+
+@pytest.mark.parametrize("folder", ["amc", "torch", "amc/torch/amc", "site-packages/torch"])
+def test_a_project_may_be_called_as_a_library_is(folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / folder
+    home.mkdir(parents=True)
+    (home / "own_networks.py").write_text(ATTENTION)
+    monkeypatch.syspath_prepend(home)
+    monkeypatch.delitem(sys.modules, "own_networks", raising=False)
+    networks = importlib.import_module("own_networks")
+    structure = assert_exact(networks.Attention(), torch.randn(2, 5, 16))
+    assert [(group.name, group.size) for group in structure.groups] == [("qkv", 4)]  # whole heads, by self.heads
+    assert [lock.lock.source for lock in structure.locked] == [""]
+    with pytest.raises(ModelError, match=rf"not today \(at {home}/own_networks\.py:18\)"):
+        inspect(networks.Breaks(), torch.randn(1, 3))

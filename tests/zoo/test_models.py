@@ -9,6 +9,7 @@ from torch import nn
 
 from amc.errors import ModelError
 from amc.evaluation import Evaluator
+from amc.structure.copying import copy_model
 from amc.zoo import create_model, load_data, load_weights, model_info, model_names
 from amc.zoo.resnet import BasicBlock, ZeroPadShortcut
 
@@ -242,3 +243,40 @@ class TestLoadWeights:
         torch.save([torch.zeros(2)], tmp_path / "w.pt")
         with pytest.raises(ModelError, match="hold no state dict"):
             load_weights(nn.Linear(3, 4), tmp_path / "w.pt")
+
+
+class Holder(nn.Module):
+    """A network whose own names begin with what DataParallel would add."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+
+
+def with_wrapped_part() -> nn.Module:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.Linear(4, 2)))
+    model[1] = nn.DataParallel(model[1])
+    return model
+
+
+SAVED = {
+    "parallel": lambda: nn.DataParallel(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))),
+    "compiled": lambda: torch.compile(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))),
+    "both": lambda: torch.compile(nn.DataParallel(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)))),
+    "own name": Holder,
+    "own name, parallel": lambda: nn.DataParallel(Holder()),
+    "a part": with_wrapped_part,
+}
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_names_that_wrappers_add_are_taken_off_and_those_of_the_network_are_not(name: str, tmp_path: Path) -> None:
+    wrapped = SAVED[name]()
+    bare = copy_model(wrapped)
+    for parameter in bare.parameters():
+        nn.init.zeros_(parameter)
+    save_file(wrapped.state_dict(), tmp_path / "weights.safetensors")
+    load_weights(bare, tmp_path / "weights.safetensors")
+    for given, loaded in zip(wrapped.parameters(), bare.parameters(), strict=True):
+        assert torch.equal(given, loaded)
+    load_weights(SAVED[name](), tmp_path / "weights.safetensors")  # and into a wrapped one

@@ -12,6 +12,7 @@ import warnings
 
 import typer
 
+from amc.cli.common import terminate
 from amc.cli.deploy import export, latency
 from amc.cli.device import app as device
 from amc.cli.finetune import finetune
@@ -32,6 +33,6 @@ app.add_typer(device, name="device")
 def main() -> None:
     """Entry point of the `amc` command."""
     sys.path.insert(0, "")  # package.module:factory may lie in the current directory
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what is half done is cleared away
+    signal.signal(signal.SIGTERM, terminate)  # what is half done is cleared away
     warnings.filterwarnings("ignore", module=r"torch\.")  # meant for whoever writes code that calls torch
     app()

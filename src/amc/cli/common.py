@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,25 +33,68 @@ LockOption = Annotated[list[str] | None, typer.Option(help="Keep layers of this 
 OnlyOption = Annotated[list[str] | None, typer.Option(help="Prune only layers of this name or pattern (repeat).")]
 
 
+class Terminated(SystemExit):
+    """SIGTERM, as an exception that clears away what is half done."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
+
+
+def terminate(*_: object) -> None:
+    """Handler of SIGTERM; further ones change nothing."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Terminated
+
+
 def reported(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A user's mistake becomes one line and exit code 2."""
+    """A user's mistake becomes one line and exit code 2, a signal one line and 130 or 143."""
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
         except AmcError as error:
-            err.print(f"amc: {' '.join(str(error).split())}", style="red", soft_wrap=True, markup=False)
+            complain(" ".join(str(error).split()))
             raise typer.Exit(2) from None
         except OSError as error:  # a full disk, a path that cannot be written
             place = f" '{error.filename}'" if error.filename else ""
-            err.print(f"amc: {error.strerror or error}{place}", style="red", soft_wrap=True, markup=False)
+            complain(f"{error.strerror or error}{place}")
+            raise typer.Exit(2) from None
+        except MemoryError:
+            complain("out of memory; close other programs, or use smaller images or batches")
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            err.print("amc: interrupted; nothing is lost, `amc resume RUN` goes on", soft_wrap=True)
+            complain("interrupted")
             raise typer.Exit(130) from None
 
     return run
+
+
+def complain(message: str) -> None:
+    """The one line of whatever ends a command."""
+    err.print(f"amc: {message}", style="red", soft_wrap=True, markup=False)
+
+
+@contextmanager
+def stoppable(run: Path) -> Iterator[None]:
+    """Around a job on `run`: whatever stops it is said in one line, with what the directory holds at that moment."""
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated) as stop:
+        for number in (signal.SIGINT, signal.SIGTERM):  # nothing is under way any more
+            signal.signal(number, signal.SIG_IGN)
+        word, code = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
+        complain(f"{word}; {_left_in(run)}")
+        raise typer.Exit(code) from None
+    except MemoryError:
+        complain(f"out of memory; {_left_in(run)}")
+        raise typer.Exit(2) from None
+
+
+def _left_in(run: Path) -> str:
+    from amc.jobs import left_in
+
+    return left_in(run)
 
 
 @reported

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from amc.cli.common import JsonFlag, err, out, print_json, reported
+from amc.deploy.device.stop import Stop
 
 app = typer.Typer(help="Time models on this machine for a host elsewhere.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -29,39 +32,62 @@ def serve(
         Path | None, typer.Option(help="Holds the token; made if it is not there. Without: a new token, shown once.")
     ] = None,
     max_bytes: Annotated[int, typer.Option(help="Bytes of the largest request.")] = 512 << 20,
-    max_seconds: Annotated[float, typer.Option(help="Longest measurement.")] = 300.0,
+    max_seconds: Annotated[float, typer.Option(help="Longest measurement, once its runtime is loaded.")] = 300.0,
     max_memory: Annotated[int, typer.Option(help="Bytes that one measurement may take; 0: no limit.")] = 0,
     queue: Annotated[int, typer.Option(help="Measurements that may wait.")] = 32,
     verbose: Annotated[bool, typer.Option(help="Show every request.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Wait for models and time them; Ctrl-C ends it. See docs/device.md."""
-    from amc.deploy.device.limits import Limits
-    from amc.deploy.device.server import DeviceServer
-    from amc.deploy.device.token import make_token_file, new_token
+    with _told_to_end() as stop:
+        from amc.deploy.device.limits import Limits
+        from amc.deploy.device.server import DeviceServer, StoppedError
+        from amc.deploy.device.token import make_token_file, new_token
 
-    limits = Limits(
-        body_bytes=max_bytes, spool_bytes=max(4 * max_bytes, 1 << 20), run_seconds=max_seconds,
-        data_bytes=max_memory, queue=queue,
-    )  # fmt: skip
-    token = new_token() if token_file is None else make_token_file(token_file)
-    server = DeviceServer(token, host=host, port=port, limits=limits, log=_say if verbose else lambda line: None)
-    try:
-        signal.signal(signal.SIGTERM, _stop)
-        _announce(server.url, dict(server.info.runtimes), token, token_file, as_json)
-        server.serve_forever()
-    except KeyboardInterrupt:
-        err.print("amc: the device server has ended")
-    finally:
-        server.close()
+        limits = Limits(
+            body_bytes=max_bytes, spool_bytes=max(4 * max_bytes, 1 << 20), run_seconds=max_seconds,
+            data_bytes=max_memory, queue=queue,
+        )  # fmt: skip
+        token = new_token() if token_file is None else make_token_file(token_file)
+        log = _say if verbose else lambda line: None
+        with (
+            suppress(StoppedError),
+            closing(DeviceServer(token, host=host, port=port, limits=limits, log=log, stop=stop)) as server,
+        ):
+            if not server.is_private:
+                _warn(server.url)
+            _announce(server.url, dict(server.info.runtimes), token, token_file, as_json)
+            server.serve_forever()
+        _say("amc: the device server has ended")
 
 
-def _stop(*_: object) -> None:
-    raise KeyboardInterrupt
+@contextmanager
+def _told_to_end() -> Iterator[Stop]:
+    """What is set by Ctrl-C, SIGTERM and the end of the terminal.
+
+    None of these raises anything, however often they come: they cannot break the clean-up. What was ignored stays so.
+    """
+    with Stop() as stop:
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        ours = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
+        for number in ours:
+            signal.signal(number, lambda *_: stop.set())
+        try:
+            yield stop
+        finally:
+            for number in ours:  # once told, this process only leaves
+                signal.signal(number, signal.SIG_IGN if stop.is_set() else before[number])
 
 
 def _say(line: str) -> None:
-    err.print(line, markup=False, soft_wrap=True)
+    err.print(line, markup=False, emoji=False, soft_wrap=True)
+
+
+def _warn(url: str) -> None:
+    _say(
+        f"amc: warning: {url} can be reached from other machines, and the connection is not encrypted: whoever can "
+        f"read it can read the token and the models; leave --host out and use an SSH tunnel, or trust the network"
+    )
 
 
 def _announce(url: str, runtimes: dict[str, str], token: str, token_file: Path | None, as_json: bool) -> None:

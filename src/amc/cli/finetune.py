@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from amc.cli.common import JsonFlag, RecipeOption, RunArgument, err, finish, out, reported
+from amc.cli.common import JsonFlag, RecipeOption, RunArgument, err, finish, out, reported, stoppable
 
 
 @reported
@@ -57,7 +57,7 @@ def finetune(
         "warmup": warmup, "label_smoothing": label_smoothing, "distill": distill, "temperature": temperature,
         "ema": ema, "clip_norm": clip_norm, "precision": precision, "seed": seed,
     }  # fmt: skip
-    try:
+    with stoppable(run):
         job(
             run,
             {name: value for name, value in given.items() if value is not None},
@@ -68,9 +68,6 @@ def finetune(
             device=device,
             progress=Progress(err),
         )
-    except KeyboardInterrupt:
-        err.print(f"amc: interrupted; nothing is lost, `amc finetune {run}` goes on", soft_wrap=True, markup=False)
-        raise typer.Exit(130) from None
     if int(os.environ.get("RANK", "0")) == 0:  # of several processes one speaks
         finish(run, as_json)
         if not as_json:

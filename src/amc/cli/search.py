@@ -21,21 +21,32 @@ from amc.cli.common import (
     out,
     print_json,
     reported,
+    stoppable,
 )
+
+DEMO = Path("runs/demo")
 
 
 @reported
 def demo(
-    out_dir: Annotated[Path, typer.Option("--out", help="Where to keep the run.")] = Path("runs/demo"),
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", help="Where to keep the run (default: runs/demo, or runs/demo-2 and so on).")
+    ] = None,
     episodes: Annotated[int, typer.Option(help="Policies to score.")] = 100,
     seed: Annotated[int, typer.Option(help="Of the agent and the fine-tuning.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:
     """The whole job on built-in data, offline: search, fine-tune, report."""
     from amc.jobs import demo as job
+    from amc.jobs import free_place
     from amc.terminal import Progress
 
-    finish(job(out_dir, episodes=episodes, seed=seed, progress=Progress(err)), as_json)
+    place = free_place(DEMO) if out_dir is None else out_dir
+    if place.name != DEMO.name and out_dir is None:
+        err.print(f"'{DEMO}' stays as it is; this demo goes to '{place}'", markup=False, soft_wrap=True)
+    with stoppable(place):
+        job(place, episodes=episodes, seed=seed, progress=Progress(err))
+    finish(place, as_json)
 
 
 @reported
@@ -175,11 +186,13 @@ def search(
         "command": "search", "model": model, "weights": None if weights is None else str(weights.resolve()),
         "data": data, "evaluate": evaluate, "search_images": search_images, "image_size": image_size, "test": test,
     }  # fmt: skip
-    if schedule is None:
-        finish(job(out_dir, origin, settings, progress=Progress(err)), as_json)
-        return
     tuning = {"epochs": round_epochs, "seed": seed} | ({} if round_lr is None else {"lr": round_lr})
-    finish(rounds(out_dir, origin, settings, parse_schedule(schedule), tuning, progress=Progress(err)), as_json)
+    with stoppable(out_dir):
+        if schedule is None:
+            job(out_dir, origin, settings, progress=Progress(err))
+        else:
+            rounds(out_dir, origin, settings, parse_schedule(schedule), tuning, progress=Progress(err))
+    finish(out_dir, as_json)
 
 
 @reported
@@ -195,7 +208,9 @@ def resume(
     from amc.jobs import resume as job
     from amc.terminal import Progress
 
-    finish(job(run, round_lr=round_lr, progress=Progress(err)), as_json)
+    with stoppable(run):
+        job(run, round_lr=round_lr, progress=Progress(err))
+    finish(run, as_json)
 
 
 @reported

@@ -5,14 +5,17 @@ from amc.jobs.inspect import inspect
 from amc.jobs.origin import BATCH, data_of, network_of
 from amc.jobs.resume import resume
 from amc.jobs.schedule import parse_schedule, schedule
-from amc.jobs.search import demo, search
+from amc.jobs.search import demo, free_place, search
+from amc.jobs.stopped import left_in
 
 __all__ = [
     "BATCH",
     "data_of",
     "demo",
     "finetune",
+    "free_place",
     "inspect",
+    "left_in",
     "network_of",
     "parse_schedule",
     "resume",

@@ -14,13 +14,14 @@ import torch
 from torch import nn
 
 from amc import rundir
-from amc.config import SearchConfig
 from amc.errors import EvaluationError, RunError
 from amc.job import Job, prepare
 from amc.jobs.origin import BATCH, evaluate_of, network_of
 from amc.jobs.progress import Progress
 from amc.rundir import RunDir
 from amc.search import EpisodeRecord, Outcome, read_journal, rewarded
+from amc.stored import settings_of
+from amc.verify import Recorded, check_record, confirmed
 from amc.zoo import DataSplits
 
 Trained = Callable[[Job, nn.Module, int], float]  # trains the candidate of this number in place and scores it
@@ -28,6 +29,7 @@ Trained = Callable[[Job, nn.Module, int], float]  # trains the candidate of this
 
 def best_policies(run: RunDir, count: int) -> tuple[EpisodeRecord, ...]:
     """The `count` distinct policies of the journal with the best reward, best first; of equal ones the earlier."""
+    run.verify(rundir.JOURNAL)
     _, records = read_journal(run.file(rundir.JOURNAL))
     scored = [record for record in records if record.reward is not None]
     scored.sort(key=lambda record: (-(record.reward or 0.0), record.episode))
@@ -41,7 +43,7 @@ def best_policies(run: RunDir, count: int) -> tuple[EpisodeRecord, ...]:
 
 def ready(run: RunDir, config: dict[str, Any], data: DataSplits, progress: Progress) -> Job:
     """The search's means to build any policy; RunError where candidates would break what the run promises."""
-    settings = SearchConfig.from_json(config)
+    settings = settings_of(run, config)
     if settings.max_drop is not None:
         raise RunError(
             f"'{run.path}' was searched with max-drop, and only its own result is confirmed to hold it; "
@@ -59,6 +61,16 @@ def ready(run: RunDir, config: dict[str, Any], data: DataSplits, progress: Progr
         evaluate_of(config, data),
         settings,
     )
+
+
+def checked(run: RunDir, job: Job, record: EpisodeRecord, progress: Progress) -> EpisodeRecord:
+    """A policy of the journal, with the score that its network has now; RunError where the journal was changed."""
+    journal = run.file(rundir.JOURNAL)
+    check_record(journal, record, job)
+    record, told = confirmed(job, record, job.scorer.build(record.keep), Recorded.at([journal]))
+    for warning in told:
+        progress.warning(warning)
+    return record
 
 
 def measure(job: Job, record: EpisodeRecord, number: int, trained: Trained) -> dict[str, Any]:

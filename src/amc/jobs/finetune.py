@@ -7,6 +7,7 @@ training under way. Both go when the result is in the run's summary.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -18,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from amc import rundir
-from amc.config import SearchConfig
 from amc.errors import AmcError, RunError
 from amc.evaluation import Evaluate, Evaluator, as_evaluator
 from amc.job import Job, score_of
@@ -34,11 +34,11 @@ from amc.report import render_report
 from amc.rundir import RunDir
 from amc.scores import score_of_record
 from amc.search import EpisodeRecord
-from amc.stored import load_run
+from amc.stored import load_run, settings_of
 from amc.structure import inspect
 from amc.zoo import DataSplits
 
-STATE = "finetune-state.json"
+STATE = rundir.FINETUNE_STATE
 CHECKPOINT = "finetune.ckpt"
 CHECKPOINT_EVERY = 250  # steps
 
@@ -89,7 +89,9 @@ def _checked(run: RunDir) -> dict[str, Any]:
     if not run.has(rundir.SUMMARY):
         raise RunError(f"'{run.path}' has no finished search yet; run `amc resume {run.path}` first")
     config = config_of(run, "train result.model with amc.recovery.finetune")
-    run.read_json(rundir.SUMMARY)  # one that is damaged is found before hours of training, not after
+    summary = run.read_json(rundir.SUMMARY)  # one that is damaged is found before hours of training, not after
+    if "slim" not in summary or "groups" not in summary:
+        raise RunError(f"'{run.file(rundir.SUMMARY)}' has no slim network; restore the file from a copy")
     return config
 
 
@@ -116,7 +118,10 @@ class _State:
         self.measured: list[dict[str, Any]] = []
 
     def plan(self, settings: Mapping[str, Any], counts: Mapping[str, int | None], restart: bool) -> None:
-        """Take up what is under way if that is what is asked for, a setting left out being as it was; or begin."""
+        """Resume an unfinished fine-tuning if its settings match, settings that are not given keeping their values.
+
+        Otherwise start a new one.
+        """
         FineTuneConfig(**settings)
         asked: dict[str, Any] = {**settings, **{name: count for name, count in counts.items() if count is not None}}
         for name in counts:
@@ -170,16 +175,16 @@ class _State:
 
     def _stored(self) -> dict[str, Any]:
         """The file, with every setting; RunError if it is damaged."""
-        record = self.run.read_json(STATE)
+        anew = f"`amc finetune {self.run.path} --restart` begins anew"
+        try:
+            record = self.run.read_json(STATE)
+        except RunError as error:
+            raise RunError(f"{error}; {anew}") from None
         try:
             record["settings"] = asdict(FineTuneConfig(**record["settings"]).resolved())
-            counts = [record["candidates"], record["candidate_epochs"]]
-            whole = all(type(count) is int and count >= 1 for count in counts)
-            if whole and all(type(entry["score_tuned"]) in (int, float) for entry in record["measured"]):
-                return record
-        except (KeyError, TypeError, AmcError):
-            pass
-        raise RunError(f"'{self.run.file(STATE)}' is damaged; `amc finetune {self.run.path} --restart` begins anew")
+        except (TypeError, AmcError) as error:
+            raise RunError(f"'{self.run.file(STATE)}' is damaged ({error}); {anew}") from None
+        return record
 
     def _take(self, record: Mapping[str, Any]) -> None:
         self.settings = FineTuneConfig(**record["settings"]).resolved()
@@ -212,7 +217,7 @@ class _Task:
         self.origin, self.config, self.data, self.state, self.device = run, config, data, state, device
         self.checkpoint_every, self.progress = checkpoint_every, progress
         self.example = torch.zeros(1, *data.input_shape)
-        self.score = _score_on(device, config, data)
+        self.score = _score_on(device, config, data, settings_of(self.origin, config).score)
         distilled = state.settings.distill > 0
         self.teacher = network_of(config, run.path).to(device) if distilled else None
 
@@ -230,7 +235,7 @@ class _Task:
 
     def _loaded(self) -> _Start:
         slim = load_run(self.origin.path, finetuned=False)
-        settings = SearchConfig.from_json(self.config)
+        settings = settings_of(self.origin, self.config)
         options = settings.method_options
         structure = inspect(slim, self.example)
         # Locks of a sliced network name what may be gone; they matter only for which weights are masked.
@@ -245,12 +250,14 @@ class _Task:
         for number, record in enumerate(records):
             if number >= len(self.state.measured):
                 self.progress.stage(f"candidate {number + 1} of {len(records)} (episode {record.episode})")
+                record = choosing.checked(self.origin, job, record, self.progress)
                 entry = choosing.measure(job, record, number, self._briefly)
                 self.state.measured.append(entry)
                 self.state.save()
                 if self.state.main:
                     self.state.checkpoint(number).unlink(missing_ok=True)
-        record = records[choosing.best_of(self.state.measured)]
+        best = choosing.best_of(self.state.measured)
+        record = replace(records[best], score=self.state.measured[best]["score"])
         policy = job.scorer.builder.policy(record.keep)
         if policy.to_json() == self.origin.read_json(rundir.POLICY):
             return _Start(load_run(self.origin.path, finetuned=False), job.method)
@@ -286,7 +293,7 @@ class _Task:
         """Everything that fine-tuning adds to the run; cut short, it is done again and comes to the same."""
         run, slim = self.origin, start.model
         summary = run.read_json(rundir.SUMMARY)
-        score = SearchConfig.from_json(self.config).score
+        score = settings_of(self.origin, self.config).score
         test = Evaluator(self.data.test, score=score) if self.config.get("test", True) else None
         if start.chosen and untrained is not None:
             self._describe(summary, start, untrained, test)
@@ -300,12 +307,20 @@ class _Task:
             tuned["test_finetuned"] = test(slim)
         slim.cpu()
         summary["slim"] |= {**start.method.recount(slim, self.example), **tuned}
-        run.write_bytes(rundir.MODEL_FINETUNED, start.method.stored(slim))
-        run.write_text(rundir.FINETUNE, "".join(json.dumps(asdict(line)) + "\n" for line in result.epochs))
+        lines = "".join(json.dumps(asdict(line)) + "\n" for line in result.epochs)
+        written = {rundir.MODEL_FINETUNED: start.method.stored(slim), rundir.FINETUNE: lines.encode()}
+        replaced = {}  # last: as long as the policy is the old one, this is not over
+        if start.chosen and untrained is not None:
+            replaced[rundir.MODEL] = start.method.stored(untrained)
+            replaced[rundir.POLICY] = rundir.json_bytes(start.chosen[1].to_json())
+        contents = {**written, **replaced}
+        digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+        summary["files"] = {**summary.get("files", {}), **digests}
+        for name, data in written.items():
+            run.write_bytes(name, data)
         run.write_json(rundir.SUMMARY, summary)
-        if start.chosen and untrained is not None:  # the policy last: as long as it is the old one, this is not over
-            run.write_bytes(rundir.MODEL, start.method.stored(untrained))
-            run.write_json(rundir.POLICY, start.chosen[1].to_json())
+        for name, data in replaced.items():
+            run.write_bytes(name, data)
         render_report(run)
 
     def _describe(self, summary: dict[str, Any], start: _Start, untrained: nn.Module, test: Evaluate | None) -> None:
@@ -319,9 +334,9 @@ class _Task:
             group["kept"] = kept
 
 
-def _score_on(device: torch.device, config: Mapping[str, Any], data: DataSplits) -> Evaluate:
+def _score_on(device: torch.device, config: Mapping[str, Any], data: DataSplits, name: str) -> Evaluate:
     """The run's score; a function of the user's own gets the network on the CPU, as in the search."""
-    score = as_evaluator(evaluate_of(config, data), score=SearchConfig.from_json(config).score)
+    score = as_evaluator(evaluate_of(config, data), score=name)
     copied = bool(config.get("evaluate")) and device.type != "cpu"
     return lambda model: score_of(score, copy.deepcopy(model).cpu() if copied else model, "fine-tuned")
 

@@ -70,7 +70,12 @@ def _networks(
         return {"dense": dense, "slim": slim}, torch.zeros(1, *size)
     if path.is_absolute() or "/" in target.partition(":")[0]:
         raise RunError(f"no run directory '{target}'; give the directory of a run, or the name of a network")
-    model = create_model(target)
+    try:
+        model = create_model(target)
+    except ModelError as error:
+        if ":" in target:
+            raise
+        raise ModelError(f"'{target}' is neither the directory of a run nor a network: {error}") from error
     if weights is not None:  # latency does not depend on them
         load_weights(model, weights)
     info = model_info(target)

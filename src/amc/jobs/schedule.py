@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +61,6 @@ def schedule(
     The budget of `settings` names the metric, by default parameters for masks and MACs for channels; if it has a
     fraction, that must be the last round's. `tuning` are fields of `FineTuneConfig`, for every round.
     """
-    RunDir.refuse_occupied(out)
     config = SearchConfig(**{**settings, "budget": None})
     FineTuneConfig(**tuning)
     metric = _metric(settings.get("budget"), config, fractions)
@@ -75,14 +73,11 @@ def schedule(
         "schedule": list(fractions),
         "tuning": dict(tuning),
     }
-    _check_reachable(with_parent(origin, out), out, config, Budget(metric, fraction=fractions[-1]))
-    run = RunDir.create(out, record)
-    try:
-        return resume_schedule(out, progress=progress)
-    except AmcError:
-        if not round_path(run, 1).exists():  # refused before anything was done: leave nothing behind
-            shutil.rmtree(out)
-        raise
+    with RunDir.claim(out) as run:
+        run.write_json(rundir.CONFIG, record)
+        _check_reachable(with_parent(origin, out), out, config, Budget(metric, fraction=fractions[-1]))
+        _run_rounds(run, run.config(), progress, restart=False)
+    return out
 
 
 def resume_schedule(run_path: Path, *, round_lr: float | None = None, progress: Progress) -> Path:
@@ -91,26 +86,41 @@ def resume_schedule(run_path: Path, *, round_lr: float | None = None, progress: 
     `round_lr` is from now on the learning rate of all rounds; a fine-tuning under way begins anew.
     """
     run = RunDir.open(run_path)
-    config = config_of(run, "start it from the command line")
-    budget = parse_budgets(config["budget"])[0]
     with run.lock():
+        config = config_of(run, "start it from the command line")
         if round_lr is not None:
-            config["tuning"]["lr"] = round_lr
+            config["tuning"] = {**config.get("tuning", {}), "lr": round_lr}
             FineTuneConfig(**config["tuning"])
             run.write_json(rundir.CONFIG, config)
-        for number, fraction in enumerate(config["schedule"], start=1):
-            progress.stage(f"round {number} of {len(config['schedule'])}: {budget.metric} at {fraction:.0%}")
-            _run_round(run, config, number, budget.metric, progress, restart=round_lr is not None)
-            run.write_json(rundir.SUMMARY, _summary(run, config))
-            render_schedule(run)
+        _run_rounds(run, config, progress, restart=round_lr is not None)
     return run_path
+
+
+def _run_rounds(run: RunDir, config: Mapping[str, Any], progress: Progress, *, restart: bool) -> None:
+    """Whatever is not finished, in a directory that is claimed or locked."""
+    budget = _budget_of(run, config)
+    for number, fraction in enumerate(config["schedule"], start=1):
+        progress.stage(f"round {number} of {len(config['schedule'])}: {budget.metric} at {fraction:.0%}")
+        _run_round(run, config, number, budget.metric, progress, restart=restart)
+        run.write_json(rundir.SUMMARY, _summary(run, config))
+        render_schedule(run)
+
+
+def _budget_of(run: RunDir, config: Mapping[str, Any]) -> Budget:
+    """Of the last round. RunError, naming the file, for settings that no schedule is made with."""
+    try:
+        parse_schedule(",".join(map(str, config["schedule"])))
+        FineTuneConfig(**config["tuning"])
+        return parse_budgets(str(config["budget"]))[0]
+    except (AmcError, KeyError, TypeError) as error:
+        raise RunError(f"'{run.file(rundir.CONFIG)}': {error}; restore the file from a copy") from None
 
 
 def _run_round(
     run: RunDir, config: Mapping[str, Any], number: int, metric: Metric, progress: Progress, *, restart: bool
 ) -> None:
     path = round_path(run, number)
-    if not (path / rundir.CONFIG).is_file():
+    if not (path / rundir.CONFIG).exists():
         origin = {name: config[name] for name in _ORIGIN if name in config} | {"command": "search"}
         if number > 1:
             origin["model"] = str(round_path(run, number - 1))
@@ -122,7 +132,7 @@ def _run_round(
             if number == 1:
                 raise
             raise _out_of_reach(run, config, number, metric) from None
-    elif not (path / rundir.SUMMARY).is_file():
+    elif not (path / rundir.SUMMARY).exists():
         resume_search(path, progress=progress)
     if not _finished(path):
         try:

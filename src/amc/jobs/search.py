@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from amc import rundir
-from amc.compress import compress
+from amc.compress import compress_in
 from amc.config import SearchConfig
 from amc.errors import DataError, RunError
 from amc.job import Observer
@@ -24,13 +24,16 @@ from amc.rundir import RunDir
 from amc.scores import ScoreKind, get_score
 from amc.search import EpisodeRecord, get_reward
 from amc.search.baselines import RUNGS
+from amc.stored import settings_of
 
 
 def search(out: Path, origin: Mapping[str, Any], settings: Mapping[str, Any], *, progress: Progress) -> Path:
     """A new run in `out`; returns its path."""
-    RunDir.refuse_occupied(out)
-    get_reward(SearchConfig(**settings).reward)  # wrong settings are found before anything is loaded
-    return _run(out, with_parent(origin, out), settings, progress, resuming=False)
+    config = SearchConfig(**settings)
+    get_reward(config.reward)  # wrong settings are found before anything is loaded
+    with RunDir.claim(out) as run:
+        _run(run, with_parent(origin, out), config, progress, resuming=False)
+    return out
 
 
 def with_parent(origin: Mapping[str, Any], out: Path) -> dict[str, Any]:
@@ -55,13 +58,15 @@ def resume_search(run_path: Path, *, progress: Progress) -> Path:
         with run.lock():
             render_report(run)
         return run_path
-    settings = SearchConfig.from_json(config).to_json()
-    return _run(run_path, config, settings, progress, resuming=True)
+    with run.lock():
+        _run(run, config, settings_of(run, config), progress, resuming=True)
+    return run_path
 
 
-def _run(out: Path, origin: dict[str, Any], settings: Mapping[str, Any], progress: Progress, *, resuming: bool) -> Path:
+def _run(run: RunDir, origin: dict[str, Any], config: SearchConfig, progress: Progress, *, resuming: bool) -> None:
+    """Search in a directory that is claimed or locked."""
     progress.stage("network and data")
-    model = network_of(origin, out)
+    model = network_of(origin, run.path)
     if not resuming:
         prepare_images_(origin, model)
     data = data_of(origin)
@@ -75,18 +80,18 @@ def _run(out: Path, origin: dict[str, Any], settings: Mapping[str, Any], progres
         raise DataError(
             f"'{origin['model']}' cannot take {shape} images of '{data.name}': {reason}; choose fitting data"
         )
-    agents, kind = (*settings["baselines"], settings["agent"]), get_score(SearchConfig(**settings).score)
-    planned = int(settings["episodes"])
-    fixed = 1 if SearchConfig(**settings).budgets else min(RUNGS, planned)  # policies that learn and draw nothing
+    planned, kind = config.episodes, get_score(config.score)
+    fixed = 1 if config.budgets else min(RUNGS, planned)  # policies that learn and draw nothing
+    agents = (*config.baselines, config.agent)
     progress.plan({name: planned if name in ("ddpg", "random") else fixed for name in agents})
     try:
-        compress(
+        compress_in(
+            run,
             model,
             example,
             calibration=data.calibration.batches(BATCH),
             evaluate=evaluate_of(origin, data),
             test=data.test if origin.get("test", True) else None,
-            run_dir=out,
             resume=resuming,
             origin=origin,
             observer=Observer(
@@ -96,11 +101,11 @@ def _run(out: Path, origin: dict[str, Any], settings: Mapping[str, Any], progres
                 dense=lambda score: progress.dense(kind.named(score)),
                 episode=lambda agent, record, timing: progress.episode(agent, _named(record, kind), timing),
             ),
-            **settings,
+            config=config,
+            reward=None,
         )
     finally:
         progress.close()
-    return out
 
 
 def _named(record: EpisodeRecord, kind: ScoreKind) -> EpisodeRecord:
@@ -108,20 +113,18 @@ def _named(record: EpisodeRecord, kind: ScoreKind) -> EpisodeRecord:
 
 
 def demo(out: Path, *, episodes: int, seed: int, progress: Progress) -> Path:
-    """Search and fine-tune the built-in network; an earlier demo in the same place is replaced."""
+    """Search and fine-tune the built-in network in `out`, a new directory; returns its path."""
     torch.set_num_threads(1)  # in networks this small a second thread only gets in the way
     origin = {"command": "demo", "model": "digits_cnn", "weights": None, "data": "digits", "test": True}
     settings = SearchConfig(episodes=episodes, seed=seed, baselines=("uniform", "random"))
-    if out.exists() and _is_demo(out):  # after the settings have been found right
-        with RunDir.open(out).lock():  # not while another process is at it
-            shutil.rmtree(out)
     search(out, origin, settings.to_json(), progress=progress)
     return finetune(out, {"epochs": 10, "seed": seed}, progress=progress)
 
 
-def _is_demo(out: Path) -> bool:
-    """Only what an earlier demo wrote may be removed."""
-    try:
-        return RunDir.open(out).config().get("command") == "demo"
-    except RunError:
-        return False
+def free_place(path: Path) -> Path:
+    """`path`, or the first of `path-2`, `path-3` … that holds nothing: no run is ever replaced."""
+    for number in itertools.count(1):
+        place = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        if not place.exists() or (place.is_dir() and not any(file.name != rundir.LOCK for file in place.iterdir())):
+            return place
+    raise AssertionError  # numbers do not end

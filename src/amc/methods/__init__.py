@@ -14,6 +14,8 @@ from amc.methods.masked import MaskedMethod
 from amc.pruning import GroupPolicy, LayerPolicy, Policy
 from amc.pruning.masks import parse_pattern
 from amc.structure import Structure, inspect, slice_model
+from amc.structure.copying import plain
+from amc.structure.declared import update_declared_sizes_
 
 
 def check_method(name: str) -> str:
@@ -53,9 +55,12 @@ def apply_policy(model: nn.Module, example_input: Any, policy: Policy, structure
     Channels are sliced away. Of a masked layer the weights of largest magnitude stay. Raises ModelError if the
     policy was made for another network.
     """
+    model = plain(model)
     structure = structure or inspect(model, example_input)
     if policy.method == CHANNEL:
-        return _sliced(model, policy, structure)
+        slim = _sliced(model, policy, structure)
+        update_declared_sizes_(slim, model, example_input)
+        return slim
     options = MethodOptions(max_sparsity=1 - 1e-9, max_sparsity_linear=1 - 1e-9, ranking="magnitude", reconstruct=False)
     method = create_method(policy.method, model, structure, options)
     kept = {entry.name: entry for entry in policy.groups}

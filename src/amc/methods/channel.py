@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from amc.errors import ModelError
 from amc.methods.base import MAX_SPARSITY, MethodOptions
 from amc.pruning import Calibration, Pruner, reconstructible
 from amc.search import CostFunction, Decision, LayerFeatures, Metric
@@ -19,6 +20,7 @@ from amc.structure import Group, Layer, Structure, count_macs, count_params
 
 LEAST_CHOICES = 8  # rounding leaves a group at least this many keep counts
 ROUND_TO = 8  # channel counts that vector units like
+LOCKS_SHOWN = 2  # in the error where nothing can be pruned
 NAME = "channel"
 
 
@@ -30,6 +32,8 @@ class ChannelMethod:
 
     def __init__(self, model: nn.Module, structure: Structure, options: MethodOptions) -> None:
         self.model, self.structure, self.options = model, structure, options
+        if not structure.groups:
+            raise ModelError(f"there is nothing to prune in {type(model).__name__}: {_reasons(structure)}")
 
     @cached_property
     def decisions(self) -> tuple[Decision, ...]:
@@ -64,6 +68,13 @@ class ChannelMethod:
             "params": count_params(model),
             "size": len(self.stored(model)),
         }
+
+
+def _reasons(structure: Structure) -> str:
+    """Why everything is locked: the first reasons, and where to read the rest."""
+    locks = [f"'{item.name}' ({item.lock})" for item in structure.locked]
+    more = f", and {len(locks) - LOCKS_SHOWN} more; `amc inspect` lists them" if len(locks) > LOCKS_SHOWN else ""
+    return ", ".join(locks[:LOCKS_SHOWN]) + more if locks else "it has no layer with more than one channel"
 
 
 def channel_decisions(

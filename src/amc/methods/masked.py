@@ -22,13 +22,14 @@ from amc.errors import ModelError
 from amc.methods.base import MethodOptions
 from amc.methods.channel import layer_features
 from amc.pruning import Calibration, LayerPolicy, Policy
+from amc.pruning.calibration import used_two_ways
 from amc.pruning.compensation import compensate
 from amc.pruning.masks import FineGrained, NestedMasks, Pattern, importance
-from amc.pruning.reconstruction import SolutionCache
+from amc.pruning.reconstruction import SolutionCache, as_filters, as_stored
 from amc.search import CostFunction, Decision, Metric
 from amc.storage import bound, file_overhead, pack
 from amc.structure import Layer, Structure, count_macs, count_params
-from amc.structure.slicing import with_tensors
+from amc.structure.copying import with_tensors
 
 Counts = npt.NDArray[np.int64]
 
@@ -39,14 +40,14 @@ class _Target:
 
     weight: str
     layer: Layer
-    shape: tuple[int, ...]
+    refitted: bool
     macs: int  # of all layers that use the weight
     choices: tuple[int, ...]
     kept: Callable[[npt.ArrayLike], Counts]  # keep counts -> weights kept
 
     @property
     def numel(self) -> int:
-        return math.prod(self.shape)
+        return math.prod(self.layer.filters)
 
     @property
     def macs_per_weight(self) -> int:
@@ -95,7 +96,7 @@ class MaskedMethod:
         }
 
     def calibrated(self) -> Mapping[str, Layer]:
-        return {target.weight: target.layer for target in self._targets if target.layer.kind != "conv_transpose"}
+        return {target.weight: target.layer for target in self._targets if target.refitted}
 
     def builder(self, calibration: Calibration | None) -> MaskBuilder:
         return MaskBuilder(self.model, self._targets, self.pattern, self.options, calibration)
@@ -117,16 +118,15 @@ class MaskedMethod:
         return {"macs": macs, "params": params, "size": len(self.stored(model))}
 
     def _find_targets(self, locked: Mapping[str, str]) -> list[_Target]:
-        named = dict(self.model.named_parameters())
         uses: dict[str, list[Layer]] = {}
         for layer in self.structure.layers:
-            if layer.weight in named:
+            if layer.weight:
                 uses.setdefault(layer.weight, []).append(layer)
             else:
                 self.whole[layer.name] = "its weight is computed by the forward, not a parameter"
         targets = []
         for weight, layers in uses.items():
-            target = self._target(weight, layers, tuple(named[weight].shape))
+            target = self._target(weight, layers)
             reasons = [locked[layer.name] for layer in layers if layer.name in locked]
             if reasons:
                 self.whole[target.layer.name] = reasons[0]
@@ -134,12 +134,12 @@ class MaskedMethod:
                 targets.append(target)
         return targets
 
-    def _target(self, weight: str, layers: list[Layer], shape: tuple[int, ...]) -> _Target:
-        layer, groups = layers[0], layers[0].groups
+    def _target(self, weight: str, layers: list[Layer]) -> _Target:
+        layer, shape, groups = layers[0], layers[0].filters, layers[0].groups
         obstacle = self.pattern.obstacle(shape, groups=groups)
         if layer.kind == "conv_transpose" and not isinstance(self.pattern, FineGrained):
             obstacle = f"{self.name} has no layout for a transposed convolution"
-        limit = self.options.max_sparsity_linear if layer.kind == "linear" else self.options.max_sparsity
+        limit = self.options.max_sparsity_linear if layer.kind in ("linear", "recurrent") else self.options.max_sparsity
         choices = self.pattern.keep_choices(shape, limit, groups=groups)
         if isinstance(self.pattern, FineGrained):
             choices = self._alive(weight, choices)
@@ -150,7 +150,8 @@ class MaskedMethod:
         def kept(counts: npt.ArrayLike) -> Counts:
             return self.pattern.weights_kept(shape, counts, groups=groups)
 
-        return _Target(weight, layer, shape, sum(use.macs for use in layers), choices, kept)
+        refitted = layer.kind != "conv_transpose" and not layer.obstacle and not used_two_ways(layers)
+        return _Target(weight, layer, refitted, sum(use.macs for use in layers), choices, kept)
 
     def _alive(self, weight: str, choices: tuple[int, ...]) -> tuple[int, ...]:
         """Weights that are zero already, from an earlier round, are gone for good and are not paid for again."""
@@ -222,7 +223,7 @@ class MaskBuilder:
         named = dict(model.named_parameters())
         self.orders: dict[str, NestedMasks] = {
             target.weight: pattern.order(
-                importance(named[target.weight], self.grams.get(target.weight), ranking),
+                importance(as_filters(named[target.weight], target.layer), self.grams.get(target.weight), ranking),
                 groups=target.layer.groups,
             )
             for target in targets
@@ -241,19 +242,22 @@ class MaskBuilder:
 
     def build(self, keep_counts: Sequence[int]) -> nn.Module:
         """A copy with masked, and where asked for refitted, weights."""
-        chosen = {target.weight: int(count) for target, count in zip(self._targets, keep_counts, strict=True)}
+        chosen = {
+            target.weight: (target.layer, int(count)) for target, count in zip(self._targets, keep_counts, strict=True)
+        }
         tensors: list[tuple[str, Tensor]] = [*self.model.named_parameters(), *self.model.named_buffers()]
         replaced = {
-            name: self._masked(name, value.detach(), chosen[name]) if name in chosen else value.detach().clone()
+            name: self._masked(name, value.detach(), *chosen[name]) if name in chosen else value.detach().clone()
             for name, value in tensors
         }
         return with_tensors(self.model, replaced).eval()
 
-    def _masked(self, name: str, weight: Tensor, keep_count: int) -> Tensor:
-        order = self.orders[name]
-        mask = order.mask(keep_count)
-        if self.reconstruct and name in self.grams and bool(weight[~mask].any()):
-            return self._solutions.get(
-                (name, keep_count), lambda: compensate(weight, mask, self.grams[name]).to(weight)
+    def _masked(self, name: str, weight: Tensor, layer: Layer, keep_count: int) -> Tensor:
+        filters, mask = as_filters(weight, layer), self.orders[name].mask(keep_count)
+        if self.reconstruct and name in self.grams and bool(filters[~mask].any()):
+            kept = self._solutions.get(
+                (name, keep_count), lambda: compensate(filters, mask, self.grams[name]).to(weight)
             ).clone()
-        return weight * mask
+        else:
+            kept = filters * mask
+        return as_stored(kept, layer, weight.shape)

@@ -11,7 +11,7 @@ from torch import nn
 from amc.pruning.calibration import Calibration, reconstructible
 from amc.pruning.policy import Policy
 from amc.pruning.ranking import Order, Ranking, elimination, magnitude
-from amc.pruning.reconstruction import DAMPING, LayerFit, SolutionCache, flat_weight
+from amc.pruning.reconstruction import DAMPING, LayerFit, SolutionCache, as_stored, flat_weight
 from amc.structure import Layer, Structure
 from amc.structure.grouping import FIXED
 from amc.structure.slicing import kept_positions, slice_model
@@ -39,7 +39,7 @@ class Pruner:
         layers, _ = reconstructible(structure)
         named = dict(model.named_parameters())
         grams = calibration.grams if calibration else {}
-        weights = {name: flat_weight(named[name], layer.groups) for name, layer in layers.items()}
+        weights = {name: flat_weight(named[name], layer) for name, layer in layers.items()}
         damped = {name: grams[name].damped(damping) for name in layers if name in grams}
         self.orders: dict[str, Order] = {
             group.name: elimination(structure, group, weights, damped)
@@ -76,9 +76,16 @@ class Pruner:
         kept = kept_positions(inputs, mask)
         if kept.size == inputs.size:
             return None
-        weight = self._solutions.get((name, kept.tobytes()), lambda: fit.weights(kept).float())
-        slots = self.structure.tensors[name][0]
-        return weight if slots is None else weight[torch.from_numpy(kept_positions(slots, mask))]
+        dims = self.structure.tensors[name]
+        places = [None if slots is None else torch.from_numpy(kept_positions(slots, mask)) for slots in dims]
+        shape = list(self.structure.shapes[name])
+        for dim in layer.input_dims:
+            shape[dim] = shape[dim] if (left := places[dim]) is None else left.numel()
+        weight = self._solutions.get((name, kept.tobytes()), lambda: as_stored(fit.weights(kept).float(), layer, shape))
+        for dim, left in enumerate(places):
+            if left is not None and dim not in layer.input_dims:
+                weight = weight.index_select(dim, left)
+        return weight
 
     def _position_order(self, layer: Layer) -> Order | None:
         """Input positions, those that always stay first, then by rank; None if several groups feed the layer."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 import torch
@@ -26,9 +26,22 @@ DAMPING = 1e-4  # of the mean diagonal: keeps G invertible and small weights sma
 CACHE_BYTES = 256 << 20  # solutions remembered, over all layers
 
 
-def flat_weight(weight: Tensor, groups: int) -> Tensor:
-    """[O, I/groups, kernel...] -> [groups, I/groups * kernel, O/groups] in double precision."""
-    return weight.detach().double().cpu().reshape(groups, weight.shape[0] // groups, -1).mT.contiguous()
+def as_filters(weight: Tensor, layer: Layer) -> Tensor:
+    """A layer's weight, however it is stored, as [O, I/groups, kernel...]."""
+    return weight.permute(layer.order).reshape(layer.filters)
+
+
+def as_stored(filters: Tensor, layer: Layer, shape: Sequence[int]) -> Tensor:
+    """The inverse of `as_filters`: [O, I/groups, kernel...] as a weight of this shape."""
+    places = [layer.order.index(dim) for dim in range(len(shape))]
+    weight = filters.reshape([shape[dim] for dim in layer.order]).permute(places)
+    return weight if places == sorted(places) else weight.contiguous()
+
+
+def flat_weight(weight: Tensor, layer: Layer) -> Tensor:
+    """[groups, I/groups * kernel, O/groups] in double precision."""
+    filters = as_filters(weight.detach().double().cpu(), layer)
+    return filters.reshape(layer.groups, filters.shape[0] // layer.groups, -1).mT.contiguous()
 
 
 def damp(gram: Tensor, damping: float = DAMPING) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from amc.errors import AmcError
+from amc.kernels import RightGradients
 from amc.recovery.config import PrecisionName
 
 _DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -34,11 +35,14 @@ class Arithmetic:
 
     def backward_(self, loss: Tensor, optimiser: torch.optim.Optimizer) -> None:
         """Gradients of `loss`, at their own scale."""
-        if self.scaler is None:
-            loss.backward()  # type: ignore[no-untyped-call]
-        else:
+        if self.scaler is not None:
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             self.scaler.unscale_(optimiser)
+        elif self.device.type == "cpu":
+            with RightGradients():
+                loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            loss.backward()  # type: ignore[no-untyped-call]
 
     def step_(self, optimiser: torch.optim.Optimizer) -> None:
         """Move the weights."""

@@ -7,7 +7,7 @@ from amc.search.budget import Budget, Metric, parse_budgets
 from amc.search.ddpg import DDPGAgent, DDPGConfig
 from amc.search.environment import PruningEnv, Rollout, Transition, roll_out
 from amc.search.guarantee import Confirmation, Trial, candidates, check_resolution, smallest_confirmed
-from amc.search.journal import EpisodeRecord, Journal, read_journal
+from amc.search.journal import EpisodeRecord, Journal, JournalContent, load_journal, read_journal
 from amc.search.judge import judged, rewarded
 from amc.search.loop import EpisodeTiming, SearchResult, search
 from amc.search.problem import CostFunction, Decision, LayerFeatures, Problem
@@ -57,6 +57,7 @@ __all__ = [
     "EpisodeRecord",
     "EpisodeTiming",
     "Journal",
+    "JournalContent",
     "LayerFeatures",
     "LogCostReward",
     "Metric",
@@ -75,6 +76,7 @@ __all__ = [
     "create_agent",
     "get_reward",
     "judged",
+    "load_journal",
     "parse_budgets",
     "r_err",
     "read_journal",

@@ -39,6 +39,9 @@ class Metric(StrEnum):
         return cls(name)
 
 
+_UNITS = {Metric.MACS: "MACs", Metric.PARAMS: "parameters", Metric.SIZE: "bytes"}
+
+
 @dataclass(frozen=True, slots=True)
 class Budget:
     """A limit on the whole compressed network: either a fraction of the dense cost or an absolute cost."""
@@ -71,6 +74,11 @@ class Budget:
             raise BudgetError(f"budget {text.strip()!r} must be above zero and finite; {_REMEDY}")
         if match["unit"] == "%":
             return cls(metric, fraction=number / 100)
+        if not match["unit"] and 1 <= number < 100 and metric is not Metric.LATENCY:
+            raise BudgetError(
+                f"budget {text.strip()!r} would limit the whole network to {number:g} {_UNITS[metric]}; "
+                f"write {metric}<={number:g}% to keep that share"
+            )
         absolute = number * _unit_scale(metric, match["unit"].lower(), text.strip())
         if metric is not Metric.LATENCY and absolute < 1:
             raise BudgetError(f"budget {text.strip()!r} allows less than one; {number:g} of the whole is {number:.4%}")

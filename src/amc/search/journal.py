@@ -1,22 +1,29 @@
 """The journal of a search: one JSON line per episode, on disk before the next episode begins.
 
 The journal is the truth from which a killed search goes on. It holds no wall-clock time: the same seed gives
-the same bytes. The first line is a header that ties the journal to its problem, agent and seed.
+the same bytes on one kind of processor, with the same versions and threads. The first line is a header that ties the
+journal to its problem, agent and seed, and says where it came from: the versions, threads and instruction set, the
+dense score, and digests of the data. A search that goes on somewhere else adds a line that says where. Every line ends
+with a digest of itself and of all lines before it, so that a line that was changed, moved or left out is found.
 """
 
 import contextlib
 import errno
+import hashlib
 import json
-import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from amc import records as reading
 from amc.errors import RunError
+from amc.runfiles import EPISODE
 
-VERSION = 1
+VERSION = 2  # 1: no digests, and a header that does not say where the journal came from
+_SEAL = re.compile(rb', "sum": "([0-9a-f]{16})"\}\Z')
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,52 +62,67 @@ class EpisodeRecord:
     @classmethod
     def from_line(cls, line: str) -> Self:
         """Read a line. Raises ValueError if it is not one."""
-        fields = json.loads(line)
-        if not isinstance(fields, dict):
-            raise ValueError("not an object")
+        fields = reading.parse_object(line.encode())
+        EPISODE(fields, "")
         try:
             record = cls(
-                episode=int(fields["episode"]),
-                keep=tuple(int(count) for count in fields["keep"]),
-                cost={str(name): float(value) for name, value in fields["cost"].items()},
-                score=_finite_or_none(fields["score"]),
-                reward=_finite_or_none(fields["reward"]),
-                error=None if fields.get("error") is None else str(fields["error"]),
-                standard_error=_finite_or_none(fields.get("standard_error")),
+                episode=fields["episode"],
+                keep=tuple(fields["keep"]),
+                cost={name: float(value) for name, value in fields["cost"].items()},
+                score=_float_or_none(fields["score"]),
+                reward=_float_or_none(fields["reward"]),
+                error=fields.get("error"),
+                standard_error=_float_or_none(fields.get("standard_error")),
             )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"fields are missing or of the wrong kind: {error}") from None
+        except KeyError as error:
+            raise ValueError(f"has no {error.args[0]}") from None
         return record
+
+
+@dataclass(frozen=True, slots=True)
+class JournalContent:
+    """What a journal holds."""
+
+    header: Mapping[str, Any]  # empty: the file has no whole line
+    records: tuple[EpisodeRecord, ...] = ()
+    places: tuple[Mapping[str, Any], ...] = ()  # versions, threads and instruction set it was written under, in turn
+
+    @property
+    def origin(self) -> Mapping[str, Any]:
+        """`environment`, `dense_score` and `data` as the header has them; empty in a journal of version 1."""
+        origin: Mapping[str, Any] = self.header.get("origin", {})
+        return origin
 
 
 class Journal:
     """An append-only journal on disk."""
 
-    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, header: Mapping[str, Any], origin: Mapping[str, Any] | None = None) -> None:
         """Open the journal at `path`, or begin it with `header`.
 
-        A torn last line, left by a kill or a full disk, is cut off. Raises RunError for a corrupt line before
-        the last, for a header that differs from `header`, and for a disk that cannot be written; existing
-        content is then left as it was.
+        `origin`: where this session scores, as in `JournalContent.origin`. An older journal keeps its own; where
+        the `environment` is another, a line says so. A torn last line, left by a kill or a full disk, is cut off.
+        Raises RunError for a corrupt line before the last, for a header that differs from `header`, and for a disk
+        that cannot be written; existing content is then left as it was.
         """
         self.path = path
         self.records: tuple[EpisodeRecord, ...] = ()
-        self._header = {"journal": VERSION, **header}
-        try:
-            content = path.read_bytes() if path.exists() else b""
-        except OSError as error:
-            raise RunError(f"journal {path} cannot be read: {error.strerror}; check the path and its rights") from error
-        lines = _whole_lines(path, content)
+        self._header = {"journal": VERSION, **header, **({"origin": dict(origin)} if origin else {})}
+        data = reading.read_bytes(path) if path.exists() else b""
+        lines = _whole_lines(path, data)
+        content = _content(path, lines)
+        self._last = _seal_of(lines[-1]) if lines else ""  # None: of version 1, whose lines have no digests
         if lines:
-            self._check_header(lines[0])
-            self.records = tuple(_read_record(path, number, line) for number, line in enumerate(lines[1:], start=2))
-            self._check_order()
+            self._check_header(content.header)
+            self.records = content.records
         self._size = sum(len(line) + 1 for line in lines)
-        if self._size < len(content):
+        if self._size < len(data):
             self._truncate()
         if not lines:
             self._write(json.dumps(self._header, allow_nan=False))
             self._sync_directory()
+        elif origin and content.places and content.places[-1] != origin["environment"]:
+            self._write(json.dumps({"environment": origin["environment"]}, allow_nan=False))
 
     def append(self, record: EpisodeRecord) -> None:
         """Add an episode and wait until it is on disk. Raises RunError if it cannot be written."""
@@ -108,11 +130,16 @@ class Journal:
         self.records = (*self.records, record)
 
     def _write(self, line: str) -> None:
+        if self._last is not None:
+            line = _sealed(line, self._last)
         data = line.encode() + b"\n"
         try:
-            with self.path.open("ab", buffering=0) as file:
-                _write_all(file.fileno(), data)
-                os.fsync(file.fileno())
+            descriptor = reading.open_to_write(self.path, os.O_WRONLY | os.O_APPEND)
+            try:
+                _write_all(descriptor, data)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
         except OSError as error:
             with contextlib.suppress(OSError):
                 self._truncate()
@@ -124,12 +151,16 @@ class Journal:
                 f"the {len(self.records)} episodes before are safe"
             ) from error
         self._size += len(data)
+        self._last = _seal_of(line.encode())
 
     def _truncate(self) -> None:
         """Cut off whatever follows the last whole line."""
-        with self.path.open("r+b") as file:
-            file.truncate(self._size)
-            os.fsync(file.fileno())
+        descriptor = reading.open_to_write(self.path, os.O_WRONLY)
+        try:
+            os.ftruncate(descriptor, self._size)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
     def _sync_directory(self) -> None:
         """Make the new file's name durable."""
@@ -139,41 +170,25 @@ class Journal:
         finally:
             os.close(descriptor)
 
-    def _check_header(self, line: bytes) -> None:
-        try:
-            found = json.loads(line)
-        except ValueError:
-            raise RunError(_corrupt(self.path, 1, "it is not the JSON header of a journal")) from None
-        if not isinstance(found, dict) or "journal" not in found:
-            raise RunError(_corrupt(self.path, 1, "it is not the header of a journal"))
+    def _check_header(self, found: Mapping[str, Any]) -> None:
         wanted = json.loads(json.dumps(self._header))
-        for key in sorted({*wanted, *found}):
+        for key in sorted({*wanted, *found} - {"journal", "origin"}):
             if wanted.get(key) != found.get(key):
                 raise RunError(
                     f"journal {self.path} belongs to another search: its {key} is {found.get(key)!r}, "
                     f"this search's is {wanted.get(key)!r}; use another directory or the same settings"
                 )
 
-    def _check_order(self) -> None:
-        for number, record in enumerate(self.records):
-            if record.episode != number:
-                reason = f"it holds episode {record.episode} where {number} must follow"
-                raise RunError(_corrupt(self.path, number + 2, reason))
-
 
 def read_journal(path: Path) -> tuple[dict[str, Any], tuple[EpisodeRecord, ...]]:
     """Header and episodes of a journal, not touching it; a torn last line is left out. Raises RunError."""
-    try:
-        lines = _whole_lines(path, path.read_bytes())
-    except OSError as error:
-        raise RunError(f"journal {path} cannot be read: {error.strerror}; check the path and its rights") from error
-    if not lines:
-        return {}, ()
-    try:
-        header = json.loads(lines[0])
-    except ValueError:
-        raise RunError(_corrupt(path, 1, "it is not the JSON header of a journal")) from None
-    return header, tuple(_read_record(path, number, line) for number, line in enumerate(lines[1:], start=2))
+    content = load_journal(path)
+    return dict(content.header), content.records
+
+
+def load_journal(path: Path) -> JournalContent:
+    """All of a journal, not touching it; a torn last line is left out. Raises RunError."""
+    return _content(path, _whole_lines(path, reading.read_bytes(path)))
 
 
 def _whole_lines(path: Path, content: bytes) -> list[bytes]:
@@ -186,18 +201,104 @@ def _whole_lines(path: Path, content: bytes) -> list[bytes]:
     if lines:
         try:
             json.loads(lines[-1])
-        except ValueError:
+        except (ValueError, RecursionError):
             if len(lines) == 1 and lines[0].strip(b"\0 "):
                 raise RunError(_corrupt(path, 1, "it is not the JSON header of a journal")) from None
             lines.pop()
     return lines
 
 
+def _content(path: Path, lines: Sequence[bytes]) -> JournalContent:
+    """What the lines say. RunError names the first that is damaged, changed or out of order."""
+    if not lines:
+        return JournalContent({})
+    header = _header_of(path, lines[0])
+    places = [header["origin"]["environment"]] if "origin" in header else []
+    records: list[EpisodeRecord] = []
+    last = "" if header["journal"] > 1 else None
+    for number, line in enumerate(lines, start=1):
+        if last is not None:
+            last = _checked_seal(path, number, line, last)
+        if number == 1:
+            continue
+        place = _place_of(line) if places else None
+        if place is not None:
+            places.append(place)
+            continue
+        record = _read_record(path, number, line)
+        if record.episode != len(records):
+            raise RunError(
+                _corrupt(path, number, f"it holds episode {record.episode} where {len(records)} must follow")
+            )
+        records.append(record)
+    return JournalContent(header, tuple(records), tuple(places))
+
+
+def _header_of(path: Path, line: bytes) -> dict[str, Any]:
+    try:
+        header = reading.parse_object(line)
+    except reading.DamagedError:
+        raise RunError(_corrupt(path, 1, "it is not the JSON header of a journal")) from None
+    if type(header.get("journal")) is not int or header["journal"] < 1:
+        raise RunError(_corrupt(path, 1, "it is not the header of a journal"))
+    if header["journal"] > VERSION:
+        raise RunError(
+            f"journal {path} is of version {header['journal']}, this program reads {VERSION}; update amc to go on"
+        )
+    try:
+        _HEADER(header, "")
+    except reading.DamagedError as error:
+        raise RunError(_corrupt(path, 1, f"it {error}")) from None
+    return {key: value for key, value in header.items() if key != "sum"}
+
+
+_ORIGIN = reading.fields(
+    {
+        "environment": reading.table(reading.scalar),
+        "dense_score": reading.number,
+        "data": reading.table(reading.optional(reading.text)),
+    },
+    needed=("environment", "dense_score", "data"),
+)
+_HEADER = reading.fields({"origin": _ORIGIN})
+
+
+def _place_of(line: bytes) -> dict[str, Any] | None:
+    """What a line says of where the search goes on; None for any other line."""
+    try:
+        place = reading.parse_object(line).get("environment")
+    except reading.DamagedError:
+        return None
+    return place if isinstance(place, dict) else None
+
+
+def _sealed(line: str, last: str) -> str:
+    """The line with its digest, which depends on `last`, that of the line before."""
+    return f'{line[:-1]}, "sum": "{_digest(line.encode(), last)}"}}'
+
+
+def _digest(line: bytes, last: str) -> str:
+    return hashlib.sha256(last.encode() + line).hexdigest()[:16]
+
+
+def _seal_of(line: bytes) -> str | None:
+    found = _SEAL.search(line)
+    return found[1].decode() if found else None
+
+
+def _checked_seal(path: Path, number: int, line: bytes, last: str) -> str:
+    """The digest that the line carries; RunError unless it is that of the line and of those before it."""
+    seal = _seal_of(line)
+    if seal is None or seal != _digest(_SEAL.sub(b"}", line), last):
+        raise RunError(_corrupt(path, number, "it, or its place in the file, was changed after it was written"))
+    return seal
+
+
 def _read_record(path: Path, number: int, line: bytes) -> EpisodeRecord:
     try:
         return EpisodeRecord.from_line(line.decode())
     except ValueError as error:
-        raise RunError(_corrupt(path, number, str(error))) from None
+        raise RunError(_corrupt(path, number, f"it {error}")) from None
 
 
 def _corrupt(path: Path, number: int, reason: str) -> str:
@@ -217,9 +318,5 @@ def _plain(value: float) -> int | float:
     return int(value) if float(value).is_integer() else value
 
 
-def _finite_or_none(value: object) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise TypeError(f"{value!r} is not a finite number")
-    return float(value)
+def _float_or_none(value: float | None) -> float | None:
+    return None if value is None else float(value)

@@ -5,7 +5,7 @@ result is that of an uninterrupted search with the same seed.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,13 +59,15 @@ def search(
     on_episode: OnEpisode | None = None,
     reward: RewardFunction = r_err,
     floor: float | None = SURFACE_FLOOR,
+    origin: Mapping[str, Any] | None = None,
 ) -> SearchResult:
     """Run `episodes` episodes, or the agent's `max_episodes` if that is fewer.
 
     `score` maps a policy (keep counts in the order of the decisions) to a finite number, higher is better; it
     is called once per distinct policy. If it raises, or returns anything else, the episode is recorded as
     failed with the reason and the search goes on (`amc.judging` has the rule). A `Measured` score brings its
-    standard error along. A journal that exists is continued. `seed` is written in its header.
+    standard error along. A journal that exists is continued. `seed` and `origin` (see `JournalContent`) are written
+    in its header.
 
     Raises EvaluationError if all episodes, or the first ten, fail; what `reward` raises as an AmcError, before the
     first episode where the costs are to blame; ResourceError where the machine is out of memory or disk space;
@@ -77,7 +79,8 @@ def search(
     if agent.max_episodes is not None:
         episodes = min(episodes, agent.max_episodes)
     loop = _Loop(problem, score, agent, reward, Bounds(problem, floor=floor))
-    journal = None if journal_path is None else Journal(journal_path, _header(problem, agent, seed, floor, reward))
+    header = _header(problem, agent, seed, floor, reward)
+    journal = None if journal_path is None else Journal(journal_path, header, origin)
     recorded = () if journal is None else journal.records
     if len(recorded) > episodes:
         raise RunError(

@@ -1,7 +1,7 @@
 """What of a network can be removed, what is tied together, what it costs, and what is locked and why."""
 
 from amc.structure.analysis import inspect
-from amc.structure.certificate import Certificate, certify
+from amc.structure.certificate import Certificate, certify, check_counts
 from amc.structure.count import count_macs, count_params
 from amc.structure.slicing import mask_model, slice_model
 from amc.structure.structure import Group, Layer, Locked, Structure, lock_groups, restrict
@@ -13,6 +13,7 @@ __all__ = [
     "Locked",
     "Structure",
     "certify",
+    "check_counts",
     "count_macs",
     "count_params",
     "inspect",

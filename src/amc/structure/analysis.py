@@ -3,36 +3,47 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from torch import nn
 
+from amc.structure.advice import explained
 from amc.structure.channels import Ids, Lock
 from amc.structure.context import Dims, LayerUse
+from amc.structure.copying import copy_model, undisturbed
 from amc.structure.cost import CostModel, Term
 from amc.structure.grouping import FIXED, Grouping, group_channels
 from amc.structure.propagate import Propagation, propagate
 from amc.structure.structure import Attribute, Group, Layer, Locked, Slots, Structure, lock_groups, restrict
-from amc.structure.trace import Example, Trace, trace
+from amc.structure.trace import Example, Trace, dry_run, trace
 
 INSEPARABLE = Lock("its channels are all tied together, so none can go without the rest")
+
+SEVERAL = "its inputs are pruned along several dimensions at once"
 
 
 def inspect(
     model: nn.Module, example_input: Any, *, lock: tuple[str, ...] = (), only: tuple[str, ...] = ()
 ) -> Structure:
-    """Find the prunable groups of `model`, their ties, costs and locks. The model is left untouched.
+    """Find the prunable groups of `model`, their ties, costs and locks. Copies of `model` are run, never itself.
 
     `example_input` is a tensor, a tuple of positional or a dict of keyword arguments; costs are for this input
     as a whole, so give one example (batch 1) for costs per example. `lock` keeps groups whose name or producing
     layer matches one of these patterns (`layer3.*`); `only` keeps all that match none.
 
-    Raises ModelError where torch.export cannot trace the model.
+    Raises ModelError where the model does not take the example, or torch.export cannot trace it.
     """
-    traced = trace(model, Example.of(example_input))
+    example = Example.of(example_input)
+    with undisturbed(model):
+        dry_run(copy_model(model), example.cloned())
+        traced = trace(copy_model(model), example.cloned())
     structure = _assemble(propagate(traced), traced)
+    structure = replace(structure, locked=explained(structure.locked, model))
     structure = lock_groups(structure, {group.name: INSEPARABLE for group in structure.groups if group.size == 1})
     return restrict(structure, lock=lock, only=only) if lock or only else structure
 
@@ -42,27 +53,35 @@ def _assemble(walk: Propagation, traced: Trace) -> Structure:
     locked = np.zeros(channel.max(initial=-1) + 1, dtype=bool)
     locked[list(walk.resolution.locks)] = True
     dims = _DimensionTable(channel)
-    for layer in walk.layers:  # first, so that groups are numbered in execution order
-        dims.add(layer.output_ids)
-    for layer in walk.layers:
-        dims.add(layer.input_ids)
-    macs_terms = tuple(dims.term(term.factor, term.dims) for term in walk.terms)
+    for ids in (entry for layer in walk.layers for entry in layer.output_ids):
+        dims.add(ids)  # first, so that groups are numbered in execution order
+    for ids in (entry for layer in walk.layers for entry in layer.input_ids):
+        dims.add(ids)
+    macs_terms = tuple(dims.term(term.factor, term.dims, term.vanishing) for term in walk.terms)
     params_terms = tuple(_params_term(dims, shapes[name], walk.tensors.get(name)) for name in traced.parameters)
     grouping = group_channels(dims.arrays, locked)
-    cost = _cost_model(dims.arrays, grouping, macs_terms, params_terms, tuple(term.layer for term in walk.terms))
+    cost = replace(
+        _cost_model(dims.arrays, grouping, macs_terms, params_terms, tuple(term.layer for term in walk.terms)),
+        macs_places=tuple((term.module, term.operator) for term in walk.terms),
+        vanishing=tuple(dims.vanishing),
+    )
     slot = grouping.slot
 
-    def slots(ids: Ids | None, size: int = 0) -> Slots:
-        return np.full(size, FIXED, dtype=np.int64) if ids is None else slot[channel[ids]]
+    def slots(ids: Ids) -> Slots:
+        return slot[channel[ids]]
 
     dense = cost.layer_macs(grouping.sizes, len(walk.layers))
-    layers = tuple(_layer(use, int(macs), slots, shapes) for use, macs in zip(walk.layers, dense, strict=True))
+    names = _layer_names(walk.layers)
+    layers = tuple(
+        _layer(use, name, int(macs), slots, walk.used.get(use.weight, ""))
+        for use, name, macs in zip(walk.layers, names, dense, strict=True)
+    )
     tensors = {
         name: tuple(None if ids is None else slots(ids) for ids in entry) for name, entry in walk.tensors.items()
     }
     return Structure(
-        groups=_groups(grouping, layers),
-        locked=_locked(walk, channel),
+        groups=_groups(grouping, layers, walk.layers, slots),
+        locked=_locked(walk, channel, traced.parameters),
         layers=layers,
         tensors=tensors,
         shapes=shapes,
@@ -71,23 +90,45 @@ def _assemble(walk: Propagation, traced: Trace) -> Structure:
     )
 
 
-def _layer(
-    use: LayerUse, macs: int, slots: Callable[[Ids | None, int], Slots], shapes: Mapping[str, tuple[int, ...]]
-) -> Layer:
+def _layer_names(uses: Sequence[LayerUse]) -> list[str]:
+    """Each layer by the module of its weight; by the weight itself where a module holds several.
+
+    A weight named `weight` is the module's main one and leaves the module's name to no other.
+    """
+    names = [use.weight.rpartition(".")[0] or use.module or use.weight for use in uses]
+    weights: dict[str, set[str]] = {}
+    for name, use in zip(names, uses, strict=True):
+        weights.setdefault(name, set()).add(use.weight)
+    return [
+        use.weight if len(weights[name] - {""}) > 1 and use.weight and not _is_main(use.weight) else name
+        for name, use in zip(names, uses, strict=True)
+    ]
+
+
+def _is_main(weight: str) -> bool:
+    return weight.rpartition(".")[2] == "weight"
+
+
+def _layer(use: LayerUse, name: str, macs: int, slots: Callable[[Ids], Slots], other: str) -> Layer:
+    obstacle = f"{other} uses its weight, too" if other else ""
+    inputs = [found for ids in use.input_ids if ((found := slots(ids)) != FIXED).any()]
+    outputs = [found for ids in use.output_ids if ((found := slots(ids)) != FIXED).any()]
     return Layer(
-        name=use.weight.rpartition(".")[0] or use.module or use.weight,
+        name=name,
         kind=use.kind,
         weight=use.weight,
         bias=use.bias,
-        input=slots(use.input_ids, _input_size(use, shapes)),
-        output=slots(use.output_ids, _output_size(use, shapes)),
-        input_dim=use.input_dim,
+        input=inputs[0] if inputs else np.full(use.inputs, FIXED, dtype=np.int64),
+        output=outputs[0] if outputs else np.full(use.outputs, FIXED, dtype=np.int64),
+        input_dims=use.input_dims,
+        order=use.order,
         kernel=use.kernel,
         stride=use.stride,
         groups=use.groups,
         tied_across=use.tied_across,
         input_size=use.input_size,
         macs=macs,
+        obstacle=SEVERAL if len(inputs) > 1 else obstacle,
     )
 
 
@@ -97,20 +138,24 @@ class _DimensionTable:
     def __init__(self, channel: Ids) -> None:
         self.channel = channel
         self.arrays: list[Ids] = []
-        self._index: dict[bytes, int] = {}
+        self.vanishing: list[int] = []
+        self._index: dict[tuple[bytes, bool], int] = {}
 
-    def add(self, ids: Ids | None) -> int | None:
+    def add(self, ids: Ids | None, vanishing: bool = False) -> int | None:
         if ids is None:
             return None
         array = self.channel[ids]
-        key = array.tobytes()
+        key = (array.tobytes(), vanishing)
         if key not in self._index:
             self._index[key] = len(self.arrays)
+            self.vanishing += [len(self.arrays)] if vanishing else []
             self.arrays.append(array)
         return self._index[key]
 
-    def term(self, factor: int, dims: tuple[Ids, ...]) -> Term:
-        return factor, tuple(index for ids in dims if (index := self.add(ids)) is not None)
+    def term(self, factor: int, dims: tuple[Ids, ...], vanishing: tuple[bool, ...] | None = None) -> Term:
+        flags = vanishing or (False,) * len(dims)
+        indices = (self.add(ids, flag) for ids, flag in zip(dims, flags, strict=True))
+        return factor, tuple(index for index in indices if index is not None)
 
 
 def _params_term(dims: _DimensionTable, shape: tuple[int, ...], ids: Dims | None) -> Term:
@@ -139,24 +184,17 @@ def _cost_model(
     return CostModel(fixed, per_channel, macs_terms, params_terms, macs_layers)
 
 
-def _input_size(use: LayerUse, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    shape = shapes.get(use.weight, (0, 0))
-    return shape[use.input_dim] * (use.groups if use.kind == "conv" else 1)
-
-
-def _output_size(use: LayerUse, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    shape = shapes.get(use.weight, (0, 0))
-    return shape[1 - use.input_dim] * (use.groups if use.kind == "conv_transpose" else 1)
-
-
-def _groups(grouping: Grouping, layers: tuple[Layer, ...]) -> tuple[Group, ...]:
+def _groups(
+    grouping: Grouping, layers: tuple[Layer, ...], uses: list[LayerUse], slots: Callable[[Ids], Slots]
+) -> tuple[Group, ...]:
     group_of = np.repeat(np.arange(grouping.sizes.size), grouping.sizes)
     producers: list[list[int]] = [[] for _ in grouping.sizes]
     consumers: list[list[int]] = [[] for _ in grouping.sizes]
-    for index, layer in enumerate(layers):
-        for slots, found in ((layer.output, producers), (layer.input, consumers)):
-            for group in np.unique(group_of[slots[slots != FIXED]]).tolist():
-                found[group].append(index)
+    for index, use in enumerate(uses):
+        for entries, found in ((use.output_ids, producers), (use.input_ids, consumers)):
+            numbers = [slots(ids) for ids in entries]
+            for group in np.unique([each for part in numbers for each in group_of[part[part != FIXED]]]).tolist():
+                found[int(group)].append(index)
     groups: list[Group] = []
     used: dict[str, int] = {}
     for index, size in enumerate(grouping.sizes.tolist()):
@@ -169,20 +207,37 @@ def _groups(grouping: Grouping, layers: tuple[Layer, ...]) -> tuple[Group, ...]:
     return tuple(groups)
 
 
-def _locked(walk: Propagation, channel: Ids) -> tuple[Locked, ...]:
-    """Locked channels by the layer that makes them and by reason, each channel once."""
+def _locked(walk: Propagation, channel: Ids, parameters: Iterable[str]) -> tuple[Locked, ...]:
+    """Locked channels by the layer that makes them and by reason, each channel once; then those of no layer."""
     seen = np.zeros(channel.max(initial=-1) + 1, dtype=bool)
     found: list[Locked] = []
     for use in walk.layers:
-        if use.output_ids is None:
+        if not use.output_ids:
             continue
-        mine = np.unique(channel[use.output_ids])
-        mine = mine[~seen[mine]]
+        mine = np.unique(channel[np.concatenate(use.output_ids)])
+        found += _by_reason(use.module or use.weight, mine[~seen[mine]], walk)
         seen[mine] = True
-        by_reason: dict[Any, int] = {}
-        for each in mine.tolist():
-            lock = walk.resolution.locks.get(each)
-            if lock is not None:
-                by_reason[lock] = by_reason.get(lock, 0) + 1
-        found += [Locked(use.module or use.weight, count, lock) for lock, count in by_reason.items()]
-    return tuple(found)
+    return (*found, *_locked_apart(walk, channel, parameters, seen, {item.name for item in found}))
+
+
+def _locked_apart(
+    walk: Propagation, channel: Ids, parameters: Iterable[str], seen: npt.NDArray[np.bool_], listed: set[str]
+) -> list[Locked]:
+    """Locked channels of parameters in no layer: recurrent ones, computed weights, ones that nothing uses.
+
+    One entry a module that is not `listed`: the widest dimension of its first parameter of which nothing can go.
+    """
+    found: dict[str, list[Locked]] = {}
+    for name in parameters:
+        owner = name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
+        mine = [np.unique(channel[ids]) for ids in walk.tensors.get(name, ()) if ids is not None]
+        locked = [ids for ids in mine if all(each in walk.resolution.locks for each in ids.tolist())]
+        whole = len(locked) == len(mine) > 0 and not any(seen[ids].any() for ids in mine)
+        if whole and owner not in listed:
+            found.setdefault(owner or name, _by_reason(owner or name, max(locked, key=len), walk))
+    return [item for items in found.values() for item in items]
+
+
+def _by_reason(name: str, channels: Ids, walk: Propagation) -> list[Locked]:
+    locks = [lock for each in channels.tolist() if (lock := walk.resolution.locks.get(each)) is not None]
+    return [Locked(name, count, lock) for lock, count in Counter(locks).items()]

@@ -1,4 +1,4 @@
-"""The proof, on the user's own model, that the structure is right: the sliced network equals the masked one.
+"""The proof, on the user's own model, that the structure is right: sliced equals masked, at the claimed cost.
 
 Parameters are first given random values, so that no zero weight or saturated activation can hide a misaligned
 channel, and the comparison runs in double precision. A group that fails is found by bisection and locked.
@@ -7,7 +7,7 @@ channel, and the comparison runs in double precision. A group that fails is foun
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from amc.errors import ModelError
 from amc.structure.channels import Lock
-from amc.structure.count import example_on_meta, on_meta
-from amc.structure.slicing import copy_model, mask_model, slice_model
+from amc.structure.copying import copy_model, plain, undisturbed
+from amc.structure.count import count_params, example_on_meta, module_macs, on_meta
+from amc.structure.slicing import mask_model, slice_model
+from amc.structure.source import line_of_error
 from amc.structure.structure import Mask, Structure, lock_groups
-from amc.structure.trace import Example, inference, user_line
+from amc.structure.trace import Example, inference
 
 # Largest difference allowed, relative to the largest output, by the precision of the comparison. A forward that
 # insists on single precision, or on the model's own (None), is compared in that.
@@ -47,9 +49,73 @@ def certify(
     """Check `keep_sets` random keep sets; lock the groups for which sliced and masked differ.
 
     Returns the structure that holds, and the certificate. Raises ModelError if not even the whole network
-    reproduces itself.
+    reproduces itself, or where a cost is not what torch's counter says of the network or of a slice.
     """
-    check = _Check(model, structure, Example.of(example_input), seed)
+    with undisturbed(model):
+        return _certified(plain(model), structure, Example.of(example_input), keep_sets, seed)
+
+
+def check_counts(model: nn.Module, structure: Structure, example_input: Any, mask: Mask | None = None) -> None:
+    """Compare the closed forms with torch's counter: on the network itself, or on its slice by `mask`.
+
+    Raises ModelError that names the module and the operators where the two differ, or why nothing can be counted.
+    """
+    sliced = model if mask is None else slice_model(model, structure, mask)
+    counts = structure.sizes if mask is None else _keep_counts(structure, mask)
+    counted = module_macs(sliced, example_input)
+    if sum(counted[""].values()) != structure.cost.macs(counts):
+        raise ModelError(_difference(type(model).__name__, counted, structure.cost.module_macs(counts), mask))
+    params = count_params(sliced)
+    if params != structure.cost.params(counts):
+        raise ModelError(
+            f"{type(model).__name__} has {params:,} parameters{_of(mask)} and the closed form says "
+            f"{structure.cost.params(counts):,}: budgets would not hold; please report this network"
+        )
+
+
+def _keep_counts(structure: Structure, mask: Mask) -> list[int]:
+    return [int(mask[group.offset : group.offset + group.size].sum()) for group in structure.groups]
+
+
+Counted = Mapping[str, Mapping[str, int]]  # multiply-accumulates by module path and operator
+
+
+def _difference(name: str, counted: Counted, claimed: Counted, mask: Mask | None) -> str:
+    """The innermost module in which the two counts differ, in one line."""
+    inside: dict[str, dict[str, int]] = {}  # as the counter has it: each module with all inside it
+    for path, operators in claimed.items():
+        parts = path.split(".") if path else []
+        for depth in range(len(parts) + 1):
+            total = inside.setdefault(".".join(parts[:depth]), {})
+            for operator, macs in operators.items():
+                total[operator] = total.get(operator, 0) + macs
+    differing = [
+        path
+        for path in {**counted, **inside}
+        if sum(counted.get(path, {}).values()) != sum(inside.get(path, {}).values())
+    ]
+    where = max(differing, key=lambda path: path.count(".") + bool(path))
+    theirs, ours = counted.get(where, {}), inside.get(where, {})
+    return (
+        f"torch counts {sum(theirs.values()):,} MACs in {repr(where) if where else name}{_of(mask)} "
+        f"({_listed(theirs)}) and the closed form {sum(ours.values()):,} ({_listed(ours)}): budgets would not hold; "
+        "does its forward do something else at every call? If not, please report this network"
+    )
+
+
+def _of(mask: Mask | None) -> str:
+    return "" if mask is None else " after pruning"
+
+
+def _listed(operators: Mapping[str, int]) -> str:
+    return ", ".join(f"{operator} {macs:,}" for operator, macs in operators.items()) or "nothing"
+
+
+def _certified(
+    model: nn.Module, structure: Structure, example: Example, keep_sets: int, seed: int
+) -> tuple[Structure, Certificate]:
+    check_counts(model, structure, example)
+    check = _Check(model, structure, example, seed)
     rng = np.random.default_rng(seed)
     failed: dict[str, Lock] = {}
     worst, passed = 0.0, 0
@@ -59,6 +125,7 @@ def certify(
             _keep_all(structure, mask, name)
         error = check.difference(mask)
         if isinstance(error, float):
+            check.count(mask)
             worst, passed = max(worst, error), passed + 1
             continue
         names = _offenders(structure, check, mask, [g.name for g in structure.groups if g.name not in failed])
@@ -145,6 +212,11 @@ class _Check:
             return Lock(f"the sliced network differs from the masked one by {max(errors):.1e} of its output")
         return max(errors)
 
+    def count(self, mask: Mask) -> None:
+        """Raises ModelError where a cost of the sliced network is not what torch counts."""
+        model, example = self.sizes or (self.model, self.example)
+        check_counts(model, self.structure, example, mask)
+
     def obstacle(self, mask: Mask) -> Lock | None:
         """Why the sliced network does not run, found by its sizes alone, without arithmetic."""
         if self.sizes is None:
@@ -193,6 +265,7 @@ class _Check:
 
     @staticmethod
     def _outputs(model: nn.Module, example: Example) -> list[torch.Tensor]:
+        example = example.cloned()
         with inference(model):
             out = model(*example.args, **example.kwargs)
         return [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
@@ -200,7 +273,7 @@ class _Check:
 
 def _literal_size(error: Exception) -> Lock:
     text = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-    return Lock(f"the forward insists on a literal size: {text}", source=user_line(error))
+    return Lock(f"the forward insists on a literal size: {text}", source=line_of_error(error))
 
 
 def _cast(value: Any, dtype: torch.dtype | None) -> Any:

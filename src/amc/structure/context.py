@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ from torch.fx import Node
 
 from amc.structure.channels import ChannelTable, Ids, Lock
 from amc.structure.literals import Literal
-from amc.structure.trace import module_path, source_line
+from amc.structure.source import line_of_node
+from amc.structure.trace import module_path
 
 Dims = tuple[Ids | None, ...]
 Rule = Callable[..., Any]
@@ -26,12 +27,15 @@ Rule = Callable[..., Any]
 class Tracked:
     """A tensor as the rules see it: its shape and, per dimension, its channel ids or None.
 
-    `name` is set for parameters and buffers of the model.
+    `name` is set for parameters and buffers of the model, and for views that only permute, add or drop dimensions
+    of size one, or repeat one. `axes` then gives the tensor's own dimension behind each dimension of the view (None
+    for a new one).
     """
 
     shape: tuple[int, ...]
     ids: Dims
     name: str | None = None
+    axes: tuple[int | None, ...] = ()
 
     @property
     def rank(self) -> int:
@@ -40,29 +44,49 @@ class Tracked:
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """Part of a layer's multiply-accumulates: `factor` times the kept positions of each dimension."""
+    """Part of the multiply-accumulates: `factor` times the kept positions of each dimension.
 
-    layer: int | None  # index of the layer, None for products of two activations
+    `vanishing` [dims]: where one position of this dimension is left, torch multiplies instead of contracting and
+    counts nothing.
+    """
+
+    layer: int | None  # index of the layer, None for an operator without one
     factor: int
     dims: tuple[Ids, ...]
+    vanishing: tuple[bool, ...]
+    module: str  # path of the module that calls the operator
+    operator: str
+
+    @property
+    def dense(self) -> int:
+        """Multiply-accumulates of the dense network."""
+        gone = any(flag and ids.size == 1 for ids, flag in zip(self.dims, self.vanishing, strict=True))
+        return 0 if gone else self.factor * math.prod(ids.size for ids in self.dims)
 
 
 @dataclass(frozen=True, slots=True)
 class LayerUse:
-    """One call of a convolution or linear layer."""
+    """One use of a weight that is contracted with an activation; `amc.structure.Layer` says what the fields mean.
+
+    `input_ids` and `output_ids`: of every input and output channel. Where several dimensions of the weight together
+    make the channels there is one entry a dimension that has ids, each over all channels.
+    """
 
     module: str
-    kind: str  # "conv" | "conv_transpose" | "linear"
-    weight: str
+    kind: str
+    weight: str  # empty if it is no parameter
     bias: str | None
-    input_ids: Ids | None
-    output_ids: Ids | None
-    input_dim: int  # dimension of the weight that the layer contracts with its input
+    input_ids: tuple[Ids, ...]
+    output_ids: tuple[Ids, ...]
+    inputs: int
+    outputs: int
+    input_dims: tuple[int, ...]
+    order: tuple[int, ...]
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
     groups: int
-    tied_across: bool  # a grouped convolution pruned inside its groups, not by whole groups
-    input_size: tuple[int, ...]  # spatial
+    tied_across: bool
+    input_size: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +119,17 @@ class Context:
     choices: Mapping[SplitKey, int]  # how many candidate axes of a split to pass over
     literals: tuple[Literal, ...] = ()
     attributes_known: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # by module path
+    parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # shapes by name
+    count: Callable[[Node], int | None] = lambda _: None  # what torch's counter says of an operator
     node: Node | None = None
     live: bool = True  # whether anything the network returns depends on the operator
+    unruled: bool = False  # whether the operator was locked for want of a rule
     terms: list[Term] = field(default_factory=list)
     layers: list[LayerUse] = field(default_factory=list)
     attributes: list[AttributeUse] = field(default_factory=list)
     splits: list[Split] = field(default_factory=list)
     free: list[Ids] = field(default_factory=list)  # dimensions that repeat one value
+    used: dict[str, str] = field(default_factory=dict)  # parameters that other operators than layers use, and which
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -127,9 +155,13 @@ class Context:
         assert self.node is not None
         return module_path(self.node)
 
+    def at(self, node: Node) -> Context:
+        """The same walk seen from another operator."""
+        return replace(self, node=node)
+
     def because(self, reason: str) -> Lock:
         assert self.node is not None
-        return Lock(reason, module_path(self.node), source_line(self.node))
+        return Lock(reason, module_path(self.node), line_of_node(self.node))
 
     def lock(self, ids: Ids | None, reason: str) -> None:
         if ids is not None:
@@ -186,7 +218,7 @@ class Context:
         Export keeps no line of a forward by another name; then any line of the module itself will do.
         """
         assert self.node is not None
-        line, inside = source_line(self.node), f"{self.module}."
+        line, inside = line_of_node(self.node), f"{self.module}."
         here = [
             literal
             for literal in self.literals
@@ -195,10 +227,22 @@ class Context:
         ]
         return sorted(here, key=lambda literal: (literal.line != line, -len(literal.module)))
 
-    def cost(self, sizes: Sequence[int], dims: Sequence[Ids | None], *, layer: int | None = None) -> None:
-        """Multiply-accumulates: the product of these sizes, of which those with ids shrink with them."""
+    def cost(
+        self,
+        sizes: Sequence[int],
+        dims: Sequence[Ids | None],
+        *,
+        layer: int | None = None,
+        vanishing: Ids | None = None,
+    ) -> None:
+        """Multiply-accumulates: the product of these sizes, of which those with ids shrink with them.
+
+        `vanishing`: the ids of the dimension without which (at size one) torch counts nothing.
+        """
         fixed = math.prod(size for size, ids in zip(sizes, dims, strict=True) if ids is None)
-        self.terms.append(Term(layer, fixed, tuple(ids for ids in dims if ids is not None)))
+        shrinking = tuple(ids for ids in dims if ids is not None)
+        flags = tuple(ids is vanishing for ids in shrinking)
+        self.terms.append(Term(layer, fixed, shrinking, flags, self.module, self.operator))
 
     def split(self, ids: Ids, shape: Sequence[int]) -> Dims:
         """Ids of one dimension spread over several: one axis stays prunable, the others are tied across.

@@ -23,14 +23,17 @@ class CostModel:
     """Dimension sizes and the terms made of them.
 
     `fixed` [D] and `per_channel` [D, G] give the size of each dimension: fixed + per_channel @ keep_counts.
-    Each term is (factor, dimensions): factor times the product of these dimensions' sizes.
+    Each term is (factor, dimensions): factor times the product of these dimensions' sizes. A dimension among
+    `vanishing` counts as zero where its size is one.
     """
 
     fixed: npt.NDArray[np.float64]
     per_channel: npt.NDArray[np.float64]
     macs_terms: tuple[Term, ...]
     params_terms: tuple[Term, ...]
-    macs_layers: tuple[int | None, ...]  # the layer of each macs term, None for products of activations
+    macs_layers: tuple[int | None, ...]  # the layer of each macs term, None for an operator without one
+    macs_places: tuple[tuple[str, str], ...] = ()  # module path and operator of each macs term
+    vanishing: tuple[int, ...] = ()
 
     def __call__(self, keep_counts: npt.ArrayLike, metric: Metric = "macs") -> npt.NDArray[np.float64]:
         """Cost of each row of `keep_counts` [..., G]: [...], exact integers (as float64) up to 2**53."""
@@ -56,6 +59,17 @@ class CostModel:
                 out[layer] += value
         return out
 
+    def module_macs(self, keep_counts: npt.ArrayLike) -> dict[str, dict[str, int]]:
+        """Multiply-accumulates by the path of the module that calls the operator, and by operator."""
+        factors, dims = self._macs
+        found: dict[str, dict[str, int]] = {}
+        for (module, operator), value in zip(
+            self.macs_places, self._products(keep_counts, dims) * factors, strict=True
+        ):
+            operators = found.setdefault(module, {})
+            operators[operator] = operators.get(operator, 0) + int(value)
+        return found
+
     def shrinking(self, keep_counts: npt.ArrayLike, metric: Metric = "macs") -> float:
         """Share of the cost in terms that depend on any keep count, in [0, 1]."""
         factors, dims = self._macs if metric == "macs" else self._params
@@ -65,6 +79,8 @@ class CostModel:
 
     def _products(self, keep_counts: npt.ArrayLike, dims: Counts) -> npt.NDArray[np.float64]:
         sizes = np.asarray(keep_counts, dtype=np.float64) @ self.per_channel.T + self.fixed
+        for dim in self.vanishing:
+            sizes[..., dim] *= sizes[..., dim] != 1
         ones = np.ones((*sizes.shape[:-1], 1))
         padded = np.concatenate([sizes, ones], axis=-1)
         result: npt.NDArray[np.float64] = padded[..., dims].prod(axis=-1)

@@ -2,33 +2,59 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
+from torch.fx import GraphModule, Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from amc.structure.slicing import copy_model, with_tensors
+from amc.errors import ModelError
+from amc.structure.copying import copy_model, undisturbed, with_tensors
+from amc.structure.source import line_of_error
 from amc.structure.trace import Example, inference
 
 
 def count_macs(model: nn.Module, example_input: Any) -> int:
     """Multiply-accumulates of one forward pass on `example_input`, by torch's FlopCounterMode.
 
-    Runs on the meta device, without arithmetic; a model that cannot run there runs where it is.
+    Runs on the meta device, without arithmetic; a model that cannot run there runs where it is. Kernels that the
+    counter cannot see into (attention, recurrent layers) are replaced by the operators that they are made of.
+    ModelError if the model does not run under the counter at all.
     """
-    example = Example.of(example_input)
+    return sum(module_macs(model, example_input)[""].values())
+
+
+def module_macs(model: nn.Module, example_input: Any) -> dict[str, dict[str, int]]:
+    """As `count_macs`, by module path and operator: each module with all inside it, the whole network as ""."""
+    example = Example.of(example_input).cloned()
+    with undisturbed(model):
+        return _counted(model, example)
+
+
+def _counted(model: nn.Module, example: Example) -> dict[str, dict[str, int]]:
     try:
         with torch.device("meta"):
             return _count(on_meta(model), example_on_meta(example))
-    except (
-        NotImplementedError,
-        RuntimeError,
-        AssertionError,
-    ):  # constants on another device, data-dependent code
+    except Exception:  # constants on another device, or a forward that needs values, fail in many ways
+        pass
+    try:
         return _count(copy_model(model).requires_grad_(False), example)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ModelError(
+            f"the operations of {type(model).__name__} cannot be counted: it fails under torch's counter "
+            f"(torch.utils.flop_counter) on the example input ({reason}){_at(line_of_error(error))}; "
+            "check that the forward runs in eval mode on this input"
+        ) from error
+
+
+def _at(line: str) -> str:
+    return f" at {line}" if line else ""
 
 
 def count_params(model: nn.Module) -> int:
@@ -36,10 +62,49 @@ def count_params(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _count(model: nn.Module, example: Example) -> int:
-    with inference(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(*example.args, **example.kwargs)
+def operator_macs(node: Node) -> int | None:
+    """What the counter says of one operator of a traced graph; None if it cannot run without values."""
+    assert callable(node.target)
+    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), _traced_value)
+    try:
+        with torch.device("meta"), torch.no_grad(), _visible(), FlopCounterMode(display=False) as counter:
+            node.target(*args, **kwargs)
+    except Exception:  # as above
+        return None
     return int(counter.get_total_flops()) // 2
+
+
+def _traced_value(node: Node) -> Any:
+    """A node's value without storage; the graph of a block as it is."""
+    if node.op == "get_attr" and "val" not in node.meta and node.graph.owning_module is not None:
+        block = getattr(node.graph.owning_module, str(node.target), None)
+        if isinstance(block, GraphModule):
+            return block
+    return tree_map(_to_meta, node.meta.get("val"))
+
+
+def _count(model: nn.Module, example: Example) -> dict[str, dict[str, int]]:
+    with inference(model), _visible(), FlopCounterMode(display=False) as counter:
+        model(*example.args, **example.kwargs)
+    root = type(model).__name__
+    found = {
+        name.removeprefix(root).removeprefix("."): {str(operator): int(flops) // 2 for operator, flops in each.items()}
+        for name, each in counter.get_flop_counts().items()
+        if name == root or name.startswith(f"{root}.")
+    }
+    total = {str(operator): int(flops) // 2 for operator, flops in counter.get_flop_counts().get("Global", {}).items()}
+    return {**found, "": total}
+
+
+@contextlib.contextmanager
+def _visible() -> Iterator[None]:
+    """Keep fused kernels away, of which the counter knows nothing."""
+    mkldnn, *_ = torch.backends.mkldnn.set_flags(_enabled=False, _fp32_precision=None)  # type: ignore[no-untyped-call]
+    try:
+        with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
+            yield
+    finally:
+        torch.backends.mkldnn.set_flags(_enabled=mkldnn, _fp32_precision=None)  # type: ignore[no-untyped-call]
 
 
 def example_on_meta(example: Example) -> Example:

@@ -11,12 +11,13 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+
+from amc.structure.source import line_of_frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,29 +62,19 @@ class AttributeInt(int):
 
 
 @contextlib.contextmanager
-def watching(model: nn.Module) -> Iterator[Callable[[], tuple[Literal, ...]]]:
+def watching_(model: nn.Module) -> Iterator[Callable[[], tuple[Literal, ...]]]:
     """Watch the attributes of `model` in the forward passes inside; the value tells what was seen.
 
-    The attributes are as before afterwards.
+    The attributes stay integers that remember, in place: give a copy.
     """
-    touched: list[tuple[nn.Module, str, int]] = []
-    watcher = _Watcher()
-    try:
-        for path, module in model.named_modules():
-            if type(module).__module__.startswith("torch.nn.") or isinstance(module, torch.jit.ScriptModule):
-                continue  # torch's own modules are brought in line by their tensors
-            for name, value in list(vars(module).items()):
-                if type(value) is int:
-                    touched.append((module, name, value))
-                    vars(module)[name] = AttributeInt.of(value, (path, name, value))
-        with watcher:
-            yield lambda: tuple(watcher.found)
-    finally:
-        for module, name, value in touched:
-            vars(module)[name] = value
-        for module in model.modules():  # what the forward computed from them and kept
-            kept = {name: int(value) for name, value in vars(module).items() if isinstance(value, AttributeInt)}
-            vars(module).update(kept)
+    for path, module in model.named_modules():
+        if type(module).__module__.startswith("torch.nn.") or isinstance(module, torch.jit.ScriptModule):
+            continue  # torch's own modules are brought in line by their tensors
+        for name, value in list(vars(module).items()):
+            if type(value) is int:
+                vars(module)[name] = AttributeInt.of(value, (path, name, value))
+    with _Watcher() as watcher:
+        yield lambda: tuple(watcher.found)
 
 
 class _Watcher(TorchFunctionMode):
@@ -102,7 +93,7 @@ class _Watcher(TorchFunctionMode):
         for place, number in enumerate(numbers, start=-len(numbers)):
             if isinstance(number, AttributeInt):
                 module, name, value = number.origin
-                line = _user_frame(sys._getframe(1))
+                line = line_of_frame(sys._getframe(1))
                 self.found[Literal(module, name, value, int(number), place, line)] = None
         return func(*args, **(kwargs or {}))
 
@@ -117,10 +108,3 @@ def _numbers(value: Any) -> Iterator[int]:
         yield from _numbers(list(value.values()))
     elif isinstance(value, slice):
         yield from _numbers([value.start, value.stop])
-
-
-def _user_frame(frame: FrameType | None) -> str:
-    """`file.py:12` of the innermost frame outside torch."""
-    while frame is not None and "/torch/" in frame.f_code.co_filename:
-        frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else ""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import operator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,16 @@ from torch.fx import GraphModule, Node
 
 from amc.structure.channels import ChannelTable, Lock, Resolution
 from amc.structure.context import AttributeUse, Context, Dims, LayerUse, Split, SplitKey, Term, Tracked
+from amc.structure.count import operator_macs
 from amc.structure.rules import apply_rule
+from amc.structure.rules.registry import no_rule, operator_name
 from amc.structure.trace import Trace
 
+VIEWS = frozenset({  # through which a weight stays the same weight
+    "permute", "transpose", "t", "numpy_T", "mT", "movedim", "moveaxis", "swapaxes", "swapdims", "adjoint", "squeeze",
+    "unsqueeze", "view", "reshape", "_unsafe_view", "flatten", "expand", "expand_as", "broadcast_to", "alias", "detach",
+    "contiguous", "clone", "to", "_to_copy",
+})  # fmt: skip
 MAX_WALKS = 12  # enough for two nested splits of three candidate axes each
 
 
@@ -27,18 +36,20 @@ class Propagation:
     terms: list[Term]
     layers: list[LayerUse]
     attributes: list[AttributeUse]
+    used: dict[str, str]  # parameters that other operators than layers use, and which
 
 
 def propagate(trace: Trace) -> Propagation:
     """Carry ids through the graph; a split whose axis got locked tries its next axis."""
     choices: dict[SplitKey, int] = {}
     hopeless: set[SplitKey] = set()
+    count = functools.cache(operator_macs)
     for _ in range(MAX_WALKS):
-        ctx, tensors = _walk(trace, choices)
+        ctx, tensors = _walk(trace, choices, count)
         resolution = ctx.table.resolve()
         if not _advance_(choices, hopeless, ctx.splits, resolution):
             break
-    return Propagation(resolution, tensors, ctx.terms, ctx.layers, ctx.attributes)
+    return Propagation(resolution, tensors, ctx.terms, ctx.layers, ctx.attributes, ctx.used)
 
 
 def _advance_(
@@ -70,8 +81,11 @@ def _advance_(
     return bool(failing)
 
 
-def _walk(trace: Trace, choices: dict[SplitKey, int]) -> tuple[Context, dict[str, Dims]]:
-    ctx = Context(ChannelTable(), choices, trace.literals, trace.attributes)
+def _walk(
+    trace: Trace, choices: dict[SplitKey, int], count: Callable[[Node], int | None]
+) -> tuple[Context, dict[str, Dims]]:
+    parameters = {name: trace.shapes[name] for name in trace.parameters}
+    ctx = Context(ChannelTable(), choices, trace.literals, trace.attributes, parameters, count)
     env: dict[Node, Any] = {}
     tensors: dict[str, Dims] = {}
     for node in trace.nodes:
@@ -99,7 +113,7 @@ def _placeholder(ctx: Context, node: Node, trace: Trace, tensors: dict[str, Dims
         return _tracked(value, (None,) * value.ndim)
     dims = tuple(ctx.table.fresh(size) if size > 1 else None for size in value.shape)
     tensors[name] = dims
-    return Tracked(tuple(value.shape), dims, name)
+    return Tracked(tuple(value.shape), dims, name, tuple(range(value.ndim)))
 
 
 def _value(ctx: Context, node: Node, env: dict[Node, Any]) -> Any:
@@ -127,18 +141,87 @@ def _block(ctx: Context, graph: GraphModule, given: list[Any]) -> Any:
     return None
 
 
+def _inputs_of(graph: GraphModule, given: list[Any]) -> list[Any] | None:
+    """What a block is called with, if it is called once on just these; None for a loop or a choice of blocks."""
+    given = [value for value in given if not isinstance(value, str)]
+    wanted = [node.meta.get("val") for node in graph.graph.nodes if node.op == "placeholder"]
+    if len(given) != len(wanted):
+        return None
+    fits = all(
+        isinstance(a, Tracked) and a.shape == tuple(b.shape)
+        for a, b in zip(given, wanted, strict=True)
+        if isinstance(b, torch.Tensor)
+    )
+    return given if fits else None
+
+
 def _call(ctx: Context, node: Node, env: dict[Node, Any]) -> Any:
     args, kwargs = _arguments(node.args, env), _arguments(node.kwargs, env)
     if node.target is operator.getitem:
         return args[0][args[1]]
     graphs = [place for place, argument in enumerate(args) if isinstance(argument, GraphModule)]
     if len(graphs) == 1:
-        return _block(ctx, args[graphs[0]], list(args[graphs[0] + 1 :]))
+        inputs = _inputs_of(args[graphs[0]], list(args[graphs[0] + 1 :]))
+        if inputs is not None:
+            return _block(ctx, args[graphs[0]], inputs)
+    terms, layers, ctx.unruled = len(ctx.terms), len(ctx.layers), False
     result = apply_rule(ctx, node.target, args, kwargs)
+    if operator_name(node.target) not in VIEWS:
+        _note_uses(ctx, _tensors((args, kwargs)), layers)
+    if ctx.unruled or len(ctx.terms) > terms:
+        result = _reconciled(ctx, node, terms, result, (args, kwargs))
     value = node.meta.get("val")
     if isinstance(value, (list, tuple)):
         return [_tracked(item, dims) for item, dims in zip(value, result, strict=True)]
-    return _tracked(value, result)
+    tracked = _tracked(value, result)
+    source = args[0] if args else None
+    if isinstance(tracked, Tracked) and isinstance(source, Tracked) and operator_name(node.target) in VIEWS:
+        return _view(tracked, source)
+    return tracked
+
+
+def _note_uses(ctx: Context, given: list[Tracked], first: int) -> None:
+    """Parameters that this operator uses, and not as the weight of a layer."""
+    weights = {layer.weight for layer in ctx.layers[first:]}
+    for tensor in given:
+        if tensor.name in ctx.parameters and tensor.name not in weights:
+            ctx.used.setdefault(str(tensor.name), ctx.operator)
+
+
+def _reconciled(ctx: Context, node: Node, first: int, result: Any, given: Any) -> Any:
+    """The operator's cost as torch's counter has it.
+
+    The counter knows some products (of a vector, say) by no cost at all: they have none here either. Any other
+    difference is a way of calling the operator that its rule does not foresee; then its channels are locked and it
+    costs what the counter says.
+    """
+    counted = ctx.count(node)
+    ours = sum(term.dense for term in ctx.terms[first:])
+    if counted is None or counted == ours:
+        return result
+    del ctx.terms[first:]
+    if counted == 0:
+        return result
+    if not ctx.unruled:
+        result = no_rule(ctx, *_tensors(given))
+    ctx.cost((counted,), (None,))
+    return result
+
+
+def _view(tracked: Tracked, source: Tracked) -> Tracked:
+    """A tensor of the model, seen with its dimensions permuted, repeated or of size one: its name goes with it."""
+    if source.name is None:
+        return tracked
+    axes: list[int | None] = []
+    left = {place: ids for place, ids in enumerate(source.ids) if ids is not None}
+    for ids in tracked.ids:
+        found = [place for place, mine in left.items() if ids is not None and np.array_equal(ids, mine)]
+        for place in found:
+            del left[place]
+        axes.append(source.axes[found[0]] if found else None)
+    if left:
+        return tracked  # merged, split or cut
+    return replace(tracked, name=source.name, axes=tuple(axes))
 
 
 def _tracked(value: Any, dims: Dims) -> Any:

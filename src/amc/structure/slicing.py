@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from amc.errors import ModelError
+from amc.structure.copying import plain, with_tensors
 from amc.structure.modules import SlimMultiheadAttention, avoid_nested_tensors_, slim_attention_
 from amc.structure.structure import Mask, Slots, Structure
 
@@ -23,7 +22,7 @@ def slice_model(
     `weights` gives replacement values, already sliced, for some parameters (a reconstruction). Shares no memory
     with `model`.
     """
-    weights = weights or {}
+    weights, model = weights or {}, plain(model)
     replaced = {}
     for name, tensor in _tensors(model, structure):
         value = weights.get(name)
@@ -37,7 +36,7 @@ def slice_model(
 
 def mask_model(model: nn.Module, structure: Structure, mask: Mask) -> nn.Module:
     """A copy of the same size in which every parameter and buffer is zero wherever a dropped channel takes part."""
-    replaced = {}
+    replaced, model = {}, plain(model)
     for name, tensor in _tensors(model, structure):
         value = tensor.detach().clone()
         for dim, slots in enumerate(structure.tensors.get(name, ())):
@@ -74,26 +73,6 @@ def _tensors(model: nn.Module, structure: Structure) -> list[tuple[str, torch.Te
     return found
 
 
-def copy_model(model: nn.Module) -> nn.Module:
-    """Deep copy that shares nothing with `model`, computed weights (weight norm, pruning masks) included."""
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    return with_tensors(model, {name: tensor.detach().clone() for name, tensor in tensors})
-
-
-def with_tensors(model: nn.Module, replaced: Mapping[str, torch.Tensor]) -> nn.Module:
-    """Deep copy that takes these tensors instead: the old ones are never copied, and tied ones stay tied."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():  # computed weights, which hooks compute again before the next forward
-        for value in vars(module).values():
-            if isinstance(value, torch.Tensor) and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
-    for name, parameter in model.named_parameters():
-        memo[id(parameter)] = nn.Parameter(replaced[name], requires_grad=parameter.requires_grad)
-    for name, buffer in model.named_buffers():
-        memo[id(buffer)] = replaced[name]
-    return copy.deepcopy(model, memo)
-
-
 def _update_attributes_(slim: nn.Module, structure: Structure, mask: Mask) -> None:
     """Bring the sizes that torch's modules keep as attributes in line with their tensors."""
     for use in structure.attributes:
@@ -126,6 +105,12 @@ def _update_sizes_(module: nn.Module) -> None:
         module.num_embeddings, module.embedding_dim = module.weight.shape
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.shape[0]
+    elif isinstance(module, nn.RNNBase):
+        gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+        rows, module.input_size = module.all_weights[0][0].shape
+        module.hidden_size = rows // gates
+    elif isinstance(module, nn.RNNCellBase):
+        module.hidden_size, module.input_size = module.weight_hh.shape[1], module.weight_ih.shape[1]
     elif isinstance(module, nn.MultiheadAttention) and type(module) in (nn.MultiheadAttention, SlimMultiheadAttention):
         slim_attention_(module)
 

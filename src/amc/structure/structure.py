@@ -20,24 +20,35 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A convolution or linear layer.
+    """One use of a weight: a convolution, a linear layer however it is written, or a matrix of a recurrent layer.
 
-    `input` and `output` give, for each input and output channel, the number of its prunable channel, or -1.
+    `input` and `output` give, for each input and output channel, the number of its prunable channel, or -1. Those
+    of several groups follow one another.
     """
 
     name: str
-    kind: str  # "conv" | "conv_transpose" | "linear"
-    weight: str
+    kind: str  # "conv" | "conv_transpose" | "linear" | "recurrent"
+    weight: str  # the parameter's name; empty where the weight is no parameter
     bias: str | None
     input: Slots
     output: Slots
-    input_dim: int  # the weight's dimension that runs over the input
+    input_dims: tuple[int, ...]  # dimensions of the weight that run over the input
+    order: tuple[int, ...]  # the weight's dimensions as (stack, outputs, inputs, kernel): how `filters` is laid out
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
-    groups: int
-    tied_across: bool
-    input_size: tuple[int, ...]
+    groups: int  # of a convolution, or matrices in a stack, each with inputs of its own
+    tied_across: bool  # groups lose the same places in each; otherwise whole groups go
+    input_size: tuple[int, ...]  # spatial
     macs: int  # dense, on the example input
+    obstacle: str = ""  # why the weight cannot be refitted after its inputs were pruned; empty if it can
+
+    @property
+    def filters(self) -> tuple[int, ...]:
+        """Shape of the weight as [outputs, inputs / groups, kernel...]; of a transposed convolution as it is stored."""
+        rows, columns = self.output.size, self.input.size
+        if self.kind == "conv_transpose":
+            rows, columns = columns, rows
+        return (rows, columns // self.groups, *self.kernel)
 
 
 @dataclass(frozen=True, slots=True)

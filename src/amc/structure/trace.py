@@ -18,10 +18,19 @@ import torch
 from torch import nn
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
+from torch.utils._pytree import tree_map
 
 from amc.errors import ModelError
 from amc.modes import evaluating
-from amc.structure.literals import Literal, watching
+from amc.structure.advice import advice_on_example, advice_on_network
+from amc.structure.literals import Literal, watching_
+from amc.structure.source import line_of_error
+
+_DOCUMENTED = "see `torch.export` in PyTorch's documentation"
+
+
+class ExampleError(ModelError):
+    """The network does not take the example input."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +50,14 @@ class Example:
         if isinstance(example_input, dict):
             return cls((), example_input)
         return cls((example_input,), {})
+
+    def cloned(self) -> Example:
+        """The same on tensors of its own: a forward may write into its input."""
+        return Example(tree_map(_cloned, self.args), tree_map(_cloned, dict(self.kwargs)))
+
+
+def _cloned(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, torch.Tensor) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +85,39 @@ def inference(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
-def trace(model: nn.Module, example: Example) -> Trace:
-    """Export `model` on `example`; ModelError, naming the cause, if torch.export cannot follow it."""
+def dry_run(model: nn.Module, example: Example) -> None:
+    """One forward pass on real tensors; ExampleError, naming the cause, if the network does not take the example.
+
+    It goes before the trace: what the user's functions cache outside the network (`functools.lru_cache`) is then a
+    real tensor, and not one of the trace's, which hold no values.
+    """
     try:
-        with inference(model), _quiet(), watching(model) as seen:
+        with inference(model), _quiet():
+            model(*example.args, **example.kwargs)
+    except Exception as error:  # the user's forward may raise anything
+        advice = advice_on_network(model) or advice_on_example(model, (example.args, dict(example.kwargs)))
+        raise ExampleError(
+            f"{type(model).__name__} does not take the example input: {_cause(error)}{f'; {advice}' if advice else ''}"
+        ) from error
+
+
+def trace(model: nn.Module, example: Example) -> Trace:
+    """Export `model` on `example`; ModelError, naming the cause, if torch.export cannot follow it.
+
+    The network is of no use afterwards, as its attributes are the trace's: give a copy.
+    """
+    attributes = {
+        path: {key: value for key, value in vars(module).items() if type(value) is int}
+        for path, module in model.named_modules()
+    }
+    try:
+        with inference(model), _quiet(), watching_(model) as seen:
             program = torch.export.export(model, example.args, dict(example.kwargs), strict=False)
     except Exception as error:  # torch.export raises whatever the user's forward does
-        raise ModelError(f"torch.export cannot trace {type(model).__name__}: {_cause(error)}") from error
+        raise ModelError(
+            f"torch.export cannot trace {type(model).__name__}: {_cause(error)}; "
+            f"{advice_on_network(model) or _DOCUMENTED}"
+        ) from error
     kinds = (InputKind.PARAMETER, InputKind.BUFFER)
     canonical = _canonical_names(model)
     tensors = {
@@ -84,10 +127,6 @@ def trace(model: nn.Module, example: Example) -> Trace:
     }
     shapes = {name: tuple(value.shape) for name, value in [*model.named_parameters(), *model.named_buffers()]}
     parameters = tuple(name for name, _ in model.named_parameters())
-    attributes = {
-        path: {key: value for key, value in vars(module).items() if type(value) is int}
-        for path, module in model.named_modules()
-    }
     nodes = tuple(program.graph.nodes)
     return Trace(nodes, _live(nodes), tensors, shapes, parameters, attributes, seen())
 
@@ -130,19 +169,8 @@ def _canonical_names(model: nn.Module) -> dict[str, str]:
 def _cause(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
-    where = user_line(error)
-    return f"{text[:300]}{f' (at {where})' if where else ''}; see `torch.export` in PyTorch's documentation"
-
-
-def user_line(error: BaseException) -> str:
-    """File and line of the innermost frame outside torch: where the user can act."""
-    found, step = "", error.__traceback__
-    while step is not None:
-        file = step.tb_frame.f_code.co_filename
-        if "/torch/" not in file and "/amc/" not in file and not file.startswith("<"):
-            found = f"{file}:{step.tb_lineno}"
-        step = step.tb_next
-    return found
+    where = line_of_error(error)
+    return f"{text[:300]}{f' (at {where})' if where else ''}"
 
 
 def module_path(node: Node) -> str:
@@ -150,10 +178,3 @@ def module_path(node: Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     paths = [path for path, _ in stack.values()]
     return re.sub(r"@\d+$", "", paths[-1]) if paths else ""
-
-
-def source_line(node: Node) -> str:
-    """`file.py:12` of the innermost line outside torch, or nothing where torch.export kept none."""
-    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
-    frames = [frame for frame in frames if "/torch/" not in frame[0]]
-    return f"{frames[-1][0]}:{frames[-1][1]}" if frames else ""

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from amc._torchvision import import_torchvision
 from amc.errors import AmcError
+from amc.structure.source import line_of_error
 
 _T = TypeVar("_T")
 
@@ -49,7 +50,11 @@ def call_factory(spec: str, error: type[AmcError], **kwargs: Any) -> Any:
     except AmcError:
         raise
     except Exception as problem:
-        raise error(f"factory '{spec}' failed ({_in_one_line(problem)}); fix it or its arguments") from problem
+        where = line_of_error(problem)
+        raise error(
+            f"factory '{spec}' failed ({_in_one_line(problem)}{f', at {where}' if where else ''}); "
+            "fix it or its arguments"
+        ) from problem
 
 
 def _helped_by_torchvision(action: Callable[[], _T]) -> _T:

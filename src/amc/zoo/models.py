@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from amc.errors import ModelError, RunError
 from amc.storage import read_state
+from amc.structure.copying import unwrapped
 from amc.zoo._import import call_factory
 from amc.zoo.digits import DigitsCNN
 from amc.zoo.mobilenet import MobileNetV1
@@ -41,6 +42,7 @@ IMAGENET = ("mobilenet_v1_imagenet",)  # for 224x224 images and 1,000 classes, a
 _ELSEWHERE: dict[str, Callable[..., nn.Module]] = {"torchvision": from_torchvision, "timm": from_timm}
 SCALABLE = ("vgg16", "mobilenet_v1")  # take a width factor, also as a suffix in percent: mobilenet_v1_050
 _DIGITS_WEIGHTS = Path(__file__).parent / "digits_cnn.safetensors"
+_WRAPPERS = ("module", "_orig_mod")  # what DataParallel and torch.compile put before names
 _SHOWN = 3  # keys named in an error before "and N more"
 
 
@@ -102,13 +104,13 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     """Fill `model`, in place, from a state dict on disk: safetensors, or one of torch.save.
 
     Nothing but tensors is unpickled; sparse ones (`amc.storage`) come back dense. A state dict inside a checkpoint
-    (under `state_dict` or `model`) is found, a `module.` before every key (DataParallel) taken off. Raises
-    ModelError where the file cannot be read, or naming the keys and shapes that do not fit; the model is then as it
-    was.
+    (under `state_dict` or `model`) is found; what DataParallel and torch.compile add to the names (`module.`,
+    `_orig_mod.`) is taken off where the network's own have none. Raises ModelError where the file cannot be read, or
+    naming the keys and shapes that do not fit; the model is then as it was.
     """
-    path = Path(path)
-    state = _strip_prefix(_read_state(path))
+    path, model = Path(path), unwrapped(model)
     own = model.state_dict()
+    state = _fitting_names(_read_state(path), own)
     # Batch counters are absent from old checkpoints and play no part in evaluation.
     counters = {key for key in own if key.endswith("num_batches_tracked") and key not in state}
     missing = [key for key in own if key not in state and key not in counters]
@@ -140,7 +142,7 @@ def _split_width(spec: str) -> tuple[str, float | None]:
         return match[1], int(match[2]) / 100
     known = [*MODELS, *(f"{name}_050" for name in SCALABLE)]
     close = difflib.get_close_matches(spec, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(MODELS)}"
+    hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(MODELS)}."
     raise ModelError(f"unknown model '{spec}'; {hint} For your own network write package.module:factory")
 
 
@@ -169,10 +171,18 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     return {str(key): value for key, value in loaded.items()}
 
 
-def _strip_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    if state and all(key.startswith("module.") for key in state):
-        return {key.removeprefix("module."): value for key, value in state.items()}
-    return state
+def _fitting_names(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict under the names that fit the network's best: its own, or without what wrappers add to them."""
+    choices = [state]
+    while any(all(key.startswith(f"{mark}.") for key in choices[-1]) for mark in _WRAPPERS if choices[-1]):
+        choices.append({key.partition(".")[2]: value for key, value in choices[-1].items()})
+    choices += [_without(state, {mark}) for mark in _WRAPPERS] + [_without(state, set(_WRAPPERS))]  # wrapped parts
+    whole = (names for names in choices if len(names) == len(state))
+    return max(whole, key=lambda names: len(names.keys() & own.keys()))
+
+
+def _without(state: Mapping[str, Tensor], marks: set[str]) -> dict[str, Tensor]:
+    return {".".join(part for part in key.split(".") if part not in marks): value for key, value in state.items()}
 
 
 def _first(items: list[str]) -> str:

@@ -6,6 +6,7 @@ Weights are random: nothing is downloaded.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from typing import Any
 
@@ -14,12 +15,16 @@ from torch import nn
 from amc._torchvision import import_torchvision
 from amc.errors import ModelError
 
+_SHOWN = 3  # names in a suggestion
+
 
 def from_torchvision(name: str, **kwargs: Any) -> nn.Module:
     """A torchvision classification network of this name. Raises ModelError."""
     models = import_torchvision().models
     if name not in models.list_models():
-        raise ModelError(f"torchvision has no model {name!r}; see torchvision.models.list_models()")
+        raise ModelError(
+            f"torchvision has no model {name!r}; {_like(name, models.list_models(), 'torchvision.models')}"
+        )
     if name in ("googlenet", "inception_v3"):  # they would spend a minute on initial weights, and warn
         kwargs.setdefault("init_weights", False)
     model: nn.Module = models.get_model(name, weights=None, **kwargs)
@@ -34,11 +39,16 @@ def from_timm(name: str, **kwargs: Any) -> nn.Module:
     except ModuleNotFoundError as error:
         raise ModelError("timm is not installed; pip install 'amc-compress[vision]'") from error
     if name not in timm.list_models():
-        close = timm.list_models(f"*{name}*")[:3]
-        hint = f"; did you mean {', '.join(close)}?" if close else "; see timm.list_models()"
-        raise ModelError(f"timm has no model {name!r}{hint}")
+        raise ModelError(f"timm has no model {name!r}; {_like(name, timm.list_models(), 'timm')}")
     model: nn.Module = timm.create_model(name, pretrained=False, **kwargs)
     return model
+
+
+def _like(name: str, known: list[str], package: str) -> str:
+    """Names of which this one may be a part or a misspelling."""
+    inside = [other for other in known if name.lower() in other][:_SHOWN]
+    close = inside or difflib.get_close_matches(name.lower(), known, n=_SHOWN)
+    return f"did you mean {' or '.join(close)}?" if close else f"see {package}.list_models()"
 
 
 def torchvision_names() -> list[str]:

@@ -6,7 +6,8 @@ import json
 import secrets
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,11 +23,15 @@ STUBS = "tests.deploy.device.stubs"
 INPUT = TensorSpec((1, 3, 8, 8))
 
 
+# Times that only a server at fault uses up: this machine may be busy. A test of a limit sets that one.
+PATIENT = {"run_seconds": 300.0, "head_seconds": 300.0, "request_seconds": 300.0}
+
+
 @contextmanager
 def served(**limits: Any) -> Iterator[DeviceServer]:
     lines: list[str] = []
     server = DeviceServer(
-        TOKEN, port=0, limits=Limits(**({"run_seconds": 20.0} | limits)),
+        TOKEN, port=0, limits=Limits(**(PATIENT | limits)),
         measure=f"{STUBS}:measure", describe=f"{STUBS}:describe", log=lines.append,
     )  # fmt: skip
     thread = threading.Thread(target=server.serve_forever)
@@ -77,9 +82,15 @@ class Answer:
         return str(self.record["error"]["kind"])
 
 
-def connect(server: DeviceServer) -> socket.socket:
+def connect(server: DeviceServer, *, source: str = "127.0.0.1") -> socket.socket:
     host, port = server.url.removeprefix("http://").rsplit(":", 1)
-    return socket.create_connection((host, int(port)), timeout=20)
+    return socket.create_connection((host, int(port)), timeout=300, source_address=(source, 0))
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that happens by itself; a test in which it does not never ends."""
+    while not condition():
+        time.sleep(0.01)
 
 
 def send(server: DeviceServer, *parts: bytes, ends: bool = False) -> Answer | None:
@@ -92,13 +103,19 @@ def send(server: DeviceServer, *parts: bytes, ends: bool = False) -> Answer | No
                 connection.shutdown(socket.SHUT_WR)
         except (BrokenPipeError, ConnectionResetError):
             pass
-        data = b""
         try:
-            while piece := connection.recv(1 << 16):
-                data += piece
+            data = everything(connection)
         except ConnectionResetError:
-            pass
+            data = b""
     return parse_answer(data) if data else None
+
+
+def everything(connection: socket.socket) -> bytes:
+    """What still comes until the other side has no more to say."""
+    data = b""
+    while piece := connection.recv(1 << 16):
+        data += piece
+    return data
 
 
 def parse_answer(data: bytes) -> Answer:

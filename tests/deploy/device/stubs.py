@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 HEAD = (4).to_bytes(4, "little") + b"TFL3"
-STARTED = "started"  # written into the folder that a model names, when its run begins
+STARTED = "started"  # written into the folder that a model names, before its run begins
 MACHINE = {"cpu": "stub", "architecture": "paper", "cores": 2, "system": "none", "load": 0.5}
 
 
@@ -35,15 +35,28 @@ def describe_nothing(argument: Any) -> dict[str, Any]:
     return {"amc_version": "0.1.0", "machine": {}, "runtimes": {"eager": "2.13.0"}}
 
 
+def describe_for_ever(argument: Any) -> dict[str, Any]:
+    time.sleep(3600)
+    return {}
+
+
+def prepare(argument: dict[str, Any]) -> None:
+    """What a model does in the start of its run, which the time of a measurement does not cover."""
+    for entry in argument.get("models", []):
+        action, *words = _command(entry)
+        if action in _STARTS:
+            _STARTS[action](*words)
+
+
 def measure(argument: dict[str, Any]) -> dict[str, Any]:
     sys.stdout.write("a runtime's chatter\n")
     sys.stdout.flush()
     results = {}
     for entry in argument["models"]:
-        data = Path(entry["files"][0]).read_bytes()
-        command, _, rest = data[8:].partition(b"\0")
-        action, *words = command.decode().split() or ["fine"]
+        action, *words = _command(entry)
         extra = _ACTIONS[action](*words)
+        data = Path(entry["files"][0]).read_bytes()
+        rest = data[8:].partition(b"\0")[2]
         timing = {"file_bytes": len(data), "latency_ms": 1.5, "typical_ms": 1.5, "spread": 0.0}
         beside = {"ratio": 1.0, "uncertainty": 0.0, "verdict": "undecided"} if results else {}
         results[entry["name"]] = timing | beside | {"bytes": len(rest), "extra": extra, "asked": entry}
@@ -54,25 +67,35 @@ def measure(argument: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _command(entry: dict[str, Any]) -> list[str]:
+    data = Path(entry["files"][0]).read_bytes()
+    return data[8:].partition(b"\0")[0].decode().split() or ["fine"]
+
+
 class AmcError(Exception):
     """Told apart by its name, as the child's function may be anyone's."""
 
 
-def _fine() -> None:
+def _fine(*_: str) -> None:
     return None
 
 
-def _hang() -> None:
+def _hang(*_: str) -> None:
     time.sleep(3600)
 
 
-def _hang_for_good(folder: str) -> None:
+def _dig_in(folder: str) -> None:
     """Ignores every polite signal, and has a child of its own that would go on."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
-    Path(folder, STARTED).write_text(f"{os.getpid()} {grandchild.pid}")
-    time.sleep(3600)
+    part = Path(folder, STARTED + ".part")
+    part.write_text(f"{os.getpid()} {grandchild.pid}")
+    part.rename(Path(folder, STARTED))  # all of it or nothing
+
+
+def _start_slowly(seconds: str) -> None:
+    time.sleep(float(seconds))
 
 
 def _crash() -> None:
@@ -87,7 +110,7 @@ def _leave() -> None:
 def _memory() -> None:
     blocks = []
     while True:
-        blocks.append(bytearray(1 << 24))
+        blocks.append(bytearray(1 << 26))
 
 
 def _chatter() -> None:
@@ -125,7 +148,8 @@ def _count(folder: str) -> int:
 
 
 _ACTIONS: dict[str, Any] = {
-    "fine": _fine, "hang": _hang, "hang-for-good": _hang_for_good, "crash": _crash, "leave": _leave,
+    "fine": _fine, "hang": _hang, "hang-for-good": _hang, "start-slowly": _fine, "crash": _crash, "leave": _leave,
     "memory": _memory, "chatter": _chatter, "refuse": _refuse, "fault": _fault, "nan": _nan, "secret": _secret,
     "count": _count,
 }  # fmt: skip
+_STARTS: dict[str, Any] = {"hang-for-good": _dig_in, "start-slowly": _start_slowly}

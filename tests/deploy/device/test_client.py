@@ -7,17 +7,17 @@ import itertools
 import json
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from amc.deploy.device import client as client_module
 from amc.deploy.device.client import DeviceClient
 from amc.deploy.device.protocol import DeviceError, DeviceInfo, encode_info
 from amc.deploy.device.server import DeviceServer
-from tests.deploy.device.served import STUBS, TOKEN, client, connect, request_for, served
+from tests.deploy.device.served import STUBS, TOKEN, client, connect, request_for, served, until
 from tests.deploy.device.stubs import MACHINE, STARTED, model
 
 INFO = encode_info(DeviceInfo("0.1.0", MACHINE, {"litert": "2.3.0"}, 1 << 20, 20.0))
@@ -98,7 +98,7 @@ def test_connections_that_break_anywhere_cost_retries_and_no_second_run(server: 
         relay(server, connection, **(cuts[number] if number < len(cuts) else {}))
 
     with answering(broken) as url:
-        result = DeviceClient(url, TOKEN, sleep=waits.append, timeout=5).measure(request, files)
+        result = DeviceClient(url, TOKEN, sleep=waits.append, timeout=300).measure(request, files)
     assert result["networks"]["m0"]["bytes"] == 100_000
     assert (tmp_path / "runs").read_text() == "r"
     assert len(waits) == 6  # one for every cut
@@ -170,11 +170,12 @@ def test_model_that_fails_is_one_line(server: DeviceServer, command: str, words:
 
 def test_interrupted_host_ends_the_run_on_the_device(server: DeviceServer, tmp_path: Path) -> None:
     request, files = request_for(model(f"hang-for-good {tmp_path}"))
-    host = client(server, timeout=0.2)
+    host = client(server)
     once = host._once
 
     def interrupted(method: str, path: str, *rest: object) -> object:
-        if method == "GET" and (tmp_path / STARTED).exists():
+        if method == "GET" and path != "/v1/device":
+            until((tmp_path / STARTED).exists)
             raise KeyboardInterrupt
         return once(method, path, *rest)  # type: ignore[arg-type]
 
@@ -237,18 +238,27 @@ def test_result_of_another_version_is_one_line(server: DeviceServer, monkeypatch
         host.measure(request, files)
 
 
-def test_busy_device_is_asked_again_when_it_says_and_not_for_ever() -> None:
-    waits: list[float] = []
+class Clock:
+    """Stands in for `time` in the client: only sleeping takes time."""
 
-    def sleep(seconds: float) -> None:
-        waits.append(seconds)
-        time.sleep(0.02)
+    def __init__(self) -> None:
+        self.waits: list[float] = []
 
+    def monotonic(self) -> float:
+        return sum(self.waits)
+
+    def sleep(self, seconds: float) -> None:
+        self.waits.append(seconds)
+
+
+def test_busy_device_is_asked_again_when_it_says_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(client_module, "time", clock)
     busy = reply({"error": {"kind": "busy", "message": "3 measurements wait already"}}, 503, "Retry-After: 8\r\n")
     with answering(busy) as url, pytest.raises(DeviceError, match=r"refuses \(busy\): 3 measurements wait"):
-        DeviceClient(url, TOKEN, sleep=sleep, patience=0.2).describe()
-    assert waits
-    assert all(4 <= wait <= 8 for wait in waits)
+        DeviceClient(url, TOKEN, sleep=clock.sleep, patience=20.0).describe()
+    assert all(4 <= wait <= 8 for wait in clock.waits)
+    assert 3 <= len(clock.waits) <= 6  # until 20 seconds are over
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ SOME = settings(max_examples=60)
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[DeviceServer]:
-    with served(request_seconds=2.0, body_bytes=1 << 20) as device:
+    with served(body_bytes=1 << 20) as device:
         yield device
         request, files = request_for(model())  # after all of it
         assert client(device).measure(request, files)["networks"]["m0"]["latency_ms"] == 1.5

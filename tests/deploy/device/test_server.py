@@ -2,37 +2,47 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from amc.deploy.device.door import origin_of
 from amc.deploy.device.limits import Limits
+from amc.deploy.device.process import Child, RunFailedError
 from amc.deploy.device.protocol import DeviceError, Model
-from amc.deploy.device.server import DeviceServer
+from amc.deploy.device.server import DeviceServer, StoppedError
+from amc.deploy.device.stop import Stop
 from amc.deploy.measure import MeasureSettings
 from tests.deploy.device.served import (
     INPUT,
     STUBS,
     TOKEN,
+    Answer,
     ask,
     body_for,
     client,
     connect,
+    everything,
     new_path,
+    parse_answer,
     request_for,
     send,
     served,
+    until,
 )  # fmt: skip
 from tests.deploy.device.stubs import MACHINE, STARTED, model
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[DeviceServer]:
-    with served(run_seconds=1.0, data_bytes=256 << 20, body_bytes=1 << 20, request_seconds=1.0) as device:
+    with served(data_bytes=256 << 20, body_bytes=1 << 20) as device:
         yield device
 
 
@@ -45,21 +55,29 @@ def measured(server: DeviceServer, data: bytes) -> None:
 def outcome(server: DeviceServer, *models: bytes) -> tuple[str, dict[str, str]]:
     path = new_path()
     assert ask(server, "PUT", path, body_for(*models)).status == 202
-    answer = ask(server, "GET", f"{path}?wait=15")
-    assert answer.status == 200
-    return answer.record["state"], answer.record.get("error") or answer.record["result"]
+    record = ended(server, path)
+    return record["state"], record.get("error") or record["result"]
 
 
-def are_gone(pids: Iterable[int]) -> bool:
-    """Whether all these processes are dead; what was killed takes the kernel a moment."""
-    until = time.monotonic() + 5
-    pids = list(pids)
-    while alive := [pid for pid in pids if is_running(pid)]:
-        if time.monotonic() > until:
-            return False
-        pids = alive
-        time.sleep(0.01)
-    return True
+def ended(server: DeviceServer, path: str) -> dict[str, Any]:
+    """A measurement once it has ended."""
+    while (record := ask(server, "GET", f"{path}?wait=15").record)["state"] in ("waiting", "running"):
+        pass
+    return record
+
+
+def runs(server: DeviceServer, path: str) -> bool:
+    return bool(ask(server, "GET", path).record["state"] == "running")
+
+
+def no_files(server: DeviceServer) -> bool:
+    return list(server.spool.iterdir()) == []
+
+
+def see_them_go(pids: Iterable[int]) -> None:
+    """These processes are dead; what was killed takes the kernel a moment."""
+    for pid in pids:
+        until(lambda pid=pid: not is_running(pid))
 
 
 def is_running(pid: int) -> bool:
@@ -74,7 +92,7 @@ def test_device_says_what_it_is(server: DeviceServer) -> None:
     info = client(server).describe()
     assert info.runtimes == {"litert": "2.3.0", "onnxruntime": "1.31.1"}  # eager has no file format: never offered
     assert info.machine == MACHINE
-    assert (info.body_bytes, info.run_seconds) == (1 << 20, 1.0)
+    assert (info.body_bytes, info.run_seconds) == (1 << 20, 300.0)
 
 
 def test_models_go_over_and_the_result_comes_back(server: DeviceServer) -> None:
@@ -106,15 +124,14 @@ def test_full_queue_is_503_with_a_time_to_come_back() -> None:
     with served(queue=1) as device:
         first, second = new_path(), new_path()
         assert ask(device, "PUT", first, body_for(model("hang"))).status == 202
-        while ask(device, "GET", first).record["state"] == "waiting":
-            time.sleep(0.01)
+        until(lambda: runs(device, first))
         assert ask(device, "PUT", second, body_for(model())).record["state"] == "waiting"
         refused = ask(device, "PUT", new_path(), body_for(model()))
         assert (refused.status, refused.kind) == (503, "busy")
         assert 1 <= int(refused.headers["retry-after"]) <= 30
         assert ask(device, "GET", second).record["ahead"] == 1
         assert ask(device, "DELETE", first).status == 200
-        assert ask(device, "GET", f"{second}?wait=15").record["state"] == "done"
+        assert ended(device, second)["state"] == "done"
         assert ask(device, "GET", first).record["state"] == "cancelled"
 
 
@@ -179,7 +196,6 @@ def test_other_version_of_the_runtime_is_409(server: DeviceServer) -> None:
         ("refuse", "model", "operator FOO is not known to this runtime"),
         ("fault", "model", "ValueError: shapes differ"),
         ("nan", "model", "ValueError"),
-        ("hang", "timeout", "within 1 s"),
     ],
 )
 def test_bad_model_fails_alone(server: DeviceServer, command: str, kind: str, words: str) -> None:
@@ -190,13 +206,32 @@ def test_bad_model_fails_alone(server: DeviceServer, command: str, kind: str, wo
     assert list(server.spool.iterdir()) == []
 
 
-def test_hung_run_ends_with_everything_that_it_started(server: DeviceServer, tmp_path: Path) -> None:
-    state, error = outcome(server, model(f"hang-for-good {tmp_path}"))
-    assert (state, error["kind"]) == ("failed", "timeout")
-    pids = [int(pid) for pid in (tmp_path / STARTED).read_text().split()]
-    assert len(pids) == 2
-    assert are_gone(pids)
-    measured(server, model())
+def test_hung_run_ends_with_everything_that_it_started(tmp_path: Path) -> None:
+    with served(run_seconds=0.5) as device:
+        state, error = outcome(device, model(f"hang-for-good {tmp_path}"))
+        assert (state, error["kind"]) == ("failed", "timeout")
+        assert error["message"] == "the run did not end within 0.5 s and was stopped"
+        pids = [int(pid) for pid in (tmp_path / STARTED).read_text().split()]
+        assert len(pids) == 2
+        see_them_go(pids)
+        assert no_files(device)
+
+
+def test_start_of_a_run_does_not_count_as_measurement() -> None:
+    """It takes longer than a measurement may, and is done."""
+    with served(run_seconds=2.0) as device:
+        assert outcome(device, model("start-slowly 3"))[0] == "done"
+
+
+def test_start_of_a_run_has_a_limit_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "model.tflite"
+    path.write_bytes(model("start-slowly 3600"))
+    argument = {"models": [{"files": [str(path)]}]}
+    with pytest.raises(RunFailedError) as caught:
+        Child(f"{STUBS}:measure", seconds=300.0, start_seconds=0.5).run(argument, tmp_path)
+    assert (caught.value.kind, caught.value.message) == (
+        "timeout", "the run did not start within 0.5 s and was stopped",
+    )  # fmt: skip
 
 
 def test_endless_chatter_is_dropped(server: DeviceServer) -> None:
@@ -213,7 +248,7 @@ def test_same_identifier_is_the_same_measurement(server: DeviceServer, tmp_path:
     path, body = new_path(), body_for(model(f"count {tmp_path}"))
     for _ in range(3):
         assert ask(server, "PUT", path, body).status == 202
-    assert ask(server, "GET", f"{path}?wait=10").record["state"] == "done"
+    assert ended(server, path)["state"] == "done"
     assert ask(server, "PUT", path, body).record["result"]["networks"]["m0"]["latency_ms"] == 1.5
     assert (tmp_path / "runs").read_text() == "r"
     other = ask(server, "PUT", path, body_for(model(size=1)))
@@ -221,36 +256,115 @@ def test_same_identifier_is_the_same_measurement(server: DeviceServer, tmp_path:
 
 
 def test_slow_clients_do_not_hold_up_others(server: DeviceServer) -> None:
-    """Sixty connections that send a byte now and then; a good client is served meanwhile, and they are cut off."""
+    """Sixty connections from which no more comes: half a head, and half a body with the token."""
     request = f"PUT {new_path()} HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 1000\r\n\r\n".encode()
     slow = [connect(server) for _ in range(60)]
-    try:
-        for number, connection in enumerate(slow):
-            connection.sendall(request if number % 2 else request[:20])
-        measured(server, model())
-        time.sleep(0.5)
-        for connection in slow:
-            connection.sendall(b"x")
-        answers = [connection.recv(1000) for connection in slow]  # all end within the second that a request has
-    finally:
-        for connection in slow:
-            connection.close()
-    assert all(answer.startswith(b"HTTP/1.1 408") for answer in answers[1::2])
+    for number, connection in enumerate(slow):
+        connection.sendall(request if number % 2 and number < 40 else request[:20])
     measured(server, model())
-    assert list(server.spool.iterdir()) == []
+    for connection in slow:
+        connection.close()
+    measured(server, model())
+    until(lambda: no_files(server))
 
 
-def test_too_many_connections_are_turned_away_and_the_server_recovers() -> None:
-    with served(connections=4, request_seconds=1.0) as device:
-        held = [connect(device) for _ in range(4)]
-        for connection in held:
-            connection.sendall(b"GET /")
-        time.sleep(0.2)
+def dripped(connection: socket.socket, data: bytes) -> Answer:
+    """The answer to one that sends a byte now and then, each in time."""
+    connection.settimeout(0.05)
+    for byte in data:
+        with suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall(bytes([byte]))
+        with suppress(TimeoutError):
+            return parse_answer(connection.recv(1 << 16) + everything(connection))
+    pytest.fail("no answer to the last byte")
+
+
+def test_head_has_a_time_to_arrive_however_lively_it_is() -> None:
+    head = f"GET /v1/device HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\n".encode() + b"X: a\r\n" * 1000
+    with served(head_seconds=0.5) as device:
         with connect(device) as connection:
-            assert connection.recv(1000).startswith(b"HTTP/1.1 503")
+            answer = dripped(connection, head)
+        assert (answer.status, answer.kind) == (408, "slow")
+        assert answer.record["error"]["message"] == "the head did not arrive within 0.5 s"
+        with connect(device) as connection:
+            assert connection.recv(1) == b""  # who says nothing is told nothing
+
+
+def test_body_has_a_time_to_arrive_however_lively_it_is() -> None:
+    body = body_for(model(size=5000))
+    head = f"PUT {new_path()} HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {len(body)}\r\n\r\n"
+    with served(request_seconds=0.5) as device:
+        with connect(device) as connection:
+            connection.sendall(head.encode())
+            answer = dripped(connection, body)
+        assert (answer.status, answer.kind) == (408, "slow")
+        until(lambda: no_files(device))
+
+
+def test_places_of_token_holders_are_limited() -> None:
+    with served(connections=2) as device:
+        path, request = new_path(), f"Authorization: Bearer {TOKEN}\r\n\r\n"
+        assert ask(device, "PUT", path, body_for(model("hang"))).status == 202
+        waiting = [connect(device) for _ in range(2)]
+        for connection in waiting:
+            connection.sendall(f"GET {path}?wait=30 HTTP/1.1\r\n{request}".encode())
+        until(lambda: len(device._guests._here) == 2)
+        refused = ask(device, "GET", "/v1/device")
+        assert (refused.status, refused.kind, refused.headers["retry-after"]) == (503, "busy", "1")
+        waiting.pop().close()
+        device.measurements.cancel(path.rsplit("/", 1)[1])
         measured(device, model())  # the client comes back until there is room
+        assert parse_answer(everything(waiting[0])).record["state"] == "cancelled"
+        waiting[0].close()
+
+
+def test_first_of_those_without_the_token_makes_room() -> None:
+    with served(visitors=3) as device:
+        held = [connect(device) for _ in range(3)]
+        until(lambda: len(device._door._visitors) == 3)
+        with connect(device):
+            gone = parse_answer(everything(held[0]))
+            assert (gone.status, gone.kind, gone.headers["retry-after"]) == (503, "busy", "1")
+            for connection in held[1:]:  # the others are still heard
+                connection.sendall(b"GET /v1/device HTTP/1.1\r\n\r\n")
+                assert parse_answer(everything(connection)).status == 401
         for connection in held:
             connection.close()
+
+
+def test_address_with_the_most_connections_makes_room() -> None:
+    """A client that is slow to speak keeps its place while another address takes all others, again and again."""
+    with served(visitors=3) as device, connect(device, source="127.0.0.2") as patient:
+        until(lambda: len(device._door._visitors) == 1)
+        others = [connect(device) for _ in range(10)]
+        assert [parse_answer(everything(one)).status for one in others[:8]] == [503] * 8
+        patient.sendall(f"GET /v1/device HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode())
+        assert parse_answer(everything(patient)).status == 200
+        for connection in others:
+            connection.close()
+
+
+def test_token_is_heard_at_once_where_every_place_is_taken() -> None:
+    with served(visitors=1) as device, connect(device) as silent:
+        until(lambda: len(device._door._visitors) == 1)
+        for _ in range(20):
+            assert ask(device, "GET", "/v1/device").status == 200
+        silent.sendall(b"\r\n\r\n")
+        assert parse_answer(everything(silent)).status in (400, 503)
+
+
+@pytest.mark.parametrize(
+    ("address", "origin"),
+    [
+        ("192.168.1.5", "192.168.1.5"),
+        ("::ffff:192.168.1.5", "192.168.1.5"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::9", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+    ],
+)
+def test_addresses_that_one_client_can_choose_from_share_places(address: str, origin: str) -> None:
+    assert origin_of(address) == origin
 
 
 def test_clients_that_vanish_leave_nothing_behind(server: DeviceServer) -> None:
@@ -262,21 +376,19 @@ def test_clients_that_vanish_leave_nothing_behind(server: DeviceServer) -> None:
     cut = send(server, head.encode(), body[:100_000], ends=True)
     assert cut is not None
     assert (cut.status, cut.kind) == (400, "malformed")
-    time.sleep(0.2)
-    assert list(server.spool.iterdir()) == []
+    until(lambda: no_files(server))
     measured(server, model())
 
 
 def test_abandoned_measurement_is_dropped_when_its_turn_comes(tmp_path: Path) -> None:
     with served() as device:
-        device.measurements._abandoned_after = 0.3
         first, second = new_path(), new_path()
         assert ask(device, "PUT", first, body_for(model("hang"))).status == 202
+        until(lambda: runs(device, first))
+        device.measurements._abandoned_after = -1.0  # whoever waits is abandoned, however lately it asked
         assert ask(device, "PUT", second, body_for(model(f"count {tmp_path}"))).status == 202
-        time.sleep(0.5)
         ask(device, "DELETE", first)
-        answer = ask(device, "GET", f"{second}?wait=5")
-        assert answer.record["error"]["kind"] == "abandoned"
+        assert ended(device, second)["error"]["kind"] == "abandoned"
         assert not (tmp_path / "runs").exists()
 
 
@@ -303,14 +415,31 @@ def test_full_disk_is_507(server: DeviceServer, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_closing_ends_the_run(tmp_path: Path) -> None:
-    with served() as device:
+    with served(run_seconds=3600.0) as device:
         ask(device, "PUT", new_path(), body_for(model(f"hang-for-good {tmp_path}")))
-        while not (tmp_path / STARTED).exists():
-            time.sleep(0.01)
-        time.sleep(0.05)
-        started = time.monotonic()
-    assert time.monotonic() - started < 5
-    assert are_gone(int(pid) for pid in (tmp_path / STARTED).read_text().split())
+        until((tmp_path / STARTED).exists)
+    see_them_go(int(pid) for pid in (tmp_path / STARTED).read_text().split())
+
+
+def test_closing_cuts_off_what_still_arrives() -> None:
+    """A body of which half has come, and a client that waits: neither holds up the end, neither leaves a file."""
+    body = body_for(model(size=100_000))
+    head = f"PUT {new_path()} HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {len(body)}\r\n\r\n"
+    with served() as device:
+        half, silent = connect(device), connect(device)
+        half.sendall(head.encode() + body[: len(body) // 2])
+        until(lambda: not no_files(device))
+    assert everything(silent) == b""
+    half.close()
+    silent.close()
+
+
+def test_server_that_is_told_to_stop_does_not_start() -> None:
+    """Its runtimes take an hour to look for."""
+    with Stop() as stop:
+        stop.set()
+        with pytest.raises(StoppedError):
+            DeviceServer(TOKEN, port=0, describe=f"{STUBS}:describe_for_ever", stop=stop)
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 Started by `process.Child` as a script, with only the standard library, so that the limits hold before any runtime is
 imported. It reads its task as JSON on standard input: where to import from, the limits, the function
-("package.module:name", chosen by whoever runs the server, never by a client) and its argument. The answer is one JSON
-object on standard output: {"result": …} or {"error": {"type", "message", "ours"}}.
+("package.module:name", chosen by whoever runs the server, never by a client) and its argument. It imports the function
+and calls `prepare` of the same module, if there is one, with the same argument. That is the start, which has a time
+limit of its own. Then it writes a line feed, runs the function and writes the answer, all on standard output: one JSON
+object, {"result": …} or {"error": {"type", "message", "ours"}}.
 """
 
 from __future__ import annotations
@@ -23,19 +25,26 @@ def main() -> None:
     reply = os.dup(1)
     os.dup2(2, 1)  # whatever a runtime prints is not the answer
     task = json.load(sys.stdin)
+    _alarm(task["start_seconds"])
     _limit(**task["limits"])
     sys.path[:] = task["path"]
-    answer = json.dumps(_answer(task["function"], task["argument"])).encode()
+    answer = json.dumps(_answer(reply, task)).encode()
     while answer:
         answer = answer[os.write(reply, answer) :]
     os.close(reply)
     os._exit(0)  # not by way of the destructors of a runtime, which may crash or hang
 
 
-def _answer(function: str, argument: Any) -> dict[str, Any]:
-    module, _, name = function.partition(":")
+def _answer(reply: int, task: dict[str, Any]) -> dict[str, Any]:
+    name, argument = task["function"], task["argument"]
     try:
-        result = getattr(importlib.import_module(module), name)(argument)
+        module = importlib.import_module(name.partition(":")[0])
+        function = getattr(module, name.partition(":")[2])
+        if hasattr(module, "prepare"):
+            module.prepare(argument)
+        os.write(reply, b"\n")
+        _alarm(task["seconds"])
+        result = function(argument)
         json.dumps(result, allow_nan=False)
     except BaseException as error:
         kinds = [kind.__name__ for kind in type(error).__mro__]
@@ -43,9 +52,12 @@ def _answer(function: str, argument: Any) -> dict[str, Any]:
     return {"result": result}
 
 
-def _limit(*, seconds: float, data_bytes: int, file_bytes: int) -> None:
+def _alarm(seconds: float) -> None:
     # A clock of its own, should the server die: SIGALRM ends the process even inside native code.
     signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def _limit(*, data_bytes: int, file_bytes: int) -> None:
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_FSIZE, file_bytes)
     if data_bytes:

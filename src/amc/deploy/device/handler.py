@@ -1,14 +1,12 @@
-"""One HTTP request to a device server: who asks, what for, and the answer.
+"""One request of a client that has shown the token: what it asks for, and the answer.
 
-The standard library's `http.server` reads the request line and headers. Added here: a request has a time to arrive in,
-the token is compared before anything else is looked at, bodies are bounded and go to disk, and every refusal is JSON.
+The `door` has read the head. Bodies are bounded, have a time to arrive in and go to disk; every refusal is JSON.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
 import re
 import shutil
 import socket
@@ -16,29 +14,26 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import IO, Any, Protocol
 from urllib.parse import urlsplit
 
 from amc.deploy.device.formats import check_model_files, check_runtime, file_paths
-from amc.deploy.device.limits import Limits
+from amc.deploy.device.limits import LINGER_SECONDS, Limits
 from amc.deploy.device.measurements import Measurements
 from amc.deploy.device.protocol import DeviceInfo, Request, decode, encode_info, header_length, is_identifier
 from amc.deploy.device.strict import RefusedError, malformed
-from amc.deploy.device.token import same_token
+from amc.deploy.device.wire import CONTINUE, Head, encode_reply, request_line
 
 _PATH = re.compile(r"/v1/measurements/([^/?]+)\Z")
 _WAIT = re.compile(r"wait=(\d{1,4}(?:\.\d{1,3})?)\Z")
 _CHUNK = 1 << 16
 _LINGER_BYTES = 64 << 20
-_LINGER_SECONDS = 2.0
 
 
 class Owner(Protocol):
     """What a request is answered from; the DeviceServer."""
 
-    token: str
     limits: Limits
     info: DeviceInfo
     measurements: Measurements
@@ -49,14 +44,21 @@ class Owner(Protocol):
 class _Reader(io.RawIOBase):
     """A connection's bytes, up to a point in time: a client that drips bytes cannot hold a thread for ever."""
 
-    def __init__(self, connection: socket.socket, deadline: float) -> None:
+    def __init__(self, connection: socket.socket, begun: bytes, deadline: float) -> None:
+        """`begun` was read from the connection before."""
         self._connection = connection
+        self._begun = memoryview(begun)
         self.deadline = deadline  # time.monotonic()
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
+        if self._begun:
+            part = self._begun[: len(buffer)]
+            self._begun = self._begun[len(part) :]
+            buffer[: len(part)] = part
+            return len(part)
         left = self.deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError("the request took too long to arrive")
@@ -64,54 +66,45 @@ class _Reader(io.RawIOBase):
         return self._connection.recv_into(buffer)
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler:
     """Answers one connection's one request."""
 
-    protocol_version = "HTTP/1.1"
-    server: Any  # its `owner` is the DeviceServer
+    def __init__(self, owner: Owner, connection: socket.socket, address: str, head: Head, begun: bytes) -> None:
+        """`begun` is what was read from the connection after the head."""
+        self._owner = owner
+        self._connection = connection
+        self._address = address
+        self._head = head
+        self._raw = _Reader(connection, begun, time.monotonic() + owner.limits.request_seconds)
+        self._source = io.BufferedReader(self._raw, _CHUNK)
+        self._unread = bool(begun or head.values("content-length") or head.values("transfer-encoding"))
 
-    def setup(self) -> None:
-        super().setup()
-        self.rfile.close()
-        self._owner: Owner = self.server.owner
-        self._raw = _Reader(self.connection, time.monotonic() + self._owner.limits.request_seconds)
-        self.rfile = io.BufferedReader(self._raw, _CHUNK)
-        self._unread = False
+    def run(self) -> None:
+        """Answer; the connection stays open, but nothing more is said."""
+        with suppress(OSError):  # the client is gone
+            self._reply(*self._outcome())
+            self._linger()
 
-    def handle(self) -> None:
-        with suppress(ConnectionError, TimeoutError):
-            super().handle()
-
-    def _dispatch(self) -> None:
-        self.close_connection = True
-        self._unread = "Content-Length" in self.headers or "Transfer-Encoding" in self.headers
+    def _outcome(self) -> tuple[int, dict[str, Any], int | None]:
+        """Status, record, and seconds after which to come again."""
         try:
-            self._authorize()
-            self._reply(*self._answer())
+            return *self._answer(), None
         except RefusedError as refusal:
-            self._reply(refusal.status, refusal.record(), refusal.retry_after)
+            return refusal.status, refusal.record(), refusal.retry_after
         except (ConnectionError, TimeoutError):
             raise
         except Exception as error:  # answered, logged, and the server goes on
-            fault = RefusedError(500, "fault", f"the device server failed: {type(error).__name__}")
             self._owner.log(f"fault: {type(error).__name__}: {error}")
-            self._reply(fault.status, fault.record())
-        self._linger()
-
-    def _authorize(self) -> None:
-        given = self.headers.get_all("Authorization", [])
-        scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
-        right = same_token(token.strip(), self._owner.token)  # always compared: every refusal takes the same time
-        if scheme.lower() != "bearer" or not right:
-            raise RefusedError(401, "token", "wrong or missing token; use the one that `amc device serve` printed")
+            fault = RefusedError(500, "fault", f"the device server failed: {type(error).__name__}")
+            return fault.status, fault.record(), None
 
     def _answer(self) -> tuple[int, dict[str, Any]]:
         try:
-            parts = urlsplit(self.path)
+            parts = urlsplit(self._head.target)
         except ValueError:
             raise malformed("the path is not valid") from None
         if parts.path == "/v1/device":
-            if self.command != "GET":
+            if self._head.method != "GET":
                 raise RefusedError(405, "method", "only GET goes here")
             return 200, encode_info(self._owner.info)
         match = _PATH.match(parts.path)
@@ -120,11 +113,11 @@ class Handler(BaseHTTPRequestHandler):
         identifier = match[1]
         if not is_identifier(identifier):
             raise malformed("a measurement's identifier is 32 hexadecimal digits in lower case")
-        if self.command == "PUT":
+        if self._head.method == "PUT":
             return self._put(identifier)
-        if self.command == "DELETE":
+        if self._head.method == "DELETE":
             return 200, self._owner.measurements.cancel(identifier)
-        if self.command == "GET":
+        if self._head.method == "GET":
             return 200, self._owner.measurements.status(identifier, self._wait(parts.query))
         raise RefusedError(405, "method", "only GET, PUT and DELETE go here")
 
@@ -140,6 +133,8 @@ class Handler(BaseHTTPRequestHandler):
             raise RefusedError(413, "size", f"a request of {length} bytes; this device takes {limits.body_bytes}")
         with self._owner.measurements.room(length):
             self._raw.deadline = time.monotonic() + limits.request_seconds + length / limits.body_rate
+            if "100-continue" in map(str.lower, self._head.values("expect")):
+                self._connection.sendall(CONTINUE)
             folder = Path(tempfile.mkdtemp(dir=self._owner.spool))
             try:
                 request, digest = self._receive(length, folder)
@@ -150,9 +145,9 @@ class Handler(BaseHTTPRequestHandler):
         return 202, self._owner.measurements.status(identifier)
 
     def _content_length(self) -> int:
-        if "Transfer-Encoding" in self.headers:
+        if self._head.values("transfer-encoding"):
             raise RefusedError(411, "length", "send the body with a Content-Length, not in chunks")
-        given = self.headers.get_all("Content-Length", [])
+        given = self._head.values("content-length")
         if not given:
             raise RefusedError(411, "length", "the body needs a Content-Length")
         if len(given) > 1 or re.match(r"[0-9]{1,15}\Z", given[0]) is None:
@@ -161,7 +156,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _receive(self, length: int, folder: Path) -> tuple[Request, str]:
         """Read the frame, put its files into `folder`, and check everything that can be checked."""
-        body = _Body(self.rfile, length)
+        body = _Body(self._source, length)
         try:
             request = decode(body.read(header_length(body.read(min(8, length)))))
             check_runtime(request.runtime, [len(model.file_bytes) for model in request.models])
@@ -191,50 +186,20 @@ class Handler(BaseHTTPRequestHandler):
         if request.version not in (None, has):
             raise RefusedError(409, "version", f"this device has {request.runtime} {has}, not {request.version}")
 
-    def _reply(self, status: int, record: dict[str, Any], retry_after: int | None = None) -> None:
-        data = json.dumps(record).encode()
-        self.request_version = self.protocol_version  # else an HTTP/0.9 request would get no status line
-        self.connection.settimeout(self._owner.limits.request_seconds)
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("Connection", "close")
-        if status == 401:
-            self.send_header("WWW-Authenticate", "Bearer")
-        if retry_after is not None:
-            self.send_header("Retry-After", str(retry_after))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
+    def _reply(self, status: int, record: dict[str, Any], retry_after: int | None) -> None:
+        method, target = self._head.method, self._head.target
+        self._owner.log(f"{self._address} {request_line(f'{method} {target}'.encode())} {status}")
+        self._connection.settimeout(self._owner.limits.request_seconds)
+        self._connection.sendall(encode_reply(status, record, retry_after=retry_after, without_body=method == "HEAD"))
 
     def _linger(self) -> None:
         """Read a while of what the client still sends: closed at once, the connection would lose our answer."""
-        self.wfile.flush()
         if self._unread:
-            self.connection.shutdown(socket.SHUT_WR)
-            self._raw.deadline = time.monotonic() + _LINGER_SECONDS
+            self._connection.shutdown(socket.SHUT_WR)
+            self._raw.deadline = time.monotonic() + LINGER_SECONDS
             left = _LINGER_BYTES
-            while left > 0 and (data := self.rfile.read1(_CHUNK)):
+            while left > 0 and (data := self._source.read1(_CHUNK)):
                 left -= len(data)
-
-    def version_string(self) -> str:
-        return "amc-device"
-
-    def handle_expect_100(self) -> bool:
-        return True  # the body is read or refused after the token was seen; no client of ours waits for leave
-
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What `http.server` itself refuses, in the form of every other refusal."""
-        self.close_connection = True
-        self.command = self.command or ""
-        self._reply(code, RefusedError(code, "http", message or "the request is not valid HTTP").record())
-
-    def log_message(self, format: str, *args: Any) -> None:
-        self._owner.log(f"{self.client_address[0]} {ascii(format % args)[1:-1]}")
-
-
-for _method in ("GET", "PUT", "DELETE", "POST", "HEAD", "PATCH", "OPTIONS"):
-    setattr(Handler, f"do_{_method}", Handler._dispatch)  # the names by which http.server finds them
 
 
 class _Body:

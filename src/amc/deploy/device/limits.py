@@ -8,6 +8,7 @@ from amc.deploy.device.protocol import MAX_FILE_BYTES, MAX_RUN_SECONDS, DeviceEr
 
 # What hosts accept of a device, and the largest whole number that any system call takes.
 _MOST = {"body_bytes": MAX_FILE_BYTES, "run_seconds": MAX_RUN_SECONDS}
+LINGER_SECONDS = 2.0  # that a client has to read its answer before its connection is closed
 _MOST_ELSE = (1 << 63) - 1
 _OPTIONS = {
     "body_bytes": "--max-bytes", "run_seconds": "--max-seconds", "data_bytes": "--max-memory", "queue": "--queue",
@@ -21,10 +22,13 @@ class Limits:
     body_bytes: int = 512 << 20  # of one request
     spool_bytes: int = 2 << 30  # of all requests that wait
     queue: int = 32  # measurements that wait
-    connections: int = 128
-    run_seconds: float = 300.0  # of one measurement
+    visitors: int = 128  # connections that have not shown the token
+    connections: int = 128  # those that have
+    start_seconds: float = 300.0  # for a process that measures to import what it needs
+    run_seconds: float = 300.0  # of one measurement, after that
     data_bytes: int = 0  # memory of one measurement; 0: no limit
-    request_seconds: float = 10.0  # for a request to arrive, its body apart
+    head_seconds: float = 2.0  # for the request line and the headers to arrive
+    request_seconds: float = 10.0  # for a body to arrive, beside what its size takes, and for an answer to leave
     body_rate: int = 64 << 10  # bytes a second that a body must reach on average
     wait_seconds: float = 30.0  # longest wait of one GET
 

@@ -16,11 +16,14 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from amc.deploy.device import child
 from amc.deploy.device.protocol import REPLY_BYTES, TOKEN_VARIABLE
+from amc.deploy.device.stop import Stop
 
 _TAIL_BYTES = 4096  # of standard error, for the message
 _FILE_BYTES = 1 << 30
@@ -40,26 +43,35 @@ class RunFailedError(Exception):
 class Child:
     """Runs one function in one process; `kill` may be called from any thread, before or during the run."""
 
-    def __init__(self, function: str, *, seconds: float, data_bytes: int = 0) -> None:
+    def __init__(self, function: str, *, seconds: float, start_seconds: float, data_bytes: int = 0) -> None:
+        """`start_seconds`: for the process to start and import what the function needs; then it has `seconds`.
+
+        `data_bytes` of memory; 0: no limit.
+        """
         self._function = function
         self._seconds = seconds
+        self._start_seconds = start_seconds
         self._data_bytes = data_bytes
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._cancelled = False
 
-    def run(self, argument: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-        """The function's result, from a process that works in `folder`; `RunFailedError` when there is none."""
+    def run(self, argument: Mapping[str, Any], folder: Path, *, stop: Stop | None = None) -> dict[str, Any]:
+        """The function's result, from a process that works in `folder`; `RunFailedError` when there is none.
+
+        `stop` cancels the run once it is set.
+        """
         process = self._start(folder)
         try:
-            answer, tail, in_time = _collect(process, self._task(argument), time.monotonic() + self._seconds)
+            heard = _collect(process, self._task(argument), self._start_seconds, self._seconds, stop)
         finally:
             code = self._end(process)
-        if self._cancelled:
+        if self._cancelled or heard.stopped:
             raise RunFailedError("cancelled", "the measurement was cancelled")
-        if not in_time or code == -signal.SIGALRM:
-            raise RunFailedError("timeout", f"the run did not end within {self._seconds:g} s and was stopped")
-        return _result(answer, tail, code)
+        if heard.late or code == -signal.SIGALRM:
+            what, seconds = ("end", self._seconds) if heard.started else ("start", self._start_seconds)
+            raise RunFailedError("timeout", f"the run did not {what} within {seconds:g} s and was stopped")
+        return _result(heard.answer, heard.tail, code)
 
     def kill(self) -> None:
         """End the run, now or as soon as it starts."""
@@ -81,11 +93,14 @@ class Child:
             return self._process
 
     def _task(self, argument: Mapping[str, Any]) -> bytes:
-        limits = {
-            "seconds": self._seconds + _GRACE_SECONDS, "data_bytes": self._data_bytes, "file_bytes": _FILE_BYTES,
-        }  # fmt: skip
-        paths = [str(Path(path or ".").resolve()) for path in sys.path]
-        task = {"path": paths, "limits": limits, "function": self._function, "argument": argument}
+        task = {
+            "path": [str(Path(path or ".").resolve()) for path in sys.path],
+            "start_seconds": self._start_seconds + _GRACE_SECONDS,
+            "seconds": self._seconds + _GRACE_SECONDS,
+            "limits": {"data_bytes": self._data_bytes, "file_bytes": _FILE_BYTES},
+            "function": self._function,
+            "argument": argument,
+        }
         return json.dumps(task).encode()
 
     def _end(self, process: subprocess.Popen[bytes]) -> int:
@@ -108,35 +123,55 @@ def _has_ended(pid: int) -> bool:
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
 
 
-def _collect(process: subprocess.Popen[bytes], task: bytes, deadline: float) -> tuple[bytes, bytes, bool]:
-    """Give the process its task and read both its outputs until they end or time is up (the third: in time)."""
+@dataclass(slots=True)
+class _Heard:
+    """What a process has said."""
+
+    answer: bytearray = field(default_factory=bytearray)  # a line feed, once it has started, and the result
+    tail: bytearray = field(default_factory=bytearray)  # of standard error
+    late: bool = False
+    stopped: bool = False
+
+    @property
+    def started(self) -> bool:
+        return bool(self.answer)
+
+
+def _collect(
+    process: subprocess.Popen[bytes], task: bytes, start_seconds: float, seconds: float, stop: Stop | None
+) -> _Heard:
+    """Give the process its task and read both its outputs until they end, time is up, or `stop` is set."""
     assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stderr is not None
-    try:
+    with suppress(BrokenPipeError):  # it is dead already; its exit code says why
         process.stdin.write(task)
         process.stdin.close()
-    except BrokenPipeError:
-        pass  # it is dead already; its exit code says why
-    answer, tail = bytearray(), bytearray()
+    heard, streams = _Heard(), 2
+    deadline = time.monotonic() + start_seconds
     with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ, answer)
-        selector.register(process.stderr, selectors.EVENT_READ, tail)
-        while selector.get_map():
+        for source in (process.stdout, process.stderr, stop):
+            if source is not None:
+                selector.register(source, selectors.EVENT_READ)
+        while streams and not heard.stopped and not heard.late:
             left = deadline - time.monotonic()
-            ready = selector.select(left) if left > 0 else []
-            if not ready and left <= 0:
-                return bytes(answer), bytes(tail), False
-            for key, _ in ready:
+            heard.late = left <= 0
+            for key, _ in selector.select(left) if left > 0 else []:
+                if key.fileobj is stop:
+                    heard.stopped = True
+                    continue
                 data = os.read(key.fd, 1 << 16)
                 if not data:
                     selector.unregister(key.fileobj)
-                key.data.extend(data[: REPLY_BYTES + 1 - len(answer)] if key.data is answer else data)
-            del tail[:-_TAIL_BYTES]
-    return bytes(answer), bytes(tail), True
+                    streams -= 1
+                elif key.fileobj is process.stderr:
+                    heard.tail = (heard.tail + data)[-_TAIL_BYTES:]
+                else:
+                    if not heard.started:
+                        deadline = time.monotonic() + seconds
+                    heard.answer += data[: REPLY_BYTES + 1 - len(heard.answer)]
+    return heard
 
 
-def _result(answer: bytes, tail: bytes, code: int) -> dict[str, Any]:
+def _result(answer: bytearray, tail: bytearray, code: int) -> dict[str, Any]:
     try:
         record = json.loads(answer)
         if "result" in record:
@@ -151,7 +186,7 @@ def _result(answer: bytes, tail: bytes, code: int) -> dict[str, Any]:
     raise RunFailedError("model", text if error["ours"] else f"{error['type']}: {text}")
 
 
-def _why_it_died(code: int, tail: bytes) -> str:
+def _why_it_died(code: int, tail: bytearray) -> str:
     ended = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     lines = tail.decode(errors="replace").split("\n")
     said = [line.strip() for line in lines if line.strip()][-1:]

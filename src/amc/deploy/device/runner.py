@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,9 @@ from torch import Tensor
 from amc.deploy import machine
 from amc.deploy.latency import latency_of_files
 from amc.deploy.measure import MeasureSettings
+from amc.deploy.quiet import silenced
 from amc.deploy.runtimes import get_runtime, installed_runtimes
+from amc.deploy.runtimes.openvino import openvino
 from amc.errors import AmcError
 from amc.provenance import amc_version
 
@@ -21,6 +26,26 @@ def describe(argument: Mapping[str, Any]) -> dict[str, Any]:
     """What can run here; takes nothing."""
     runtimes = {name: number for name, number in installed_runtimes().items() if not get_runtime(name).trusted_only}
     return {"amc_version": amc_version(), "machine": machine.describe(), "runtimes": runtimes}
+
+
+# What imports a runtime's package.
+IMPORTS: dict[str, Callable[[], object]] = {
+    "onnxruntime": partial(importlib.import_module, "onnxruntime"),
+    "openvino": openvino,
+    "executorch": partial(importlib.import_module, "executorch.runtime"),
+    "litert": partial(importlib.import_module, "ai_edge_litert.interpreter"),
+    "ncnn": partial(importlib.import_module, "ncnn"),
+}
+
+
+def prepare(task: Mapping[str, Any]) -> None:
+    """Import the runtime of a task, so that the time of the measurement is not spent on that.
+
+    A package that does not import is reported by `measure`.
+    """
+    if "runtime" in task:  # `describe` takes none
+        with suppress(Exception), silenced():
+            IMPORTS[task["runtime"]]()
 
 
 def measure(task: Mapping[str, Any]) -> dict[str, Any]:

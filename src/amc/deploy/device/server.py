@@ -5,38 +5,46 @@
     GET    /v1/measurements/ID?wait=20   its state; waits up to so many seconds for the end
     DELETE /v1/measurements/ID           end it
 
-Every request needs `Authorization: Bearer TOKEN`. One request a connection. A connection has a thread; their number,
-the time a request may take to arrive, its size and the number that wait are limited, and a measurement runs in a
-process of its own (`process`). The standard library's `http.server` reads the requests; it is not meant for the open
-internet, and neither is this: see docs/device.md.
+Every request needs `Authorization: Bearer TOKEN`. One request a connection. One thread, the `door`, hears all who have
+not shown the token; who has gets a thread (`handler`). Their number, the time a request may take to arrive, its size
+and the number that wait are limited, and a measurement runs in a process of its own (`process`). It is meant for a
+laboratory, not for the open internet: see docs/device.md.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import socket
-import socketserver
 import tempfile
-import threading
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from amc.deploy.device.door import Door
 from amc.deploy.device.formats import FILES, file_paths
+from amc.deploy.device.guests import Guests
 from amc.deploy.device.handler import Handler
 from amc.deploy.device.limits import Limits
 from amc.deploy.device.measurements import Measurements
 from amc.deploy.device.process import Child, RunFailedError
 from amc.deploy.device.protocol import DeviceError, DeviceInfo, Request
+from amc.deploy.device.stop import Stop
+from amc.deploy.device.wire import Head
 
 PORT = 8765
 MEASURE = "amc.deploy.device.runner:measure"
 DESCRIBE = "amc.deploy.device.runner:describe"
+_BACKLOG = 128
+
+
+class StoppedError(DeviceError):
+    """The server was told to stop before it had started."""
 
 
 class DeviceServer:
-    """A device server; `serve_forever` until `close`."""
+    """A device server; `serve_forever` until `shutdown`, then `close`."""
 
     def __init__(
         self,
@@ -48,20 +56,26 @@ class DeviceServer:
         measure: str = MEASURE,
         describe: str = DESCRIBE,
         log: Callable[[str], None] = lambda line: None,
+        stop: Stop | None = None,
     ) -> None:
         """Listen at once; `DeviceError` when the address cannot be had, or when no runtime is installed.
 
-        `measure` and `describe` are the functions ("module:name") that run in the child process.
+        `measure` and `describe` are the functions ("module:name") that run in the child process. Once `stop` is set,
+        the server serves no longer; `StoppedError` where it has not started yet.
         """
-        self.token = token
         self.limits = limits or Limits()
         self.log = log
         self._measure = measure
         self._stack = ExitStack()
+        self._stop = stop or self._stack.enter_context(Stop())
         try:
             self.spool = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="amc-device-")))
-            self._http = self._stack.enter_context(_listen(host, port, self))
+            self._listener = self._stack.enter_context(_listen(host, port))
             self.info = self._describe(describe)
+            self._guests = Guests(self.limits.connections)
+            self._door = Door(self._listener, token, self.limits, admit=self._admit, log=log)
+            self._stack.callback(self._guests.close)
+            self._stack.callback(self._door.close)
             self.measurements = Measurements(
                 self._run, queue=self.limits.queue, spool_bytes=self.limits.spool_bytes,
             )  # fmt: skip
@@ -73,26 +87,36 @@ class DeviceServer:
     @property
     def url(self) -> str:
         """Where it listens."""
-        host, port = self._http.server_address[:2]
-        return f"http://[{host!s}]:{port}" if ":" in str(host) else f"http://{host!s}:{port}"
+        host, port = self._listener.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    @property
+    def is_private(self) -> bool:
+        """Whether only this machine can reach it."""
+        address = ipaddress.ip_address(self._listener.getsockname()[0].partition("%")[0])
+        mapped = address.ipv4_mapped if address.version == 6 else None
+        return (mapped or address).is_loopback
 
     def serve_forever(self) -> None:
-        """Answer until `shutdown` is called from another thread, or an exception is raised here."""
-        self._http.serve_forever(poll_interval=0.1)
+        """Answer until `shutdown` is called, or the `stop` that was given is set."""
+        self._door.serve(self._stop)
 
     def shutdown(self) -> None:
-        """Make `serve_forever` return; from another thread."""
-        self._http.shutdown()
+        """Make `serve_forever` return; from any thread, and from a signal handler."""
+        self._stop.set()
 
     def close(self) -> None:
-        """End what runs, stop listening, remove all files."""
+        """End what runs, stop listening, remove all files; not while `serve_forever` runs."""
         self._stack.close()
 
     def _describe(self, function: str) -> DeviceInfo:
         """Ask a child process what can run here: a runtime that crashes on import must not end the server."""
+        child = Child(function, seconds=self.limits.start_seconds, start_seconds=self.limits.start_seconds)
         try:
-            found = Child(function, seconds=self.limits.run_seconds).run({}, self.spool)
+            found = child.run({}, self.spool, stop=self._stop)
         except RunFailedError as error:
+            if error.kind == "cancelled":
+                raise StoppedError("the device server was stopped before it had started") from None
             raise DeviceError(f"this device cannot tell its runtimes: {error.message}") from None
         runtimes = {name: version for name, version in found["runtimes"].items() if name in FILES}
         if not runtimes:
@@ -102,8 +126,14 @@ class DeviceServer:
             body_bytes=self.limits.body_bytes, run_seconds=self.limits.run_seconds,
         )  # fmt: skip
 
+    def _admit(self, connection: socket.socket, address: str, head: Head, begun: bytes) -> bool:
+        return self._guests.take(connection, Handler(self, connection, address, head, begun).run)
+
     def _run(self, request: Request, folder: Path) -> _Run:
-        child = Child(self._measure, seconds=self.limits.run_seconds, data_bytes=self.limits.data_bytes)
+        child = Child(
+            self._measure, seconds=self.limits.run_seconds, start_seconds=self.limits.start_seconds,
+            data_bytes=self.limits.data_bytes,
+        )  # fmt: skip
         return _Run(child, request, folder)
 
 
@@ -138,44 +168,21 @@ def task_of(request: Request, folder: Path) -> dict[str, Any]:
     }
 
 
-class _Http(socketserver.ThreadingMixIn, socketserver.TCPServer):
-    allow_reuse_address = True
-    daemon_threads = True
-    block_on_close = False  # their measurements are ended by then; a slow client must not hold up the end
-    request_queue_size = 128
-
-    def __init__(self, address: tuple[str, int], owner: DeviceServer) -> None:
-        self.owner = owner
-        self._free = threading.BoundedSemaphore(owner.limits.connections)
-        super().__init__(address, Handler)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if self._free.acquire(blocking=False):
-            super().process_request(request, client_address)
-            return
-        with suppress(OSError):
-            request.setblocking(False)  # this is the thread that accepts: it never waits for a client
-            request.send(b"HTTP/1.1 503 Busy\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-        self.shutdown_request(request)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        self.owner.log(f"{client_address[0]} connection lost")
-
-
-def _listen(host: str, port: int, owner: DeviceServer) -> _Http:
-    class Listener(_Http):
-        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-
+def _listen(host: str, port: int) -> socket.socket:
+    if not host.strip():
+        raise DeviceError(
+            f"--host must be an address, got '{host}'; use 127.0.0.1 for this machine alone, "
+            f"or 0.0.0.0 for every network that it is in"
+        )
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        return Listener((host, port), owner)
-    except (OSError, OverflowError, TypeError) as error:  # TypeError: a name that no address can have
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
+    except (OSError, OverflowError, TypeError, ValueError) as error:  # the last two: a name that no address can have
+        listener.close()
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise DeviceError(
             f"cannot listen on {host} port {port} ({reason}); choose another with --host or --port"
         ) from None
+    return listener

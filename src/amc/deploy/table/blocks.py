@@ -204,8 +204,16 @@ class LayerBlock:
 
 
 def blocks_of(model: nn.Module, structure: Structure) -> tuple[LayerBlock, ...]:
-    """Every convolution and linear layer, in execution order."""
-    return tuple(_layer_block(model, structure, layer) for layer in structure.layers if layer.macs)
+    """Every convolution and linear layer, in execution order.
+
+    Recurrent layers and stacks of matrices belong to the rest of the network, which the table's correction measures.
+    """
+    return tuple(_layer_block(model, structure, layer) for layer in structure.layers if _is_block(layer))
+
+
+def _is_block(layer: Layer) -> bool:
+    one = layer.kind in ("conv", "conv_transpose") or (layer.kind == "linear" and layer.groups == 1)
+    return one and layer.macs > 0
 
 
 def _layer_block(model: nn.Module, structure: Structure, layer: Layer) -> LayerBlock:

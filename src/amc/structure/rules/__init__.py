@@ -4,7 +4,7 @@
 rule locks what flows into it.
 """
 
-from amc.structure.rules import attention, layers, reductions, shapes  # noqa: F401  (each registers its rules)
+from amc.structure.rules import attention, layers, products, recurrent, reductions, shapes  # noqa: F401  (each registers its rules)
 from amc.structure.rules.registry import apply_rule
 
 __all__ = ["apply_rule"]

@@ -1,10 +1,7 @@
-"""Attention and general tensor products."""
+"""Attention as one operator."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from amc.structure.channels import Ids
 from amc.structure.context import Context, Dims, Tracked
 from amc.structure.rules.registry import broadcast, no_rule, rule
 
@@ -41,22 +38,3 @@ def scaled_dot_product_attention(
     ctx.cost((*leading, length, span, size), (*stack, None, None, None))
     ctx.cost((*leading, length, span, value.shape[-1]), (*stack, None, None, value.ids[-1]))
     return (*stack, None, value.ids[-1])
-
-
-@rule("einsum")
-def einsum(ctx: Context, equation: str, operands: list[Tracked], **_: Any) -> Dims:
-    """Every letter is one dimension: equal letters are tied."""
-    equation = equation.replace(" ", "")
-    if "." in equation or "->" not in equation or len(operands) > 2:
-        no_rule(ctx, operands)
-        return (None,) * len(ctx.output_shape)
-    inputs, output = equation.split("->")
-    meeting: dict[str, Ids | None] = {}
-    sizes: dict[str, int] = {}
-    for letters, operand in zip(inputs.split(","), operands, strict=True):
-        for letter, size, ids in zip(letters, operand.shape, operand.ids, strict=True):
-            meeting[letter] = ctx.tie(meeting[letter], ids) if letter in meeting else ids
-            sizes[letter] = size
-    if len(operands) == 2:
-        ctx.cost(list(sizes.values()), [meeting[letter] for letter in sizes])
-    return tuple(meeting[letter] for letter in output)

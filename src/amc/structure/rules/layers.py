@@ -1,4 +1,4 @@
-"""Layers with parameters: convolution, linear, matrix products, normalisation, embedding."""
+"""Layers with parameters: convolution, linear, normalisation, embedding."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from amc.structure import products
 from amc.structure.channels import Ids
 from amc.structure.context import Context, Dims, LayerUse, Tracked
+from amc.structure.rules.products import record_product
 from amc.structure.rules.registry import rule
 
 
@@ -111,16 +113,20 @@ def _record(
     across: bool,
     input_size: tuple[int, ...],
 ) -> None:
-    """Remember a layer whose weight is a parameter itself; a computed weight has no layer to slice."""
+    """Remember a layer, without a weight to slice where that is computed."""
+    plain = weight.name in ctx.parameters and weight.axes == tuple(range(weight.rank))
     ctx.layers.append(
         LayerUse(
             module=ctx.module,
             kind=kind,
-            weight=weight.name or "",
+            weight=str(weight.name) if plain else "",
             bias=bias.name if bias is not None else None,
-            input_ids=input_ids,
-            output_ids=output_ids,
-            input_dim=input_dim,
+            input_ids=() if input_ids is None else (input_ids,),
+            output_ids=() if output_ids is None else (output_ids,),
+            inputs=weight.shape[input_dim] * (groups if kind == "conv" else 1),
+            outputs=weight.shape[1 - input_dim] * (groups if kind == "conv_transpose" else 1),
+            input_dims=(input_dim,),
+            order=tuple(range(weight.rank)),
             kernel=weight.shape[2:],
             stride=_many(stride, weight.rank - 2),
             groups=groups,
@@ -137,54 +143,11 @@ def linear(ctx: Context, x: Tracked, weight: Tracked, bias: Tracked | None = Non
     out = weight.ids[0]
     if bias is not None:
         ctx.tie(out, bias.ids[0])
-    _record(ctx, "linear", weight, bias, x.ids[-1], out, 1, (), 1, False, ())
+    if record_product(ctx, products.linear(x.rank), x, weight, bias) is None:
+        _record(ctx, "linear", weight, bias, x.ids[-1], out, 1, (), 1, False, ())
     sizes = (*x.shape[:-1], *weight.shape)
     ctx.cost(sizes, (*x.ids[:-1], out, inside), layer=len(ctx.layers) - 1)
     return (*x.ids[:-1], out)
-
-
-@rule("matmul", "mm", "bmm")
-def matmul(ctx: Context, a: Tracked, b: Tracked) -> Dims:
-    """[..., M, K] @ [..., K, N] -> [..., M, N]; either may be a vector."""
-    inner = ctx.tie(a.ids[-1], b.ids[-2] if b.rank > 1 else b.ids[-1])
-    if a.name is None and b.name is None:
-        ctx.lock(inner, "a product of two activations, as in attention, is usually scaled by its inner size")
-        inner = None
-    rows = a.ids[-2:-1]
-    columns = b.ids[-1:] if b.rank > 1 else ()
-    stack = _stack(ctx, a, b)
-    sizes = (*stack[0], *a.shape[-2:], *(b.shape[-1:] if b.rank > 1 else ()))
-    ctx.cost(sizes, (*stack[1], *rows, inner, *columns))
-    return (*stack[1], *rows, *columns)
-
-
-def _stack(ctx: Context, a: Tracked, b: Tracked) -> tuple[tuple[int, ...], Dims]:
-    """Broadcast leading dimensions of two stacks of matrices."""
-    count = max(a.rank, b.rank) - 2
-    if count <= 0:
-        return (), ()
-    sizes: list[int] = []
-    dims: list[Ids | None] = []
-    for position in range(3, 3 + count):
-        here = [(t.shape[-position], t.ids[-position]) for t in (a, b) if t.rank >= position]
-        size = max(s for s, _ in here)
-        meeting = [ids for s, ids in here if s == size]
-        dims.insert(0, meeting[0] if len(meeting) == 1 else ctx.tie(meeting[0], meeting[1]))
-        for s, ids in here:
-            if s != size:
-                ctx.lock(ids, f"{ctx.operator} broadcasts it")
-        sizes.insert(0, size)
-    return tuple(sizes), tuple(dims)
-
-
-@rule("addmm", "baddbmm")
-def addmm(ctx: Context, bias: Tracked, a: Tracked, b: Tracked, *, beta: Any = 1, alpha: Any = 1) -> Dims:
-    """bias + a @ b."""
-    out = list(matmul(ctx, a, b))
-    for position in range(1, bias.rank + 1):
-        if bias.shape[-position] > 1:
-            out[-position] = ctx.tie(out[-position], bias.ids[-position])
-    return tuple(out)
 
 
 @rule("embedding")

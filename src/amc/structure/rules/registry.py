@@ -106,7 +106,8 @@ def pointwise(ctx: Context, *args: Any, **kwargs: Any) -> Dims:
 
 
 def no_rule(ctx: Context, *args: Any, **kwargs: Any) -> Any:
-    """Lock everything that reaches an operator we know nothing about."""
+    """Lock everything that reaches an operator we know nothing about; its cost is what torch counts."""
+    ctx.unruled = True
     for tensor in tensors_in([args, kwargs]):
         for ids in tensor.ids:
             ctx.lock(ids, f"operator {ctx.operator} has no rule")

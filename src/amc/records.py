@@ -1,0 +1,267 @@
+"""JSON that was written earlier, read strictly: regular files, bounded size and depth, finite numbers, typed fields.
+
+A run lies on a disk for months and is copied, edited and damaged there. Every file of a run is read through this
+module, so that what is wrong with it is one line that names the file. Pure but for `read_bytes`.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from amc.errors import RunError
+
+MAX_BYTES = 256 << 20
+MAX_DEPTH = 32  # lists and objects inside one another; what is written here has 5
+MAX_DIGITS = 19  # of a whole number: below 2^63 and a sign
+LARGEST = 1e100  # of a figure; sums and products of two stay finite
+SEAL = "sha256"  # the key of a record's own digest
+
+Check = Callable[[Any, str], None]  # a value and its place in the file; DamagedError where it does not fit
+
+
+class DamagedError(ValueError):
+    """Why a record cannot be used: words to follow the name of its file."""
+
+
+def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
+    """Content of a regular file, or of the regular file that a link names; RunError for anything else.
+
+    A pipe or a device is refused before it is read, because reading it may never end.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise RunError(f"'{path}' is missing; the run is not that far yet, or it was removed") from error
+    except OSError as error:
+        kind = "is not a regular file" if error.errno in (errno.ENXIO, errno.ENODEV) else "cannot be read"
+        raise RunError(f"'{path}' {kind} ({error.strerror}); restore the file from a copy") from error
+    try:
+        check_regular(path, descriptor)
+        with open(descriptor, "rb", closefd=False) as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise RunError(f"'{path}' cannot be read ({error.strerror}); check the disk") from error
+    finally:
+        os.close(descriptor)
+    if len(data) > limit:
+        raise RunError(f"'{path}' is larger than {limit >> 20} MiB; it is no file of a run: restore it from a copy")
+    return data
+
+
+def check_regular(path: Path, descriptor: int | None = None) -> None:
+    """RunError unless the path, or what is open, is a regular file; a missing path passes."""
+    try:
+        mode = (path.stat() if descriptor is None else os.fstat(descriptor)).st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise RunError(f"'{path}' cannot be read ({error.strerror}); restore the file from a copy") from error
+    if not stat.S_ISREG(mode):
+        raise RunError(f"'{path}' is not a regular file; restore the file from a copy")
+
+
+def open_to_write(path: Path, flags: int) -> int:
+    """A descriptor of a regular file, made if it is missing; never of what a link names.
+
+    Raises RunError for a link or another kind of file, OSError where the disk refuses.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise RunError(f"'{path}' is a symbolic link, and nothing is written through one; remove it") from error
+        if error.errno in (errno.ENXIO, errno.EISDIR):
+            raise RunError(f"'{path}' is not a regular file; remove it") from error
+        raise
+    try:
+        check_regular(path, descriptor)
+    except RunError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def parse(data: bytes) -> Any:
+    """One JSON value in UTF-8; DamagedError for what this program never writes, such as NaN or a repeated key."""
+    try:
+        value = json.loads(
+            data.decode(), object_pairs_hook=_unique, parse_int=_whole, parse_float=_finite, parse_constant=_constant
+        )
+    except UnicodeDecodeError:
+        raise DamagedError("is not UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        raise DamagedError(f"line {error.lineno} is not valid JSON ({error.msg})") from None
+    except RecursionError:
+        raise DamagedError(f"is nested deeper than {MAX_DEPTH} levels") from None
+    _check_values(value)
+    return value
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """One JSON object; DamagedError for anything else."""
+    value = parse(data)
+    if not isinstance(value, dict):
+        raise DamagedError(f"holds a {type(value).__name__} where an object is expected")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) != len(pairs):
+        raise DamagedError("gives a key twice")
+    return record
+
+
+def _whole(text: str) -> int:
+    if len(text) > MAX_DIGITS + text.startswith("-") or abs(int(text)) >= 2**63:
+        raise DamagedError(f"holds a whole number of {len(text.lstrip('-'))} digits, which nothing here counts")
+    return int(text)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise DamagedError(f"holds the number {shown(text)}, which is not finite")
+    return number
+
+
+def _constant(name: str) -> NoReturn:
+    raise DamagedError(f"holds {name}, which is not a JSON number")
+
+
+def _check_values(value: Any) -> None:
+    """DamagedError for text that is no Unicode, and for lists and objects too deep inside one another."""
+    for depth, item in _all(value):
+        if depth > MAX_DEPTH:
+            raise DamagedError(f"is nested deeper than {MAX_DEPTH} levels")
+        if isinstance(item, str) and any("\ud800" <= letter <= "\udfff" for letter in item):
+            raise DamagedError(f"holds text that is not Unicode ({ascii(item)[:40]})")
+
+
+def _all(value: Any) -> Iterator[tuple[int, Any]]:
+    """Every value and key inside a value, with its depth. Not recursive: the depth is not trusted yet."""
+    pending = [(0, value)]
+    while pending:
+        depth, item = pending.pop()
+        yield depth, item
+        if isinstance(item, dict):
+            pending += [(depth + 1, part) for pair in item.items() for part in pair]
+        elif isinstance(item, list):
+            pending += [(depth + 1, part) for part in item]
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record and, as its last key, a digest of it."""
+    rest = {key: value for key, value in record.items() if key != SEAL}
+    return {**rest, SEAL: _digest(rest)}
+
+
+def unsealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record without its digest; DamagedError where the two differ. A record without one passes."""
+    rest = {key: value for key, value in record.items() if key != SEAL}
+    if SEAL in record and record[SEAL] != _digest(rest):
+        raise DamagedError(
+            f"was changed after it was written (its {SEAL} is another); restore it from a copy, "
+            f"or delete its line '{SEAL}' if the change is yours"
+        )
+    return rest
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    """SHA-256 of the values, whatever the order of the keys and the spaces between them."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def shown(value: object) -> str:
+    """A value as a message has room for it."""
+    text = ascii(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _kind(words: str, fits: Callable[[Any], bool]) -> Check:
+    def check(value: Any, place: str) -> None:
+        if not fits(value):
+            raise DamagedError(f"has {shown(value)} as {place}, which must be {words}")
+
+    return check
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
+
+
+text = _kind("text", lambda value: isinstance(value, str))
+flag = _kind("true or false", lambda value: isinstance(value, bool))
+whole = _kind("a whole number", lambda value: type(value) is int)
+count = _kind("a whole number, at least 0", lambda value: type(value) is int and value >= 0)
+positive = _kind("a whole number, at least 1", lambda value: type(value) is int and value >= 1)
+number = _kind(f"a number of at most {LARGEST:g}", _is_number)
+scalar = _kind("text, a number, true, false or null", lambda value: not isinstance(value, dict | list))
+
+
+def anything(value: Any, place: str) -> None:
+    """No rule."""
+
+
+def optional(check: Check) -> Check:
+    """Null, or what `check` takes."""
+
+    def checked(value: Any, place: str) -> None:
+        if value is not None:
+            check(value, place)
+
+    return checked
+
+
+def many(check: Check, least: int = 0) -> Check:
+    """A list of what `check` takes."""
+
+    def checked(value: Any, place: str) -> None:
+        if not isinstance(value, list) or len(value) < least:
+            at_least = f" of at least {least}" if least else ""
+            raise DamagedError(f"has {shown(value)} as {place}, which must be a list{at_least}")
+        for index, item in enumerate(value):
+            check(item, f"{place}[{index}]")
+
+    return checked
+
+
+def table(check: Check) -> Check:
+    """An object, every value of which `check` takes."""
+
+    def checked(value: Any, place: str) -> None:
+        for key, item in _object(value, place).items():
+            check(item, _inside(place, key))
+
+    return checked
+
+
+def fields(known: Mapping[str, Check], needed: Collection[str] = ()) -> Check:
+    """An object, whose fields of these names `known` takes; those `needed` must be there, and others may be."""
+
+    def checked(value: Any, place: str) -> None:
+        record = _object(value, place)
+        for name in needed:
+            if name not in record:
+                raise DamagedError(f"has no {_inside(place, name)}")
+        for name in record.keys() & known.keys():
+            known[name](record[name], _inside(place, name))
+
+    return checked
+
+
+def _object(value: Any, place: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DamagedError(f"has {shown(value)} as {place}, which must be an object")
+    return value
+
+
+def _inside(place: str, name: str) -> str:
+    return f"{place}.{name}" if place else f"'{name}'" if not name.isidentifier() else name

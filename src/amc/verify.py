@@ -1,0 +1,170 @@
+"""A journal against the network and the data at hand: nothing in it becomes a result because it is written there.
+
+Costs and rewards are computed again from the keep counts and scores. The score of the policy that is taken is measured
+again. Another data set is refused; another processor, version or number of threads is said.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from amc.errors import EvaluationError, RunError
+from amc.job import Job, score_of
+from amc.judging import score_of_policy
+from amc.search import EpisodeRecord, JournalContent, Outcome, load_journal
+
+TOLERANCE = 1e-6  # of a score, relative and absolute; one image of 50,000 is 2e-5
+_DATA = {"calibration": "calibration images", "search": "search images"}
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """The journals of a run as they were found, before this session adds to them."""
+
+    contents: Mapping[Path, JournalContent]
+
+    @classmethod
+    def at(cls, paths: Sequence[Path]) -> Recorded:
+        """Read the journals that are there; RunError for a damaged one."""
+        return cls({path: content for path in paths if path.exists() if (content := load_journal(path)).header})
+
+    def place_of(self, record: EpisodeRecord) -> Path | None:
+        """The journal in which a record was found; None for one of this session."""
+        return next((path for path, content in self.contents.items() if record in content.records), None)
+
+    def moved(self, job: Job) -> bool:
+        """Whether any part was scored under other versions, threads or instructions, or it is not known."""
+        here = job.origin["environment"]
+        return any(not content.places or {*map(_key, content.places)} != {_key(here)} for content in self._all)
+
+    @property
+    def _all(self) -> Sequence[JournalContent]:
+        return tuple(self.contents.values())
+
+    def check(self, job: Job) -> list[str]:
+        """What there is to say of going on here; RunError for other data, another dense score, or changed records."""
+        told: list[str] = []
+        for path, content in self.contents.items():
+            if content.origin:
+                _check_data(path, content.origin["data"], job.origin["data"])
+                told += self._check_dense(path, content.origin["dense_score"], job)
+            told += [text for place in content.places if (text := _difference(place, job.origin["environment"]))]
+            for record in content.records:
+                check_record(path, record, job)
+        return list(dict.fromkeys(told))
+
+    def _check_dense(self, path: Path, recorded: float, job: Job) -> list[str]:
+        _, told = settled(
+            recorded,
+            job.dense_score,
+            lambda: _number(score_of(job.scorer.evaluate, job.model, "dense")),
+            f"the dense network of '{path}'",
+            refuse=not self.moved(job),
+        )
+        return told
+
+
+def check_record(path: Path, record: EpisodeRecord, job: Job) -> None:
+    """RunError unless the record's costs and reward follow from its keep counts and score."""
+    where, problem = f"episode {record.episode} in '{path}'", job.problem
+    remedy = f"restore the file from a copy, or delete the line of episode {record.episode} and all after it"
+    fits = len(record.keep) == len(problem.decisions) and all(
+        kept in decision.choices for kept, decision in zip(record.keep, problem.decisions, strict=True)
+    )
+    if not fits:
+        raise RunError(f"{where} keeps {list(record.keep)}, which is no policy of this search; {remedy}")
+    costs = problem.policy_costs(record.keep)
+    for name, value in costs.items():
+        if not _close(record.cost.get(name, math.nan), value, 1e-9):
+            raise RunError(f"{where} has {record.cost.get(name)} {name}, and its policy costs {value:.10g}; {remedy}")
+    if record.score is None or record.reward is None:
+        return
+    dense = problem.policy_costs(problem.dense.tolist())
+    reward = job.reward(Outcome(record.score, costs, dense, record.standard_error))
+    if not _close(record.reward, reward, 1e-9):
+        raise RunError(f"{where} has reward {record.reward}, and its score and costs give {reward}; {remedy}")
+
+
+def confirmed(job: Job, record: EpisodeRecord, slim: nn.Module, recorded: Recorded) -> tuple[EpisodeRecord, list[str]]:
+    """The record with the score that its network `slim` has when it is scored again, and what there is to say of it.
+
+    Where the score is of an earlier session, RunError if it is another now though nothing else is, and EvaluationError
+    if the network cannot be scored. A score of this session counts where `evaluate` fails the second time.
+    """
+    assert record.score is not None
+    path = recorded.place_of(record)
+    where = "the result" if path is None else f"episode {record.episode} in '{path}'"
+
+    def again() -> float:
+        return _number(score_of(job.scorer.evaluate, slim, "resulting"))
+
+    try:
+        refuse = path is not None and not recorded.moved(job)
+        score, told = settled(record.score, again(), again, where, refuse=refuse)
+    except EvaluationError as error:
+        if path is not None:
+            raise
+        return record, [f"the result could not be scored a second time: {error}"]
+    if not told:
+        return record, []
+    dense = job.problem.policy_costs(job.problem.dense.tolist())
+    reward = float(job.reward(Outcome(score, record.cost, dense, record.standard_error)))
+    return replace(record, score=score, reward=reward), told
+
+
+def settled(
+    recorded: float, now: float, again: Callable[[], float], what: str, *, refuse: bool
+) -> tuple[float, list[str]]:
+    """Which of two scores of one network counts, and what there is to say: the newer one where they differ.
+
+    A third score, `again`, tells whether `evaluate` gives the same network the same score. If it does, the recorded
+    one was changed, or the data was; with `refuse` that is a RunError.
+    """
+    if _close(recorded, now, TOLERANCE):
+        return recorded, []
+    if not _close(now, again(), TOLERANCE):
+        reason = "evaluate gives one network different scores"
+    elif refuse:
+        raise RunError(
+            f"{what} has score {recorded:.10g} there, and its network scores {now:.10g} now: the record, the data or "
+            "evaluate was changed; restore what was changed, or start a new run"
+        )
+    else:
+        reason = "the earlier score is of another session, processor or version"
+    return now, [f"{what} scored {recorded:.6g} before and {now:.6g} when scored again ({reason}); the latter counts"]
+
+
+def _check_data(path: Path, began: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    for name, what in _DATA.items():
+        if began.get(name) != here.get(name):
+            raise RunError(
+                f"'{path}' was begun with other {what}; give the same ones in the same order (a loader that shuffles "
+                "gives others each time), or start a new run"
+            )
+
+
+def _difference(place: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
+    names = {"amc": "amc", "torch": "torch", "threads": "threads", "instructions": "instruction set"}
+    other = [key for key in names if place.get(key) != here[key]]
+    parts = [f"{names[key]} {place.get(key)}, now {here[key]}" for key in other]
+    if not parts:
+        return None
+    return f"part of this search was scored elsewhere ({'; '.join(parts)}): the result may differ in the last digits"
+
+
+def _key(place: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(place.items()))
+
+
+def _number(score: Any) -> float:
+    return score_of_policy(score)[0]
+
+
+def _close(first: float, second: float, tolerance: float) -> bool:
+    return math.isclose(first, second, rel_tol=tolerance, abs_tol=tolerance)
