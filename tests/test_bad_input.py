@@ -176,6 +176,7 @@ CASES: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     ),
     "no data": (("search", "own:network", "--out", "run"), ("no data set given", "--data")),
     "no weights": (("search", "resnet20", "--data", "digits", "--out", "run"), ("'resnet20'", "--weights FILE")),
+    "misspelt data": ((*SEARCH, "--data", "cifar:photos"), ("unknown data 'cifar:photos'", "mean cifar10:photos?")),
     "unknown data": ((*SEARCH, "--data", "digit"), ("unknown data 'digit'", "did you mean digits?")),
     "missing folder": (
         (*SEARCH, "--data", "cifar10:nowhere"),

@@ -204,7 +204,7 @@ def test_calibration_runs_in_eval_mode_and_leaves_the_model_as_it_was(fail: bool
     model.fail = fail
     MODES.clear()
     if fail:
-        with pytest.raises(RuntimeError, match="no"):
+        with pytest.raises(DataError, match=r"Moody fails on a calibration batch \(RuntimeError: no\)"):
             calibrate(model, structure, batches)
     else:
         gram = calibrate(model, structure, batches, positions=ALL).grams["out.weight"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import random
 import types
+import weakref
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -250,9 +251,28 @@ def patched_by_compiler(model: nn.Module) -> None:
     model.forward = lambda x: inner(x) * 2
 
 
+def patched_by_cache(model: nn.Module) -> None:
+    model.scale = functools.lru_cache(types.MethodType(lambda self: self[0].weight.sum(), model))
+    inner = model.forward
+    model.forward = lambda x: inner(x) * model.scale()
+
+
+def patched_by_reference(model: nn.Module) -> None:
+    model.me = weakref.ref(model)
+    model.forward = types.MethodType(lambda self, x: nn.Sequential.forward(self.me(), x), model)
+
+
 @pytest.mark.parametrize(
     "patch",
-    [patched_by_closure, patched_by_method, patched_by_partial, patched_by_decorator, patched_by_compiler],
+    [
+        patched_by_closure,
+        patched_by_method,
+        patched_by_partial,
+        patched_by_decorator,
+        patched_by_compiler,
+        patched_by_cache,
+        patched_by_reference,
+    ],
 )
 def test_patched_methods_run_the_copy_and_not_the_users_network(patch: Callable[[nn.Module], None]) -> None:
     model = body()

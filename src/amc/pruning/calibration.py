@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from amc.batches import examples
 from amc.errors import DataError
+from amc.judging import check_resources, reason_of
 from amc.pruning.reconstruction import DAMPING, damp
 from amc.pruning.watching import Watch
 from amc.structure import Layer, Structure
@@ -149,7 +150,14 @@ def calibrate(
     with undisturbed(model), inference(model), attention_by_parts(model), watch:
         for example in examples(batches, _device_of(model)):
             example = example.cloned()  # some networks write into their input, and the batches serve again
-            model(*example.args, **example.kwargs)
+            try:
+                model(*example.args, **example.kwargs)
+            except Exception as error:  # the user's forward may raise anything
+                check_resources(error)
+                raise DataError(
+                    f"{type(model).__name__} fails on a calibration batch ({reason_of(error)}); "
+                    "give batches as in training, of the example input's kind"
+                ) from error
             count += 1
     if count == 0:
         raise DataError("the calibration set is empty; give at least one batch")

@@ -1,13 +1,16 @@
 """Functions that a copied network carries: hooks, patched methods, and whatever else is kept in an attribute.
 
-`copy.deepcopy` shares functions. Then a hook of the copy fills the user's own list, and a method that was patched with
-a function around the old one runs the user's own network. Here such a function gets a twin, which refers to copies.
+`copy.deepcopy` shares functions and weak references. Then a hook of the copy fills the user's own list, and a method
+that was patched with a function around the old one runs the user's own network. Here each gets a twin, which refers
+to copies.
 """
 
 from __future__ import annotations
 
 import copy
 import dis
+import functools
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from types import CellType, CodeType, FunctionType, MethodType
@@ -41,6 +44,12 @@ class FunctionTwins:
         if isinstance(value, FunctionType):
             compiled = getattr(value, "_torchdynamo_orig_callable", None)  # of torch.compile: as it is written
             return self._twin(value) if compiled is None else self._copied(compiled)
+        if isinstance(value, functools._lru_cache_wrapper):
+            inner = self._copied(value.__wrapped__)
+            return value if inner is value.__wrapped__ else functools.lru_cache(**value.cache_parameters())(inner)
+        if isinstance(value, weakref.ref):
+            target = self._memo.get(id(value()))
+            return value if target is None else weakref.ref(target)
         if isinstance(value, MethodType) and isinstance(value.__func__, FunctionType):
             twin = self._twin(value.__func__)
             return value if twin is value.__func__ else MethodType(twin, value.__self__)

@@ -1,6 +1,7 @@
 """Data sets by name: the built-in digits, CIFAR-10 on disk, a folder of images, or the user's own factory."""
 
 import difflib
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -55,9 +56,14 @@ def load_data(
         prepared = preprocessing or Preprocessing()
         prepared = prepared if image_size is None else prepared.resized(image_size)
         return _imagefolder(spec, root, search_images, prepared)
+    close = difflib.get_close_matches(kind, ["digits", "cifar10", "imagefolder"], n=1)
     if colon:
-        return _from_factory(spec, search_images)
-    close = difflib.get_close_matches(spec, ["digits", "cifar10", "imagefolder"], n=1)
+        try:
+            return _from_factory(spec, search_images)
+        except DataError as error:
+            if not close or kind.isidentifier() and importlib.util.find_spec(kind) is not None:
+                raise
+            raise DataError(f"unknown data '{spec}'; did you mean {close[0]}:{rest}? As a factory: {error}") from error
     hint = f"did you mean {close[0]}? " if close else ""
     raise DataError(
         f"unknown data '{spec}'; {hint}known: digits, cifar10:ROOT, imagefolder:ROOT, package.module:factory"
