@@ -106,7 +106,7 @@ def _killer(pid: int, kill_when: Callable[[], bool], kill_with: signal.Signals, 
 
 @functools.cache
 def _server() -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
     for name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE"):
         environment.pop(name, None)
     server = subprocess.Popen(

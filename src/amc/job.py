@@ -13,6 +13,7 @@ from amc.config import SearchConfig
 from amc.deploy.table import Latency
 from amc.errors import AmcError, DataError, EvaluationError
 from amc.evaluation import Evaluator, PairedEvaluator, as_evaluator
+from amc.kernels import device_of, slow_bfloat16
 from amc.latency import aligned, guarded, latency_of
 from amc.methods import CHANNEL, Method, create_method, problem_of
 from amc.modes import evaluating
@@ -92,6 +93,10 @@ def prepare(
     problem, latency, told = _problem(model, structure, example_input, method, config, rewarded, table, watch)
     check_costs(paid, problem.policy_costs(problem.dense.tolist()))
     score = as_evaluator(evaluate, autocast=config.bf16)
+    slow = slow_bfloat16(device_of(model)) if config.bf16 else None
+    if slow:
+        told.append(slow)
+        watch.warning(slow)
     watch.stage("dense score")
     score, confirm, dense = _judges(model, score, config)
     watch.dense(dense)
