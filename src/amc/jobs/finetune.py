@@ -25,6 +25,7 @@ from amc.job import Job, score_of
 from amc.jobs import candidates as choosing
 from amc.jobs.origin import config_of, data_of, evaluate_of, network_of
 from amc.jobs.progress import Progress
+from amc.kernels import slow_bfloat16
 from amc.methods import MaskedMethod, Method, create_method
 from amc.pruning import Policy
 from amc.records import sealed
@@ -226,9 +227,12 @@ class _Task:
         self.score = _score_on(device, config, data, settings_of(self.origin, config).score)
         distilled = state.settings.distill > 0
         self.teacher = network_of(config, run.path).to(device) if distilled else None
+        self.slow = slow_bfloat16(device) if state.settings.precision == "bfloat16" else None
 
     def run(self) -> None:
         """Choose, train, record."""
+        if self.slow:
+            self.progress.warning(self.slow)
         start = self._chosen() if self.state.candidates > 1 else self._loaded()
         untrained = copy.deepcopy(start.model) if start.chosen else None
         self.state.save()
@@ -308,6 +312,9 @@ class _Task:
             summary["candidates"] = [
                 {**entry, "chosen": number == best} for number, entry in enumerate(self.state.measured)
             ]
+        warnings = summary.get("warnings") or []
+        if self.slow and self.slow not in warnings:
+            summary["warnings"] = [*warnings, self.slow]
         tuned = {"score_finetuned": result.epochs[-1].score}
         if test is not None:
             tuned["test_finetuned"] = test(slim)
