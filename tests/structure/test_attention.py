@@ -210,3 +210,56 @@ def test_expanded_tokens_do_not_become_a_group() -> None:
 
     structure = assert_exact(Token(), torch.randn(4, 2))
     assert sorted(g.size for g in structure.groups) == [6, 10]  # the width of the token and of the layer
+
+
+def test_a_size_is_not_mistaken_for_an_attribute_that_another_line_reads() -> None:
+    """`width` is read where the output is viewed, not where the input is, though both are 12 wide."""
+
+    class Viewed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.width = 12
+            self.weight = nn.Parameter(torch.randn(12, 12))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = x.view(-1, x.size(-1)) @ self.weight
+            return y.view(x.shape[0], -1, self.width)
+
+    model, x = nn.Sequential(nn.Linear(12, 12), Viewed(), nn.ReLU(), nn.Linear(12, 3)), torch.randn(2, 5, 12)
+    structure = assert_exact(model, x)
+    assert [group.name for group in structure.groups] == ["0", "1"]
+    slim = slice_model(model, structure, structure.mask({"0": range(5), "1": range(7)}))
+    assert (slim[1].width, slim[1].weight.shape) == (7, (5, 7))
+
+
+@pytest.mark.parametrize("way", ["helper", "alias"])
+def test_sizes_that_a_function_of_another_name_reads_follow(way: str) -> None:
+    """torch.export keeps lines of functions called forward only."""
+
+    class Split(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.size, self.inside, self.outside = 3, nn.Linear(6, 12), nn.Linear(12, 3)
+
+        def split(self, y: Tensor) -> Tensor:
+            return y.view(y.shape[0], -1, self.size).relu()
+
+        def call(self, x: Tensor) -> Tensor:
+            y = self.split(self.inside(x))
+            return self.outside(y.flatten(1))
+
+        forward = call
+
+    class Around(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = Split()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.part(x)
+
+    model = Around() if way == "alias" else Split()
+    structure = assert_exact(model, torch.randn(2, 6), certified=True)
+    assert [group.size for group in structure.groups] == [3]
+    slim = slice_model(model, structure, structure.mask({structure.groups[0].name: [0, 2]}))
+    assert (slim.part if way == "alias" else slim).size == 2

@@ -95,7 +95,7 @@ def _layer_names(uses: Sequence[LayerUse]) -> list[str]:
 
     A weight named `weight` is the module's main one and leaves the module's name to no other.
     """
-    names = [use.weight.rpartition(".")[0] or use.module or use.weight for use in uses]
+    names = [use.weight.rpartition(".")[0] or use.module or use.weight or use.kind for use in uses]
     weights: dict[str, set[str]] = {}
     for name, use in zip(names, uses, strict=True):
         weights.setdefault(name, set()).add(use.weight)

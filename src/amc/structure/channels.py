@@ -56,8 +56,7 @@ class ChannelTable:
         """Position by position, the two live or die together."""
         if a.shape != b.shape:
             raise ValueError(f"cannot tie {a.shape} with {b.shape} channel ids")
-        if a is not b:
-            self._ties.append((a.ravel(), b.ravel()))
+        self._ties.append((a.ravel(), b.ravel()))
 
     def tie_rows(self, ids: Ids) -> Ids:
         """Tie all entries of each row of `ids` [rows, columns]; returns one id a row."""

@@ -60,8 +60,7 @@ class Term:
     @property
     def dense(self) -> int:
         """Multiply-accumulates of the dense network."""
-        gone = any(flag and ids.size == 1 for ids, flag in zip(self.dims, self.vanishing, strict=True))
-        return 0 if gone else self.factor * math.prod(ids.size for ids in self.dims)
+        return self.factor * math.prod(ids.size for ids in self.dims)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,17 +214,18 @@ class Context:
     def _literals(self) -> list[Literal]:
         """Attributes of this module or one around it that reach this line, the innermost first.
 
-        Export keeps no line of a forward by another name; then any line of the module itself will do.
+        Where no function around the operator is called forward, export keeps no line; then any line of the module
+        itself will do.
         """
         assert self.node is not None
         line, inside = line_of_node(self.node), f"{self.module}."
         here = [
             literal
             for literal in self.literals
-            if literal.module == self.module
-            or (literal.line == line and (not literal.module or inside.startswith(f"{literal.module}.")))
+            if (literal.line == line or not line)
+            and (literal.module == self.module or (line and inside.startswith(_prefix(literal.module))))
         ]
-        return sorted(here, key=lambda literal: (literal.line != line, -len(literal.module)))
+        return sorted(here, key=lambda literal: -len(literal.module))
 
     def cost(
         self,
@@ -266,6 +266,10 @@ class Context:
         rows = np.moveaxis(grid, axis, 0).reshape(shape[axis], -1)
         kept = self.table.tie_rows(rows)
         return tuple(kept if d == axis else None for d in range(len(shape)))
+
+
+def _prefix(module: str) -> str:
+    return f"{module}." if module else ""
 
 
 def _constant_along(grid: Ids, axis: int) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -47,9 +48,9 @@ def _counted(model: nn.Module, example: Example) -> dict[str, dict[str, int]]:
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ModelError(
-            f"the operations of {type(model).__name__} cannot be counted: it fails under torch's counter "
-            f"(torch.utils.flop_counter) on the example input ({reason}){_at(line_of_error(error))}; "
-            "check that the forward runs in eval mode on this input"
+            f"the operations of {type(model).__name__} cannot be counted: torch's counter (torch.utils.flop_counter) "
+            f"fails on the example input{_at(line_of_error(error))} ({reason}); write that line with operators that "
+            "it knows"
         ) from error
 
 
@@ -63,24 +64,40 @@ def count_params(model: nn.Module) -> int:
 
 
 def operator_macs(node: Node) -> int | None:
-    """What the counter says of one operator of a traced graph; None if it cannot run without values."""
+    """What the counter says of one operator of a traced graph; None if it cannot run without values.
+
+    Blocks that hold parameters of their own run on export's kind of tensors only.
+    """
     assert callable(node.target)
-    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), _traced_value)
-    try:
-        with torch.device("meta"), torch.no_grad(), _visible(), FlopCounterMode(display=False) as counter:
-            node.target(*args, **kwargs)
-    except Exception:  # as above
-        return None
-    return int(counter.get_total_flops()) // 2
+    for convert, device in ((_sized, torch.device("meta")), (_as_it_is, contextlib.nullcontext())):
+        args, kwargs = torch.fx.map_arg((node.args, node.kwargs), functools.partial(_traced_value, convert=convert))
+        try:
+            with device, torch.no_grad(), _visible(), FlopCounterMode(display=False) as counter:
+                node.target(*args, **kwargs)
+            return int(counter.get_total_flops()) // 2
+        except Exception:  # as above
+            continue
+    return None
 
 
-def _traced_value(node: Node) -> Any:
-    """A node's value without storage; the graph of a block as it is."""
+def _traced_value(node: Node, convert: Callable[[Any], Any]) -> Any:
+    """A node's value; the graph of a block as it is."""
     if node.op == "get_attr" and "val" not in node.meta and node.graph.owning_module is not None:
         block = getattr(node.graph.owning_module, str(node.target), None)
         if isinstance(block, GraphModule):
             return block
-    return tree_map(_to_meta, node.meta.get("val"))
+    return tree_map(convert, node.meta.get("val"))
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _sized(value: Any) -> Any:
+    """A tensor of export's own kind as an ordinary one without storage."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
 
 
 def _count(model: nn.Module, example: Example) -> dict[str, dict[str, int]]:

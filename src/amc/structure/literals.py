@@ -11,13 +11,14 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from amc.structure.source import line_of_frame
+from amc.structure.source import is_users, line_of_frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +94,22 @@ class _Watcher(TorchFunctionMode):
         for place, number in enumerate(numbers, start=-len(numbers)):
             if isinstance(number, AttributeInt):
                 module, name, value = number.origin
-                line = line_of_frame(sys._getframe(1))
+                line = _line_in_forward(sys._getframe(1))
                 self.found[Literal(module, name, value, int(number), place, line)] = None
         return func(*args, **(kwargs or {}))
+
+
+def _line_in_forward(frame: FrameType | None) -> str:
+    """`file.py:12` of the user's innermost line in a function called forward, the only lines that export keeps.
+
+    Else of the user's innermost line.
+    """
+    innermost = line_of_frame(frame)
+    while frame is not None:
+        if frame.f_code.co_name == "forward" and is_users(frame.f_code.co_filename):
+            return line_of_frame(frame)
+        frame = frame.f_back
+    return innermost
 
 
 def _numbers(value: Any) -> Iterator[int]:

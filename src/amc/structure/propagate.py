@@ -166,10 +166,10 @@ def _call(ctx: Context, node: Node, env: dict[Node, Any]) -> Any:
             return _block(ctx, args[graphs[0]], inputs)
     terms, layers, ctx.unruled = len(ctx.terms), len(ctx.layers), False
     result = apply_rule(ctx, node.target, args, kwargs)
-    if operator_name(node.target) not in VIEWS:
+    if operator_name(node.target) not in VIEWS and node.meta.get("val") is not None:
         _note_uses(ctx, _tensors((args, kwargs)), layers)
     if ctx.unruled or len(ctx.terms) > terms:
-        result = _reconciled(ctx, node, terms, result, (args, kwargs))
+        result = _reconciled(ctx, node, terms, layers, result, (args, kwargs))
     value = node.meta.get("val")
     if isinstance(value, (list, tuple)):
         return [_tracked(item, dims) for item, dims in zip(value, result, strict=True)]
@@ -188,7 +188,9 @@ def _note_uses(ctx: Context, given: list[Tracked], first: int) -> None:
             ctx.used.setdefault(str(tensor.name), ctx.operator)
 
 
-def _reconciled(ctx: Context, node: Node, first: int, result: Any, given: Any) -> Any:
+def _reconciled(
+    ctx: Context, node: Node, first: int, layers: int, result: Any, given: tuple[Any, dict[str, Any]]
+) -> Any:
     """The operator's cost as torch's counter has it.
 
     The counter knows some products (of a vector, say) by no cost at all: they have none here either. Any other
@@ -204,7 +206,7 @@ def _reconciled(ctx: Context, node: Node, first: int, result: Any, given: Any) -
         return result
     if not ctx.unruled:
         result = no_rule(ctx, *_tensors(given))
-    ctx.cost((counted,), (None,))
+    ctx.cost((counted,), (None,), layer=layers if len(ctx.layers) == layers + 1 else None)
     return result
 
 

@@ -95,14 +95,14 @@ def _sizes(ctx: Context, matrices: Sequence[_Matrices], gates: int) -> tuple[Ids
 
     They are the same but for a projected LSTM.
     """
-    if matrices[0].projection is not None:
+    width, projection = matrices[0].hidden.ids[1], matrices[0].projection
+    if projection is not None:
         for each in matrices:
             for tensor in (each.hidden, each.projection, *each.biases):
                 for ids in tensor.ids if tensor is not None else ():
                     ctx.lock(ids, PROJECTED)
             ctx.lock(each.input.ids[0], PROJECTED)
-        return None, None
-    width = matrices[0].hidden.ids[1]
+        return width, projection.ids[1]
     for each in matrices:
         ctx.tie(width, each.hidden.ids[1])
         for tensor in (each.input, each.hidden, *each.biases):
