@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -198,40 +193,3 @@ def test_device_urls_open_the_right_device(tmp_path: Path) -> None:
     for url in ("adb://foo", "adb:", "adb:///", "adb://[::1"):
         with pytest.raises(DeviceError, match=re.escape(f"'{url}' must look like adb://SERIAL/data/local/tmp/bench")):
             open_device(url)
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "words"),
-    [
-        ("--max-seconds", "nan", "--max-seconds must be above 0 and at most 1000000, got nan"),
-        ("--max-bytes", 0, "--max-bytes must be above 0 and at most 1099511627776, got 0"),
-        ("--max-memory", -1, "--max-memory must be at least 0"),
-        ("--queue", 0, "--queue must be above 0"),
-        ("--port", 70_000, "cannot listen on 127.0.0.1 port 70000"),
-    ],
-)
-def test_option_out_of_range_is_one_line(option: str, value: object, words: str) -> None:
-    assert amc("device", "serve", option, value).complaint.startswith(words)
-
-
-def test_command_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
-    token_file = tmp_path / "token"
-    command = [sys.executable, "-c", "from amc.cli.device import app; app()", "serve", "--port", "0", "--json",
-               "--token-file", str(token_file)]  # fmt: skip
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(tmp_path)}
-    )
-    assert process.stdout is not None
-    text = ""
-    while not text.rstrip().endswith("\n}"):
-        text += process.stdout.readline() or pytest.fail(str(process.communicate()))
-    record = json.loads(text)
-    assert record["token_file"] == str(token_file)
-    assert "token" not in record
-    info = open_device(record["url"], token_file=token_file).describe()
-    assert dict(info.runtimes) == record["runtimes"]
-    process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=20)
-    assert process.returncode == 0
-    assert stderr == "amc: the device server has ended\n"
-    assert list(tmp_path.iterdir()) == [token_file]
