@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -94,6 +95,7 @@ def _announce(url: str, runtimes: dict[str, str], token: str, token_file: Path |
     if as_json:
         record: dict[str, Any] = {"url": url, "runtimes": runtimes}
         print_json(record | ({"token": token} if token_file is None else {"token_file": str(token_file)}))
+        sys.stdout.flush()  # the reader of a pipe waits for it, and this process goes on
         return
     out.print(f"listening on {url}", soft_wrap=True)
     out.print("runtimes: " + ", ".join(f"{name} {version}" for name, version in runtimes.items()), soft_wrap=True)

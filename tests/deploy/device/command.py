@@ -75,10 +75,11 @@ def small_request(**settings: float) -> tuple[Request, list[list[bytes]]]:
 @contextmanager
 def started(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
     """The command, whose token and files lie in `folder`."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}  # as users have it
     command = [sys.executable, "-m", "amc.cli", "device", "serve", "--port", "0", "--json"]
     with subprocess.Popen(
         [*command, "--token-file", str(folder / "token"), *options],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(folder)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment | {"TMPDIR": str(folder)},
     ) as process:  # fmt: skip
         try:
             yield process

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,9 +16,10 @@ from torch import nn
 
 from amc.deploy.device.adb import AndroidDevice
 from amc.deploy.device.client import DeviceClient
+from amc.deploy.device.formats import FILES
 from amc.deploy.device.protocol import DeviceError, DeviceInfo, Model, Request, TensorSpec
 from amc.deploy.device.remote import latency_on, open_device
-from amc.deploy.device.runner import describe, measure
+from amc.deploy.device.runner import IMPORTS, describe, measure
 from amc.deploy.device.server import DeviceServer
 from amc.deploy.measure import MeasureSettings
 from amc.deploy.table.bench import DeviceBench
@@ -82,6 +85,16 @@ def test_model_that_the_runtime_cannot_run_is_one_line(server: DeviceServer) -> 
     wrong_shape = Model("odd", (TensorSpec((1, 3, 8, 8)),), (len(data),))
     with pytest.raises(DeviceError, match=r"could not measure the models \(model\): .*'odd'"):
         DeviceClient(server.url, TOKEN).measure(Request("onnxruntime", (wrong_shape,)), [[data]])
+
+
+def test_every_runtime_is_imported_before_a_measurement_counts() -> None:
+    assert set(IMPORTS) == set(FILES)
+    script = (
+        "import sys; from amc.deploy.device.runner import prepare; assert 'onnxruntime' not in sys.modules;"
+        "prepare({}); prepare({'runtime': 'ncnn'}); prepare({'runtime': 'onnxruntime'}); print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "onnxruntime" in done.stdout.split()
 
 
 def test_runtimes_whose_files_carry_code_are_refused_everywhere(server: DeviceServer) -> None:

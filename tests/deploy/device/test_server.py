@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import time
 from collections.abc import Iterable, Iterator
@@ -469,6 +470,25 @@ def test_unusable_settings_are_one_line() -> None:
         port = int(device.url.rsplit(":", 1)[1])
         with pytest.raises(DeviceError, match=f"cannot listen on 127.0.0.1 port {port}"):
             DeviceServer(TOKEN, port=port, describe=f"{STUBS}:describe")
+
+
+@pytest.mark.parametrize(
+    ("host", "is_private"),
+    [("127.0.0.1", True), ("localhost", True), ("127.0.0.9", True), ("0.0.0.0", False), ("0", False)],
+)
+def test_server_knows_whether_other_machines_can_reach_it(host: str, is_private: bool) -> None:
+    device = DeviceServer(TOKEN, host=host, port=0, describe=f"{STUBS}:describe")
+    assert device.is_private is is_private
+    device.close()
+
+
+def test_connections_leave_half_of_the_descriptors_to_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    for allowed, places in ((256, 64), (1 << 20, 128), (resource.RLIM_INFINITY, 128)):
+        with monkeypatch.context() as patch:
+            patch.setattr(resource, "getrlimit", lambda kind, allowed=allowed: (allowed, allowed))
+            device = DeviceServer(TOKEN, port=0, describe=f"{STUBS}:describe")
+        assert (device.limits.visitors, device.limits.connections) == (places, places)
+        device.close()
 
 
 def test_files_get_names_of_the_server_only(server: DeviceServer) -> None:
