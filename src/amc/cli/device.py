@@ -50,7 +50,7 @@ def serve(
             data_bytes=max_memory, queue=queue,
         )  # fmt: skip
         token = new_token() if token_file is None else make_token_file(token_file)
-        log = _say if verbose else lambda line: None
+        log = _note if verbose else lambda line: None
         with (
             suppress(StoppedError),
             closing(DeviceServer(token, host=host, port=port, limits=limits, log=log, stop=stop)) as server,
@@ -82,6 +82,11 @@ def _told_to_end() -> Iterator[Stop]:
 
 def _say(line: str) -> None:
     err.print(line, markup=False, emoji=False, soft_wrap=True)
+
+
+def _note(line: str) -> None:
+    with suppress(OSError):  # a log that cannot be written, on a full disk for instance, does not end the server
+        _say(line)
 
 
 def _warn(url: str) -> None:
