@@ -120,7 +120,11 @@ def never() -> Any:
 def test_a_place_that_cannot_be_used_is_found_before_any_work(
     tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module, name in (("amc.jobs.search", "network_of"), ("amc.jobs.search", "data_of"), ("amc.compress", "prepare")):
+    for module, name in (
+        ("amc.jobs.search", "network_of"),
+        ("amc.jobs.search", "data_of"),
+        ("amc.compress", "prepare"),
+    ):
         monkeypatch.setattr(sys.modules[module], name, lambda *_, **__: never())
     out = tmp_path / "out"
     words, lock = _make_unusable(out, damage)
@@ -254,5 +258,3 @@ def test_out_of_memory_or_disk_is_one_line_and_the_journal_is_whole(tmp_path: Pa
 
 def evaluate_whole(module: Any, score: Any) -> float:
     return sum(float((module(x).argmax(1) == y).float().mean()) for x, y in score) / len(score)
-
-
