@@ -33,6 +33,7 @@ RESULTS = "kernels.json"
 PAGE = ROOT / "docs" / "kernels.md"
 BEGIN, END = "<!-- the tables of benchmarks/kernels.py -->", "<!-- end of the tables -->"
 THREADS = (1, 2)
+HANG = ("--hang", "30")  # seconds: some of the faults keep both threads waiting for each other
 
 
 def main() -> None:
@@ -60,7 +61,7 @@ def measure(results: dict[str, Any]) -> None:
                 name = f"{setting.name}, {threads} thread{'s' if threads > 1 else ''}, {way}"
                 if name not in settings:
                     print(name, flush=True)
-                    outcomes = sweep(cases, setting, threads=threads, guarded=way == "guarded")
+                    outcomes = sweep(cases, setting, threads=threads, guarded=way == "guarded", options=HANG)
                     settings[name] = {"rows": rows(cases, outcomes), "wrong": wrong(findings(cases, outcomes))}
                     save(RESULTS, results)
 
@@ -114,8 +115,10 @@ def _table(settings: dict[str, Any], names: Sequence[str], way: str) -> list[str
     lines = [_row(["operation", *heads, "float32", "bfloat16", "float64"]), _row(["---", *["--:"] * (len(heads) + 3)])]
     for label in dict.fromkeys(label for name in names for label in settings[name]["rows"]):
         cells = [settings[name]["rows"][label] for name in names]
-        counts = [f"**{cell['wrong']}** of {cell['cases']}" if cell["wrong"] else f"0 of {cell['cases']}" for cell in cells]
-        worst = [max((cell.get(dtype, -1.0) for cell in cells)) for dtype in ("float32", "bfloat16", "float64")]
+        counts = [
+            f"**{cell['wrong']}** of {cell['cases']}" if cell["wrong"] else f"0 of {cell['cases']}" for cell in cells
+        ]
+        worst = [max(cell.get(dtype, -1.0) for cell in cells) for dtype in ("float32", "bfloat16", "float64")]
         lines.append(_row([label, *counts, *("" if error < 0 else f"{error:.0e}" for error in worst)]))
     return lines
 

@@ -2,7 +2,7 @@
 
     python examples/own_network.py [RUN_DIRECTORY]
 
-Uses scikit-learn's digits, so it is offline and takes less than a minute.
+Uses the built-in digits, so it is offline and takes less than a minute.
 """
 
 import sys

@@ -106,7 +106,7 @@ def _killer(pid: int, kill_when: Callable[[], bool], kill_with: signal.Signals, 
 
 @functools.cache
 def _server() -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src")))}
     for name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE"):
         environment.pop(name, None)
     server = subprocess.Popen(
@@ -152,7 +152,6 @@ def _serve() -> None:
 
 def _warm_up() -> None:
     """Import all that commands import, and what torch imports on first use. One thread, so that forks are safe."""
-    import sklearn.datasets  # noqa: F401
     import torch
 
     import amc

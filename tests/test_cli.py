@@ -13,6 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from amc.rundir import RunDir
 from amc.search import EpisodeRecord, EpisodeTiming
 from amc.stored import load_run
 from amc.structure import count_macs, count_params
@@ -153,7 +154,7 @@ def test_search_tells_its_progress_on_stderr_and_its_result_on_stdout(tmp_path: 
     assert_progress(done.stderr)
     for text in ("· structure", "sliced equals masked on 1 random keep set", "uniform 1/1: best", "ddpg 4/4: best"):
         assert text in done.stderr
-    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    summary = RunDir.open(out).read_json("summary.json")
     left = summary["slim"]["macs"] / summary["dense"]["macs"]
     assert left <= 0.5
     assert f"budget    macs<=50%: {left:.2%} recounted: held" in done.stdout
@@ -172,7 +173,7 @@ def test_search_as_json_prints_the_summary_and_nothing_else(tmp_path: Path) -> N
     )
     assert done.code == 0
     assert_progress(done.stderr)
-    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    summary = RunDir.open(out).read_json("summary.json")
     assert done.json == summary | {"run": str(out)}
     assert (summary["agent"], summary["seed"], summary["budget"]) == ("random", 3, "macs<=80%,params<=70%")
     assert summary["baselines"] == {}
@@ -204,7 +205,7 @@ def test_search_takes_the_users_own_network_data_and_score_and_resumes_them(tmp_
 
 
 def test_resume_of_a_finished_run_repeats_its_result(run: Path) -> None:
-    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    summary = RunDir.open(run).read_json("summary.json")
     assert amc("resume", run, "--json").json == summary | {"run": str(run)}
     done = amc("resume", run)
     assert done.code == 0
@@ -239,17 +240,17 @@ def test_report_is_written_again(run: Path) -> None:
     assert amc("report", run, "--json").json == {"report": f"{run}/report.html"}
 
 
-def test_demo_does_the_whole_job_and_replaces_an_earlier_one(tmp_path: Path) -> None:
-    out = tmp_path / "runs" / "demo"
-    out.mkdir(parents=True)
-    (out / "config.json").write_text('{"command": "demo", "model": "digits_cnn"}')
-    (out / "journal-handmade.jsonl").write_text("of an earlier demo")
+def test_demo_does_the_whole_job_and_leaves_an_earlier_one_alone(tmp_path: Path) -> None:
+    earlier, out = tmp_path / "runs" / "demo", tmp_path / "runs" / "demo-2"
+    earlier.mkdir(parents=True)
+    (earlier / "config.json").write_text('{"command": "demo", "model": "digits_cnn"}')
     done = amc("demo", "--episodes", 3, "--seed", 1, cwd=tmp_path)
     assert done.code == 0, done.stderr
     assert_narrow(done.stdout)
     assert_progress(done.stderr)
-    assert not (out / "journal-handmade.jsonl").exists()
-    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    assert done.stderr.splitlines()[0] == "· 'runs/demo' holds a run and stays; this demo goes to 'runs/demo-2'"
+    assert [path.name for path in earlier.iterdir()] == ["config.json"]
+    summary = RunDir.open(out).read_json("summary.json")
     assert summary["slim"]["macs"] <= 0.5 * summary["dense"]["macs"]
     assert set(summary["baselines"]) == {"uniform", "random"}
     assert {"test", "test_finetuned", "score", "score_finetuned"} <= set(summary["slim"])

@@ -63,7 +63,8 @@ EXHAUSTED: list[tuple[BaseException, str]] = [
 FAULTS: list[BaseException] = [
     ValueError("no camera"), AttributeError("mean"), AssertionError(), OSError(errno.ENOENT, "gone"), KeyError("fps"),
     RuntimeError("out of memory\nsecond line"), RecursionError(), StopIteration(),
-    UnicodeDecodeError("utf8", b"x", 0, 1, "bad"), Mute(), DataError("one image"), ExceptionGroup("several", [ValueError(), KeyError()]),
+    UnicodeDecodeError("utf8", b"x", 0, 1, "bad"), Mute(), DataError("one image"),
+    ExceptionGroup("several", [ValueError(), KeyError()]),
     Exception("\ud800\x1b[31m\x00"),
     Exception("long" * 10_000), Exception(),
 ]  # fmt: skip

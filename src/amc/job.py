@@ -17,6 +17,7 @@ from amc.deploy.table import Latency
 from amc.errors import AmcError, EvaluationError, ResourceError
 from amc.evaluation import Evaluate, Evaluator, PairedEvaluator, as_evaluator
 from amc.judging import EVALUATE, check_resources, number_of, reason_of
+from amc.kernels import device_of, slow_bfloat16
 from amc.latency import aligned, guarded, latency_of
 from amc.methods import CHANNEL, Method, create_method, problem_of
 from amc.metrics import tally
@@ -106,6 +107,10 @@ def prepare(
     check_costs(paid, problem.policy_costs(problem.dense.tolist()))
     score = as_evaluator(evaluate, autocast=config.bf16, score=config.score, example_input=example_input)
     seen = data_fingerprint(score.held) if isinstance(score, Evaluator) and score.held else None
+    slow = slow_bfloat16(device_of(model)) if config.bf16 else None
+    if slow:
+        told.append(slow)
+        watch.warning(slow)
     watch.stage("dense score")
     score, confirm, dense = _judges(model, score, config)
     watch.dense(dense)

@@ -10,21 +10,24 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _X86 = ("x86_64", "amd64")
 _CONVOLUTION_BACKWARD = torch.ops.aten.convolution_backward.default
 
 
-class RightGradients(TorchDispatchMode):
+class RightGradients(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Context of a backward pass whose convolutions avoid oneDNN's broken kernel; the forward pass needs none.
 
-    oneDNN 3.12 (in torch 2.13) computes the weight gradient of a strided 1x1 convolution in channels-last format from a
+    oneDNN 3.12 (in torch 2.13) computes the weight gradient of a strided 1x1 convolution in channels-last format with a
     workspace that is too small where the input has fewer channels than a vector: the gradient is wrong, or the process
-    aborts. The kernel for the default format is right. So here such a convolution's tensors are brought into the default
-    format, whatever made them channels-last; all other convolutions, and other devices, are left alone.
+    aborts. The kernel for the default format is right. So such a convolution's tensors are brought into the default
+    format, whatever made them channels-last. All other convolutions, and other devices, are left alone.
     """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -52,6 +55,11 @@ def _default_format(tensor: Tensor) -> Tensor:
     """
     plain = torch.empty_like(tensor, memory_format=torch.contiguous_format)
     return tensor if tensor.stride() == plain.stride() else plain.copy_(tensor)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the first parameter is; the CPU for a network without one."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def slow_bfloat16(device: torch.device) -> str | None:

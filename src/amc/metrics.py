@@ -316,7 +316,7 @@ def _aligned(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """
     images = len(labels)
     outputs = outputs.reshape(1) if outputs.ndim == 0 and images == 1 else outputs
-    if outputs.ndim > 2 and labels.ndim == outputs.ndim - 1:
+    if outputs.ndim > 2 and labels.shape == (*outputs.shape[:1], *outputs.shape[2:]):
         raise EvaluationError(
             f"the network gives {list(outputs.shape)} for labels {list(labels.shape)}, a class for every pixel or "
             f"place; choose score miou, {_OWN}"

@@ -73,7 +73,7 @@ def _feed(digest: Any, data: Any) -> None:
             digest.update(f"{key!r}:".encode())
             _feed(digest, value)
     elif dataclasses.is_dataclass(data):
-        _feed(digest, [getattr(data, field.name) for field in dataclasses.fields(data)])
+        _feed(digest, {field.name: getattr(data, field.name) for field in dataclasses.fields(data)})
     elif isinstance(data, list | tuple):
         digest.update(f"{len(data)};".encode())
         for value in data:

@@ -172,7 +172,7 @@ class RunDir:
         check, found = runfiles.check_of_lines(name), list[dict[str, Any]]()
         for number, line in enumerate(lines, start=1):
             try:
-                record = records.parse_object(line)
+                record = records.unsealed(records.parse_object(line))
                 check(record, "")
             except records.DamagedError as error:
                 if number == len(lines) and not torn and _json_object(line) is None:

@@ -28,7 +28,7 @@ _COSTS = table(optional(number))
 
 CONFIG = fields(
     {
-        **dict.fromkeys(("amc_version", "command", "method", "reward", "minimise", "agent"), text),
+        **dict.fromkeys(("amc_version", "command", "method", "reward", "score", "minimise", "agent"), text),
         **dict.fromkeys(("model", "weights", "data", "evaluate", "budget", "ranking", "runtime"), optional(text)),
         **dict.fromkeys(("device_url", "token_file", "parent", "weights_sha256"), optional(text)),
         **dict.fromkeys(("episodes", "latency_threads", "calibration_images"), positive),
@@ -42,6 +42,7 @@ CONFIG = fields(
         **dict.fromkeys(("baselines", "lock", "only"), many(text)),
         "input_shape": many(positive, least=1),
         "model_args": table(anything),
+        "preprocessing": optional(table(anything)),
         "schedule": optional(many(number, least=1)),
         "tuning": table(scalar),
     }
@@ -75,7 +76,7 @@ _ROUND = fields({"fraction": number, "run": text, **dict.fromkeys(("macs", "para
 
 SUMMARY = fields(
     {
-        **dict.fromkeys(("amc_version", "budget", "method", "reward", "agent"), optional(text)),
+        **dict.fromkeys(("amc_version", "budget", "method", "reward", "agent", "score"), optional(text)),
         **dict.fromkeys(("model", "data"), optional(text)),
         **dict.fromkeys(("episodes", "failed_episodes"), optional(count)),
         "seed": optional(whole),

@@ -34,6 +34,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from amc.errors import RunError
+from amc.records import check_regular
 
 KEY = "amc_sparse"
 VERSION = 1
@@ -86,6 +87,7 @@ def unpack(data: bytes) -> dict[str, Tensor]:
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
     """The state dict of a safetensors file, packed or plain; RunError if it is missing or damaged."""
+    check_regular(Path(path))  # of a pipe nothing would ever be read
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -94,6 +94,6 @@ def last_round(run: RunDir) -> Path:
     """The last finished round of a schedule; RunError if there is none."""
     rounds = len(run.config()["schedule"])
     for number in range(rounds, 0, -1):
-        if (round_path(run, number) / rundir.MODEL).is_file():
+        if (round_path(run, number) / rundir.SUMMARY).exists():
             return round_path(run, number)
     raise RunError(f"'{run.path}' has no finished round yet; run `amc resume {run.path}` first")

@@ -55,18 +55,24 @@ def sweep(
 ) -> list[Outcome]:  # fmt: skip
     """The outcome of every case in subprocesses; with `guarded`, gradients are computed as fine-tuning does it."""
     command = [sys.executable, "-m", "tests.kernels.worker", "--threads", str(threads), *options]
-    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
-    environment = {**os.environ, **_checking_allocator(), **setting.environment, "PYTHONPATH": paths}
-    environment["OMP_NUM_THREADS"] = str(threads)
     lines = "".join(json.dumps(asdict(case)) + "\n" for case in cases)
     done = subprocess.run(
-        [*command, *(["--guarded"] if guarded else [])], input=lines, env=environment, cwd=ROOT,
-        capture_output=True, text=True, check=False,
+        [*command, *(["--guarded"] if guarded else [])], input=lines, env=environment_of(setting, threads),
+        cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     outcomes: list[Outcome] = [json.loads(line) for line in done.stdout.splitlines()]
     if done.returncode != 0 or len(outcomes) != len(cases):
         raise RuntimeError(f"the sweep ended after {len(outcomes)} of {len(cases)} cases:\n{done.stderr[-2000:]}")
     return outcomes
+
+
+def environment_of(setting: Setting, threads: int = 1) -> dict[str, str]:
+    """Of a process in which overruns of the heap show."""
+    library = find_library("c_malloc_debug")  # glibc 2.34 and later; before that the checks are in libc itself
+    checks = {"LD_PRELOAD": library} if library else {}
+    checks |= {"MALLOC_CHECK_": "3", "MALLOC_PERTURB_": "128"}
+    paths = {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_NUM_THREADS": str(threads)}
+    return {**os.environ, **checks, **setting.environment, **paths}
 
 
 def findings(cases: Iterable[Case], outcomes: Iterable[Outcome]) -> Iterator[Finding]:
@@ -78,9 +84,3 @@ def findings(cases: Iterable[Case], outcomes: Iterable[Outcome]) -> Iterator[Fin
         for name, error in outcome["errors"].items():
             if not error <= TOLERANCE[case.dtype]:
                 yield Finding(case, f"{name} off by {error:.1%}")
-
-
-def _checking_allocator() -> dict[str, str]:
-    library = find_library("c_malloc_debug")  # glibc 2.34 and later; before that the checks are in libc itself
-    preload = {"LD_PRELOAD": library} if library else {}
-    return {**preload, "MALLOC_CHECK_": "3", "MALLOC_PERTURB_": "128"}

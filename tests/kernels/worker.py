@@ -2,9 +2,9 @@
 
     python -m tests.kernels.worker --threads 2 [--guarded]
 
-Some cases at a time run in a process forked for them, so that a crash costs that process alone. The allocator may notice
-only later what an earlier case has overwritten: after a crash each of those cases runs again in a process of its own.
-The program itself never computes anything, so that forking is safe.
+Some cases at a time run in a process forked for them, so that a crash costs that process alone. The allocator may
+notice only later what an earlier case has overwritten: after a crash each of those cases runs again in a process of its
+own. The program itself never computes anything, so that forking is safe.
 """
 
 from __future__ import annotations

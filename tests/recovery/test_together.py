@@ -49,7 +49,7 @@ def launch(folder: Path, scenario: str) -> list[int]:
     ]
     errors, codes = [], []
     for process in processes:
-        errors.append(process.communicate(timeout=60)[1].decode()[-2000:])
+        errors.append(process.communicate(timeout=600)[1].decode()[-2000:])
         codes.append(process.returncode)
     if scenario != "interrupted":
         assert codes == [0, 0], "\n".join(errors)

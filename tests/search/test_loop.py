@@ -75,32 +75,33 @@ def test_killed_at_random_moments_and_resumed_it_is_the_uninterrupted_run(tmp_pa
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root / "src"), str(root)])}
     generator, kills, sizes = np.random.default_rng(), 0, []
-    for _ in range(20):
+    while True:
         command = [sys.executable, str(root / "tests" / "search" / "kill_me.py"), str(path)]
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-            begun = _wait_for_growth(path, process, 60)
-            if begun and kills < 3:
+            if kills < 3:
+                _wait_for_growth(path, process)
                 time.sleep(generator.uniform(0, 0.2))
                 process.send_signal(signal.SIGKILL)
-            output = process.communicate(timeout=120)[0]
+            output = process.communicate()[0]
+        assert process.returncode in (0, -signal.SIGKILL)
         sizes.append(path.stat().st_size)
-        if process.returncode == 0:
+        if process.returncode == 0 and kills:
             break
-        kills += 1
-    assert kills >= 1
+        if process.returncode == 0:  # done before the signal came: begin again
+            path.unlink()
+            sizes.clear()
+        else:
+            kills += 1
     assert sizes == sorted(sizes)
     assert output.strip() == str(expected)
     assert path.read_bytes() == whole
 
 
-def _wait_for_growth(path, process, seconds):
-    """Whether the journal grew before the process ended."""
-    size, deadline = path.stat().st_size if path.exists() else 0, time.monotonic() + seconds
-    while time.monotonic() < deadline and process.poll() is None:
-        if path.exists() and path.stat().st_size > size:
-            return True
+def _wait_for_growth(path, process):
+    """Until the journal has grown, however slow the machine is; or the process has ended."""
+    size = path.stat().st_size if path.exists() else 0
+    while process.poll() is None and (not path.exists() or path.stat().st_size <= size):
         time.sleep(0.005)
-    return False
 
 
 def test_corrupt_middle_line_stops_the_search_and_is_left_alone(tmp_path):

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
 
+from amc import zoo
 from amc.errors import DataError
 from amc.zoo import FolderSet, ImageSet, load_data, splits_from_mapping
 from amc.zoo.splits import balanced_order
@@ -59,9 +61,13 @@ class TestDigits:
         assert data.input_shape == (1, 8, 8)
         assert data.num_classes == 10
 
-    def test_no_image_is_in_two_splits(self) -> None:
-        from sklearn.datasets import load_digits
+    def test_images_and_labels_are_those_of_scikit_learn(self) -> None:
+        theirs = load_digits()
+        with np.load(Path(zoo.__file__).parent / "digits.npz", allow_pickle=False) as ours:
+            assert np.array_equal(ours["images"], theirs.images)
+            assert np.array_equal(ours["labels"], theirs.target)
 
+    def test_no_image_is_in_two_splits(self) -> None:
         data = load_data("digits")
         splits = [data.train, data.search, data.test]
         seen = [row.numpy().tobytes() for split in splits for row in split.images]  # type: ignore[union-attr]

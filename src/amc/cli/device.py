@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -49,7 +50,7 @@ def serve(
             data_bytes=max_memory, queue=queue,
         )  # fmt: skip
         token = new_token() if token_file is None else make_token_file(token_file)
-        log = _say if verbose else lambda line: None
+        log = _note if verbose else lambda line: None
         with (
             suppress(StoppedError),
             closing(DeviceServer(token, host=host, port=port, limits=limits, log=log, stop=stop)) as server,
@@ -83,6 +84,11 @@ def _say(line: str) -> None:
     err.print(line, markup=False, emoji=False, soft_wrap=True)
 
 
+def _note(line: str) -> None:
+    with suppress(OSError):  # a log that cannot be written, on a full disk for instance, does not end the server
+        _say(line)
+
+
 def _warn(url: str) -> None:
     _say(
         f"amc: warning: {url} can be reached from other machines, and the connection is not encrypted: whoever can "
@@ -94,6 +100,7 @@ def _announce(url: str, runtimes: dict[str, str], token: str, token_file: Path |
     if as_json:
         record: dict[str, Any] = {"url": url, "runtimes": runtimes}
         print_json(record | ({"token": token} if token_file is None else {"token_file": str(token_file)}))
+        sys.stdout.flush()  # the reader of a pipe waits for it, and this process goes on
         return
     out.print(f"listening on {url}", soft_wrap=True)
     out.print("runtimes: " + ", ".join(f"{name} {version}" for name, version in runtimes.items()), soft_wrap=True)

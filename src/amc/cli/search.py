@@ -42,8 +42,8 @@ def demo(
     from amc.terminal import Progress
 
     place = free_place(DEMO) if out_dir is None else out_dir
-    if place.name != DEMO.name and out_dir is None:
-        err.print(f"'{DEMO}' stays as it is; this demo goes to '{place}'", markup=False, soft_wrap=True)
+    if out_dir is None and place != DEMO:
+        err.print(f"· '{DEMO}' holds a run and stays; this demo goes to '{place}'", markup=False, soft_wrap=True)
     with stoppable(place):
         job(place, episodes=episodes, seed=seed, progress=Progress(err))
     finish(place, as_json)

@@ -25,8 +25,10 @@ from amc.job import Job, score_of
 from amc.jobs import candidates as choosing
 from amc.jobs.origin import config_of, data_of, evaluate_of, network_of
 from amc.jobs.progress import Progress
+from amc.kernels import slow_bfloat16
 from amc.methods import MaskedMethod, Method, create_method
 from amc.pruning import Policy
+from amc.records import sealed
 from amc.recovery import EpochRecord, FineTuneConfig, FineTuneResult, StepRecord, resume_point
 from amc.recovery import finetune as recover
 from amc.recovery.workers import launched
@@ -127,7 +129,12 @@ class _State:
         for name in counts:
             if asked.get(name, 1) < 1:
                 raise AmcError(f"{name.replace('_', '-')} must be at least 1, got {asked[name]}")
-        known = self._stored() if self.run.has(STATE) and not restart else None
+        known = self._stored() if self.run.file(STATE).exists() and not restart else None
+        if known is None and not restart and self.checkpoints():
+            raise RunError(
+                f"'{self.run.path}' has a fine-tuning under way, and {STATE}, which says with what settings, is "
+                "missing; restore it from a copy, or add --restart to begin anew"
+            )
         if known is not None:
             before = {**known["settings"], **known}
             differing = [name for name, value in asked.items() if before[name] != value]
@@ -141,7 +148,7 @@ class _State:
         new = {"settings": settings, "measured": [], **{name: asked.get(name, 1) for name in counts}}
         self._take(known or new)
         self.wait()
-        if known is None:  # a checkpoint without this file belongs to nothing any more
+        if known is None:
             self.clear()
 
     def save(self) -> None:
@@ -170,7 +177,7 @@ class _State:
     def clear(self) -> None:
         """Nothing is under way any more."""
         if self.main:
-            for path in (self.run.file(STATE), *self.checkpoints()):
+            for path in (*self.checkpoints(), self.run.file(STATE)):  # without it checkpoints are of no use
                 path.unlink(missing_ok=True)
 
     def _stored(self) -> dict[str, Any]:
@@ -220,9 +227,12 @@ class _Task:
         self.score = _score_on(device, config, data, settings_of(self.origin, config).score)
         distilled = state.settings.distill > 0
         self.teacher = network_of(config, run.path).to(device) if distilled else None
+        self.slow = slow_bfloat16(device) if state.settings.precision == "bfloat16" else None
 
     def run(self) -> None:
         """Choose, train, record."""
+        if self.slow:
+            self.progress.warning(self.slow)
         start = self._chosen() if self.state.candidates > 1 else self._loaded()
         untrained = copy.deepcopy(start.model) if start.chosen else None
         self.state.save()
@@ -302,22 +312,27 @@ class _Task:
             summary["candidates"] = [
                 {**entry, "chosen": number == best} for number, entry in enumerate(self.state.measured)
             ]
+        warnings = summary.get("warnings") or []
+        if self.slow and self.slow not in warnings:
+            summary["warnings"] = [*warnings, self.slow]
         tuned = {"score_finetuned": result.epochs[-1].score}
         if test is not None:
             tuned["test_finetuned"] = test(slim)
         slim.cpu()
         summary["slim"] |= {**start.method.recount(slim, self.example), **tuned}
-        lines = "".join(json.dumps(asdict(line)) + "\n" for line in result.epochs)
-        written = {rundir.MODEL_FINETUNED: start.method.stored(slim), rundir.FINETUNE: lines.encode()}
+        epochs = "".join(json.dumps(sealed(asdict(epoch))) + "\n" for epoch in result.epochs)
+        tuned_model = start.method.stored(slim)
         replaced = {}  # last: as long as the policy is the old one, this is not over
         if start.chosen and untrained is not None:
             replaced[rundir.MODEL] = start.method.stored(untrained)
             replaced[rundir.POLICY] = rundir.json_bytes(start.chosen[1].to_json())
-        contents = {**written, **replaced}
-        digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+        digests = {
+            name: hashlib.sha256(data).hexdigest()
+            for name, data in {rundir.MODEL_FINETUNED: tuned_model, **replaced}.items()
+        }
         summary["files"] = {**summary.get("files", {}), **digests}
-        for name, data in written.items():
-            run.write_bytes(name, data)
+        run.write_bytes(rundir.MODEL_FINETUNED, tuned_model)
+        run.write_text(rundir.FINETUNE, epochs)
         run.write_json(rundir.SUMMARY, summary)
         for name, data in replaced.items():
             run.write_bytes(name, data)

@@ -160,7 +160,7 @@ def _out_of_reach(run: RunDir, config: Mapping[str, Any], number: int, metric: M
 
 def _finished(path: Path) -> bool:
     """Whether a round is searched and fine-tuned, down to its summary, which is written last."""
-    summary = RunDir.open(path).read_json(rundir.SUMMARY) if (path / rundir.SUMMARY).is_file() else {}
+    summary = RunDir.open(path).read_json(rundir.SUMMARY) if (path / rundir.SUMMARY).exists() else {}
     return "score_finetuned" in summary.get("slim", {})
 
 

@@ -39,7 +39,7 @@ def search(out: Path, origin: Mapping[str, Any], settings: Mapping[str, Any], *,
 def with_parent(origin: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """Where MODEL is a run directory: the network that run came to, on the same data unless other data is given."""
     spec = Path(str(origin["model"]))
-    if not (spec / rundir.CONFIG).is_file():
+    if not (spec / rundir.CONFIG).exists():
         return dict(origin)
     before = RunDir.open(spec).config()
     if not before.get("model"):

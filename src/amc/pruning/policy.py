@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from amc import records, runfiles
 from amc.errors import RunError
 from amc.rundir import atomic_write_bytes
 
@@ -101,10 +102,12 @@ class Policy:
 
     @classmethod
     def load(cls, path: str | Path) -> Policy:
-        """Read what `save` wrote; RunError if the file is missing or damaged."""
+        """Read what `save` wrote, or a run's policy.json; RunError if the file is missing or damaged."""
         try:
-            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, ValueError, RunError) as error:
+            record = records.unsealed(records.parse_object(records.read_bytes(Path(path))))
+            runfiles.POLICY(record, "")
+            return cls.from_json(record)
+        except (records.DamagedError, RunError) as error:
             raise RunError(f"cannot read policy {path}: {error}") from None
 
 

@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from amc import records
 from amc.errors import RunError
 from amc.recovery.config import EpochRecord
 from amc.recovery.tensors import digest
@@ -118,6 +119,7 @@ def _seal(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
 
 
 def _read(path: Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    records.check_regular(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_KEY)
@@ -129,26 +131,36 @@ def _read(path: Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict[str, 
     if text is None:
         raise RunError(_damaged(path, "it is no checkpoint of a fine-tuning"))
     try:
-        header = json.loads(text)
-        _check_header(header)
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(_damaged(path, f"its header is wrong: {error!r}")) from None
+        header = records.parse_object(text.encode(errors="surrogatepass"))
+        _HEADER(header, "")
+    except records.DamagedError as error:
+        raise RunError(_damaged(path, f"its header {error}")) from None
     return header, tensors
 
 
-def _check_header(header: Any) -> None:
-    """TypeError, KeyError or ValueError for a header that `save` cannot have written."""
-    for record in header["records"]:
-        EpochRecord(**record)
-    identity = header["identity"]
-    whole = [header["step"], identity["steps"], identity["config"]["epochs"]]
-    if not all(type(number) is int and number >= 0 for number in whole):
-        raise ValueError("a count is not a whole number")
-    for name in ("loss", "seconds"):
-        float(header[name])
-    for name in ("scaler", "orders"):
-        dict(header[name])
-    str(header["digest"])
+_EPOCH = {**dict.fromkeys(("loss", "lr", "seconds"), records.number), "epoch": records.positive}
+_HEADER = records.fields(
+    {
+        "records": records.many(records.fields({**_EPOCH, "score": records.optional(records.number)}, needed=_EPOCH)),
+        "identity": records.fields(
+            {
+                "steps": records.positive,
+                "config": records.fields({"epochs": records.positive}, needed=("epochs",)),
+                "images": records.scalar,
+                "device": records.scalar,
+                "processes": records.scalar,
+            },
+            needed=("steps", "config"),
+        ),
+        "step": records.count,
+        "loss": records.number,
+        "seconds": records.number,
+        "scaler": records.table(records.number),
+        "orders": records.table(records.many(records.count)),
+        "digest": records.text,
+    },
+    needed=("records", "identity", "step", "loss", "seconds", "scaler", "orders", "digest"),
+)
 
 
 def _check_identity(path: Path, made: Identity, now: Identity) -> None:

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from amc import rundir
+from amc.errors import RunError
 from amc.report.guarantee import guaranteed_episode
-from amc.report.tables import named_scores, records_of
+from amc.report.tables import named_scores, part_of, records_of
 from amc.rundir import RunDir
 from amc.scores import ScoreKind, score_of_record
+from amc.search import load_journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,21 +99,49 @@ def load_record(run: RunDir) -> RunRecord:
     summary = named_scores(run.read_json(rundir.SUMMARY)) if run.has(rundir.SUMMARY) else {}
     kind = score_of_record({**config, **summary})
     policy = run.read_json(rundir.POLICY) if run.has(rundir.POLICY) else {}
-    journal = run.read_jsonl(rundir.JOURNAL)
-    uniform = _episodes(run.read_jsonl(rundir.baseline_journal("uniform")), kind)
+    journals = [rundir.JOURNAL, *map(rundir.baseline_journal, ("uniform", "random"))]
+    run.verify(rundir.POLICY, *journals)
+    journal, uniform, random = (_checked_journal(run, name) for name in journals)
     return RunRecord(
         path=str(run.path),
         config=config,
         summary=summary,
         episodes=_episodes(journal, kind),
-        uniform=uniform,
-        random=_episodes(run.read_jsonl(rundir.baseline_journal("random")), kind),
-        groups=_groups(summary, policy, ranked(uniform)[0].keep if ranked(uniform) else ()),
+        uniform=_episodes(uniform, kind),
+        random=_episodes(random, kind),
+        groups=_groups(summary, policy, _best_keep(_episodes(uniform, kind))),
         warmup=_warmup(config, journal),
         seconds=_seconds(run.read_jsonl(rundir.TIMINGS)),
-        finetune=tuple(_named(record, kind) for record in run.read_jsonl(rundir.FINETUNE) if "epoch" in record),
+        finetune=tuple(_named(epoch, kind) for epoch in _epochs(run)),
         has_model=run.has(rundir.MODEL),
     )
+
+
+def _checked_journal(run: RunDir, name: str) -> list[dict[str, Any]]:
+    """The lines of a journal; RunError where one was changed after it was written."""
+    lines = run.read_jsonl(name)
+    if lines and lines[0].get("journal", 1) > 1:
+        load_journal(run.file(name))
+    return lines
+
+
+def _epochs(run: RunDir) -> tuple[dict[str, Any], ...]:
+    """The epochs of fine-tuning; RunError unless they are those that the summary tells of."""
+    epochs = tuple(record for record in run.read_jsonl(rundir.FINETUNE) if "epoch" in record)
+    summary = run.read_json(rundir.SUMMARY) if run.has(rundir.SUMMARY) else {}
+    slim = part_of(summary, "slim")
+    if epochs and "files" in summary and "score_finetuned" in slim and not run.has(rundir.FINETUNE_STATE):
+        in_turn = [record["epoch"] for record in epochs] == list(range(1, len(epochs) + 1))
+        if not in_turn or epochs[-1].get("score") != slim["score_finetuned"]:
+            raise RunError(
+                f"'{run.file(rundir.FINETUNE)}' is not of the fine-tuning that {rundir.SUMMARY} tells of; "
+                "restore it from a copy, or delete it"
+            )
+    return epochs
+
+
+def _best_keep(episodes: tuple[Episode, ...]) -> tuple[int, ...]:
+    return ranked(episodes)[0].keep if ranked(episodes) else ()
 
 
 def _named(record: Mapping[str, Any], kind: ScoreKind) -> Mapping[str, Any]:

@@ -166,7 +166,10 @@ def _offenders(structure: Structure, check: _Check, mask: Mask, names: Sequence[
 
     whole = outcome([])
     if whole is not None:
-        raise ModelError(f"the model does not reproduce itself when copied: {whole}")
+        raise ModelError(
+            f"{type(check.model).__name__} does not reproduce itself when copied ({whole}): if its forward is random in "
+            "eval mode, fix its random state; if it reads what lies outside the network, let it read copies"
+        )
 
     def search(subset: Sequence[str], lock: Lock) -> dict[str, Lock]:
         if len(subset) == 1:

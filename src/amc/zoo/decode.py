@@ -83,14 +83,18 @@ def _passed_over(root: Path, others: Sequence[str], nested: Sequence[str]) -> It
         endings = Counter(Path(name).suffix.lower() or "no ending" for name in others)
         listed = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(_SHOWN))
         yield (
-            f"data folder '{root}': {len(others)} files are not read ({listed}): images are {', '.join(_EXTENSIONS)} "
-            "in a folder for each class"
+            f"data folder '{root}': not read: {_count(others, 'other file')} ({listed}); images are "
+            f"{', '.join(_EXTENSIONS)}, in a folder for each class"
         )
     if nested:
         yield (
-            f"data folder '{root}': {len(nested)} folders inside the classes are not read "
-            f"({', '.join(nested[:_SHOWN])}): move their images up into the folder of their class"
+            f"data folder '{root}': not read: {_count(nested, 'folder')} inside the classes "
+            f"({', '.join(nested[:_SHOWN])}); move their images up into the folder of their class"
         )
+
+
+def _count(things: Sequence[str], what: str) -> str:
+    return f"{len(things)} {what}{'s' if len(things) != 1 else ''}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,7 @@ def served(**limits: Any) -> Iterator[DeviceServer]:
         assert not server.spool.exists()
         assert TOKEN not in "".join(lines)
         assert not any(line.startswith("fault") for line in lines), lines
+        assert all(line.isascii() and line.isprintable() and len(line) < 300 for line in lines)  # whatever was sent
 
 
 def client(server: DeviceServer, **options: Any) -> DeviceClient:

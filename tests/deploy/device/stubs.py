@@ -15,6 +15,7 @@ from typing import Any
 
 HEAD = (4).to_bytes(4, "little") + b"TFL3"
 STARTED = "started"  # written into the folder that a model names, before its run begins
+MAY_GO_ON = "go-on"  # what `start-slowly` waits for in its folder
 MACHINE = {"cpu": "stub", "architecture": "paper", "cores": 2, "system": "none", "load": 0.5}
 
 
@@ -94,8 +95,11 @@ def _dig_in(folder: str) -> None:
     part.rename(Path(folder, STARTED))  # all of it or nothing
 
 
-def _start_slowly(seconds: str) -> None:
-    time.sleep(float(seconds))
+def _wait_for(folder: str) -> None:
+    """Starts, and goes on when it may."""
+    Path(folder, STARTED).touch()
+    while not Path(folder, MAY_GO_ON).exists():
+        time.sleep(0.01)
 
 
 def _crash() -> None:
@@ -152,4 +156,4 @@ _ACTIONS: dict[str, Any] = {
     "memory": _memory, "chatter": _chatter, "refuse": _refuse, "fault": _fault, "nan": _nan, "secret": _secret,
     "count": _count,
 }  # fmt: skip
-_STARTS: dict[str, Any] = {"hang-for-good": _dig_in, "start-slowly": _start_slowly}
+_STARTS: dict[str, Any] = {"hang-for-good": _dig_in, "start-slowly": _wait_for}

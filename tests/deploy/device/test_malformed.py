@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,20 @@ from hypothesis import strategies as st
 
 from amc.deploy.device.protocol import encode
 from amc.deploy.device.server import DeviceServer
-from tests.deploy.device.served import TOKEN, ask, body_for, client, frame, new_path, request_for, send, served
+from tests.deploy.device.served import (
+    TOKEN,
+    ask,
+    body_for,
+    client,
+    connect,
+    everything,
+    frame,
+    new_path,
+    parse_answer,
+    request_for,
+    send,
+    served,
+)  # fmt: skip
 from tests.deploy.device.stubs import model
 from tests.deploy.device.test_protocol import JSON
 
@@ -90,6 +104,36 @@ def test_content_length_that_is_not_one_number(server: DeviceServer, length: str
 def test_body_without_length_or_in_chunks_is_411(server: DeviceServer) -> None:
     assert ask(server, "PUT", new_path()).status == 411
     assert ask(server, "PUT", new_path(), headers=["Transfer-Encoding: chunked"]).status == 411
+
+
+def test_leave_to_send_a_body_is_given_to_token_holders_only(server: DeviceServer) -> None:
+    """A client with `Expect: 100-continue` sends its body when it is told to."""
+    body = body_for(model())
+    head = f"PUT {new_path()} HTTP/1.1\r\nContent-Length: {len(body)}\r\nExpect: 100-Continue\r\n"
+    with connect(server) as connection:
+        connection.sendall(f"{head}Authorization: Bearer {TOKEN}\r\n\r\n".encode())
+        leave = b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert connection.recv(len(leave), socket.MSG_WAITALL) == leave
+        connection.sendall(body)
+        assert parse_answer(everything(connection)).status == 202
+    refused = send(server, head.encode() + b"\r\n")
+    assert refused is not None
+    assert refused.status == 401
+
+
+def test_head_requests_get_no_body(server: DeviceServer) -> None:
+    for token, status in ((TOKEN, 405), ("wrong", 401)):
+        answer = ask(server, "HEAD", "/v1/device", token=token)
+        assert (answer.status, answer.record) == (status, None)
+
+
+def test_answer_arrives_though_the_client_goes_on_sending(server: DeviceServer) -> None:
+    """Closed at once, the connection would be reset and the answer lost."""
+    for token, status in (("wrong", 401), (TOKEN, 413)):
+        head = f"PUT {new_path()} HTTP/1.1\r\nAuthorization: Bearer {token}\r\nContent-Length: {8 << 20}\r\n\r\n"
+        answer = send(server, head.encode(), bytes(8 << 20))
+        assert answer is not None
+        assert answer.status == status
 
 
 @pytest.mark.parametrize("change", [-1, 1, 1000])

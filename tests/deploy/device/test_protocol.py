@@ -123,6 +123,8 @@ def test_only_a_frame_of_ours_has_a_header_length(prefix: bytes) -> None:
         (b'{"a": NaN}', "not a JSON number"),
         (b'{"a": -Infinity}', "not a JSON number"),
         (b'{"a": [1e999]}', "not finite"),
+        (b'{"a": ["\\ud800"]}', "half a character"),
+        (b'{"\\udfff": 1}', "half a character"),
         (b"[1]", "JSON list where an object"),
         (b"{} {}", "not valid JSON"),
         (b"\xff\xfe{}", "not valid JSON"),

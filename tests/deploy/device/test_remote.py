@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -19,9 +16,10 @@ from torch import nn
 
 from amc.deploy.device.adb import AndroidDevice
 from amc.deploy.device.client import DeviceClient
+from amc.deploy.device.formats import FILES
 from amc.deploy.device.protocol import DeviceError, DeviceInfo, Model, Request, TensorSpec
 from amc.deploy.device.remote import latency_on, open_device
-from amc.deploy.device.runner import describe, measure
+from amc.deploy.device.runner import IMPORTS, describe, measure
 from amc.deploy.device.server import DeviceServer
 from amc.deploy.measure import MeasureSettings
 from amc.deploy.table.bench import DeviceBench
@@ -87,6 +85,16 @@ def test_model_that_the_runtime_cannot_run_is_one_line(server: DeviceServer) -> 
     wrong_shape = Model("odd", (TensorSpec((1, 3, 8, 8)),), (len(data),))
     with pytest.raises(DeviceError, match=r"could not measure the models \(model\): .*'odd'"):
         DeviceClient(server.url, TOKEN).measure(Request("onnxruntime", (wrong_shape,)), [[data]])
+
+
+def test_every_runtime_is_imported_before_a_measurement_counts() -> None:
+    assert set(IMPORTS) == set(FILES)
+    script = (
+        "import sys; from amc.deploy.device.runner import prepare; assert 'onnxruntime' not in sys.modules;"
+        "prepare({}); prepare({'runtime': 'ncnn'}); prepare({'runtime': 'onnxruntime'}); print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "onnxruntime" in done.stdout.split()
 
 
 def test_runtimes_whose_files_carry_code_are_refused_everywhere(server: DeviceServer) -> None:
@@ -198,40 +206,3 @@ def test_device_urls_open_the_right_device(tmp_path: Path) -> None:
     for url in ("adb://foo", "adb:", "adb:///", "adb://[::1"):
         with pytest.raises(DeviceError, match=re.escape(f"'{url}' must look like adb://SERIAL/data/local/tmp/bench")):
             open_device(url)
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "words"),
-    [
-        ("--max-seconds", "nan", "--max-seconds must be above 0 and at most 1000000, got nan"),
-        ("--max-bytes", 0, "--max-bytes must be above 0 and at most 1099511627776, got 0"),
-        ("--max-memory", -1, "--max-memory must be at least 0"),
-        ("--queue", 0, "--queue must be above 0"),
-        ("--port", 70_000, "cannot listen on 127.0.0.1 port 70000"),
-    ],
-)
-def test_option_out_of_range_is_one_line(option: str, value: object, words: str) -> None:
-    assert amc("device", "serve", option, value).complaint.startswith(words)
-
-
-def test_command_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
-    token_file = tmp_path / "token"
-    command = [sys.executable, "-c", "from amc.cli.device import app; app()", "serve", "--port", "0", "--json",
-               "--token-file", str(token_file)]  # fmt: skip
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(tmp_path)}
-    )
-    assert process.stdout is not None
-    text = ""
-    while not text.rstrip().endswith("\n}"):
-        text += process.stdout.readline() or pytest.fail(str(process.communicate()))
-    record = json.loads(text)
-    assert record["token_file"] == str(token_file)
-    assert "token" not in record
-    info = open_device(record["url"], token_file=token_file).describe()
-    assert dict(info.runtimes) == record["runtimes"]
-    process.send_signal(signal.SIGTERM)
-    _, stderr = process.communicate(timeout=20)
-    assert process.returncode == 0
-    assert stderr == "amc: the device server has ended\n"
-    assert list(tmp_path.iterdir()) == [token_file]

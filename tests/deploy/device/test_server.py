@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import time
 from collections.abc import Iterable, Iterator
@@ -13,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from amc.deploy.device import process
 from amc.deploy.device.door import origin_of
 from amc.deploy.device.limits import Limits
-from amc.deploy.device.process import Child, RunFailedError
 from amc.deploy.device.protocol import DeviceError, Model
 from amc.deploy.device.server import DeviceServer, StoppedError
 from amc.deploy.device.stop import Stop
@@ -37,7 +38,7 @@ from tests.deploy.device.served import (
     served,
     until,
 )  # fmt: skip
-from tests.deploy.device.stubs import MACHINE, STARTED, model
+from tests.deploy.device.stubs import MACHINE, MAY_GO_ON, STARTED, model
 
 
 @pytest.fixture(scope="module")
@@ -217,21 +218,45 @@ def test_hung_run_ends_with_everything_that_it_started(tmp_path: Path) -> None:
         assert no_files(device)
 
 
-def test_start_of_a_run_does_not_count_as_measurement() -> None:
-    """It takes longer than a measurement may, and is done."""
-    with served(run_seconds=2.0) as device:
-        assert outcome(device, model("start-slowly 3"))[0] == "done"
+class Clock:
+    """Stands in for `time` where a run is waited for: time passes when a test says so."""
+
+    now = 0.0
+    sleep = staticmethod(time.sleep)
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_start_of_a_run_does_not_count_as_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes 500 seconds of the 1,000 that a start has, and is measured within 10."""
+    clock = Clock()
+    monkeypatch.setattr(process, "time", clock)
+    child = process.Child(f"{STUBS}:measure", seconds=10.0, start_seconds=1000.0)
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(child.run, slow_start(tmp_path), tmp_path)
+        until((tmp_path / STARTED).exists)
+        clock.now = 500.0
+        (tmp_path / MAY_GO_ON).touch()
+        assert result.result()["networks"]["m0"]["latency_ms"] == 1.5
 
 
 def test_start_of_a_run_has_a_limit_of_its_own(tmp_path: Path) -> None:
-    path = tmp_path / "model.tflite"
-    path.write_bytes(model("start-slowly 3600"))
-    argument = {"models": [{"files": [str(path)]}]}
-    with pytest.raises(RunFailedError) as caught:
-        Child(f"{STUBS}:measure", seconds=300.0, start_seconds=0.5).run(argument, tmp_path)
-    assert (caught.value.kind, caught.value.message) == (
-        "timeout", "the run did not start within 0.5 s and was stopped",
-    )  # fmt: skip
+    child = process.Child(f"{STUBS}:measure", seconds=300.0, start_seconds=0.5)
+    with pytest.raises(process.RunFailedError) as caught:
+        child.run(slow_start(tmp_path), tmp_path)
+    assert caught.value.kind == "timeout"
+    assert caught.value.message == "the run did not start within 0.5 s and was stopped"
+
+
+def slow_start(folder: Path) -> dict[str, Any]:
+    """A task whose start waits in the folder; see `stubs`."""
+    path = folder / "model.tflite"
+    path.write_bytes(model(f"start-slowly {folder}"))
+    return {
+        "runtime": "litert", "threads": 1, "half": False, "settings": {},
+        "models": [{"name": "m0", "inputs": [], "files": [str(path)]}],
+    }  # fmt: skip
 
 
 def test_endless_chatter_is_dropped(server: DeviceServer) -> None:
@@ -469,6 +494,25 @@ def test_unusable_settings_are_one_line() -> None:
         port = int(device.url.rsplit(":", 1)[1])
         with pytest.raises(DeviceError, match=f"cannot listen on 127.0.0.1 port {port}"):
             DeviceServer(TOKEN, port=port, describe=f"{STUBS}:describe")
+
+
+@pytest.mark.parametrize(
+    ("host", "is_private"),
+    [("127.0.0.1", True), ("localhost", True), ("127.0.0.9", True), ("0.0.0.0", False), ("0", False)],
+)
+def test_server_knows_whether_other_machines_can_reach_it(host: str, is_private: bool) -> None:
+    device = DeviceServer(TOKEN, host=host, port=0, describe=f"{STUBS}:describe")
+    assert device.is_private is is_private
+    device.close()
+
+
+def test_connections_leave_half_of_the_descriptors_to_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    for allowed, places in ((256, 64), (1 << 20, 128), (resource.RLIM_INFINITY, 128)):
+        with monkeypatch.context() as patch:
+            patch.setattr(resource, "getrlimit", lambda kind, allowed=allowed: (allowed, allowed))
+            device = DeviceServer(TOKEN, port=0, describe=f"{STUBS}:describe")
+        assert (device.limits.visitors, device.limits.connections) == (places, places)
+        device.close()
 
 
 def test_files_get_names_of_the_server_only(server: DeviceServer) -> None:

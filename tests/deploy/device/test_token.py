@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 from pathlib import Path
 
 import pytest
@@ -51,6 +54,32 @@ def test_file_without_a_token_is_one_line_that_does_not_show_it(text: str, tmp_p
     with pytest.raises(DeviceError, match="is not one: it needs 16 to 256") as caught:
         read_token(path)
     assert not text or text not in str(caught.value)
+
+
+def test_only_a_file_is_read_and_not_without_end(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(
+            DeviceError, match=r"cannot read the token file .* \(it is not a regular file\); give a file"
+        ):
+            read_token(path)
+    with pytest.raises(DeviceError, match=r"cannot read the token file .* \(Is a directory\)"):
+        read_token(tmp_path)
+    (tmp_path / "long").write_text("t" * 5000)
+    with pytest.raises(DeviceError, match="is not one: it needs 16 to 256"):
+        read_token(tmp_path / "long")
+
+
+def test_full_disk_leaves_no_half_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdopen", lambda descriptor, *_, **__: (os.close(descriptor), Full())[1])
+        with pytest.raises(DeviceError, match=r"cannot write the token file .* \(No space left on device\)"):
+            make_token_file(tmp_path / "token")
+    assert len(make_token_file(tmp_path / "token")) == 43
 
 
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
 """The door of a device server: connections that have not shown the token yet.
 
 One thread waits for all of them, so that they cost neither threads nor much memory: a head of at most 64 KiB each, for
-two seconds from the moment that the connection was accepted, in a limited number of places. Where these are taken, a
-newcomer gets the place of another: of the address that has the most, the one that came first. So nobody can keep others
-out by holding connections open, not even from the same address: a client that sends its request at once is heard first.
-Whoever shows the token goes on into the server; all others are answered here.
+two seconds from the moment that the connection was accepted, in a limited number of places. Once all places are taken,
+a newcomer gets the place of another: the address with the most connections loses its oldest one. A request that is
+there when its connection is accepted is read before that, so nobody can keep others out by holding connections open,
+not even from the same address. A connection that shows the token is handed on; all others are answered here.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Visitor:
 
 
 class Door:
-    """Hears everyone who comes until `stop`, and lets in who has the token."""
+    """Reads the heads of all new connections, and hands on those that show the token."""
 
     def __init__(
         self, listener: socket.socket, token: str, limits: Limits, *, admit: Admit, log: Callable[[str], None]
@@ -59,7 +59,7 @@ class Door:
         self._selector = selectors.DefaultSelector()
 
     def serve(self, stop: Stop) -> None:
-        """Until `stop` is set."""
+        """Accept and read until `stop` is set."""
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(stop, selectors.EVENT_READ)
@@ -187,7 +187,7 @@ def _check_token(head: Head, token: str) -> None:
 
 
 def origin_of(address: str) -> str:
-    """Who shares places with an address: itself, or, in version 6, its network of 64 bits, which is one customer's."""
+    """The address, or in IPv6 its /64 network: one customer has a whole one, and could take each place from another."""
     parsed = ipaddress.ip_address(address.partition("%")[0])  # without the zone
     if parsed.version == 4:
         return str(parsed)

@@ -32,7 +32,7 @@ class Guests:
         return True
 
     def close(self) -> None:
-        """Cut every connection and return when nobody is here; the files that arrived are nobody's then."""
+        """Cut every connection and return when all threads have ended, so that none writes files any more."""
         with self._lock:
             here = dict(self._here)
         for connection in here.values():

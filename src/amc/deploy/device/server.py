@@ -14,11 +14,12 @@ laboratory, not for the open internet: see docs/device.md.
 from __future__ import annotations
 
 import ipaddress
+import resource
 import socket
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class DeviceServer:
         `measure` and `describe` are the functions ("module:name") that run in the child process. Once `stop` is set,
         the server serves no longer; `StoppedError` where it has not started yet.
         """
-        self.limits = limits or Limits()
+        self.limits = _within_descriptors(limits or Limits())
         self.log = log
         self._measure = measure
         self._stack = ExitStack()
@@ -174,15 +175,31 @@ def _listen(host: str, port: int) -> socket.socket:
             f"--host must be an address, got '{host}'; use 127.0.0.1 for this machine alone, "
             f"or 0.0.0.0 for every network that it is in"
         )
+    try:
+        return _bound(host, port)
+    except (OSError, OverflowError, TypeError, ValueError) as error:  # the last two: a name that no address can have
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise DeviceError(
+            f"cannot listen on {host} port {port} ({reason}); choose another with --host or --port"
+        ) from None
+
+
+def _bound(host: str, port: int) -> socket.socket:
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
         listener.listen(_BACKLOG)
-    except (OSError, OverflowError, TypeError, ValueError) as error:  # the last two: a name that no address can have
+    except BaseException:
         listener.close()
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise DeviceError(
-            f"cannot listen on {host} port {port} ({reason}); choose another with --host or --port"
-        ) from None
+        raise
     return listener
+
+
+def _within_descriptors(limits: Limits) -> Limits:
+    """Connections take at most half of the file descriptors that this process may have; the rest is for its work."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most == resource.RLIM_INFINITY:
+        return limits
+    quarter = max(1, most // 4)
+    return replace(limits, visitors=min(limits.visitors, quarter), connections=min(limits.connections, quarter))

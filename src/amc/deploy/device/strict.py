@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
 
 class RefusedError(Exception):
     """Why a request is not served: HTTP status, a kind for programs, a line for people."""
@@ -33,16 +35,18 @@ def malformed(message: str) -> RefusedError:
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
-    """One JSON object in UTF-8 and nothing else; no repeated keys, no NaN, no infinities."""
+    """One JSON object in UTF-8 and nothing else; no repeated keys, no NaN, no infinities, no halves of characters."""
     try:
         record = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise malformed(f"not valid JSON: {str(error) or 'nested too deeply'}") from None
     if not isinstance(record, dict):
         raise malformed(f"a JSON {type(record).__name__} where an object is expected")
-    for number in _floats(record):
-        if not math.isfinite(number):  # 1e999
+    for item in _scalars(record):
+        if isinstance(item, float) and not math.isfinite(item):  # 1e999
             raise malformed("a number that is not finite")
+        if isinstance(item, str) and _SURROGATE.search(item):  # "\\ud800" alone, which no file or terminal takes
+            raise malformed("a text with half a character")
     return record
 
 
@@ -57,16 +61,18 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _floats(record: object) -> Iterator[float]:
+def _scalars(record: object) -> Iterator[object]:
+    """Everything in it that is no object and no list, keys included."""
     pending: list[object] = [record]
     while pending:
         item = pending.pop()
-        if isinstance(item, float):
-            yield item
-        elif isinstance(item, dict):
+        if isinstance(item, dict):
+            pending.extend(item)
             pending.extend(item.values())
         elif isinstance(item, list):
             pending.extend(item)
+        else:
+            yield item
 
 
 class Fields:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
 import os
 import re
 import secrets
+import stat
 from pathlib import Path
 
 from amc.deploy.device.protocol import TOKEN_VARIABLE, DeviceError
 
 _FORM = re.compile(r"[A-Za-z0-9._~+/=-]{16,256}\Z")  # what may follow "Bearer" in a header; RFC 6750
+_MOST_BYTES = 4096  # of a token file
 
 
 def new_token() -> str:
@@ -39,11 +42,18 @@ def check_token(token: str, source: str) -> str:
 def read_token(path: Path) -> str:
     """The token that a file holds."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OSError(errno.EINVAL, "it is not a regular file")
+            text = file.read(_MOST_BYTES).decode()
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise DeviceError(f"cannot read the token file '{path}' ({reason}); give a file that holds one token") from None
     return check_token(text, f"'{path}'")
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe that nobody writes into would hold us up
 
 
 def make_token_file(path: Path) -> str:
@@ -53,8 +63,12 @@ def make_token_file(path: Path) -> str:
     token = new_token()
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(token + "\n")
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(token + "\n")
+        except BaseException:
+            path.unlink()  # half a token would be refused the next time
+            raise
     except OSError as error:
         raise DeviceError(f"cannot write the token file '{path}' ({error.strerror}); choose another place") from None
     return token

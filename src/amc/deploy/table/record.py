@@ -14,10 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from amc import records
 from amc.deploy.table.bench import Place
 from amc.deploy.table.plan import Key
 from amc.errors import AmcError, RunError
-from amc.rundir import atomic_write_bytes
+from amc.rundir import atomic_write_bytes, json_bytes
 
 FORMAT = "amc latency table"
 VERSION = 2
@@ -86,24 +87,45 @@ class LatencyTable:
             )
             place = Place(**data["place"])
             return cls(str(data["network"]), place, int(data["step"]), times, networks, float(data["seconds"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise TableError(f"it is damaged ({type(error).__name__}: {str(error)[:80]})") from None
 
 
 def read_table(path: Path) -> LatencyTable:
     """The table in a file; TableError, naming the file, where it cannot be used."""
     try:
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        raise TableError(f"'{path}' cannot be read ({error.strerror})") from None
-    except ValueError:
-        raise TableError(f"'{path}' is damaged: it is no JSON") from None
-    if not isinstance(data, dict):
-        raise TableError(f"'{path}' is damaged: it holds no object")
-    try:
+        data = records.unsealed(records.parse_object(records.read_bytes(path)))
+        _SHAPE(data, "")
         return LatencyTable.from_json(data)
+    except RunError as error:
+        raise TableError(str(error)) from None
+    except records.DamagedError as error:
+        raise TableError(f"'{path}' is damaged: it {error}") from None
     except TableError as error:
         raise TableError(f"'{path}': {error}") from None
+
+
+_SHAPE = records.fields(
+    {
+        "network": records.text,
+        "place": records.fields(
+            {
+                **dict.fromkeys(("runtime", "version", "precision"), records.text),
+                "threads": records.positive,
+                "machine": records.table(records.scalar),
+                "device": records.optional(records.text),
+            }
+        ),
+        "step": records.positive,
+        "blocks": records.table(records.many(records.many(records.number))),
+        "networks": records.many(
+            records.fields(
+                {"keep": records.many(records.positive), "latency_ms": records.number, "spread": records.number}
+            )
+        ),
+        "seconds": records.number,
+    }
+)
 
 
 def write_table(path: Path, table: LatencyTable) -> None:
@@ -112,7 +134,7 @@ def write_table(path: Path, table: LatencyTable) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"'{path.parent}' cannot be made ({error.strerror})") from error
-    atomic_write_bytes(path, json.dumps(table.to_json(), allow_nan=False).encode())
+    atomic_write_bytes(path, json_bytes(table.to_json()))
 
 
 def cache_path(network: str, place: Place, folder: Path | None = None) -> Path:

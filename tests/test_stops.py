@@ -1,0 +1,260 @@
+"""What is said when a job is stopped, and that it is true: every part of every job, on the command line."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from amc.errors import AmcError, RunError
+from amc.jobs import free_place, left_in
+from amc.rundir import RunDir
+from tests.commands import amc
+from tests.fixtures.runs import make
+from tests.tiny import compress, labelled, tiny
+
+SEARCH = ("search", "digits_cnn", "--search-images", 50, "--calibration-images", 128, "--no-test", "--bn-images", 64)
+SOON = (*SEARCH, "--certify", 0)
+
+
+def last(stderr: str) -> str:
+    assert "Traceback" not in stderr
+    return stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("number", "word", "code"), [(signal.SIGINT, "interrupted", 130), (signal.SIGTERM, "terminated", 143)]
+)
+def test_stopped_in_the_preparation_nothing_is_scored_and_resume_starts_again(
+    tmp_path: Path, number: signal.Signals, word: str, code: int
+) -> None:
+    run = tmp_path / "my run"
+    ended = amc(*SEARCH, "--episodes", 5, "--certify", 200, "--out", run,
+                kill_when=(run / "config.json").exists, kill_with=number)  # fmt: skip
+    assert ended.code == code
+    assert last(ended.stderr) == f"amc: {word}; no episode was scored yet; `amc resume '{run}'` starts the search again"
+    assert not list(run.glob("journal*"))
+    done = amc("resume", run)
+    assert done.code == 0, done.stderr
+    assert len((run / "journal.jsonl").read_bytes().splitlines()) == 6
+
+
+def test_stopped_in_the_search_and_in_the_fine_tuning(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    journal = run / "journal.jsonl"
+    ended = amc(*SOON, "--episodes", 30, "--out", run,
+                kill_when=lambda: journal.exists() and journal.read_bytes().count(b"\n") > 5,
+                kill_with=signal.SIGTERM)  # fmt: skip
+    assert ended.code == 143
+    scored = journal.read_bytes().count(b"\n") - 1
+    assert 5 <= scored < 30
+    assert last(ended.stderr) == f"amc: terminated; {scored} of 30 episodes are stored; `amc resume {run}` goes on"
+    assert amc("resume", run).code == 0
+    assert left_in(run) == (
+        f"the search is finished and stored; `amc report {run}` shows the result, `amc finetune {run}` trains it"
+    )
+    state = run / "finetune-state.json"
+    ended = amc("finetune", run, "--epochs", 2, "--checkpoint-every", 4,
+                kill_when=(run / "finetune.ckpt").exists, kill_with=signal.SIGTERM)  # fmt: skip
+    assert ended.code == 143
+    assert state.exists()
+    assert re.search(r"terminated; the fine-tuning is stored up to step \d+ of \d+; `amc finetune ", last(ended.stderr))
+    assert amc("finetune", run).code == 0
+    done = "the search and the fine-tuning are finished and stored"
+    assert left_in(run) == f"{done}; `amc report {run}` shows the result"
+
+
+def test_a_schedule_names_its_round(tmp_path: Path) -> None:
+    make.KINDS["cut-schedule"](tmp_path / "run")
+    assert left_in(tmp_path / "run") == (
+        f"round 2 of 2: 2 of 4 episodes are stored; `amc resume {tmp_path / 'run'}` goes on"
+    )
+
+
+def test_what_is_left_of_nothing_and_of_a_damaged_run(tmp_path: Path) -> None:
+    assert left_in(tmp_path / "run") == "nothing was written; run the same command again"
+    RunDir.create(tmp_path / "run", {"episodes": 3})
+    (tmp_path / "run" / "config.json").write_text("{")
+    assert "config.json' line 1 is not valid JSON" in left_in(tmp_path / "run")
+
+
+def test_all_episodes_without_a_result(tmp_path: Path) -> None:
+    make.KINDS["channel"](tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    assert left_in(tmp_path / "run").startswith("all 6 episodes are scored, the result is not written yet; ")
+
+
+def test_a_second_ctrl_c_changes_nothing(tmp_path: Path) -> None:
+    """Sent again and again until the process is gone."""
+    from tests.kills import SEARCH as OWN
+    from tests.kills import child, command, ended
+
+    run, log = tmp_path / "run", tmp_path / "log"
+    pid = child(command(*OWN, "--out", str(run)), log)
+    deadline = time.monotonic() + 120
+    while not (run / "journal.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    for _ in range(3):
+        os.kill(pid, signal.SIGINT)
+        time.sleep(0.001)
+    assert ended(pid) == 130
+    text = log.read_text()
+    assert "Traceback" not in text
+    assert re.fullmatch(rf"amc: interrupted; \d+ of 40 episodes are stored; `amc resume {run}` goes on", last(text))
+
+
+# The directory is made and locked before any work, and is given back where nothing came of it.
+
+
+def never() -> Any:
+    raise AssertionError("work was done before the directory was looked at")
+
+
+@pytest.mark.parametrize("damage", ["file", "occupied", "run", "locked", "unwritable"])
+def test_a_place_that_cannot_be_used_is_found_before_any_work(
+    tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, name in (
+        ("amc.jobs.search", "network_of"),
+        ("amc.jobs.search", "data_of"),
+        ("amc.compress", "prepare"),
+    ):
+        monkeypatch.setattr(sys.modules[module], name, lambda *_, **__: never())
+    out = tmp_path / "out"
+    words, lock = _make_unusable(out, damage)
+    try:
+        before = sorted(path.name for path in tmp_path.rglob("*"))
+        for start in (lambda: make.search(out), lambda: make.from_python(out), lambda: make.schedule(out)):
+            with pytest.raises(RunError, match=words):
+                start()
+        assert sorted(path.name for path in tmp_path.rglob("*")) == before
+    finally:
+        if lock is not None:
+            lock.__exit__(None, None, None)
+
+
+def _make_unusable(out: Path, damage: str) -> tuple[str, Any]:
+    if damage == "file":
+        out.write_text("x")
+        return "is a file; give a directory", None
+    if damage == "unwritable":
+        out.symlink_to("/proc/nothing/here")
+        return "cannot be written", None
+    out.mkdir()
+    if damage == "occupied":
+        (out / "thesis.tex").touch()
+        return "is not empty", None
+    if damage == "run":
+        RunDir.create(out, {"model": "m"})
+        return "already holds a run", None
+    lock = RunDir(out).lock()
+    lock.__enter__()
+    return "another process .* is writing", lock
+
+
+@pytest.mark.parametrize("settings", [{"budget": "macs<=1%"}, {"lock": ("nowhere",)}, {"only": ("nowhere",)}])
+def test_a_preparation_that_fails_leaves_nothing(tmp_path: Path, settings: dict[str, Any]) -> None:
+    out = tmp_path / "a" / "b"
+    with pytest.raises(AmcError):
+        make.search(out, **settings)
+    assert list(tmp_path.iterdir()) == []
+    made = tmp_path / "made"
+    made.mkdir()
+    with pytest.raises(AmcError):
+        make.search(made, **settings)
+    assert list(made.iterdir()) == []  # an empty directory of the user's stays
+    make.search(made)
+    assert (made / "summary.json").exists()
+
+
+def test_an_evaluate_that_raises_in_the_preparation_leaves_nothing(tmp_path: Path) -> None:
+    def broken(module: Any) -> float:
+        raise OSError("no camera")
+
+    with pytest.raises(AmcError):
+        compress(tiny(), evaluate=broken, run_dir=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_interrupted_before_its_first_episode_stays_and_is_resumed(tmp_path: Path) -> None:
+    model, calls = tiny(), []
+
+    def stop(module: Any) -> float:
+        calls.append(module)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(model, evaluate=stop, run_dir=tmp_path / "run")
+    assert [path.name for path in sorted((tmp_path / "run").iterdir())] == [".lock", "config.json"]
+    with pytest.raises(RunError, match="already holds a run"):
+        compress(model, run_dir=tmp_path / "run")
+    result = compress(model, run_dir=tmp_path / "run", resume=True, evaluate=labelled(model, 96, 5))
+    assert result.summary["episodes"] == 6
+
+
+def test_the_directory_is_locked_from_the_start_to_the_end(tmp_path: Path) -> None:
+    model, seen = tiny(), list[bool]()
+    score = labelled(model, 96, 5)
+
+    def look(module: Any) -> float:
+        with pytest.raises(RunError, match="another process"), RunDir(tmp_path / "run").lock():
+            pass
+        seen.append((tmp_path / "run" / "config.json").exists())
+        return sum(float((module(x).argmax(1) == y).float().mean()) for x, y in score) / len(score)
+
+    compress(model, evaluate=look, run_dir=tmp_path / "run")
+    assert seen
+    assert all(seen)
+
+
+def test_a_lock_file_that_was_replaced_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for a directory that is given up must not hold a lock that nobody else sees."""
+    import fcntl
+
+    run, real = RunDir.create(tmp_path / "run", {}), fcntl.flock
+
+    def late(descriptor: int, how: int) -> None:
+        run.file(".lock").unlink()
+        real(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with pytest.raises(RunError, match="has just given up"), run.lock():
+        pass
+
+
+def test_the_demo_takes_the_first_free_place(tmp_path: Path) -> None:
+    demo = tmp_path / "demo"
+    assert free_place(demo) == demo
+    RunDir.create(demo, {"command": "demo"})
+    (tmp_path / "demo-2").write_text("a file")
+    (tmp_path / "demo-3").mkdir()
+    assert free_place(demo) == tmp_path / "demo-3"
+
+
+@pytest.mark.parametrize("failure", [MemoryError, RunError])
+def test_out_of_memory_or_disk_is_one_line_and_the_journal_is_whole(tmp_path: Path, failure: type[Exception]) -> None:
+    model, calls = tiny(), []
+    score = labelled(model, 96, 5)
+
+    def evaluate(module: Any) -> float:
+        calls.append(module)
+        if len(calls) == 5:
+            raise failure("no space left")
+        return sum(float((module(x).argmax(1) == y).float().mean()) for x, y in score) / len(score)
+
+    whole = compress(model, evaluate=lambda module: evaluate_whole(module, score), run_dir=tmp_path / "whole")
+    with pytest.raises((failure, AmcError)):
+        compress(model, evaluate=evaluate, run_dir=tmp_path / "run")
+    found = compress(model, evaluate=evaluate, run_dir=tmp_path / "run", resume=True)
+    assert found.policy == whole.policy
+    assert [record.error for record in found.search.episodes] == [None] * 6
+
+
+def evaluate_whole(module: Any, score: Any) -> float:
+    return sum(float((module(x).argmax(1) == y).float().mean()) for x, y in score) / len(score)
