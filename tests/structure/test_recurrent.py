@@ -204,7 +204,7 @@ def test_packed_sequences_are_refused_with_a_remedy() -> None:
             packed = nn.utils.rnn.pack_padded_sequence(x, lengths)
             return self.head(nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0])[0])
 
-    with pytest.raises(ModelError, match="does not follow pack_padded_sequence: .* let it run on padded ones"):
+    with pytest.raises(ModelError, match=r"does not follow pack_padded_sequence: .* let it run on padded ones"):
         inspect(Packed().eval(), (torch.randn(7, 2, 6), torch.tensor([7, 4])))
 
 
