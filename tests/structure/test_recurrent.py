@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from amc.errors import ModelError
+from amc.jobs.inspect import structure_record
 from amc.structure import count_macs, inspect, slice_model
 from amc.structure.structure import Structure
 from tests.structure.checks import assert_exact, outputs
@@ -222,3 +223,18 @@ def test_a_packed_layer_is_counted_where_it_runs() -> None:
             return self.rnn(packed)[0].data + 0 * x
 
     assert count_macs(Layer().eval(), torch.zeros(1)) == 11 * 4 * 5 * (6 + 5)
+
+
+def test_inspect_lists_every_matrix_once_however_often_it_is_used() -> None:
+    """4 steps of 2 examples."""
+    structure = inspect(Stepwise(nn.GRUCell).eval(), torch.randn(2, 4, 6))
+    record = structure_record("mine", (2, 4, 6), structure, None)
+    assert record["layers"] == [
+        {"name": "inside", "kind": "linear", "weight": "inside.weight", "macs": 8 * 6 * 9},
+        {"name": "cell.weight_ih", "kind": "recurrent", "weight": "cell.weight_ih", "macs": 8 * 3 * 10 * 9},
+        {"name": "cell.weight_hh", "kind": "recurrent", "weight": "cell.weight_hh", "macs": 8 * 3 * 10 * 10},
+        {"name": "head", "kind": "linear", "weight": "head.weight", "macs": 2 * 10 * 5},
+    ]
+    units = next(group for group in record["groups"] if group["name"] == "cell.weight_ih")
+    assert units["producers"] == ["cell.weight_ih", "cell.weight_hh"]
+    assert units["consumers"] == ["cell.weight_hh", "head"]
