@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from amc import rundir
 from amc.errors import AmcError, RunError
 from amc.evaluation import Evaluate, Evaluator, as_evaluator
-from amc.job import Job, score_of
+from amc.job import Job, final_score, score_of
 from amc.jobs import candidates as choosing
 from amc.jobs.origin import config_of, data_of, evaluate_of, network_of
 from amc.jobs.progress import Progress
@@ -316,8 +316,7 @@ class _Task:
         if self.slow and self.slow not in warnings:
             summary["warnings"] = [*warnings, self.slow]
         tuned = {"score_finetuned": result.epochs[-1].score}
-        if test is not None:
-            tuned["test_finetuned"] = test(slim)
+        tuned |= _tested(summary, test, slim, "fine-tuned", "test_finetuned")
         slim.cpu()
         summary["slim"] |= {**start.method.recount(slim, self.example), **tuned}
         epochs = "".join(json.dumps(sealed(asdict(epoch))) + "\n" for epoch in result.epochs)
@@ -343,10 +342,21 @@ class _Task:
         assert start.chosen is not None
         record = start.chosen[0]
         summary["slim"] = {**start.method.recount(untrained, self.example), "score": record.score}
-        if test is not None:
-            summary["slim"]["test"] = test(untrained)
+        summary["slim"] |= _tested(summary, test, untrained, "slim", "test")
         for group, kept in zip(summary["groups"], record.keep, strict=True):
             group["kept"] = kept
+
+
+def _tested(
+    summary: dict[str, Any], test: Evaluate | None, network: nn.Module, which: str, key: str
+) -> dict[str, float]:
+    """The test score under `key`; where it fails, a warning in the summary says why."""
+    if test is None:
+        return {}
+    value, told = final_score(test, network, which)
+    known = summary.get("warnings") or []
+    summary["warnings"] = [*known, *(line for line in told if line not in known)]
+    return {} if value is None else {key: value}
 
 
 def _score_on(device: torch.device, config: Mapping[str, Any], data: DataSplits, name: str) -> Evaluate:
