@@ -71,7 +71,7 @@ OPERATORS: dict[str, tuple[Middle, int, bool]] = {
     "multi_dot": (lambda n, x: torch.linalg.multi_dot([x, n.w, n.v]), 2 * ONE, False),
     "chain_matmul": (lambda n, x: torch.chain_matmul(x, n.w, n.v), 2 * ONE, False),
     "matrix_power": (lambda n, x: x @ torch.matrix_power(n.w, 3), ONE + 2 * H**3, False),
-    "mv": (lambda n, x: torch.stack([n.w.mv(row) for row in x]), 0, True),
+    "mv": (lambda n, x: torch.stack([n.w.mv(row) for row in x]), 0, False),
     "dot": (lambda n, x: x * torch.dot(x[0], n.inner.bias), 0, False),
     "bilinear": (lambda n, x: F.bilinear(x, x, n.stack).repeat(1, 3)[:, :H], 0, False),
     "addmv": (lambda n, x: torch.stack([torch.addmv(n.inner.bias, n.w, row) for row in x]), 0, False),

@@ -246,7 +246,7 @@ def _einsum(equation: Any, *operands: Any) -> Factors | None:
 
 _PRODUCTS: dict[Any, Callable[..., Factors | None]] = {
     **dict.fromkeys((torch.matmul, torch.linalg.matmul, Tensor.matmul, Tensor.__matmul__), _matmul),
-    **dict.fromkeys((torch.mm, Tensor.mm, torch.bmm, Tensor.bmm, torch.mv, Tensor.mv), _matmul),
+    **dict.fromkeys((torch.mm, Tensor.mm, torch.bmm, Tensor.bmm), _matmul),
     **dict.fromkeys((torch.addmm, Tensor.addmm, Tensor.addmm_), _added_matmul),
     **dict.fromkeys((torch.baddbmm, Tensor.baddbmm, Tensor.baddbmm_), _added_matmul),
     **dict.fromkeys((torch.inner, Tensor.inner), _inner),

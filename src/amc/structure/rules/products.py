@@ -63,7 +63,7 @@ def _merged(sizes: Sequence[int], ids: Sequence[Ids | None], groups: int) -> tup
     )
 
 
-@rule("matmul", "mm", "bmm", "mv", "linalg_matmul")
+@rule("matmul", "mm", "bmm", "linalg_matmul")
 def matmul(ctx: Context, a: Tracked, b: Tracked, *, bias: Tracked | None = None) -> Dims:
     """[..., M, K] @ [..., K, N] -> [..., M, N]; either may be a vector."""
     inner = ctx.tie(a.ids[-1], b.ids[-2] if b.rank > 1 else b.ids[-1])
