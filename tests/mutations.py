@@ -16,7 +16,7 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -298,11 +298,11 @@ def limited(seconds: int) -> Iterator[None]:
 class Mutations:
     """Whole runs of every kind in a folder, and what each comes to when nothing happens to it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kinds: Sequence[str] = KINDS) -> None:
         self.folder = folder
         self.runs = folder / "runs"
         self.expected: dict[str, dict[str, Any]] = {}
-        for kind in KINDS:
+        for kind in kinds:
             make.KINDS[kind.replace(":", "-")](self.runs / kind.replace(":", "-"))
 
     def try_one(self, number: int, seed: int = 0) -> Verdict:
@@ -318,13 +318,13 @@ class Mutations:
             shutil.copytree(whole, run)
             with suppress(ValueError):  # an empty file, a line that is no JSON: nothing to edit
                 change(run / name, draw)
-            how, detail = self._outcome(kind, run, change in ON_PURPOSE)
+            how, detail = self.outcome(kind, run, change in ON_PURPOSE)
             outside = list(Path(place).glob("outside-*"))
             if any(path.read_bytes() != (whole / name).read_bytes() for path in outside):
                 how = "leaked"
         return Verdict(kind, name, change.__name__, how, detail)
 
-    def _outcome(self, kind: str, run: Path, on_purpose: bool) -> tuple[str, str]:
+    def outcome(self, kind: str, run: Path, on_purpose: bool) -> tuple[str, str]:
         if kind not in self.expected:
             self.expected[kind] = self._whole(kind)
         try:

@@ -92,7 +92,7 @@ def _checked(run: RunDir) -> dict[str, Any]:
         raise RunError(f"'{run.path}' has no finished search yet; run `amc resume {run.path}` first")
     config = config_of(run, "train result.model with amc.recovery.finetune")
     summary = run.read_json(rundir.SUMMARY)  # one that is damaged is found before hours of training, not after
-    if "slim" not in summary or "groups" not in summary:
+    if "slim" not in summary:
         raise RunError(f"'{run.file(rundir.SUMMARY)}' has no slim network; restore the file from a copy")
     return config
 
@@ -343,8 +343,9 @@ class _Task:
         record = start.chosen[0]
         summary["slim"] = {**start.method.recount(untrained, self.example), "score": record.score}
         summary["slim"] |= _tested(summary, test, untrained, "slim", "test")
-        for group, kept in zip(summary["groups"], record.keep, strict=True):
-            group["kept"] = kept
+        summary["groups"] = [
+            {"name": group.name, "size": group.size, "kept": group.kept} for group in start.chosen[1].groups
+        ]
 
 
 def _tested(
