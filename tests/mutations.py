@@ -142,8 +142,8 @@ _RAW = {  # written as they are: no JSON library makes them
     "surrogate": '"\\ud800"', "19 digits": "9223372036854775808",
 }  # fmt: skip
 _VALUES: tuple[Any, ...] = (
-    None, True, False, "x", "", -1, 0, 1, 3, 10**15, 2**62, 1e308, -1e308, 5e-324, 0.5, [], {}, [1], ["a"], {"a": 1}, "../..",
-    ".", "é\u202e",
+    None, True, False, "x", "", -1, 0, 1, 3, 10**15, 2**62, 1e308, -1e308, 5e-324, 0.5, [], {}, [1], ["a"], {"a": 1},
+    "../..", ".", "é\u202e",
 )  # fmt: skip
 _HOLE = "a value that is written as it is"
 
@@ -359,8 +359,9 @@ def main(count: int, seed: int, first: int = 0) -> int:
             verdict = mutations.try_one(number, seed)
             totals[verdict.how] += 1
             if verdict.fault:
-                print(number, verdict.kind, verdict.file, verdict.change, verdict.how, verdict.detail, flush=True)
-        print(f"{count - first} changes, seed {seed}: {dict(totals)}", flush=True)
+                sys.stdout.write(f"{number} {verdict}\n")
+                sys.stdout.flush()
+        sys.stdout.write(f"{count - first} changes, seed {seed}: {dict(totals)}\n")
     return sum(totals[how] for how in ("crashed", "hung", "different", "leaked"))
 
 

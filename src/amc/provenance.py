@@ -58,7 +58,7 @@ _DISPATCHED = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx
 
 
 def data_fingerprint(data: Any) -> str:
-    """SHA-256 of all tensors in lists, tuples, mappings and dataclasses, in their order, with their shapes and types."""
+    """SHA-256 of all tensors in lists, tuples, mappings and dataclasses, in order, with their shapes and types."""
     digest = hashlib.sha256()
     _feed(digest, data)
     return digest.hexdigest()

@@ -31,6 +31,7 @@ from amc.methods.channel import ChannelMethod
 from amc.search import Bounds, Budget, Metric, Problem
 from amc.structure import Structure, inspect
 from tests.deploy.benches import MACHINE, PLACE, OracleBench, smooth, stairs, uneven
+from tests.structure.sequences import Experts, Gpt, Recogniser
 
 EXAMPLE = torch.zeros(1, 3, 12, 12)
 
@@ -389,3 +390,15 @@ def test_onnx_runtime_times_blocks_and_networks() -> None:
     record = bench.networks({"dense": Net().eval()}, EXAMPLE, quick)
     assert record["networks"]["dense"]["latency_ms"] > 0
     assert (bench.place.runtime, bench.place.threads, PLACE.device) == ("onnxruntime", 1, None)
+
+
+def test_recurrent_layers_and_stacks_of_matrices_are_no_blocks() -> None:
+    """What the table cannot measure by itself belongs to the rest of the network; a plain product is a linear layer."""
+    model = Recogniser(bidirectional=True).eval()
+    blocks = blocks_of(model, inspect(model, torch.zeros(1, 1, 8, 7)))
+    assert [block.layer for block in blocks] == ["first", "second", "head"]
+    experts = Experts().eval()
+    assert [block.layer for block in blocks_of(experts, inspect(experts, torch.zeros(5, 6)))] == ["gate", "head"]
+    gpt = Gpt(depth=1).eval()
+    found = {block.layer: block.block for block in blocks_of(gpt, inspect(gpt, torch.zeros(1, 6, dtype=torch.long)))}
+    assert found["h.0.c_fc"] == Block("linear", (6,))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from amc.errors import BudgetError
 from amc.methods import MaskedMethod, MethodOptions, create_method, problem_of
 from amc.pruning import calibrate
 from amc.pruning.compensation import compensate
@@ -102,3 +103,18 @@ def test_a_recurrent_layer_still_runs_on_its_masked_weights() -> None:
     with torch.no_grad():
         torch.testing.assert_close(slim(x), plain(x))
     assert int(torch.count_nonzero(slim.rnn.weight_hh_l0)) < slim.rnn.weight_hh_l0.numel()
+
+
+def test_a_network_without_any_layer_is_told_so() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(4, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.scale
+
+    model = Scaled().eval()
+    found = create_method("fine-grained", model, inspect(model, torch.randn(4, 6)))
+    with pytest.raises(BudgetError, match="no parameter is the weight of a convolution, a product or a recurrent"):
+        problem_of(found, ())

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amc.structure import inspect, slice_model
+from amc.errors import ModelError
+from amc.jobs.inspect import structure_record
+from amc.structure import count_macs, inspect, slice_model
 from amc.structure.structure import Structure
 from tests.structure.checks import assert_exact, outputs
 from tests.structure.sequences import Recogniser, Stepwise
@@ -191,3 +193,48 @@ def test_states_carried_from_an_encoder_to_a_decoder_tie_their_units() -> None:
     structure = assert_exact(Translator(), (torch.randn(4, 2, 6), torch.randn(3, 2, 5)), certified=True)
     assert sizes(structure) == {"encoder.weight_ih_l0": 12}
     assert structure.macs == 8 * 4 * 12 * (6 + 12) + 6 * 4 * 12 * (5 + 12) + 6 * 12 * 3
+
+
+def test_packed_sequences_are_refused_with_a_remedy() -> None:
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = nn.LSTM(6, 5), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+            packed = nn.utils.rnn.pack_padded_sequence(x, lengths)
+            return self.head(nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0])[0])
+
+    with pytest.raises(ModelError, match=r"does not follow pack_padded_sequence: .* let it run on padded ones"):
+        inspect(Packed().eval(), (torch.randn(7, 2, 6), torch.tensor([7, 4])))
+
+
+def test_a_packed_layer_is_counted_where_it_runs() -> None:
+    """11 steps of two sequences, 7 and 4 long."""
+    rnn = nn.LSTM(6, 5)
+    packed = nn.utils.rnn.pack_padded_sequence(torch.randn(7, 2, 6), torch.tensor([7, 4]))
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = rnn
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rnn(packed)[0].data + 0 * x
+
+    assert count_macs(Layer().eval(), torch.zeros(1)) == 11 * 4 * 5 * (6 + 5)
+
+
+def test_inspect_lists_every_matrix_once_however_often_it_is_used() -> None:
+    """4 steps of 2 examples."""
+    structure = inspect(Stepwise(nn.GRUCell).eval(), torch.randn(2, 4, 6))
+    record = structure_record("mine", (2, 4, 6), structure, None)
+    assert record["layers"] == [
+        {"name": "inside", "kind": "linear", "weight": "inside.weight", "macs": 8 * 6 * 9},
+        {"name": "cell.weight_ih", "kind": "recurrent", "weight": "cell.weight_ih", "macs": 8 * 3 * 10 * 9},
+        {"name": "cell.weight_hh", "kind": "recurrent", "weight": "cell.weight_hh", "macs": 8 * 3 * 10 * 10},
+        {"name": "head", "kind": "linear", "weight": "head.weight", "macs": 2 * 10 * 5},
+    ]
+    units = next(group for group in record["groups"] if group["name"] == "cell.weight_ih")
+    assert units["producers"] == ["cell.weight_ih", "cell.weight_hh"]
+    assert units["consumers"] == ["cell.weight_hh", "head"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +77,13 @@ def structure_record(
             {
                 "name": group.name,
                 "size": group.size,
-                "producers": [structure.layers[index].name for index in group.producers],
-                "consumers": [structure.layers[index].name for index in group.consumers],
+                "producers": _names(structure, group.producers),
+                "consumers": _names(structure, group.consumers),
                 "macs": sum(structure.layers[i].macs for i in {*group.producers, *group.consumers}),
             }
             for group in structure.groups
         ],
+        "layers": _layers(structure),
         "locked": [
             {"name": item.name, "size": item.size, "reason": str(item.lock), "source": item.lock.source}
             for item in structure.locked
@@ -94,6 +96,20 @@ def structure_record(
             "passed": certificate.passed,
         },
     }
+
+
+def _names(structure: Structure, layers: Iterable[int]) -> list[str]:
+    """Each once: a layer that is called several times has several entries."""
+    return list(dict.fromkeys(structure.layers[index].name for index in layers))
+
+
+def _layers(structure: Structure) -> list[dict[str, Any]]:
+    """Every weight that meets an activation, with the multiply-accumulates of all its uses."""
+    macs: dict[tuple[str, str, str], int] = {}
+    for layer in structure.layers:
+        key = (layer.name, layer.kind, layer.weight)
+        macs[key] = macs.get(key, 0) + layer.macs
+    return [{"name": name, "kind": kind, "weight": weight, "macs": each} for (name, kind, weight), each in macs.items()]
 
 
 def refitting_record(structure: Structure) -> dict[str, Any]:

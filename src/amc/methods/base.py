@@ -12,7 +12,7 @@ from amc.errors import BudgetError
 from amc.pruning import Calibration, Policy
 from amc.pruning.ranking import Ranking
 from amc.search import Budget, CostFunction, Decision, Metric, Problem
-from amc.structure import Layer
+from amc.structure import Layer, Structure
 
 MAX_SPARSITY = 0.8  # of a group's channels, or of a convolution's weights (arXiv 1802.03494, section 4)
 MAX_SPARSITY_LINEAR = 0.98  # of a linear layer's weights (there)
@@ -53,6 +53,9 @@ class Method(Protocol):
 
     @property
     def slices(self) -> bool: ...
+
+    @property
+    def structure(self) -> Structure: ...
 
     @property
     def decisions(self) -> tuple[Decision, ...]: ...
@@ -105,6 +108,11 @@ def problem_of(
 
 def _nothing_to_mask(method: Method) -> str:
     nothing = f"there is nothing to prune: method {method.name} leaves every layer as it is"
+    if not method.structure.layers:
+        return (
+            f"{nothing}: no parameter is the weight of a convolution, a product or a recurrent layer; "
+            "`amc inspect` lists what is locked and why"
+        )
     if not method.whole:
         return f"{nothing}; raise max-sparsity or max-sparsity-linear"
     name, reason = next(iter(method.whole.items()))

@@ -46,8 +46,8 @@ class Watch(TorchFunctionMode):
             self._linear(*args, **kwargs)
         elif func in (torch.conv1d, torch.conv2d, torch.conv3d):
             self._convolution(*args, **kwargs)
-        elif func in _RECURRENT:
-            self._recurrent(func, *args, **kwargs)
+        elif func in _RECURRENT and not kwargs:
+            self._recurrent(func, *args)
         elif func in _CELLS:
             self._cell(*args, **kwargs)
         elif func in _PRODUCTS:
@@ -92,9 +92,9 @@ class Watch(TorchFunctionMode):
                 self._steps(mine[each * direction + 1], torch.cat(ends[::-1] if direction else ends))
             x = y
 
-    def _cell(self, x: Tensor, hx: Any, w_ih: Tensor, w_hh: Tensor, *_: Any, **__: Any) -> None:
+    def _cell(self, input: Tensor, hx: Any, w_ih: Tensor, w_hh: Tensor, *_: Any, **__: Any) -> None:
         state = hx[0] if isinstance(hx, (list, tuple)) else hx
-        self._steps(w_ih, x[None])
+        self._steps(w_ih, input[None])
         self._steps(w_hh, state[None])
 
     def _steps(self, weight: Tensor, x: Tensor) -> None:

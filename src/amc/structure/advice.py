@@ -32,6 +32,13 @@ def advice_on_network(model: nn.Module) -> str:
     return ""
 
 
+def advice_on_recurrence(model: nn.Module) -> str:
+    """What torch.export does not follow of recurrent layers; "" for a network without any."""
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        return "torch.export does not follow pack_padded_sequence: if it packs its sequences, let it run on padded ones"
+    return ""
+
+
 def advice_on_example(model: nn.Module, inputs: Any) -> str:
     """How the example's tensors must differ to fit the network's; "" where they fit in precision and device."""
     weight = next((p for p in model.parameters() if p.is_floating_point()), None)

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map
 
 from amc.errors import ModelError
 from amc.modes import evaluating
-from amc.structure.advice import advice_on_example, advice_on_network
+from amc.structure.advice import advice_on_example, advice_on_network, advice_on_recurrence
 from amc.structure.literals import Literal, watching_
 from amc.structure.source import line_of_error
 
@@ -116,7 +116,7 @@ def trace(model: nn.Module, example: Example) -> Trace:
     except Exception as error:  # torch.export raises whatever the user's forward does
         raise ModelError(
             f"torch.export cannot trace {type(model).__name__}: {_cause(error)}; "
-            f"{advice_on_network(model) or _DOCUMENTED}"
+            f"{advice_on_network(model) or advice_on_recurrence(model) or _DOCUMENTED}"
         ) from error
     kinds = (InputKind.PARAMETER, InputKind.BUFFER)
     canonical = _canonical_names(model)

@@ -1,7 +1,7 @@
 """Operator rules: how channel ids flow through each ATen operator.
 
-`rule_for(target)` finds the rule. Operators that torch tags as pointwise share one rule; an operator without a
-rule locks what flows into it.
+`apply_rule(target)` finds the rule. Operators that torch tags as pointwise share one rule; an operator without a
+rule locks what flows into it and costs what torch's counter says of it.
 """
 
 from amc.structure.rules import attention, layers, products, recurrent, reductions, shapes  # noqa: F401  (each registers its rules)

@@ -70,8 +70,8 @@ def matmul(ctx: Context, a: Tracked, b: Tracked, *, bias: Tracked | None = None)
     if a.name is None and b.name is None:
         ctx.lock(inner, SCALED)
         inner = None
-    elif min(a.rank, b.rank) == 1:  # torch has several ways to do this, some of which depend on the size
-        ctx.lock(inner, f"{ctx.operator} of a vector runs over it")
+    elif a.rank == 1 and b.rank > 2:  # torch does this in another way where the size is one
+        ctx.lock(inner, f"{ctx.operator} of a vector and a stack runs over it")
         inner = None
     rows = a.ids[-2:-1]
     columns = b.ids[-1:] if b.rank > 1 else ()
