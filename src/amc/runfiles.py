@@ -83,7 +83,8 @@ _LATENCY = fields(
     }
 )
 _MEASURED: Mapping[str, Check] = {
-    "episode": count, "keep": many(positive), "score": number, "score_tuned": number, "reward_tuned": number,
+    "episode": count, "keep": many(positive), "score": number, "score_tuned": optional(number),
+    "reward_tuned": optional(number),
 }  # fmt: skip
 _CANDIDATE = fields({**_MEASURED, "chosen": flag})
 _ROUND = fields({"fraction": number, "run": text, **dict.fromkeys(("macs", "params", "size", "score"), number)})

@@ -262,6 +262,8 @@ class _Task:
                 self.progress.stage(f"candidate {number + 1} of {len(records)} (episode {record.episode})")
                 record = choosing.checked(self.origin, job, record, self.progress)
                 entry = choosing.measure(job, record, number, self._briefly)
+                if entry["score_tuned"] is None:
+                    self.progress.warning(f"candidate {number + 1} is left out: {entry['error']}")
                 self.state.measured.append(entry)
                 self.state.save()
                 if self.state.main:
