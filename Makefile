@@ -1,6 +1,7 @@
 # make demo    the whole job on built-in data, offline once installed
 # make test    the tests
-# make check   exactly what CI runs: formatting, lint, types, tests
+# make check   what CI runs: formatting, lint, types, tests
+# make kernels torch's kernels against float64 on several instruction sets, in all shapes, and the tables of docs/kernels.md
 # make clean   remove the virtual environment and every generated file
 #
 # Each target makes .venv and installs what it needs, at the versions of constraints.txt; run again, that takes no time
@@ -22,7 +23,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # For another build of torch: make demo TORCH_ARGS="--index-url URL"
 TORCH_ARGS ?=
 
-.PHONY: help demo test check format clean
+.PHONY: help demo test check kernels format clean
 
 help:
 	@sed -n 's/^# \(make \)/\1/p' Makefile
@@ -38,6 +39,9 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+kernels: $(VENV)/.dev
+	$(BIN)/python benchmarks/kernels.py --again
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .

@@ -205,8 +205,9 @@ def main(kills: int, seed: int = 0) -> None:
             run = folder / f"run-{number}"
             done[expected.kind] += killed_until_done(expected, run, draw, 4, signal.SIGKILL)
             shutil.rmtree(run)
-            print(dict(done), flush=True)
-    print(f"{sum(done.values())} kills, seed {seed}: all files the same")
+            sys.stdout.write(f"{dict(done)}\n")
+            sys.stdout.flush()
+    sys.stdout.write(f"{sum(done.values())} kills, seed {seed}: all files the same\n")
 
 
 if __name__ == "__main__":

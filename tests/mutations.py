@@ -16,7 +16,7 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,8 +142,8 @@ _RAW = {  # written as they are: no JSON library makes them
     "surrogate": '"\\ud800"', "19 digits": "9223372036854775808",
 }  # fmt: skip
 _VALUES: tuple[Any, ...] = (
-    None, True, False, "x", "", -1, 0, 1, 3, 10**15, 2**62, 1e308, -1e308, 5e-324, 0.5, [], {}, [1], ["a"], {"a": 1}, "../..",
-    ".", "é\u202e",
+    None, True, False, "x", "", -1, 0, 1, 3, 10**15, 2**62, 1e308, -1e308, 5e-324, 0.5, [], {}, [1], ["a"], {"a": 1},
+    "../..", ".", "é\u202e",
 )  # fmt: skip
 _HOLE = "a value that is written as it is"
 
@@ -298,11 +298,11 @@ def limited(seconds: int) -> Iterator[None]:
 class Mutations:
     """Whole runs of every kind in a folder, and what each comes to when nothing happens to it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kinds: Sequence[str] = KINDS) -> None:
         self.folder = folder
         self.runs = folder / "runs"
         self.expected: dict[str, dict[str, Any]] = {}
-        for kind in KINDS:
+        for kind in kinds:
             make.KINDS[kind.replace(":", "-")](self.runs / kind.replace(":", "-"))
 
     def try_one(self, number: int, seed: int = 0) -> Verdict:
@@ -318,13 +318,13 @@ class Mutations:
             shutil.copytree(whole, run)
             with suppress(ValueError):  # an empty file, a line that is no JSON: nothing to edit
                 change(run / name, draw)
-            how, detail = self._outcome(kind, run, change in ON_PURPOSE)
+            how, detail = self.outcome(kind, run, change in ON_PURPOSE)
             outside = list(Path(place).glob("outside-*"))
             if any(path.read_bytes() != (whole / name).read_bytes() for path in outside):
                 how = "leaked"
         return Verdict(kind, name, change.__name__, how, detail)
 
-    def _outcome(self, kind: str, run: Path, on_purpose: bool) -> tuple[str, str]:
+    def outcome(self, kind: str, run: Path, on_purpose: bool) -> tuple[str, str]:
         if kind not in self.expected:
             self.expected[kind] = self._whole(kind)
         try:
@@ -359,8 +359,9 @@ def main(count: int, seed: int, first: int = 0) -> int:
             verdict = mutations.try_one(number, seed)
             totals[verdict.how] += 1
             if verdict.fault:
-                print(number, verdict.kind, verdict.file, verdict.change, verdict.how, verdict.detail, flush=True)
-        print(f"{count - first} changes, seed {seed}: {dict(totals)}", flush=True)
+                sys.stdout.write(f"{number} {verdict}\n")
+                sys.stdout.flush()
+        sys.stdout.write(f"{count - first} changes, seed {seed}: {dict(totals)}\n")
     return sum(totals[how] for how in ("crashed", "hung", "different", "leaked"))
 
 

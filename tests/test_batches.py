@@ -159,8 +159,9 @@ def test_labels_that_are_none(batch: Any, message: str) -> None:
 
 
 def test_a_batch_in_place_of_batches_is_the_only_one() -> None:
-    for source in (X, X.numpy(), {"image": X}, [X], [(X, Y)]):
+    for source in (X, X.numpy(), {"image": X}, [X], [(X, Y)], (X, Y), (X.numpy(), Y.numpy())):
         assert [same(Reader.of(ONE).inputs(batch).args, (X,)) for batch in Reader.of(ONE).batches(source)] == [True]
+    assert len(list(Reader.of(ONE).batches((X, X)))) == 2
     stacked = torch.stack([X, X])
     assert len(list(Reader.of(ONE).batches(stacked))) == 2
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amc.errors import AmcError, DataError, EvaluationError, ResourceError
+from amc.errors import AmcError, DataError, EvaluationError, ResourceError, RunError
 from amc.evaluation import as_evaluator
 from amc.job import final_score, score_of
+from amc.jobs import candidates as choosing
 from amc.judging import LARGEST, LINE, REWARD, SCORE, check_resources, guarded, number_of, one_line, reason_of
 from amc.latency import Judge
-from amc.search import Outcome, RandomAgent, get_reward, read_journal, search
+from amc.recovery import DivergenceError
+from amc.search import EpisodeRecord, Outcome, RandomAgent, get_reward, read_journal, search
 from amc.search.guarantee import candidates, smallest_confirmed
 from amc.search.rewards import SmallestWithin
 from amc.statistics import Measured, PairedDrop
@@ -311,3 +314,24 @@ def test_a_candidate_that_cannot_be_measured_is_not_confirmed() -> None:
         smallest_confirmed(chosen, raising(OSError("a lost disk")), reward)
     with pytest.raises(ResourceError):
         smallest_confirmed(chosen, raising(MemoryError()), reward)
+
+
+def test_a_candidate_whose_fine_tuning_fails_is_never_the_best() -> None:
+    problem, _ = residual_problem(9)
+    job = SimpleNamespace(problem=problem, reward=get_reward("r_err"), scorer=SimpleNamespace(build=lambda keep: keep))
+    keep = tuple(problem.least.tolist())
+    records = [EpisodeRecord(n, keep, problem.policy_costs(keep), 0.5, -0.5) for n in range(3)]
+    answers = [raising(DivergenceError("the loss is nan")), lambda *_: 0.25, lambda *_: 0.75]
+    entries = [
+        choosing.measure(job, record, number, trained)  # type: ignore[arg-type]
+        for number, (record, trained) in enumerate(zip(records, answers, strict=True))
+    ]
+    assert [entry["score_tuned"] for entry in entries] == [None, 0.25, 0.75]
+    assert [entry["reward_tuned"] for entry in entries] == [None, -0.75, -0.25]
+    assert entries[0]["error"] == "the loss is nan"
+    assert choosing.best_of(entries) == 2
+    assert choosing.best_of(entries[:2]) == 1
+    with pytest.raises(RunError, match="none of 1 candidates could be fine-tuned, the last: the loss is nan"):
+        choosing.best_of(entries[:1])
+    with pytest.raises(ResourceError):
+        choosing.measure(job, records[0], 0, raising(ResourceError("out of memory")))  # type: ignore[arg-type]

@@ -182,8 +182,51 @@ def test_a_dense_network_at_chance_is_warned_of() -> None:
     result = compress(model, evaluate=[(images(100, 0), labels)])
     chance = [line for line in result.summary["warnings"] if "chance" in line]
     assert chance == [
-        "the dense network scores 0.25, no better than chance (0.25): check its weights, the order of the classes and "
+        "the dense network scores 0.25, which may be chance (0.25): check its weights, the order of the classes and "
         "the normalisation of the images"
     ]
     fine = compress(tiny()).summary["warnings"]
     assert not any("chance" in line for line in fine)
+
+
+FAILING = """
+import itertools, os, sys
+calls = itertools.count()
+def wide(model): return model.conv1.out_channels / 10
+def fails(how):
+    def evaluate(model):
+        if next(calls) == 4 and not os.path.exists("mended"):
+            how()
+        return wide(model)
+    return evaluate
+def memory(): raise MemoryError
+def disk(): raise OSError(28, "No space left on device", "/data/cache")
+memory, disk, leave = map(fails, (memory, disk, lambda: sys.exit("no licence")))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "memory",
+            "the machine is out of memory (MemoryError) in episode 3; those before it are kept: free some, then ",
+        ),
+        ("disk", "the machine is out of disk space (OSError: [Errno 28] No space left on device: '/data/cache') in "),
+        ("leave", "the user's code called exit('no licence'), which ends the command; "),
+    ],
+)
+def test_a_search_that_its_machine_stops_is_resumed(tmp_path: Path, name: str, message: str) -> None:
+    """Dense is the first call and the uniform policy is left out: the fifth call is that of episode 3."""
+    (tmp_path / "own.py").write_text(FAILING)
+    search = ("search", "digits_cnn", "--episodes", 6, "--no-test", "--baseline", "none", "--json", "--evaluate")
+    whole = amc(*search, "own:wide", "--out", "whole", cwd=tmp_path)
+    assert whole.code == 0, whole.stderr
+    stopped = amc(*search, f"own:{name}", "--out", "run", cwd=tmp_path)
+    assert message in stopped.complaint
+    assert len((tmp_path / "run" / "journal.jsonl").read_text().splitlines()) == 1 + 3
+    (tmp_path / "mended").touch()
+    resumed = amc("resume", "run", "--json", cwd=tmp_path)
+    assert resumed.code == 0, resumed.stderr
+    assert resumed.json["slim"] == whole.json["slim"]
+    assert resumed.json["failed_episodes"] == 0

@@ -90,7 +90,7 @@ def test_checks_name_the_place_and_the_rule() -> None:
 
 @pytest.mark.parametrize("value", [1e308, True, "1", None, [1]])
 def test_a_figure_is_a_number_that_can_be_calculated_with(value: object) -> None:
-    with pytest.raises(records.DamagedError, match="has .* as slim.score, which must be a number"):
+    with pytest.raises(records.DamagedError, match=r"has .* as slim.score, which must be a number"):
         runfiles.SUMMARY({"slim": {"score": value if value is not None else "None"}}, "")
 
 

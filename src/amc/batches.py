@@ -41,8 +41,8 @@ class Reader:
         return cls(None if example_input is None else Example.of(example_input), name)
 
     def batches(self, source: Iterable[Any]) -> Iterable[Any]:
-        """The batches of a source; a tensor, an array or a mapping in place of batches is the only one."""
-        if isinstance(source, Mapping):
+        """The batches of a source; one alone (a tensor, an array, a mapping, a pair with labels) is the only one."""
+        if isinstance(source, Mapping) or self._is_pair(source):
             return [source]
         if isinstance(source, Tensor | np.ndarray):
             rank = self._rank()
@@ -154,6 +154,13 @@ class Reader:
             f"{self.name} is {_described(batch)}, and by its example input the network takes {_described(takes)}; let "
             "the loader give the inputs as the example has them, then the labels"
         )
+
+    def _is_pair(self, source: Any) -> bool:
+        """Whether a tuple is (images, labels), and not two batches."""
+        rank = self._rank()
+        if rank is None or not isinstance(source, tuple) or len(source) != 2 or not all(map(_is_array, source)):
+            return False
+        return bool(source[0].ndim == rank > source[1].ndim)
 
     def _rank(self) -> int | None:
         """Dimensions of the only tensor that the network takes; None where that is not so, or not known."""

@@ -248,6 +248,6 @@ def _near_chance(score: Evaluate, model: nn.Module, dense: float) -> list[str]:
     if dense > chance + 2 * math.sqrt(chance * (1 - chance) / len(evaluator)):
         return []
     return [
-        f"the dense network scores {dense:.4g}, no better than chance ({chance:.4g}): check its weights, the order of "
+        f"the dense network scores {dense:.4g}, which may be chance ({chance:.4g}): check its weights, the order of "
         "the classes and the normalisation of the images"
     ]

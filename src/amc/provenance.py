@@ -7,7 +7,7 @@ import datetime
 import hashlib
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -58,26 +58,29 @@ _DISPATCHED = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx
 
 
 def data_fingerprint(data: Any) -> str:
-    """SHA-256 of all tensors in lists, tuples, mappings and dataclasses, in their order, with their shapes and types."""
+    """SHA-256 of all tensors inside lists, tuples, mappings and dataclasses, in order, with their shapes and types.
+
+    What they are inside of does not count, so that the digest of the same images outlives how they are passed around.
+    """
     digest = hashlib.sha256()
-    _feed(digest, data)
+    for tensor in _tensors(data):
+        digest.update(f"{tensor.dtype} {list(tensor.shape)};".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
-def _feed(digest: Any, data: Any) -> None:
+def _tensors(data: Any) -> Iterator[torch.Tensor]:
     if isinstance(data, torch.Tensor):
-        digest.update(f"{data.dtype} {list(data.shape)};".encode())
-        digest.update(data.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        yield data
     elif isinstance(data, Mapping):
-        for key, value in data.items():
-            digest.update(f"{key!r}:".encode())
-            _feed(digest, value)
-    elif dataclasses.is_dataclass(data):
-        _feed(digest, {field.name: getattr(data, field.name) for field in dataclasses.fields(data)})
+        for key in sorted(data, key=str):
+            yield from _tensors(data[key])
     elif isinstance(data, list | tuple):
-        digest.update(f"{len(data)};".encode())
         for value in data:
-            _feed(digest, value)
+            yield from _tensors(value)
+    elif dataclasses.is_dataclass(data):
+        for field in dataclasses.fields(data):
+            yield from _tensors(getattr(data, field.name))
 
 
 def processor(proc: Path = Path("/proc")) -> str:

@@ -6,10 +6,13 @@ unless it is needed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 from amc.records import (
     Check,
+    DamagedError,
     anything,
     count,
     fields,
@@ -19,12 +22,23 @@ from amc.records import (
     optional,
     positive,
     scalar,
+    shown,
     table,
     text,
     whole,
 )
 
+MAX_INPUT = 2**28  # values of one example: 1 GiB
+
 _COSTS = table(optional(number))
+
+
+def _shape(value: Any, place: str) -> None:
+    """Sizes of one example, which are asked for as memory."""
+    many(positive, least=1)(value, place)
+    if math.prod(value) > MAX_INPUT:
+        raise DamagedError(f"has {shown(value)} as {place}, more values than any network takes")
+
 
 CONFIG = fields(
     {
@@ -40,7 +54,7 @@ CONFIG = fields(
         **dict.fromkeys(("reconstruct", "bf16"), flag),
         "test": optional(flag),
         **dict.fromkeys(("baselines", "lock", "only"), many(text)),
-        "input_shape": many(positive, least=1),
+        "input_shape": _shape,
         "model_args": table(anything),
         "preprocessing": optional(table(anything)),
         "schedule": optional(many(number, least=1)),
@@ -69,7 +83,8 @@ _LATENCY = fields(
     }
 )
 _MEASURED: Mapping[str, Check] = {
-    "episode": count, "keep": many(positive), "score": number, "score_tuned": number, "reward_tuned": number,
+    "episode": count, "keep": many(positive), "score": number, "score_tuned": optional(number),
+    "reward_tuned": optional(number),
 }  # fmt: skip
 _CANDIDATE = fields({**_MEASURED, "chosen": flag})
 _ROUND = fields({"fraction": number, "run": text, **dict.fromkeys(("macs", "params", "size", "score"), number)})

@@ -63,11 +63,18 @@ def _load(
     if model is None:
         model, example_input = _original(run, (*children, here))
     policy = Policy.from_json(run.read_json(rundir.POLICY))
-    name = rundir.MODEL_FINETUNED if finetuned and run.file(rundir.MODEL_FINETUNED).exists() else rundir.MODEL
+    name = rundir.MODEL_FINETUNED if finetuned and _is_finetuned(run) else rundir.MODEL
     run.verify(rundir.POLICY, name)
     slim = apply_policy(model, example_input, policy) if policy.method == CHANNEL else copy_model(model)
     load_weights(slim, run.file(name))
     return slim.eval()
+
+
+def _is_finetuned(run: RunDir) -> bool:
+    """Whether there is a fine-tuned network, or ought to be: one that was lost is missed, not replaced."""
+    if run.file(rundir.MODEL_FINETUNED).exists():
+        return True
+    return run.has(rundir.SUMMARY) and "score_finetuned" in run.read_json(rundir.SUMMARY).get("slim", {})
 
 
 def _original(run: RunDir, children: tuple[Path, ...]) -> tuple[nn.Module, Any]:

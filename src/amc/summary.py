@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from amc import rundir
+from amc.evaluation import Evaluator, PairedEvaluator
 from amc.job import Job, final_score
 from amc.latency import Settled
 from amc.provenance import amc_version, environment
@@ -41,7 +42,8 @@ def summarise(
         "budget": config.budget,
         "method": config.method,
         "reward": config.reward if config.max_drop is None else "smallest within max_drop",
-        "score": config.score,  # its name; an error counts with a minus in all that follows
+        # Its name, none for a function of the caller's own. An error counts with a minus in all that follows.
+        "score": config.score if isinstance(job.scorer.evaluate, Evaluator | PairedEvaluator) else None,
         "agent": config.agent,
         "episodes": len(found[config.agent].episodes),
         "failed_episodes": found[config.agent].failed,

@@ -3,8 +3,8 @@
     python -m tests.kernels.worker --threads 2 [--guarded]
 
 Some cases at a time run in a process forked for them, so that a crash costs that process alone. The allocator may
-notice only later what an earlier case has overwritten: after a crash each of those cases runs again in a process of its
-own. The program itself never computes anything, so that forking is safe.
+notice only later what an earlier case has overwritten: after a crash the last few cases run again, each in a process of
+its own. The program itself never computes anything, so that forking is safe.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from tests.kernels.operations import Backward, errors
 
 Outcome = dict[str, Any]  # {"errors": by name} or {CRASH: how}
 CRASH = "crash"
+SUSPECTS = 4  # cases up to a crash that may have caused it
 REPEATS = 2  # the heap differs each time
 HANG = 120.0  # seconds without an outcome after which a case hangs
 PLANTED = {"planted crash": os.abort, "planted hang": signal.pause}
@@ -50,13 +51,17 @@ def main() -> None:
 
 def _outcomes(cases: Sequence[Case], threads: int, backward: Backward, hang: float) -> list[Outcome]:
     """Of every case."""
-    found = _forked(cases, threads, backward, hang)
-    if len(cases) == 1 or CRASH not in found[-1]:
-        return found
-    alone = [outcome for case in cases for outcome in _forked([case], threads, backward, hang)]
-    if not any(CRASH in outcome for outcome in alone):
-        alone[len(found) - 1] = found[-1]
-    return alone
+    found: list[Outcome] = []
+    while len(found) < len(cases):
+        part = _forked(cases[len(found) :], threads, backward, hang)
+        if CRASH in part[-1]:
+            start = max(0, len(part) - SUSPECTS)
+            suspects = cases[len(found) + start : len(found) + len(part)]
+            alone = [_forked([case], threads, backward, hang)[0] for case in suspects]
+            if any(CRASH in outcome for outcome in alone):
+                part[start:] = alone
+        found += part
+    return found
 
 
 def _forked(cases: Sequence[Case], threads: int, backward: Backward, hang: float) -> list[Outcome]:

@@ -80,15 +80,24 @@ def stoppable(run: Path) -> Iterator[None]:
     """Around a job on `run`: whatever stops it is said in one line, with what the directory holds at that moment."""
     try:
         yield
-    except (KeyboardInterrupt, Terminated) as stop:
+    except (KeyboardInterrupt, SystemExit) as stop:
         for number in (signal.SIGINT, signal.SIGTERM):  # nothing is under way any more
             signal.signal(number, signal.SIG_IGN)
-        word, code = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
+        word, code = _word_of(stop)
         complain(f"{word}; {_left_in(run)}")
         raise typer.Exit(code) from None
     except MemoryError:
         complain(f"out of memory; {_left_in(run)}")
         raise typer.Exit(2) from None
+
+
+def _word_of(stop: KeyboardInterrupt | SystemExit) -> tuple[str, int]:
+    """What ended the command, and its exit code."""
+    if isinstance(stop, KeyboardInterrupt):
+        return "interrupted", 130
+    if isinstance(stop, Terminated):
+        return "terminated", 143
+    return f"the user's code called exit({stop.code!r}), which ends the command", 2
 
 
 def _left_in(run: Path) -> str:

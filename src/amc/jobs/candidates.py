@@ -18,6 +18,7 @@ from amc.errors import EvaluationError, RunError
 from amc.job import Job, prepare
 from amc.jobs.origin import BATCH, evaluate_of, network_of
 from amc.jobs.progress import Progress
+from amc.recovery import DivergenceError
 from amc.rundir import RunDir
 from amc.search import EpisodeRecord, Outcome, read_journal, rewarded
 from amc.stored import settings_of
@@ -74,30 +75,26 @@ def checked(run: RunDir, job: Job, record: EpisodeRecord, progress: Progress) ->
 
 
 def measure(job: Job, record: EpisodeRecord, number: int, trained: Trained) -> dict[str, Any]:
-    """One candidate's line of the summary."""
+    """One candidate's line of the summary: without a tuned score, and with an `error`, where it fails."""
     assert record.score is not None
-    tuned = trained(job, job.scorer.build(record.keep), number)
+    entry = {"episode": record.episode, "keep": list(record.keep), "score": record.score}
     problem = job.problem
     costs, dense = problem.policy_costs(record.keep), problem.policy_costs(problem.dense.tolist())
-    return {
-        "episode": record.episode,
-        "keep": list(record.keep),
-        "score": record.score,
-        "score_tuned": tuned,
-        "reward_tuned": _rewarded(job, Outcome(tuned, costs, dense)),
-    }
-
-
-def _rewarded(job: Job, outcome: Outcome) -> float | None:
-    """The candidate's reward; None where the reward fails on it."""
     try:
-        return rewarded(job.reward, outcome)
-    except EvaluationError:
-        return None
+        tuned = trained(job, job.scorer.build(record.keep), number)
+        reward = rewarded(job.reward, Outcome(tuned, costs, dense))
+    except (DivergenceError, EvaluationError) as error:  # as an episode of the search may fail: there are others
+        return {**entry, "score_tuned": None, "reward_tuned": None, "error": str(error)}
+    return {**entry, "score_tuned": tuned, "reward_tuned": reward}
 
 
 def best_of(measured: Sequence[dict[str, Any]]) -> int:
-    """The candidate with the best reward once tuned; of equal ones the one that the search liked better."""
+    """The candidate with the best reward once tuned; of equal ones the one that the search liked better.
+
+    Raises RunError if every one failed.
+    """
+    if all(entry["reward_tuned"] is None for entry in measured):
+        raise RunError(f"none of {len(measured)} candidates could be fine-tuned, the last: {measured[-1].get('error')}")
 
     def worth(index: int) -> tuple[float, int]:
         paid = measured[index]["reward_tuned"]

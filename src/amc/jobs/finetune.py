@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from amc import rundir
 from amc.errors import AmcError, RunError
 from amc.evaluation import Evaluate, Evaluator, as_evaluator
-from amc.job import Job, score_of
+from amc.job import Job, final_score, score_of
 from amc.jobs import candidates as choosing
 from amc.jobs.origin import config_of, data_of, evaluate_of, network_of
 from amc.jobs.progress import Progress
@@ -92,7 +92,7 @@ def _checked(run: RunDir) -> dict[str, Any]:
         raise RunError(f"'{run.path}' has no finished search yet; run `amc resume {run.path}` first")
     config = config_of(run, "train result.model with amc.recovery.finetune")
     summary = run.read_json(rundir.SUMMARY)  # one that is damaged is found before hours of training, not after
-    if "slim" not in summary or "groups" not in summary:
+    if "slim" not in summary:
         raise RunError(f"'{run.file(rundir.SUMMARY)}' has no slim network; restore the file from a copy")
     return config
 
@@ -262,6 +262,8 @@ class _Task:
                 self.progress.stage(f"candidate {number + 1} of {len(records)} (episode {record.episode})")
                 record = choosing.checked(self.origin, job, record, self.progress)
                 entry = choosing.measure(job, record, number, self._briefly)
+                if entry["score_tuned"] is None:
+                    self.progress.warning(f"candidate {number + 1} is left out: {entry['error']}")
                 self.state.measured.append(entry)
                 self.state.save()
                 if self.state.main:
@@ -316,8 +318,7 @@ class _Task:
         if self.slow and self.slow not in warnings:
             summary["warnings"] = [*warnings, self.slow]
         tuned = {"score_finetuned": result.epochs[-1].score}
-        if test is not None:
-            tuned["test_finetuned"] = test(slim)
+        tuned |= _tested(summary, test, slim, "fine-tuned", "test_finetuned")
         slim.cpu()
         summary["slim"] |= {**start.method.recount(slim, self.example), **tuned}
         epochs = "".join(json.dumps(sealed(asdict(epoch))) + "\n" for epoch in result.epochs)
@@ -343,10 +344,22 @@ class _Task:
         assert start.chosen is not None
         record = start.chosen[0]
         summary["slim"] = {**start.method.recount(untrained, self.example), "score": record.score}
-        if test is not None:
-            summary["slim"]["test"] = test(untrained)
-        for group, kept in zip(summary["groups"], record.keep, strict=True):
-            group["kept"] = kept
+        summary["slim"] |= _tested(summary, test, untrained, "slim", "test")
+        summary["groups"] = [
+            {"name": group.name, "size": group.size, "kept": group.kept} for group in start.chosen[1].groups
+        ]
+
+
+def _tested(
+    summary: dict[str, Any], test: Evaluate | None, network: nn.Module, which: str, key: str
+) -> dict[str, float]:
+    """The test score under `key`; where it fails, a warning in the summary says why."""
+    if test is None:
+        return {}
+    value, told = final_score(test, network, which)
+    known = summary.get("warnings") or []
+    summary["warnings"] = [*known, *(line for line in told if line not in known)]
+    return {} if value is None else {key: value}
 
 
 def _score_on(device: torch.device, config: Mapping[str, Any], data: DataSplits, name: str) -> Evaluate:

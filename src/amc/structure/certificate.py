@@ -167,8 +167,8 @@ def _offenders(structure: Structure, check: _Check, mask: Mask, names: Sequence[
     whole = outcome([])
     if whole is not None:
         raise ModelError(
-            f"{type(check.model).__name__} does not reproduce itself when copied ({whole}): if its forward is random in "
-            "eval mode, fix its random state; if it reads what lies outside the network, let it read copies"
+            f"{type(check.model).__name__} does not reproduce itself when copied ({whole}): if its forward is random "
+            "in eval mode, fix its random state; if it reads what lies outside the network, let it read copies"
         )
 
     def search(subset: Sequence[str], lock: Lock) -> dict[str, Lock]:

@@ -52,6 +52,12 @@ def client(server: DeviceServer, **options: Any) -> DeviceClient:
     return DeviceClient(server.url, TOKEN, **options)
 
 
+def measured(server: DeviceServer, data: bytes) -> None:
+    """The server is well: it measures a good model."""
+    request, files = request_for(data)
+    assert client(server).measure(request, files)["networks"]["m0"]["latency_ms"] == 1.5
+
+
 def request_for(*models: bytes, **fields: Any) -> tuple[Request, list[list[bytes]]]:
     described = tuple(Model(f"m{index}", (INPUT,), (len(data),)) for index, data in enumerate(models))
     request = Request(**({"runtime": "litert", "models": described, "settings": MeasureSettings(rounds=4)} | fields))
@@ -86,6 +92,10 @@ class Answer:
 def connect(server: DeviceServer, *, source: str = "127.0.0.1") -> socket.socket:
     host, port = server.url.removeprefix("http://").rsplit(":", 1)
     return socket.create_connection((host, int(port)), timeout=300, source_address=(source, 0))
+
+
+def no_files(server: DeviceServer) -> bool:
+    return list(server.spool.iterdir()) == []
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -1,0 +1,88 @@
+"""Some of the kills of `tests.kills`, and every other signal: nothing is lost, and what is said is true."""
+
+from __future__ import annotations
+
+import random
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import kills
+
+torch.set_num_threads(1)  # children are forked
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kills")
+
+
+@pytest.fixture(scope="module")
+def search(folder: Path) -> Path:
+    """A search on the command line that nothing disturbed."""
+    out = folder / "search"
+    pid = kills.child(kills.command(*kills.SEARCH, "--out", str(out)), folder / "log")
+    assert kills.ended(pid) == 0
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", kills.KINDS)
+def test_killed_at_random_moments_every_job_ends_with_the_same_bytes(folder: Path, kind: str) -> None:
+    expected = kills.whole(kind, folder)
+    done = kills.killed_until_done(expected, folder / kind, random.Random(kind), 3, signal.SIGKILL)
+    assert 0 <= done <= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("signals", "code", "word"),
+    [
+        ([signal.SIGTERM], 143, "terminated"),
+        ([signal.SIGTERM, signal.SIGTERM, signal.SIGINT], 143, "terminated"),
+        ([signal.SIGINT, signal.SIGINT], 130, "interrupted"),
+    ],
+    ids=["SIGTERM", "SIGTERM twice and SIGINT", "SIGINT twice"],
+)
+def test_signals_end_a_search_with_one_true_line(
+    search: Path, tmp_path: Path, signals: list[signal.Signals], code: int, word: str
+) -> None:
+    out, draw = tmp_path / "run", random.Random(word)
+    for _ in range(4):
+        found, last = kills.interrupted(out, signals, after=draw.uniform(0.05, 1.5), pause=0.001)
+        if found == 0:
+            break
+        assert found == code, last
+        stored = _stored(out)
+        assert re.search(rf"amc: {word}; (no episode|nothing was|all 40 episodes|{stored} of 40 episodes)", last), last
+    _finish(out)
+    assert kills.contents(out) == kills.contents(search)
+
+
+def _stored(out: Path) -> int:
+    journal = out / "journal.jsonl"
+    return max(0, journal.read_bytes().count(b"\n") - 1) if journal.exists() else 0
+
+
+def _finish(out: Path) -> None:
+    arguments = ("resume", str(out)) if (out / "config.json").exists() else (*kills.SEARCH, "--out", str(out))
+    assert kills.ended(kills.child(kills.command(*arguments), out.with_suffix(".log"))) == 0
+
+
+@pytest.mark.slow
+def test_a_search_that_is_held_and_goes_on_is_the_same(search: Path, tmp_path: Path) -> None:
+    signals = [signal.SIGSTOP, signal.SIGCONT] * 5
+    code, last = kills.interrupted(tmp_path / "run", signals, after=0.3, pause=0.05)
+    assert code == 0, last
+    assert kills.contents(tmp_path / "run") == kills.contents(search)
+
+
+@pytest.mark.slow
+def test_a_clock_that_goes_back_changes_nothing(search: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    action = kills.backwards(kills.command(*kills.SEARCH, "--out", str(out)))
+    assert kills.ended(kills.child(action, tmp_path / "log")) == 0
+    assert kills.contents(out) == kills.contents(search)
