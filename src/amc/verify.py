@@ -17,7 +17,7 @@ from torch import nn
 from amc.errors import EvaluationError, RunError
 from amc.job import Job, score_of
 from amc.judging import score_of_policy
-from amc.search import EpisodeRecord, JournalContent, Outcome, load_journal
+from amc.search import EpisodeRecord, JournalContent, Outcome, load_journal, rewarded
 
 TOLERANCE = 1e-6  # of a score, relative and absolute; one image of 50,000 is 2e-5
 _DATA = {"calibration": "calibration images", "search": "search images"}
@@ -86,7 +86,7 @@ def check_record(path: Path, record: EpisodeRecord, job: Job) -> None:
     if record.score is None or record.reward is None:
         return
     dense = problem.policy_costs(problem.dense.tolist())
-    reward = job.reward(Outcome(record.score, costs, dense, record.standard_error))
+    reward = rewarded(job.reward, Outcome(record.score, costs, dense, record.standard_error))
     if not _close(record.reward, reward, 1e-9):
         raise RunError(f"{where} has reward {record.reward}, and its score and costs give {reward}; {remedy}")
 
@@ -114,7 +114,7 @@ def confirmed(job: Job, record: EpisodeRecord, slim: nn.Module, recorded: Record
     if not told:
         return record, []
     dense = job.problem.policy_costs(job.problem.dense.tolist())
-    reward = float(job.reward(Outcome(score, record.cost, dense, record.standard_error)))
+    reward = rewarded(job.reward, Outcome(score, record.cost, dense, record.standard_error))
     return replace(record, score=score, reward=reward), told
 
 
