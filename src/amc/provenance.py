@@ -65,7 +65,7 @@ def data_fingerprint(data: Any) -> str:
     digest = hashlib.sha256()
     for tensor in _tensors(data):
         digest.update(f"{tensor.dtype} {list(tensor.shape)};".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
