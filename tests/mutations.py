@@ -358,6 +358,9 @@ def main(count: int, seed: int, first: int = 0) -> int:
         for number in range(first, count):
             verdict = mutations.try_one(number, seed)
             totals[verdict.how] += 1
+            if number % 100 == 99:
+                sys.stdout.write(f"{number + 1}: {dict(totals)}\n")
+                sys.stdout.flush()
             if verdict.fault:
                 sys.stdout.write(f"{number} {verdict}\n")
                 sys.stdout.flush()

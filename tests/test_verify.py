@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,18 @@ import torch
 from torch import nn
 
 import amc
+from amc import jobs
 from amc.errors import RunError
 from amc.job import Observer
 from amc.provenance import data_fingerprint, execution, instructions
 from amc.rundir import RunDir
 from amc.search import load_journal
 from amc.verify import settled
+from tests.fixtures.runs import make
 from tests.tiny import compress, images, labelled, tiny
 
 HALF = 3
+jobs_finetune = sys.modules["amc.jobs.finetune"]
 
 
 def stopping(after: int = HALF) -> Observer:
@@ -250,3 +254,13 @@ def test_instruction_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert instructions(tmp_path) == f"{capability} avx2 avx512f oneDNN<=AVX2"
     assert instructions(tmp_path / "nowhere") == f"{capability} oneDNN<=AVX2"
+
+
+def test_a_fine_tuning_that_goes_on_elsewhere_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, watch, here = tmp_path / "run", make.Watch(), execution()
+    make.KINDS["cut-tuned"](run)
+    monkeypatch.setattr(jobs_finetune, "execution", lambda: here | {"threads": 99})
+    jobs.finetune(run, {}, progress=watch)
+    text = f"part of this fine-tuning ran elsewhere (threads {here['threads']}, now 99): the weights may differ"
+    assert [warning for warning in watch.warnings if warning.startswith(text)]
+    assert text in warnings(run)

@@ -45,6 +45,13 @@ def execution() -> dict[str, Any]:
     }
 
 
+def difference(place: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
+    """In what an earlier `execution` differs from this one, in words; None where it does not."""
+    names = {"amc": "amc", "torch": "torch", "threads": "threads", "instructions": "instruction set"}
+    other = [key for key in names if place.get(key) != here[key]]
+    return "; ".join(f"{names[key]} {place.get(key)}, now {here[key]}" for key in other) or None
+
+
 def instructions(proc: Path = Path("/proc")) -> str:
     """The instruction sets that kernels choose by: torch's own, those of the processor, and a limit on oneDNN's."""
     flags = set(_cpuinfo(proc).get("flags", _cpuinfo(proc).get("Features", "")).split())

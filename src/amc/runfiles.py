@@ -129,6 +129,7 @@ FINETUNE_STATE = fields(
         "candidates": positive,
         "candidate_epochs": positive,
         "measured": many(fields(_MEASURED, needed=_MEASURED)),
+        "places": many(table(scalar)),
     },
     needed=("settings", "candidates", "candidate_epochs", "measured"),
 )

@@ -17,6 +17,7 @@ from torch import nn
 from amc.errors import EvaluationError, RunError
 from amc.job import Job, score_of
 from amc.judging import score_of_policy
+from amc.provenance import difference
 from amc.search import EpisodeRecord, JournalContent, Outcome, load_journal, rewarded
 
 TOLERANCE = 1e-6  # of a score, relative and absolute; one image of 50,000 is 2e-5
@@ -54,7 +55,7 @@ class Recorded:
             if content.origin:
                 _check_data(path, content.origin["data"], job.origin["data"])
                 told += self._check_dense(path, content.origin["dense_score"], job)
-            told += [text for place in content.places if (text := _difference(place, job.origin["environment"]))]
+            told += [text for place in content.places if (text := _elsewhere(place, job.origin["environment"]))]
             for record in content.records:
                 check_record(path, record, job)
         return list(dict.fromkeys(told))
@@ -149,13 +150,11 @@ def _check_data(path: Path, began: Mapping[str, Any], here: Mapping[str, Any]) -
             )
 
 
-def _difference(place: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
-    names = {"amc": "amc", "torch": "torch", "threads": "threads", "instructions": "instruction set"}
-    other = [key for key in names if place.get(key) != here[key]]
-    parts = [f"{names[key]} {place.get(key)}, now {here[key]}" for key in other]
-    if not parts:
+def _elsewhere(place: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
+    differing = difference(place, here)
+    if differing is None:
         return None
-    return f"part of this search was scored elsewhere ({'; '.join(parts)}): the result may differ in the last digits"
+    return f"part of this search was scored elsewhere ({differing}): the result may differ in the last digits"
 
 
 def _key(place: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:

@@ -27,6 +27,7 @@ from amc.jobs.origin import config_of, data_of, evaluate_of, network_of
 from amc.jobs.progress import Progress
 from amc.kernels import slow_bfloat16
 from amc.methods import MaskedMethod, Method, create_method
+from amc.provenance import difference, execution
 from amc.pruning import Policy
 from amc.records import sealed
 from amc.recovery import EpochRecord, FineTuneConfig, FineTuneResult, StepRecord, resume_point
@@ -118,6 +119,7 @@ class _State:
         self.settings = FineTuneConfig()
         self.candidates = self.candidate_epochs = 1
         self.measured: list[dict[str, Any]] = []
+        self.places: list[dict[str, Any]] = []  # versions, threads and instruction sets it ran under, in turn
 
     def plan(self, settings: Mapping[str, Any], counts: Mapping[str, int | None], restart: bool) -> None:
         """Resume an unfinished fine-tuning if its settings match, settings that are not given keeping their values.
@@ -153,9 +155,13 @@ class _State:
 
     def save(self) -> None:
         """Write what the main process knows, and let the others know it."""
+        here = execution()
+        if not self.places or self.places[-1] != here:
+            self.places.append(here)
         if self.main:
             record: dict[str, Any] = {"settings": asdict(self.settings), "measured": self.measured}
             record |= {"candidates": self.candidates, "candidate_epochs": self.candidate_epochs}
+            record["places"] = self.places
             self.run.write_json(STATE, record)
         self.wait()
         if not self.main:
@@ -196,7 +202,16 @@ class _State:
     def _take(self, record: Mapping[str, Any]) -> None:
         self.settings = FineTuneConfig(**record["settings"]).resolved()
         self.candidates, self.candidate_epochs = record["candidates"], record["candidate_epochs"]
-        self.measured = list(record["measured"])
+        self.measured, self.places = list(record["measured"]), list(record.get("places", ()))
+
+    def elsewhere(self) -> list[str]:
+        """What there is to say of a fine-tuning that ran in more than one place."""
+        differing = (difference(place, execution()) for place in self.places)
+        return [
+            f"part of this fine-tuning ran elsewhere ({words}): the weights may differ in the last digits"
+            for words in dict.fromkeys(differing)
+            if words is not None
+        ]
 
 
 @dataclass(frozen=True)
@@ -231,6 +246,8 @@ class _Task:
 
     def run(self) -> None:
         """Choose, train, record."""
+        for warning in self.state.elsewhere():
+            self.progress.warning(warning)
         if self.slow:
             self.progress.warning(self.slow)
         start = self._chosen() if self.state.candidates > 1 else self._loaded()
@@ -327,6 +344,8 @@ class _Task:
         if start.chosen and untrained is not None:
             replaced[rundir.MODEL] = start.method.stored(untrained)
             replaced[rundir.POLICY] = rundir.json_bytes(start.chosen[1].to_json())
+        if told := self.state.elsewhere():
+            summary["warnings"] = [*(summary.get("warnings") or ()), *told]
         digests = {
             name: hashlib.sha256(data).hexdigest()
             for name, data in {rundir.MODEL_FINETUNED: tuned_model, **replaced}.items()

@@ -58,6 +58,11 @@ def resume_search(run_path: Path, *, progress: Progress) -> Path:
         with run.lock():
             render_report(run)
         return run_path
+    if run.file(rundir.MODEL_FINETUNED).exists():
+        raise RunError(
+            f"'{run.path}' was fine-tuned, and its {rundir.SUMMARY} is missing; restore it from a copy, or remove "
+            f"{rundir.MODEL_FINETUNED} to go back to what the search found"
+        )
     with run.lock():
         _run(run, config, settings_of(run, config), progress, resuming=True)
     return run_path
