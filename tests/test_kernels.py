@@ -198,6 +198,7 @@ def test_what_is_said_of_bfloat16_agrees_with_the_kernel() -> None:
     assert (slow_bfloat16(CPU) is None) == has
 
 
+@pytest.mark.slow
 def test_scoring_and_training_in_slow_bfloat16_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On any processor: with a processor that has it made to look as if it had not."""
     monkeypatch.setattr(kernels, "_has_bfloat16", lambda: False)
