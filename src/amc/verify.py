@@ -18,7 +18,7 @@ from amc.errors import EvaluationError, RunError
 from amc.job import Job, score_of
 from amc.judging import score_of_policy
 from amc.provenance import difference
-from amc.search import EpisodeRecord, JournalContent, Outcome, load_journal
+from amc.search import EpisodeRecord, JournalContent, Outcome, load_journal, rewarded
 
 TOLERANCE = 1e-6  # of a score, relative and absolute; one image of 50,000 is 2e-5
 _DATA = {"calibration": "calibration images", "search": "search images"}
@@ -42,11 +42,9 @@ class Recorded:
     def moved(self, job: Job) -> bool:
         """Whether any part was scored under other versions, threads or instructions, or it is not known."""
         here = job.origin["environment"]
-        return any(not content.places or {*map(_key, content.places)} != {_key(here)} for content in self._all)
-
-    @property
-    def _all(self) -> Sequence[JournalContent]:
-        return tuple(self.contents.values())
+        return any(
+            not content.places or any(place != here for place in content.places) for content in self.contents.values()
+        )
 
     def check(self, job: Job) -> list[str]:
         """What there is to say of going on here; RunError for other data, another dense score, or changed records."""
@@ -87,7 +85,7 @@ def check_record(path: Path, record: EpisodeRecord, job: Job) -> None:
     if record.score is None or record.reward is None:
         return
     dense = problem.policy_costs(problem.dense.tolist())
-    reward = job.reward(Outcome(record.score, costs, dense, record.standard_error))
+    reward = rewarded(job.reward, Outcome(record.score, costs, dense, record.standard_error))
     if not _close(record.reward, reward, 1e-9):
         raise RunError(f"{where} has reward {record.reward}, and its score and costs give {reward}; {remedy}")
 
@@ -115,7 +113,7 @@ def confirmed(job: Job, record: EpisodeRecord, slim: nn.Module, recorded: Record
     if not told:
         return record, []
     dense = job.problem.policy_costs(job.problem.dense.tolist())
-    reward = float(job.reward(Outcome(score, record.cost, dense, record.standard_error)))
+    reward = rewarded(job.reward, Outcome(score, record.cost, dense, record.standard_error))
     return replace(record, score=score, reward=reward), told
 
 
@@ -155,10 +153,6 @@ def _elsewhere(place: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
     if differing is None:
         return None
     return f"part of this search was scored elsewhere ({differing}): the result may differ in the last digits"
-
-
-def _key(place: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple(sorted(place.items()))
 
 
 def _number(score: Any) -> float:
