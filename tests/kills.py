@@ -54,7 +54,10 @@ def contents(run: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(run.rglob("*")):
         name = str(path.relative_to(run))
-        if path.is_dir() or path.name in (".lock", "timings.jsonl", "report.html"):
+        temporary = path.name.startswith(".") and path.name.endswith(
+            ".tmp"
+        )  # a killed writer's; it goes a minute later
+        if path.is_dir() or temporary or path.name in (".lock", "timings.jsonl", "report.html"):
             continue
         if path.name in ("summary.json", "config.json"):
             found[name] = _timeless(json.loads(path.read_bytes()))
@@ -176,11 +179,15 @@ def backwards(action: Callable[[], None]) -> Callable[[], None]:
 
 
 def interrupted(out: Path, signals: Sequence[signal.Signals], after: float, pause: float = 0.02) -> tuple[int, str]:
-    """A search that gets these signals; its exit code and its last line."""
+    """A search that gets these signals that long after it has begun; its exit code and its last line."""
     log = out.with_suffix(".log")
+    log.unlink(missing_ok=True)
     resumed = (out / "config.json").exists()
     arguments = ("resume", str(out)) if resumed else (*SEARCH, "--out", str(out))
     pid = child(command(*arguments), log)
+    deadline = time.monotonic() + 60
+    while not (log.exists() and log.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.002)
     time.sleep(after)
     for number in signals:
         with contextlib.suppress(ProcessLookupError):

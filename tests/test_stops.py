@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from amc import cli
 from amc.errors import AmcError, RunError
 from amc.jobs import free_place, left_in
 from amc.rundir import RunDir
@@ -69,6 +70,24 @@ def test_stopped_in_the_search_and_in_the_fine_tuning(tmp_path: Path) -> None:
     assert amc("finetune", run).code == 0
     done = "the search and the fine-tuning are finished and stored"
     assert left_in(run) == f"{done}; `amc report {run}` shows the result"
+
+
+@pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
+def test_a_signal_before_a_command_begins_is_one_line(
+    number: signal.Signals, word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(cli, "app", lambda: os.kill(os.getpid(), number))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    try:
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert ended.value.code == 128 + number
+    assert capsys.readouterr().err == f"amc: {word}\n"
 
 
 def test_a_schedule_names_its_round(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def compress_in(
         journals = [] if run is None else [run.file(_journal(name, config.agent)) for name in _agents(config)]
         recorded = Recorded.at(journals)  # a damaged one is found before any work
         final = None if test is None else _tested(test, config, example_input)
-        table = run.file(TABLE) if run is not None and run.file(TABLE).exists() else None
+        table = run.file(TABLE) if run is not None and run.has(TABLE) else None
         job = prepare(model, example_input, calibration, evaluate, config, watch, reward, table)
         if run is not None and job.latency is not None and table is None:
             run.write_json(

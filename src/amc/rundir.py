@@ -91,7 +91,7 @@ class RunDir:
         run = cls(Path(path))
         if not run.path.is_dir():
             raise RunError(f"no run directory '{run.path}'; give the directory that `amc search --out` made")
-        if not run.file(CONFIG).exists():
+        if not run.has(CONFIG):
             raise RunError(
                 f"'{run.path}' holds no run ({CONFIG} is missing); give the directory that `amc search --out` made"
             )
@@ -102,8 +102,8 @@ class RunDir:
         return self.path / name
 
     def has(self, name: str) -> bool:
-        """Whether the run has the file `name`."""
-        return self.file(name).is_file()
+        """Whether the run has the file `name`, whatever it is: what cannot be read is refused when it is."""
+        return self.file(name).exists()
 
     def begun(self) -> bool:
         """Whether a search has begun here: there is a journal, or the round of a schedule."""
@@ -134,7 +134,7 @@ class RunDir:
 
     def digests(self, names: Iterable[str]) -> dict[str, str]:
         """SHA-256 of those of the files that are there, for the summary."""
-        return {name: _sha256(self.file(name)) for name in names if self.file(name).exists()}
+        return {name: _sha256(self.file(name)) for name in names if self.has(name)}
 
     def verify(self, *names: str) -> None:
         """`RunError` for a file that is not the one the summary was written with.
@@ -144,7 +144,7 @@ class RunDir:
         listed = self.read_json(SUMMARY).get("files", {}) if self.has(SUMMARY) else {}
         for name in names:
             path = self.file(name)
-            if name in listed and path.exists() and _sha256(path) != listed[name]:
+            if name in listed and self.has(name) and _sha256(path) != listed[name]:
                 remedy = "restore it from a copy"
                 if self.has(FINETUNE_STATE):
                     remedy += f", or finish the fine-tuning under way with `amc finetune {self.path}`"

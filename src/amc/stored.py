@@ -72,7 +72,7 @@ def _load(
 
 def _is_finetuned(run: RunDir) -> bool:
     """Whether there is a fine-tuned network, or ought to be: one that was lost is missed, not replaced."""
-    if run.file(rundir.MODEL_FINETUNED).exists():
+    if run.has(rundir.MODEL_FINETUNED):
         return True
     return run.has(rundir.SUMMARY) and "score_finetuned" in run.read_json(rundir.SUMMARY).get("slim", {})
 

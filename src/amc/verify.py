@@ -42,11 +42,9 @@ class Recorded:
     def moved(self, job: Job) -> bool:
         """Whether any part was scored under other versions, threads or instructions, or it is not known."""
         here = job.origin["environment"]
-        return any(not content.places or {*map(_key, content.places)} != {_key(here)} for content in self._all)
-
-    @property
-    def _all(self) -> Sequence[JournalContent]:
-        return tuple(self.contents.values())
+        return any(
+            not content.places or any(place != here for place in content.places) for content in self.contents.values()
+        )
 
     def check(self, job: Job) -> list[str]:
         """What there is to say of going on here; RunError for other data, another dense score, or changed records."""
@@ -155,10 +153,6 @@ def _elsewhere(place: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
     if differing is None:
         return None
     return f"part of this search was scored elsewhere ({differing}): the result may differ in the last digits"
-
-
-def _key(place: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple(sorted(place.items()))
 
 
 def _number(score: Any) -> float:

@@ -12,7 +12,7 @@ import warnings
 
 import typer
 
-from amc.cli.common import terminate
+from amc.cli.common import Stopped, complain, stop
 from amc.cli.deploy import export, latency
 from amc.cli.device import app as device
 from amc.cli.finetune import finetune
@@ -33,6 +33,12 @@ app.add_typer(device, name="device")
 def main() -> None:
     """Entry point of the `amc` command."""
     sys.path.insert(0, "")  # package.module:factory may lie in the current directory
-    signal.signal(signal.SIGTERM, terminate)  # what is half done is cleared away
+    signal.signal(signal.SIGTERM, stop)  # what is half done is cleared away
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a background job ignores it
+        signal.signal(signal.SIGINT, stop)
     warnings.filterwarnings("ignore", module=r"torch\.")  # meant for whoever writes code that calls torch
-    app()
+    try:
+        app()
+    except Stopped as stopped:  # before a job began, or in a command that leaves nothing
+        complain(stopped.word)
+        raise

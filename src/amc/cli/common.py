@@ -33,17 +33,19 @@ LockOption = Annotated[list[str] | None, typer.Option(help="Keep layers of this 
 OnlyOption = Annotated[list[str] | None, typer.Option(help="Prune only layers of this name or pattern (repeat).")]
 
 
-class Terminated(SystemExit):
-    """SIGTERM, as an exception that clears away what is half done."""
+class Stopped(SystemExit):
+    """SIGTERM or SIGINT, as an exception that clears away what is half done."""
 
-    def __init__(self) -> None:
-        super().__init__(128 + signal.SIGTERM)
+    def __init__(self, number: int) -> None:
+        self.status = 128 + number
+        super().__init__(self.status)
+        self.word = "terminated" if number == signal.SIGTERM else "interrupted"
 
 
-def terminate(*_: object) -> None:
-    """Handler of SIGTERM; further ones change nothing."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise Terminated
+def stop(number: int, _: object) -> None:
+    """Handler of SIGTERM, and of SIGINT until a command begins; further ones change nothing."""
+    signal.signal(number, signal.SIG_IGN)
+    raise Stopped(number)
 
 
 def reported(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -51,6 +53,8 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
+        if signal.getsignal(signal.SIGINT) is stop:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             return command(*args, **kwargs)
         except AmcError as error:
@@ -80,10 +84,10 @@ def stoppable(run: Path) -> Iterator[None]:
     """Around a job on `run`: whatever stops it is said in one line, with what the directory holds at that moment."""
     try:
         yield
-    except (KeyboardInterrupt, SystemExit) as stop:
+    except (KeyboardInterrupt, SystemExit) as ended:
         for number in (signal.SIGINT, signal.SIGTERM):  # nothing is under way any more
             signal.signal(number, signal.SIG_IGN)
-        word, code = _word_of(stop)
+        word, code = _word_of(ended)
         complain(f"{word}; {_left_in(run)}")
         raise typer.Exit(code) from None
     except MemoryError:
@@ -91,13 +95,13 @@ def stoppable(run: Path) -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
-def _word_of(stop: KeyboardInterrupt | SystemExit) -> tuple[str, int]:
+def _word_of(ended: KeyboardInterrupt | SystemExit) -> tuple[str, int]:
     """What ended the command, and its exit code."""
-    if isinstance(stop, KeyboardInterrupt):
+    if isinstance(ended, KeyboardInterrupt):
         return "interrupted", 130
-    if isinstance(stop, Terminated):
-        return "terminated", 143
-    return f"the user's code called exit({stop.code!r}), which ends the command", 2
+    if isinstance(ended, Stopped):
+        return ended.word, ended.status
+    return f"the user's code called exit({ended.code!r}), which ends the command", 2
 
 
 def _left_in(run: Path) -> str:

@@ -131,7 +131,7 @@ class _State:
         for name in counts:
             if asked.get(name, 1) < 1:
                 raise AmcError(f"{name.replace('_', '-')} must be at least 1, got {asked[name]}")
-        known = self._stored() if self.run.file(STATE).exists() and not restart else None
+        known = self._stored() if self.run.has(STATE) and not restart else None
         if known is None and not restart and self.checkpoints():
             raise RunError(
                 f"'{self.run.path}' has a fine-tuning under way, and {STATE}, which says with what settings, is "

@@ -58,7 +58,7 @@ def resume_search(run_path: Path, *, progress: Progress) -> Path:
         with run.lock():
             render_report(run)
         return run_path
-    if run.file(rundir.MODEL_FINETUNED).exists():
+    if run.has(rundir.MODEL_FINETUNED):
         raise RunError(
             f"'{run.path}' was fine-tuned, and its {rundir.SUMMARY} is missing; restore it from a copy, or remove "
             f"{rundir.MODEL_FINETUNED} to go back to what the search found"
