@@ -156,7 +156,7 @@ CASES: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "unknown factory": (("inspect", "own:nett", "--input", "1x9x9"), ("'own:nett'", "no attribute 'nett'")),
     "no callable": (("inspect", "own:not_callable", "--input", "1x9x9"), ("'own:not_callable' is a int",)),
     "no network": (("inspect", "own:number", "--input", "1x9x9"), ("returned a int", "must return a torch.nn.Module")),
-    "failing factory": (("inspect", "own:fails", "--input", "1x9x9"), ("'own:fails' failed (KeyError", "own.py:", "fix it")),
+    "failing factory": (("inspect", "own:fails", "--input", "1x9x9"), ("'own:fails' failed (KeyError", "own.py:")),
     "no input shape": (("inspect", "own:network"), ("'own:network'", "--input 3x224x224")),
     "malformed input shape": (("inspect", "digits_cnn", "--input", "8by8"), ("'8by8' is malformed; write 3x224x224",)),
     "zero input shape": (("inspect", "digits_cnn", "--input", "1x0x8"), ("'1x0x8' is malformed",)),
