@@ -2,7 +2,7 @@
 
     python benchmarks/networks.py             # all networks not yet in results/networks.json, then the page
     python benchmarks/networks.py NAME ...    # these again
-    python benchmarks/networks.py --own       # all networks again, without torch-pruning, whose results stay
+    python benchmarks/networks.py --own       # those in it again, without torch-pruning, whose results stay
     python benchmarks/networks.py --page      # only the page, from the results there are
 
 Every network is measured in a process of its own, with one thread and random weights; torch-pruning's attempt has
@@ -157,12 +157,12 @@ def main() -> None:
     parser.add_argument("--page", action="store_true")
     options = parser.parse_args()
     known = _read()
-    todo = options.names or [name for name in [*NETWORKS, "timings"] if options.own or name not in known]
+    todo = options.names or [name for name in [*NETWORKS, "timings"] if options.own == (name in known)]
     for name in [] if options.page else todo:
         task = "timings" if name == "timings" else "measure"
         row = _child(task, name)
         if task == "measure":
-            row["rival"] = known[name]["rival"] if options.own and name in known else _child("rival", name)
+            row["rival"] = known[name]["rival"] if options.own else _child("rival", name)
         _save(name, row)
         print(name, row, flush=True)
     write_page(_read(), ROOT / "docs" / "networks.md")
