@@ -128,11 +128,13 @@ def test_another_setting_is_refused_until_restarted(run: Path) -> None:
     assert len((run / "finetune.jsonl").read_text().splitlines()) == 1
 
 
-def test_a_checkpoint_that_belongs_to_nothing_is_forgotten(run: Path) -> None:
-    """A kill at the very end may leave one."""
+def test_a_checkpoint_whose_settings_are_lost_is_forgotten_only_when_asked(run: Path) -> None:
     amc("finetune", run, *TRAINING, kill_when=when_step(run / "finetune.ckpt", 5))
     (run / "finetune-state.json").unlink()
-    assert amc("finetune", run, "--epochs", 1).code == 0
+    before = contents(run)
+    assert "add --restart to begin anew" in amc("finetune", run, "--epochs", 1).complaint
+    assert contents(run) == before
+    assert amc("finetune", run, "--epochs", 1, "--restart").code == 0
     assert len((run / "finetune.jsonl").read_text().splitlines()) == 1
 
 

@@ -100,7 +100,7 @@ def read_table(path: Path) -> LatencyTable:
     except RunError as error:
         raise TableError(str(error)) from None
     except records.DamagedError as error:
-        raise TableError(f"'{path}' is damaged: it {error}") from None
+        raise TableError(f"'{path}' {error}") from None
     except TableError as error:
         raise TableError(f"'{path}': {error}") from None
 
