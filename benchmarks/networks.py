@@ -2,6 +2,7 @@
 
     python benchmarks/networks.py             # all networks not yet in results/networks.json, then the page
     python benchmarks/networks.py NAME ...    # these again
+    python benchmarks/networks.py --own       # those in it again, without torch-pruning, whose results stay
     python benchmarks/networks.py --page      # only the page, from the results there are
 
 Every network is measured in a process of its own, with one thread and random weights; torch-pruning's attempt has
@@ -152,14 +153,16 @@ def _save(name: str, row: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*")
+    parser.add_argument("--own", action="store_true")
     parser.add_argument("--page", action="store_true")
     options = parser.parse_args()
-    todo = options.names or [name for name in [*NETWORKS, "timings"] if name not in _read()]
+    known = _read()
+    todo = options.names or [name for name in [*NETWORKS, "timings"] if options.own == (name in known)]
     for name in [] if options.page else todo:
         task = "timings" if name == "timings" else "measure"
         row = _child(task, name)
         if task == "measure":
-            row["rival"] = _child("rival", name)
+            row["rival"] = known[name]["rival"] if options.own else _child("rival", name)
         _save(name, row)
         print(name, row, flush=True)
     write_page(_read(), ROOT / "docs" / "networks.md")

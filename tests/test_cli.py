@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 
+import amc as package
 from amc.rundir import RunDir
 from amc.search import EpisodeRecord, EpisodeTiming
 from amc.stored import load_run
@@ -289,3 +291,29 @@ def test_the_live_display_shows_episode_score_best_cost_and_time_left() -> None:
     assert "episode 2 failed: ValueError: [boom]" in last
     terminal.progress.close()
     assert "ddpg 3/3: best 0.7500" in terminal.file.getvalue()
+
+
+def test_help_and_version_need_neither_torch_nor_scipy() -> None:
+    program = (
+        "import sys; sys.argv = ['amc', {!r}]\n"
+        "from amc.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: print(sorted({{'torch', 'scipy', 'numpy'}} & sys.modules.keys()), end.code)"
+    )
+    for option in ("--help", "--version"):
+        done = subprocess.run(
+            [sys.executable, "-c", program.format(option)], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.splitlines()[-1] == "[] 0"
+
+
+def test_version_is_that_of_the_package() -> None:
+    done = amc("--version")
+    assert (done.code, done.stdout.strip()) == (0, f"amc {version('amc-compress')}")
+
+
+def test_everything_that_the_package_names_is_there() -> None:
+    assert {name for name in package.__all__ if getattr(package, name, None) is None} == set()
+    assert set(package.__all__) <= set(dir(package))
+    with pytest.raises(AttributeError, match="module 'amc' has no attribute 'compres'"):
+        _ = package.compres

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from amc import kernels
 from amc.kernels import RightGradients, slow_bfloat16
 from tests.commands import amc
-from tests.kernels.sweep import AVX2, SETTINGS, Setting, environment_of
+from tests.kernels.sweep import AVX2, IS_X86, SETTINGS, Setting, environment_of
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -198,8 +198,9 @@ def test_what_is_said_of_bfloat16_agrees_with_the_kernel() -> None:
     assert (slow_bfloat16(CPU) is None) == has
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not IS_X86, reason="emulates AVX2")
 def test_scoring_and_training_in_slow_bfloat16_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On any processor: with a processor that has it made to look as if it had not."""
     monkeypatch.setattr(kernels, "_has_bfloat16", lambda: False)
     said = slow_bfloat16(CPU)
     assert said is not None

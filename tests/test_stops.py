@@ -140,7 +140,7 @@ def never() -> Any:
 def test_a_place_that_cannot_be_used_is_found_before_any_work(
     tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work = (("amc.jobs.search", "network_of"), ("amc.jobs.search", "data_of"), ("amc.compress", "prepare"))
+    work = (("amc.jobs.search", "network_of"), ("amc.jobs.search", "data_of"), ("amc.pipeline", "prepare"))
     for module, name in work:
         monkeypatch.setattr(sys.modules[module], name, lambda *_, **__: never())
     out = tmp_path / "out"

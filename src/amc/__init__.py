@@ -4,14 +4,36 @@ The method is He, Lin et al., "AMC: AutoML for Model Compression and Acceleratio
 (arXiv 1802.03494).
 """
 
-from amc.compress import Result, compress
-from amc.config import SearchConfig
-from amc.errors import AmcError, BudgetError, DataError, EvaluationError, ModelError, RunError
-from amc.job import Observer
-from amc.methods import apply_policy
-from amc.pruning import Policy
-from amc.stored import load_run
-from amc.structure import Structure, certify, count_macs, count_params, inspect
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from amc.errors import AmcError, BudgetError, DataError, EvaluationError, ModelError, ResourceError, RunError
+
+if TYPE_CHECKING:
+    from amc.config import SearchConfig
+    from amc.job import Observer
+    from amc.methods import apply_policy
+    from amc.pipeline import Result, compress
+    from amc.pruning import Policy
+    from amc.stored import load_run
+    from amc.structure import Structure, certify, count_macs, count_params, inspect
+
+_HOMES = {
+    "Observer": "amc.job",
+    "Policy": "amc.pruning",
+    "Result": "amc.pipeline",
+    "SearchConfig": "amc.config",
+    "Structure": "amc.structure",
+    "apply_policy": "amc.methods",
+    "certify": "amc.structure",
+    "compress": "amc.pipeline",
+    "count_macs": "amc.structure",
+    "count_params": "amc.structure",
+    "inspect": "amc.structure",
+    "load_run": "amc.stored",
+}
 
 __all__ = [
     "AmcError",
@@ -21,10 +43,12 @@ __all__ = [
     "ModelError",
     "Observer",
     "Policy",
+    "ResourceError",
     "Result",
     "RunError",
     "SearchConfig",
     "Structure",
+    "__version__",
     "apply_policy",
     "certify",
     "compress",
@@ -33,3 +57,21 @@ __all__ = [
     "inspect",
     "load_run",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is used when it is used first: `amc --help` needs neither torch nor scipy."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("amc-compress")
+    elif name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    else:
+        raise AttributeError(f"module 'amc' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

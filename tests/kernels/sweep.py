@@ -71,8 +71,9 @@ def environment_of(setting: Setting, threads: int = 1) -> dict[str, str]:
     library = find_library("c_malloc_debug")  # glibc 2.34 and later; before that the checks are in libc itself
     checks = {"LD_PRELOAD": library} if library else {}
     checks |= {"MALLOC_CHECK_": "3", "MALLOC_PERTURB_": "128"}
-    paths = {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_NUM_THREADS": str(threads)}
-    return {**os.environ, **checks, **setting.environment, **paths}
+    waiting = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}  # else slow on a busy machine
+    paths = {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+    return {**os.environ, **checks, **setting.environment, **waiting, **paths}
 
 
 def findings(cases: Iterable[Case], outcomes: Iterable[Outcome]) -> Iterator[Finding]:

@@ -37,6 +37,7 @@ IN_OUT: dict[str, Product] = {
     "tensordot, dimensions given": lambda x, w: torch.tensordot(x, w, dims=([2], [0])),
     "einsum": lambda x, w: torch.einsum("bti,io->bto", x, w),
     "einsum of a list": lambda x, w: torch.einsum("...i,io", [x, w]),
+    "einsum of three": lambda x, w: torch.einsum("bti,b,io->bto", x, x.new_ones(x.shape[0]), w),
     "weight first": lambda x, w: (w.t() @ x.mT).mT,
 }
 OUT_IN: dict[str, Product] = {

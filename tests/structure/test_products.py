@@ -45,6 +45,17 @@ def test_an_equation_is_written_out(equation: str, ranks: tuple[int, ...], terms
     assert products.einsum(equation, ranks) == (terms, output)
 
 
+def test_an_einsum_of_several_is_a_chain_of_products() -> None:
+    a, b, c, d = (torch.randn(shape, dtype=torch.float64) for shape in ((2, 3), (3, 4, 5), (5,), (4, 6)))
+    terms, output = ["bi", "ijk", "k", "jo"], "bo"
+    result = a
+    for product, operand in zip(products.chain(terms, output), (b, c, d), strict=True):
+        result = by_letters(product, result, operand)
+    torch.testing.assert_close(result, torch.einsum("bi,ijk,k,jo->bo", a, b, c, d))
+    assert products.chain(terms, output)[0] == Product("bi", "ijk", "bjk")
+    assert products.chain(["ab"], "ba") == []
+
+
 @pytest.mark.parametrize(
     ("product", "axes", "shape", "expected"),
     [

@@ -9,22 +9,39 @@ from __future__ import annotations
 import signal
 import sys
 import warnings
+from typing import Annotated
 
 import typer
 
-from amc.cli.common import Stopped, complain, stop
+import amc
+from amc.cli.common import Stopped, complain, out, stop
 from amc.cli.deploy import export, latency
 from amc.cli.device import app as device
 from amc.cli.finetune import finetune
 from amc.cli.search import demo, inspect, report, resume, search
 
 app = typer.Typer(
-    help="Prune a trained network to a budget with a reinforcement-learning agent.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        out.print(f"amc {amc.__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Prune a trained network to a budget with a reinforcement-learning agent."""
+
+
 for command in (demo, inspect, search, resume, finetune, export, latency, report):
     app.command()(command)
 app.add_typer(device, name="device")

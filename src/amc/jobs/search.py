@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from amc import rundir
-from amc.compress import compress_in
 from amc.config import SearchConfig
 from amc.errors import DataError, RunError
 from amc.job import Observer
 from amc.jobs.finetune import finetune
 from amc.jobs.origin import BATCH, config_of, data_of, evaluate_of, misfit, network_of, prepare_images_
 from amc.jobs.progress import Progress
+from amc.pipeline import compress_in
 from amc.report import render_report
 from amc.rundir import RunDir
 from amc.scores import ScoreKind, get_score

@@ -7,7 +7,7 @@ operators are seen alike. What a layer sees is [groups, samples, inputs per grou
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,9 +51,10 @@ class Watch(TorchFunctionMode):
         elif func in _CELLS:
             self._cell(*args, **kwargs)
         elif func in _PRODUCTS:
-            found = _PRODUCTS[func](*args, **kwargs)
-            if found is not None:
-                self._product(*found)
+            self._product(*_PRODUCTS[func](*args, **kwargs))
+        elif func is torch.einsum:
+            for factors in _einsum(*args, **kwargs):
+                self._product(*factors)
         return func(*args, **kwargs)
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -236,15 +237,19 @@ def _tensordot(a: Tensor, b: Tensor, dims: Any = 2, **_: Any) -> Factors:
     return products.tensordot(a.ndim, b.ndim, [*_each(first, 1)], [*_each(second, 1)]), a, b
 
 
-def _einsum(equation: Any, *operands: Any) -> Factors | None:
+def _einsum(equation: Any, *operands: Any) -> Iterator[Factors]:
     given = operands[0] if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands
-    if not isinstance(equation, str) or len(given) != 2:
-        return None
-    (left, right), out = products.einsum(equation, [operand.ndim for operand in given])
-    return Product(left, right, out), given[0], given[1]
+    if not isinstance(equation, str):
+        return  # written with numbers in place of letters
+    terms, out = products.einsum(equation, [operand.ndim for operand in given])
+    result, steps = given[0], products.chain(terms, out)
+    for product, operand in zip(steps, given[1:], strict=True):
+        yield product, result, operand
+        if product is not steps[-1]:
+            result = torch.einsum(f"{product.left},{product.right}->{product.out}", result, operand)
 
 
-_PRODUCTS: dict[Any, Callable[..., Factors | None]] = {
+_PRODUCTS: dict[Any, Callable[..., Factors]] = {
     **dict.fromkeys((torch.matmul, torch.linalg.matmul, Tensor.matmul, Tensor.__matmul__), _matmul),
     **dict.fromkeys((torch.mm, Tensor.mm, torch.bmm, Tensor.bmm), _matmul),
     **dict.fromkeys((torch.addmm, Tensor.addmm, Tensor.addmm_), _added_matmul),
@@ -252,5 +257,4 @@ _PRODUCTS: dict[Any, Callable[..., Factors | None]] = {
     **dict.fromkeys((torch.inner, Tensor.inner), _inner),
     Tensor.__rmatmul__: _reversed_matmul,
     torch.tensordot: _tensordot,
-    torch.einsum: _einsum,
 }

@@ -86,6 +86,19 @@ def einsum(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
     return expanded, output.replace("...", dots)
 
 
+def chain(terms: Sequence[str], output: str) -> list[Product]:
+    """The products of an einsum, from left to right: each of the result so far and the next operand."""
+    found: list[Product] = []
+    left = terms[0]
+    for place, term in enumerate(terms[1:], start=1):
+        wanted = set(output).union(*terms[place + 1 :])
+        last = place == len(terms) - 1
+        out = output if last else "".join(letter for letter in dict.fromkeys(left + term) if letter in wanted)
+        found.append(Product(left, term, out))
+        left = out
+    return found
+
+
 def _expanded(term: str, rank: int, dots: str) -> str:
     count = rank - len(term.replace("...", ""))
     return term.replace("...", dots[len(dots) - count :])

@@ -23,7 +23,7 @@ from typing import Any
 
 from amc.deploy.device import child
 from amc.deploy.device.protocol import REPLY_BYTES, TOKEN_VARIABLE
-from amc.deploy.device.stop import Stop
+from amc.stop import Stop
 
 _TAIL_BYTES = 4096  # of standard error, for the message
 _FILE_BYTES = 1 << 30

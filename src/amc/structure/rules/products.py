@@ -123,18 +123,11 @@ def einsum(ctx: Context, equation: str, operands: list[Tracked], *, path: Any = 
         return (None,) * len(output)
     operands = [_diagonal(ctx, term, operand) for term, operand in zip(letters, operands, strict=True)]
     letters = ["".join(dict.fromkeys(term)) for term in letters]
-    result, term = operands[0], letters[0]
-    for place in range(1, len(operands)):
-        wanted = set(output).union(*letters[place + 1 :])
-        between = output if place == len(operands) - 1 else _met(term + letters[place], wanted)
-        result = contract(ctx, Product(term, letters[place], between), result, operands[place])
-        term = between
-    by_letter = dict(zip(term, result.ids, strict=True))
+    result, last = operands[0], letters[0]
+    for product, operand in zip(products.chain(letters, output), operands[1:], strict=True):
+        result, last = contract(ctx, product, result, operand), product.out
+    by_letter = dict(zip(last, result.ids, strict=True))
     return tuple(by_letter[letter] for letter in output)
-
-
-def _met(letters: str, wanted: set[str]) -> str:
-    return "".join(letter for letter in dict.fromkeys(letters) if letter in wanted)
 
 
 def _diagonal(ctx: Context, letters: str, operand: Tracked) -> Tracked:
