@@ -428,7 +428,7 @@ def test_damaged_json_is_named(name: str, finished: Path, tmp_path: Path) -> Non
     path = tmp_path / "run" / name
     path.write_bytes(path.read_bytes()[:30])
     command = ("finetune", "run", "--epochs", 1)
-    assert f"run/{name}' line" in refused(tmp_path, *command)
+    assert f"run/{name}' is not valid JSON in line" in refused(tmp_path, *command)
 
 
 def test_resume_with_other_weights_is_refused(stopped: Path) -> None:

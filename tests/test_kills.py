@@ -55,9 +55,11 @@ def test_signals_end_a_search_with_one_true_line(
         found, last = kills.interrupted(out, signals, after=draw.uniform(0.05, 1.5), pause=0.001)
         if found == 0:
             break
-        assert found == code, last
+        # Of two kinds of signals the second may come while the first ends the search: either may be told.
+        assert found in ({code} if len({*signals}) == 1 else {130, 143}), last
+        ended = word if found == code else "interrupted"
         stored = _stored(out)
-        assert re.search(rf"amc: {word}; (no episode|nothing was|all 40 episodes|{stored} of 40 episodes)", last), last
+        assert re.search(rf"amc: {ended}; (no episode|nothing was|all 40 episodes|{stored} of 40 episodes)", last), last
     _finish(out)
     assert kills.contents(out) == kills.contents(search)
 

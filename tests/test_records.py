@@ -35,8 +35,8 @@ def test_what_json_writes_is_read_back(value: Any) -> None:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "line 1 is not valid JSON"),
-        (b'{"a": 1,\n"b": }', "line 2 is not valid JSON"),
+        (b"", "is not valid JSON in line 1"),
+        (b'{"a": 1,\n"b": }', "is not valid JSON in line 2"),
         (b"\xef\xbb\xbf{}", "is not valid JSON"),
         (b'{"a": "\xff"}', "is not UTF-8 text"),
         (b'{"a": NaN}', "holds NaN, which is not a JSON number"),

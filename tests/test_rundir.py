@@ -87,7 +87,7 @@ def test_json_takes_numpy_scalars_and_paths_and_refuses_nan(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b'{"a": 1,\n"b": }', "line 2 is not valid JSON"),
+        (b'{"a": 1,\n"b": }', "is not valid JSON in line 2"),
         (b"[1]", "holds a list where an object is expected"),
         (b'{"a": "\xff"}', "is not UTF-8 text"),
     ],

@@ -101,7 +101,7 @@ def test_what_is_left_of_nothing_and_of_a_damaged_run(tmp_path: Path) -> None:
     assert left_in(tmp_path / "run") == "nothing was written; run the same command again"
     RunDir.create(tmp_path / "run", {"episodes": 3})
     (tmp_path / "run" / "config.json").write_text("{")
-    assert "config.json' line 1 is not valid JSON" in left_in(tmp_path / "run")
+    assert "config.json' is not valid JSON in line 1" in left_in(tmp_path / "run")
 
 
 def test_all_episodes_without_a_result(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def parse(data: bytes) -> Any:
     except UnicodeDecodeError:
         raise DamagedError("is not UTF-8 text") from None
     except json.JSONDecodeError as error:
-        raise DamagedError(f"line {error.lineno} is not valid JSON ({error.msg})") from None
+        raise DamagedError(f"is not valid JSON in line {error.lineno} ({error.msg})") from None
     except RecursionError:
         raise DamagedError(f"is nested deeper than {MAX_DEPTH} levels") from None
     _check_values(value)

@@ -259,7 +259,9 @@ def test_a_resumed_search_takes_its_own_table_or_says_why_not(tmp_path: Path, fo
     with pytest.raises(RunError, match="the table of another network"):
         network(bench=bench, stored=stored)
     stored.write_text("{")
-    with pytest.raises(RunError, match=r"line 1 is not valid JSON .*; the search cannot go on without its own table"):
+    with pytest.raises(
+        RunError, match=r"is not valid JSON in line 1 .*; the search cannot go on without its own table"
+    ):
         network(bench=bench, stored=stored)
 
 

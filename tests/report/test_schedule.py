@@ -76,7 +76,7 @@ def test_either_function_renders_a_schedule_and_twice_is_the_same(tmp_path: Path
     first = render_report(run).read_bytes()
     assert render_schedule(str(run.path)).read_bytes() == first
     run.write_text("summary.json", "{")
-    with pytest.raises(RunError, match=r"summary.json' line 1 is not valid JSON"):
+    with pytest.raises(RunError, match=r"summary.json' is not valid JSON in line 1"):
         render_report(run)
     assert run.file("report.html").read_bytes() == first
 
