@@ -17,6 +17,7 @@ from amc.deploy.formats import get_format
 from amc.deploy.runtimes import get_runtime
 from amc.errors import AmcError, ModelError
 from tests.deploy.nets import EXAMPLE, Bessel, FixedBatch, Two, available, block, formats
+from tests.structure.test_untouched import Cached, FirstUse, Graph, Grid, OfItsClass, WritesItsInput, assert_same, state
 
 WEIGHTS = 4 * sum(value.numel() for value in block().parameters())
 UNBOUNDED = ("onnx", "torch", "openvino")
@@ -218,3 +219,21 @@ def test_unknown_format_is_refused_with_a_hint(tmp_path: Path) -> None:
 )
 def test_operators_are_found_in_messages(message: str, operator: str | None) -> None:
     assert find_operator(message) == operator
+
+
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+@pytest.mark.parametrize("kind", [Grid, FirstUse, OfItsClass, Cached, Graph, WritesItsInput])
+def test_the_users_network_and_input_stay_as_they_were(kind: type[nn.Module], format: str, tmp_path: Path) -> None:
+    module, x = kind().eval(), torch.randn(2, 3, 8, 8)
+    before, attributes, given = state(module), dict(vars(kind)), x.clone()
+    export_network(module, x, tmp_path / f"model.{'onnx' if format == 'onnx' else 'pt2'}", format=format)
+    assert_same(before, state(module))
+    assert dict(vars(kind)) == attributes
+    assert torch.equal(x, given)
+    assert type(module(x)) is Tensor
+
+
+def test_wrapped_networks_are_exported_as_what_is_inside(tmp_path: Path) -> None:
+    inner = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+    export = export_network(nn.DataParallel(inner), torch.randn(1, 3, 8, 8), tmp_path / "model.onnx")
+    assert export.errors["random"] < 1e-5

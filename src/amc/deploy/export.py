@@ -17,9 +17,10 @@ from amc.deploy.formats.onnx import write_exported
 from amc.deploy.parity import TOLERANCE, TOLERANCE_HALF, Cases, ParityError, check
 from amc.deploy.runtimes import get_runtime
 from amc.deploy.runtimes.base import RuntimeFailure
-from amc.deploy.tensors import Tensors, inputs_of, on_cpu, random_like, with_batch
+from amc.deploy.tensors import Tensors, cloned, inputs_of, on_cpu, random_like, with_batch
 from amc.errors import AmcError
 from amc.modes import evaluating
+from amc.structure.copying import copy_model, undisturbed
 
 _CHECKED_BATCHES = (1, 3)  # of a file with a dynamic batch
 _REAL_EXAMPLES = 8
@@ -68,13 +69,13 @@ def export_network(
     """
     begin = time.perf_counter()
     target, inputs, chosen = Path(path), inputs_of(example_input), get_format(format, sparse=sparse)
-    module = on_cpu(module)
+    own, module = module, on_cpu(module)
     version = get_runtime(chosen.runtime).version()  # a missing package is found before anything is written
     _refuse_impossible(chosen, half=half, dynamic=dynamic)
     inputs = with_batch(inputs, 1) if chosen.batch_one else inputs
     cases = _cases(inputs, inputs_of(real) if real is not None else None)
     wish = dynamic if dynamic is not None else chosen.max_batch is None
-    with evaluating(module), replacing(target, chosen.suffixes) as paths:
+    with undisturbed(own), evaluating(module), replacing(target, chosen.suffixes) as paths:
         errors = None
         if wish:
             errors = _written(chosen, module, inputs, paths, cases, half=half, dynamic=True, needed=bool(dynamic))
@@ -97,10 +98,10 @@ def write_checked(
 ) -> dict[str, float]:  # fmt: skip
     """Write and compare, on so many threads; for ONNX by the second exporter where the first one's file is wrong."""
     writers: list[Callable[[], None]] = [
-        lambda: chosen.write(module, inputs, paths, dynamic=dynamic, half=half),
+        lambda: chosen.write(copy_model(module), cloned(inputs), paths, dynamic=dynamic, half=half),
     ]
     if chosen.name == "onnx":
-        writers.append(lambda: write_exported(module, inputs, paths[0], dynamic=dynamic, half=half))
+        writers.append(lambda: write_exported(copy_model(module), cloned(inputs), paths[0], dynamic=dynamic, half=half))
     runtime = get_runtime(chosen.runtime)
     for attempt, write in enumerate(writers, start=1):
         write()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from amc.errors import ModelError
+from amc.structure.copying import copy_model
 from amc.structure.trace import Example, inference
 
 Tensors = tuple[Tensor, ...]
@@ -29,9 +29,13 @@ def inputs_of(example_input: Any) -> Tensors:
 
 
 def on_cpu(module: nn.Module) -> nn.Module:
-    """The module itself, or a copy in main memory where any part of it is elsewhere."""
-    tensors = [*module.parameters(), *module.buffers()]
-    return module if all(value.device.type == "cpu" for value in tensors) else copy.deepcopy(module).cpu()
+    """A plain copy in main memory: what exporters and runtimes do to a network is not done to the user's."""
+    return copy_model(module).cpu()
+
+
+def cloned(inputs: Tensors) -> Tensors:
+    """The same values for one forward pass, which may write into its input."""
+    return tuple(value.clone() for value in inputs)
 
 
 def outputs_of(value: Any) -> Tensors:
@@ -50,7 +54,7 @@ def outputs_of(value: Any) -> Tensors:
 def expected(module: nn.Module, inputs: Tensors) -> Tensors:
     """What PyTorch computes in eval mode; the module is left in the mode it was in."""
     with inference(module):
-        return outputs_of(module(*inputs))
+        return outputs_of(module(*cloned(inputs)))
 
 
 def with_batch(inputs: Tensors, batch: int) -> Tensors:
