@@ -221,6 +221,17 @@ class TestFinetune:
         assert isinstance(raised.value.__context__, EvaluationError)
         assert same(state(model), before)
 
+    def test_a_score_that_fails_for_another_reason_is_told_as_that(self) -> None:
+        data, model = stripes(16), small_network()
+        before = state(model)
+
+        def score(record: EpochRecord) -> float:
+            raise EvaluationError("evaluate fails on the fine-tuned network (KeyError: 'fps')")
+
+        with pytest.raises(EvaluationError, match=r"KeyError: 'fps'\); it failed after epoch 1 of fine-tuning"):
+            finetune(model, data, FineTuneConfig(epochs=1, batch_size=16), on_epoch=score)
+        assert same(state(model), before)
+
     def test_what_was_infinite_before_may_stay_so(self) -> None:
         model = nn.Linear(5, 3)
         model.register_buffer("mask", torch.full((3, 3), -math.inf).triu(1))

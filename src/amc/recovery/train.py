@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -65,8 +66,9 @@ def finetune(
     on_step, on_epoch: told what happened; the network may be evaluated in them, and in `on_epoch` it is the moving
         average if there is one. What `on_epoch` returns is kept as the epoch's score.
 
-    Raises AmcError. DivergenceError where the loss, a weight or a statistic is no longer finite, or `on_epoch` raises
-    EvaluationError: the network is as after the last whole epoch (or as resumed) and the last checkpoint kept.
+    Raises AmcError. DivergenceError where the loss, a weight, a statistic or what `on_epoch` scores is no longer finite,
+    EvaluationError where `on_epoch` raises it otherwise: the network is as after the last whole epoch (or as resumed) and
+    the last checkpoint kept.
     RunError for a checkpoint of something else or one that cannot be written.
     """
     config = config or FineTuneConfig()
@@ -163,8 +165,11 @@ class _Trainer:
             with self.average.in_place() if self.average else nullcontext():
                 self.masks.verify(self.model)
                 score = self.on_epoch(record) if self.on_epoch is not None and self.workers.rank == 0 else None
-        except EvaluationError as error:  # what was scored before training is only now too large to be
-            self._diverged(record.epoch, str(error).partition(";")[0])
+        except EvaluationError as error:
+            if re.search(r"\b(nan|inf|infinite|finite)\b", str(error), re.IGNORECASE):  # too large to be scored by now
+                self._diverged(record.epoch, str(error).partition(";")[0])
+            copy_into_(self.model, self.good)
+            raise EvaluationError(f"{error}; it failed after epoch {record.epoch} of fine-tuning") from error
         return record if score is None else replace(record, score=float(score))
 
     def _epoch(self, network: nn.Module, number: int) -> EpochRecord:
