@@ -66,9 +66,9 @@ def finetune(
     on_step, on_epoch: told what happened; the network may be evaluated in them, and in `on_epoch` it is the moving
         average if there is one. What `on_epoch` returns is kept as the epoch's score.
 
-    Raises AmcError. DivergenceError where the loss, a weight, a statistic or what `on_epoch` scores is no longer finite,
-    EvaluationError where `on_epoch` raises it otherwise: the network is as after the last whole epoch (or as resumed) and
-    the last checkpoint kept.
+    Raises AmcError. DivergenceError where the loss, a weight, a statistic or what `on_epoch` scores is no longer
+    finite, EvaluationError where `on_epoch` raises it otherwise: the network is as after the last whole epoch (or as
+    resumed) and the last checkpoint kept.
     RunError for a checkpoint of something else or one that cannot be written.
     """
     config = config or FineTuneConfig()
