@@ -19,7 +19,7 @@ from amc.batches import Reader, examples, mapped, moved, picked, size_of
 from amc.errors import AmcError, DataError, EvaluationError
 from amc.judging import EVALUATE, number_of
 from amc.metrics import Hits, Tally, classes_of, output_of, tally
-from amc.modes import evaluating
+from amc.modes import device_of, evaluating
 from amc.scores import DEFAULT, TOP1, get_score
 from amc.statistics import Measured, PairedDrop, compare
 from amc.structure.trace import Example
@@ -152,7 +152,7 @@ class Evaluator:
     @contextmanager
     def _running(self, module: nn.Module) -> Iterator[Callable[[Example], Tensor]]:
         """The network in eval mode, from inputs to outputs on its own device."""
-        device = _device_of(module)
+        device = device_of(module)
 
         def run(inputs: Example) -> Tensor:
             there = moved(inputs.cloned(), device)  # a forward may write into its input, and the images serve again
@@ -243,7 +243,7 @@ def reestimate_batchnorm_(model: nn.Module, batches: Iterable[Any]) -> None:
     seen = 0
     with evaluating(model):
         try:
-            for inputs in examples(batches, _device_of(model)):
+            for inputs in examples(batches, device_of(model)):
                 count = size_of(inputs)
                 if count <= bool(seen):
                     continue
@@ -260,10 +260,6 @@ def reestimate_batchnorm_(model: nn.Module, batches: Iterable[Any]) -> None:
                 norm.momentum = momentum
     if not seen:
         raise DataError("batch-norm statistics need at least one batch of calibration images")
-
-
-def _device_of(module: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
 def _laid_out(inputs: Example, labels: Tensor) -> tuple[Example, Tensor]:

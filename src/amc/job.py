@@ -17,11 +17,11 @@ from amc.deploy.table import Latency
 from amc.errors import AmcError, EvaluationError, ResourceError
 from amc.evaluation import Evaluate, Evaluator, PairedEvaluator, as_evaluator
 from amc.judging import EVALUATE, check_resources, number_of, reason_of
-from amc.kernels import device_of, slow_bfloat16
+from amc.kernels import slow_bfloat16
 from amc.latency import aligned, guarded, latency_of
 from amc.methods import CHANNEL, Method, create_method, problem_of
 from amc.metrics import tally
-from amc.modes import evaluating
+from amc.modes import device_of, evaluating
 from amc.provenance import data_fingerprint, execution
 from amc.pruning import Calibration, calibrate
 from amc.scores import get_score

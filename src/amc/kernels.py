@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _X86 = ("x86_64", "amd64")
@@ -55,11 +55,6 @@ def _default_format(tensor: Tensor) -> Tensor:
     """
     plain = torch.empty_like(tensor, memory_format=torch.contiguous_format)
     return tensor if tensor.stride() == plain.stride() else plain.copy_(tensor)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the first parameter is; the CPU for a network without one."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def slow_bfloat16(device: torch.device) -> str | None:

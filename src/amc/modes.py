@@ -1,8 +1,9 @@
-"""Training and evaluation modes of a network, put back as they were."""
+"""What a network is in: its mode, put back as it was, and its device."""
 
 import contextlib
 from collections.abc import Iterator
 
+import torch
 from torch import nn
 
 
@@ -16,3 +17,8 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the first parameter is; the CPU for a network without one."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

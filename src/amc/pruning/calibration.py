@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from amc.batches import examples
 from amc.errors import DataError
 from amc.judging import check_resources, reason_of
+from amc.modes import device_of
 from amc.pruning.reconstruction import DAMPING, damp
 from amc.pruning.watching import Watch
 from amc.structure import Layer, Structure
@@ -148,7 +149,7 @@ def calibrate(
     watch = Watch(layers, named, lambda name, rows: grams[name].add_(rows), positions, seed)
     count = 0
     with undisturbed(model), inference(model), attention_by_parts(model), watch:
-        for example in examples(batches, _device_of(model)):
+        for example in examples(batches, device_of(model)):
             example = example.cloned()  # some networks write into their input, and the batches serve again
             try:
                 model(*example.args, **example.kwargs)
@@ -169,7 +170,3 @@ def calibrate(
         del grams[name]
         skipped[name] = "its input cannot be watched"
     return Calibration(grams, skipped)
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

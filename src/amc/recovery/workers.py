@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from amc.errors import AmcError
+from amc.modes import device_of
 
 
 def launched(*, cpu: bool = False) -> Any:
@@ -56,7 +57,7 @@ class Alone:
     count = 1
 
     def __init__(self, model: nn.Module) -> None:
-        self.device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        self.device = device_of(model)
 
     def wrap(self, model: nn.Module) -> nn.Module:
         return model
