@@ -60,7 +60,9 @@ def test_signals_end_a_search_with_one_true_line(
         ended = word if found == code else "interrupted"
         stored = _stored(out)
         finished = (out / "summary.json").exists()
-        left = "the search is finished" if finished else f"no episode|nothing was|all 40 episodes|{stored} of 40 episodes"
+        left = (
+            "the search is finished" if finished else f"no episode|nothing was|all 40 episodes|{stored} of 40 episodes"
+        )
         assert re.search(rf"amc: {ended}; ({left})", last), last
     _finish(out)
     assert kills.contents(out) == kills.contents(search)

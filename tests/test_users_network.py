@@ -122,6 +122,31 @@ def test_a_forward_that_writes_into_its_input_is_scored_as_if_it_did_not(tmp_pat
     assert torch.equal(images, IMAGES)
 
 
+class SizesItself(Net):
+    """Makes a buffer of the input's size, and keeps a tensor of its own channels, at the first call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ones: Tensor | None = None
+        self.register_buffer("grid", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.grid.shape[0] != x.shape[-1]:
+            self.grid = torch.ones(x.shape[-1])
+        if self.ones is None:
+            self.ones = torch.ones_like(self.body[3].bias)
+        return self.head(self.body(x * self.grid).mean((2, 3)) * self.ones)
+
+
+@pytest.mark.parametrize("method", ["channel", "fine-grained"])
+def test_what_a_forward_keeps_in_the_network_is_not_sliced(method: str, tmp_path: Path) -> None:
+    result = search(SizesItself(), tmp_path / "run", method=method, test=[(IMAGES, LABELS)])
+    plain = search(Net(), tmp_path / "plain", method=method, test=[(IMAGES, LABELS)])
+    assert result.summary["groups"] == plain.summary["groups"]
+    assert result.summary["slim"]["test"] == plain.summary["slim"]["test"]
+    assert result.summary["failed_episodes"] == 0
+
+
 class Head(nn.Module):
     """A head that can be made anew for another number of classes, as timm's can."""
 

@@ -39,6 +39,7 @@ from amc.search import (
     rewarded_metric,
 )
 from amc.structure import Certificate, Structure, certify, check_counts, inspect, restrict
+from amc.structure.copying import copy_model
 
 T = TypeVar("T")
 
@@ -112,9 +113,10 @@ def prepare(
         told.append(slow)
         watch.warning(slow)
     watch.stage("dense score")
-    score, confirm, dense = _judges(model, score, config)
+    whole = copy_model(model)  # what is sliced has never been run: a forward may keep things in the network
+    score, confirm, dense = _judges(whole, score, config)
     watch.dense(dense)
-    for warning in _near_chance(score, model, dense):
+    for warning in _near_chance(score, whole, dense):
         told.append(warning)
         watch.warning(warning)
     if config.max_drop is not None:

@@ -17,6 +17,7 @@ from amc.rundir import RunDir
 from amc.scores import ScoreKind, get_score
 from amc.search import Confirmation, EpisodeRecord, Metric, SearchResult
 from amc.structure import Certificate
+from amc.structure.copying import copy_model
 
 
 def summarise(
@@ -71,7 +72,7 @@ def summarise(
     if guarantee is None and settled is None:  # else reward alone does not decide
         result["warnings"] += _outdone(found, best, config.agent, get_score(config.score))
     if test is not None:
-        for which, network in (("dense", job.model), ("slim", slim)):
+        for which, network in (("dense", copy_model(job.model)), ("slim", slim)):
             value, told = final_score(test, network, which)
             result[which] |= {} if value is None else {"test": value}
             result["warnings"] += told

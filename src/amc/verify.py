@@ -19,6 +19,7 @@ from amc.job import Job, score_of
 from amc.judging import score_of_policy
 from amc.provenance import difference
 from amc.search import EpisodeRecord, JournalContent, Outcome, load_journal, rewarded
+from amc.structure.copying import copy_model
 
 TOLERANCE = 1e-6  # of a score, relative and absolute; one image of 50,000 is 2e-5
 _DATA = {"calibration": "calibration images", "search": "search images"}
@@ -62,7 +63,7 @@ class Recorded:
         _, told = settled(
             recorded,
             job.dense_score,
-            lambda: _number(score_of(job.scorer.evaluate, job.model, "dense")),
+            lambda: _number(score_of(job.scorer.evaluate, copy_model(job.model), "dense")),
             f"the dense network of '{path}'",
             refuse=not self.moved(job),
         )

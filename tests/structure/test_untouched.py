@@ -112,6 +112,23 @@ class Graph(nn.Module):
         return out
 
 
+class SizesItself(nn.Module):
+    """Makes a buffer of the input's size, and keeps a tensor of its own channels, at the first call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.ones = body(), None
+        self.register_buffer("grid", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.grid.shape[0] != x.shape[-1]:
+            self.grid = torch.arange(x.shape[-1]) * 1.0
+        if self.ones is None:
+            self.ones = torch.ones(self.body[0].weight.shape[0], 1, 1)
+        inner = self.body[0](x * self.grid) * self.ones
+        return self.body[1:](inner)
+
+
 def everything(model: nn.Module, x: Tensor) -> None:
     """All that runs a network before a search."""
     structure = inspect(model, x)
@@ -140,7 +157,7 @@ def assert_same(before: dict[str, Any], after: dict[str, Any]) -> None:
         assert torch.equal(value, after[name][1]) if isinstance(value, Tensor) else value == after[name][1], name
 
 
-@pytest.mark.parametrize("make", [Grid, FirstUse, OfItsClass, Cached, WritesItsInput, Graph])
+@pytest.mark.parametrize("make", [Grid, FirstUse, OfItsClass, Cached, WritesItsInput, Graph, SizesItself])
 def test_nothing_is_left_in_the_network(make: Callable[[], nn.Module]) -> None:
     model, x = make(), X.clone()
     before, shared = state(model), dict(vars(make))

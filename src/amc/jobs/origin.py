@@ -14,6 +14,7 @@ from amc.deploy.runtimes.base import first_line
 from amc.errors import DataError, EvaluationError, ModelError, RunError
 from amc.rundir import RunDir
 from amc.stored import load_run
+from amc.structure.copying import copy_model
 from amc.zoo import DataSplits, create_model, load_data, load_weights, model_info
 from amc.zoo._import import import_factory
 from amc.zoo.preprocessing import Preprocessing, preprocessing_of
@@ -73,7 +74,7 @@ def misfit(model: nn.Module, input_shape: Sequence[int]) -> str | None:
     """Why the network cannot take one example of this shape, in one line; None where it can: one forward pass tells."""
     try:
         with torch.inference_mode():
-            model(torch.zeros(1, *input_shape))
+            copy_model(model)(torch.zeros(1, *input_shape))
     except Exception as error:  # whatever the user's forward raises
         return first_line(error)
     return None

@@ -237,7 +237,7 @@ class _Check:
         model, example = on_meta(self.model), example_on_meta(self.example)
         try:
             with torch.device("meta"):
-                self._outputs(model, example)
+                self._outputs(on_meta(model), example)
         except Exception:  # whatever cannot run there is judged by running it in full
             return None
         return model, example
@@ -253,7 +253,7 @@ class _Check:
             for candidate in (_randomised(model, self.generator), copy_model(model)):
                 candidate = candidate.to(dtype) if dtype is not None else candidate
                 try:
-                    found = self._outputs(candidate, inputs)
+                    found = self._outputs(copy_model(candidate), inputs)  # what is sliced has never been run
                 except (RuntimeError, TypeError):  # mixed precisions in the forward
                     break
                 if all(bool(out.isfinite().all()) for out in found) and any(bool(out.any()) for out in found):

@@ -110,6 +110,9 @@ def trace(model: nn.Module, example: Example) -> Trace:
         path: {key: value for key, value in vars(module).items() if type(value) is int}
         for path, module in model.named_modules()
     }
+    shapes = {name: tuple(value.shape) for name, value in [*model.named_parameters(), *model.named_buffers()]}
+    parameters = tuple(name for name, _ in model.named_parameters())
+    canonical = _canonical_names(model)
     try:
         with inference(model), _quiet(), watching_(model) as seen:
             program = torch.export.export(model, example.args, dict(example.kwargs), strict=False)
@@ -119,14 +122,11 @@ def trace(model: nn.Module, example: Example) -> Trace:
             f"{advice_on_network(model) or advice_on_recurrence(model) or _DOCUMENTED}"
         ) from error
     kinds = (InputKind.PARAMETER, InputKind.BUFFER)
-    canonical = _canonical_names(model)
     tensors = {
         spec.arg.name: canonical[spec.target]
         for spec in program.graph_signature.input_specs
         if spec.kind in kinds and spec.target is not None
     }
-    shapes = {name: tuple(value.shape) for name, value in [*model.named_parameters(), *model.named_buffers()]}
-    parameters = tuple(name for name, _ in model.named_parameters())
     nodes = tuple(program.graph.nodes)
     return Trace(nodes, _live(nodes), tensors, shapes, parameters, attributes, seen())
 
