@@ -42,5 +42,8 @@ def test_names_of_other_packages() -> None:
     assert type(create_model("timm:resnet18", num_classes=7).fc).__name__ == "Linear"
     with pytest.raises(ModelError, match="timm has no model 'resnet19'"):
         create_model("timm:resnet19")
+    assert create_model("timm:resnet18.a1_in1k").pretrained_cfg["tag"] == "a1_in1k"
+    with pytest.raises(ModelError, match=r"no weights 'resnet18\.a1_in'; did you mean resnet18\.a1_in1k"):
+        create_model("timm:resnet18.a1_in")
     with pytest.raises(ModelError, match="torchvision has no model"):
         create_model("torchvision:nothing")

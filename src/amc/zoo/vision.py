@@ -38,8 +38,11 @@ def from_timm(name: str, **kwargs: Any) -> nn.Module:
         timm = importlib.import_module("timm")
     except ModuleNotFoundError as error:
         raise ModelError("timm is not installed; pip install 'amc-compress[vision]'") from error
-    if name not in timm.list_models():
+    if name.partition(".")[0] not in timm.list_models():  # what follows a dot names trained weights
         raise ModelError(f"timm has no model {name!r}; {_like(name, timm.list_models(), 'timm')}")
+    tags = timm.list_pretrained(f"{name.partition('.')[0]}*")
+    if "." in name and name not in tags:
+        raise ModelError(f"timm has no weights {name!r}; {_like(name, tags, 'timm')}")
     model: nn.Module = timm.create_model(name, pretrained=False, **kwargs)
     return model
 
