@@ -173,7 +173,7 @@ class _AUROC:
             columns, targets = logits.unsqueeze(1), wanted.unsqueeze(1)
         else:
             single = wanted.ndim == 1 or _one_hot(wanted)
-            columns = _log_probabilities(logits) if single else logits
+            columns = _log_odds(logits) if single else logits
             targets = torch.nn.functional.one_hot(wanted, logits.shape[1]) if wanted.ndim == 1 else wanted
         areas = [
             float(_functional().binary_auroc(_ranks(column), target))
@@ -393,12 +393,16 @@ def _one_hot(labels: Tensor) -> bool:
     return bool((labels.sum(1) == 1).all())
 
 
-def _log_probabilities(logits: Tensor) -> Tensor:
-    """Of classes that exclude each other; outputs that are probabilities already stay, as their order is the same."""
+def _log_odds(logits: Tensor) -> Tensor:
+    """Of classes that exclude each other, in the order of their probabilities; outputs that are these already stay.
+
+    In double precision and rounded: probabilities that are equal stay ties, in whatever order a processor sums.
+    """
     total = logits.sum(1)
     if (logits >= 0).all() and torch.allclose(total, torch.ones_like(total), atol=1e-3):
         return logits
-    return logits.log_softmax(1)
+    log_probabilities = logits.double().log_softmax(1)
+    return (log_probabilities - torch.log(-torch.expm1(log_probabilities))).round(decimals=9)
 
 
 def _ranks(column: Tensor) -> Tensor:
