@@ -178,8 +178,8 @@ def mapped(function: Callable[[Tensor], Tensor], inputs: Example) -> Example:
 
 
 def moved(inputs: Example, device: torch.device) -> Example:
-    """The inputs on another device."""
-    return mapped(lambda tensor: tensor.to(device), inputs)
+    """A copy of the inputs on that device: a forward may write into its input, and the batch serves again."""
+    return mapped(lambda tensor: tensor.to(device, copy=True), inputs)
 
 
 def size_of(inputs: Example) -> int:

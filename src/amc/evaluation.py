@@ -155,7 +155,7 @@ class Evaluator:
         device = device_of(module)
 
         def run(inputs: Example) -> Tensor:
-            there = moved(inputs.cloned(), device)  # a forward may write into its input, and the images serve again
+            there = moved(inputs, device)
             return output_of(module(*there.args, **there.kwargs))
 
         with (
@@ -253,7 +253,6 @@ def reestimate_batchnorm_(model: nn.Module, batches: Iterable[Any]) -> None:
                         norm.reset_running_stats()
                     norm.momentum = count / seen  # the share of this batch in the average so far
                     norm.training = True
-                inputs = inputs.cloned()  # as in `Evaluator`
                 model(*inputs.args, **inputs.kwargs)
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):

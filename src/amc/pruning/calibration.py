@@ -150,7 +150,6 @@ def calibrate(
     count = 0
     with undisturbed(model), inference(model), attention_by_parts(model), watch:
         for example in examples(batches, device_of(model)):
-            example = example.cloned()  # some networks write into their input, and the batches serve again
             try:
                 model(*example.args, **example.kwargs)
             except Exception as error:  # the user's forward may raise anything
