@@ -90,7 +90,12 @@ def prepare(
     `reward`: the caller's own function in place of the one that `config` names. `table`: the latency table of the
     run that is resumed.
     """
-    watch = observer or Observer()
+    watch, warnings = observer or Observer(), list[str]()
+
+    def warn(text: str) -> None:
+        warnings.append(text)
+        watch.warning(text)
+
     tally(get_score(config.score))  # refuses a score whose package is not installed
     paid = reward or get_reward(config.reward)
     watch.stage("structure")
@@ -104,21 +109,19 @@ def prepare(
     method = create_method(config.method, model, structure, config.method_options, **locks)
     watch.structure(structure, certificate)
     rewarded = config.metric if config.max_drop is not None else rewarded_metric(paid)
-    problem, latency, told = _problem(model, structure, example_input, method, config, rewarded, table, watch)
+    problem, latency = _problem(model, structure, example_input, method, config, rewarded, table, watch, warn)
     check_costs(paid, problem.policy_costs(problem.dense.tolist()))
     score = as_evaluator(evaluate, autocast=config.bf16, score=config.score, example_input=example_input)
     seen = data_fingerprint(score.held) if isinstance(score, Evaluator) and score.held else None
     slow = slow_bfloat16(device_of(model)) if config.bf16 else None
     if slow:
-        told.append(slow)
-        watch.warning(slow)
+        warn(slow)
     watch.stage("dense score")
     whole = copy_model(model)  # what is sliced has never been run: a forward may keep things in the network
     score, confirm, dense = _judges(whole, score, config)
     watch.dense(dense)
     for warning in _near_chance(score, whole, dense):
-        told.append(warning)
-        watch.warning(warning)
+        warn(warning)
     if config.max_drop is not None:
         paid = SmallestWithin(config.max_drop / 100, dense, config.metric, config.confidence)
         if confirm is not None:
@@ -132,16 +135,14 @@ def prepare(
     reader = Reader.of(example_input)
     batches = limited(calibration, config.calibration_images, reader)
     gathered = calibrate(model, structure, batches, layers=method.calibrated(), seed=config.seed)
-    warnings = tuple(_warnings(method, gathered))
-    for warning in warnings:
-        watch.warning(warning)
-    warnings = (*told, *warnings)
+    for warning in _warnings(method, gathered):
+        warn(warning)
     watch.stage("ranking and reconstruction")
     again = limited(batches, config.bn_images or 0, reader)
     scorer = PolicyScorer(method.builder(gathered), score, again, dense=problem.dense.tolist())
     return Job(
-        model, example_input, config, structure, certificate, method, problem, scorer, dense, paid, confirm, warnings,
-        latency, _origin(dense, batches, seen),
+        model, example_input, config, structure, certificate, method, problem, scorer, dense, paid, confirm,
+        tuple(warnings), latency, _origin(dense, batches, seen),
     )  # fmt: skip
 
 
@@ -153,23 +154,18 @@ def _origin(dense: float, calibration: Any, search: str | None) -> dict[str, Any
 
 def _problem(
     model: nn.Module, structure: Structure, example_input: Any, method: Method, config: SearchConfig,
-    rewarded: Metric | None, table: Path | None, watch: Observer,
-) -> tuple[Problem, Latency | None, list[str]]:  # fmt: skip
-    """The search problem; with a latency among its costs if one is asked for, and what there is to say of its table."""
+    rewarded: Metric | None, table: Path | None, watch: Observer, warn: Callable[[str], None],
+) -> tuple[Problem, Latency | None]:  # fmt: skip
+    """The search problem, with a latency among its costs if one is asked for; `warn` hears of its table."""
     if not config.times_latency:
-        return problem_of(method, config.budgets, rewarded), None, []
+        return problem_of(method, config.budgets, rewarded), None
     problem_of(method, tuple(b for b in config.budgets if b.metric is not Metric.LATENCY))  # before anything is timed
-    decisions, told = aligned(method.decisions, config.round_to), list[str]()
-
-    def say(warning: str) -> None:
-        told.append(warning)
-        watch.warning(warning)
-
+    decisions = aligned(method.decisions, config.round_to)
     watch.stage("latency table")
-    latency = latency_of(model, structure, example_input, method, decisions, config, stored=table, said=say)
+    latency = latency_of(model, structure, example_input, method, decisions, config, stored=table, said=warn)
     budgets = guarded(config.budgets, latency)
     costs = {Metric.LATENCY: latency.cost}
-    return problem_of(method, budgets, rewarded, decisions=decisions, measured=costs), latency, told
+    return problem_of(method, budgets, rewarded, decisions=decisions, measured=costs), latency
 
 
 def _certified(
@@ -244,10 +240,10 @@ def _on(which: str, call: Callable[[], T]) -> T:
 def _near_chance(score: Evaluate, model: nn.Module, dense: float) -> list[str]:
     """A warning where the dense network does no better than guessing would, by two standard errors."""
     evaluator = score.evaluator if isinstance(score, PairedEvaluator) else score
-    chance = evaluator.chance(model) if isinstance(evaluator, Evaluator) else None
-    if chance is None or not isinstance(evaluator, Evaluator):
+    if not isinstance(evaluator, Evaluator):
         return []
-    if dense > chance + 2 * math.sqrt(chance * (1 - chance) / len(evaluator)):
+    chance = evaluator.chance(model)
+    if chance is None or dense > chance + 2 * math.sqrt(chance * (1 - chance) / len(evaluator)):
         return []
     return [
         f"the dense network scores {dense:.4g}, which may be chance ({chance:.4g}): check its weights, the order of "

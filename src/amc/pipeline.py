@@ -137,9 +137,7 @@ def compress_in(
         table = run.file(TABLE) if run is not None and run.has(TABLE) else None
         job = prepare(model, example_input, calibration, evaluate, config, watch, reward, table)
         if run is not None and job.latency is not None and table is None:
-            run.write_json(
-                TABLE, job.latency.table.to_json()
-            )  # before the first episode: a resumed search needs this one
+            run.write_json(TABLE, job.latency.table.to_json())  # before the first episode: to resume needs this one
         return _search_and_finish(_warned(job, recorded.check(job), watch), run, final, watch, recorded)
 
 
