@@ -31,3 +31,7 @@ class EvaluationError(AmcError):
 
 class ResourceError(AmcError):
     """The machine is out of memory or disk space; the work can be resumed once there is some."""
+
+
+class NotFiniteError(EvaluationError):
+    """A score, or the outputs that it is counted from, are NaN or infinite."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from amc.batches import Reader, examples, mapped, moved, picked, size_of
-from amc.errors import AmcError, DataError, EvaluationError
+from amc.errors import AmcError, DataError, EvaluationError, NotFiniteError
 from amc.judging import EVALUATE, number_of
 from amc.metrics import Hits, Tally, classes_of, output_of, tally
 from amc.modes import device_of, evaluating
@@ -86,7 +86,7 @@ class Evaluator:
         """The score of the network."""
         value = self._counted(module, tally(self.kind)).value()
         if not math.isfinite(value):
-            raise EvaluationError(
+            raise NotFiniteError(
                 f"{self.kind.label} is {value} on these {len(self)} images: it is not defined there, or the network's "
                 "outputs are too large; give images of more than one class, and check the weights"
             )

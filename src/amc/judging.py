@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import SupportsFloat, TypeVar
 
-from amc.errors import EvaluationError, ResourceError
+from amc.errors import EvaluationError, NotFiniteError, ResourceError
 from amc.statistics import Measured
 
 T = TypeVar("T")
@@ -79,7 +79,7 @@ def number_of(value: object, wording: Wording) -> float:
             wording.not_a_number.format(value=shown(value), type=one_line(type(value).__name__))
         ) from None
     if not math.isfinite(number):
-        raise EvaluationError(wording.not_finite.format(value=number))
+        raise NotFiniteError(wording.not_finite.format(value=number))
     if abs(number) > LARGEST:
         raise EvaluationError(wording.too_large.format(value=f"{number:g}"))
     return number

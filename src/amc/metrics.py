@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from amc._torchvision import import_torchvision
-from amc.errors import EvaluationError, ModelError
+from amc.errors import EvaluationError, ModelError, NotFiniteError
 from amc.scores import ScoreKind
 
 IGNORED = 255  # a pixel without a class, as in Pascal VOC and Cityscapes
@@ -377,7 +377,7 @@ def _check_range(classes: Tensor, count: int) -> None:
 
 def _refuse_nan(outputs: Tensor) -> None:
     if outputs.isnan().any():
-        raise EvaluationError("the network's logits are NaN; check its weights and the normalisation of the images")
+        raise NotFiniteError("the network's logits are NaN; check its weights and the normalisation of the images")
 
 
 def _refuse_probabilities(least: Tensor, most: Tensor) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -14,7 +13,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from amc.errors import AmcError, EvaluationError
+from amc.errors import AmcError, EvaluationError, NotFiniteError
 from amc.recovery import checkpoint as storage
 from amc.recovery.checkpoint import Position, TrainingState
 from amc.recovery.config import EpochRecord, FineTuneConfig, FineTuneResult, StepRecord
@@ -165,9 +164,9 @@ class _Trainer:
             with self.average.in_place() if self.average else nullcontext():
                 self.masks.verify(self.model)
                 score = self.on_epoch(record) if self.on_epoch is not None and self.workers.rank == 0 else None
+        except NotFiniteError as error:  # what was scored before training is only now too large to be
+            self._diverged(record.epoch, str(error).partition(";")[0])
         except EvaluationError as error:
-            if re.search(r"\b(nan|inf|infinite|finite)\b", str(error), re.IGNORECASE):  # too large to be scored by now
-                self._diverged(record.epoch, str(error).partition(";")[0])
             copy_into_(self.model, self.good)
             raise EvaluationError(f"{error}; it failed after epoch {record.epoch} of fine-tuning") from error
         return record if score is None else replace(record, score=float(score))
