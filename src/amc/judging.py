@@ -116,6 +116,11 @@ def reason_of(error: BaseException) -> str:
     return said if isinstance(error, EvaluationError) and said else _described(error)
 
 
+def message_of(error: BaseException) -> str:
+    """What the error says, as one line; its kind where it says nothing."""
+    return _message(error) or type(error).__name__
+
+
 def one_line(text: str) -> str:
     """The first line of `text` that says something, with nothing that a terminal or a file could not take."""
     lines = (line.strip() for line in text[: 10 * LINE].splitlines())

@@ -115,6 +115,19 @@ def test_a_forward_that_raises_is_refused_naming_the_line() -> None:
         inspect(Residual("projection"), torch.randn(2, 5, 8, 8))
 
 
+def test_an_error_that_cannot_say_anything_is_told_by_its_kind() -> None:
+    class SilentError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no words")
+
+    class Raises(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise SilentError
+
+    with pytest.raises(ModelError, match=r"Raises does not take the example input: SilentError \(at .*test_tracing"):
+        inspect(Raises(), torch.randn(1, 3))
+
+
 def test_attributes_are_restored_even_if_tracing_fails() -> None:
     model = Residual("projection")
     model.count = 3

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from amc.errors import ModelError
+from amc.judging import message_of
 from amc.structure.channels import Lock
 from amc.structure.copying import copy_model, plain, undisturbed
 from amc.structure.count import count_params, example_on_meta, module_macs, on_meta
@@ -275,8 +276,7 @@ class _Check:
 
 
 def _literal_size(error: Exception) -> Lock:
-    text = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-    return Lock(f"the forward insists on a literal size: {text}", source=line_of_error(error))
+    return Lock(f"the forward insists on a literal size: {message_of(error)[:120]}", source=line_of_error(error))
 
 
 def _cast(value: Any, dtype: torch.dtype | None) -> Any:

@@ -20,6 +20,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from amc.errors import ModelError
+from amc.judging import message_of
 from amc.structure.functions import FunctionTwins
 from amc.structure.source import is_users
 
@@ -57,9 +58,8 @@ def with_tensors(model: nn.Module, replaced: Mapping[str, Tensor]) -> nn.Module:
             copied: nn.Module = copy.deepcopy(model, memo)
             FunctionTwins(memo).replace_(copied)
     except (TypeError, RuntimeError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
-            f"{type(model).__name__} cannot be copied ({reason}): take what cannot be copied off it, "
+            f"{type(model).__name__} cannot be copied ({message_of(error)}): take what cannot be copied off it, "
             "or give its class a __deepcopy__"
         ) from error
     return copied

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from amc.errors import ModelError
+from amc.judging import message_of
 from amc.structure.copying import copy_model, undisturbed, with_tensors
 from amc.structure.source import line_of_error
 from amc.structure.trace import Example, inference
@@ -46,11 +47,10 @@ def _counted(model: nn.Module, example: Example) -> dict[str, dict[str, int]]:
     try:
         return _count(copy_model(model).requires_grad_(False), example)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ModelError(
             f"the operations of {type(model).__name__} cannot be counted: torch's counter (torch.utils.flop_counter) "
-            f"fails on the example input{_at(line_of_error(error))} ({reason}); write that line with operators that "
-            "it knows"
+            f"fails on the example input{_at(line_of_error(error))} ({message_of(error)[:200]}); "
+            "write that line with operators that it knows"
         ) from error
 
 

@@ -8,7 +8,7 @@ matrices. Pure: shapes and letters, no tensors.
 from __future__ import annotations
 
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 LETTERS = string.ascii_letters
@@ -119,14 +119,10 @@ def weight_layout(product: Product, axes: Sequence[int | None], shape: Sequence[
     inputs = product.contracted
     if not inputs or any(axis[letter] is None for letter in inputs):
         return None
-    stack = _letters(letter for letter in product.out if letter in product.left and axis.get(letter) is not None)
-    outputs = _letters(letter for letter in product.out if letter not in product.left and axis[letter] is not None)
+    stack = "".join(letter for letter in product.out if letter in product.left and axis.get(letter) is not None)
+    outputs = "".join(letter for letter in product.out if letter not in product.left and axis[letter] is not None)
     order = [axis[letter] for letter in stack + outputs + inputs]
     left_out = [dim for dim in range(len(shape)) if dim not in order]
     if any(shape[dim] > 1 for dim in left_out):
         return None
     return Layout(stack, outputs, inputs, (*left_out, *(dim for dim in order if dim is not None)))
-
-
-def _letters(found: Iterable[str]) -> str:
-    return "".join(found)

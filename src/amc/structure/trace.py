@@ -21,6 +21,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_map
 
 from amc.errors import ModelError
+from amc.judging import message_of
 from amc.modes import evaluating
 from amc.structure.advice import advice_on_example, advice_on_network, advice_on_recurrence
 from amc.structure.literals import Literal, watching_
@@ -167,10 +168,8 @@ def _canonical_names(model: nn.Module) -> dict[str, str]:
 
 
 def _cause(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
     where = line_of_error(error)
-    return f"{text[:300]}{f' (at {where})' if where else ''}"
+    return f"{message_of(error)}{f' (at {where})' if where else ''}"
 
 
 def module_path(node: Node) -> str:
