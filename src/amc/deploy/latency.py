@@ -20,10 +20,11 @@ from amc.deploy.formats.base import Half
 from amc.deploy.measure import MeasureSettings, Timing, compare, measure, steady
 from amc.deploy.parity import check
 from amc.deploy.runtimes import Session, get_runtime
-from amc.deploy.runtimes.base import RuntimeFailure, first_line
+from amc.deploy.runtimes.base import RuntimeFailure
 from amc.deploy.runtimes.eager import EagerRuntime
 from amc.deploy.tensors import Tensors, inputs_of, on_cpu, random_like, with_batch
 from amc.errors import AmcError
+from amc.judging import message_of
 
 
 def format_for(runtime: str, *, threads: int, batch: int, half: bool) -> Format:
@@ -118,7 +119,7 @@ def latency_of_files(
             try:
                 session.run(inputs)
             except Exception as error:  # a runtime raises whatever it likes
-                raise RuntimeFailure(f"{runtime} fails to run model '{name}': {first_line(error)}") from error
+                raise RuntimeFailure(f"{runtime} fails to run model '{name}': {message_of(error)}") from error
             calls[name] = (session, inputs)
         return _measured(calls, runtime, threads, half, settings or MeasureSettings())
 

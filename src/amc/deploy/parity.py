@@ -15,9 +15,10 @@ from torch import nn
 
 from amc.deploy.failures import find_operator
 from amc.deploy.quiet import silenced
-from amc.deploy.runtimes.base import Session, first_line
+from amc.deploy.runtimes.base import Session
 from amc.deploy.tensors import Tensors, expected
 from amc.errors import AmcError, ModelError
+from amc.judging import message_of
 
 Cases = Mapping[str, Tensors]  # what the inputs are -> inputs
 
@@ -45,7 +46,7 @@ def check(
             except Exception as error:  # a runtime raises whatever it likes
                 culprit = find_operator(f"{error} {said()}")
                 by = f" in operator {culprit}" if culprit else ""
-                raise ParityError(f"the file fails on {name} inputs{by}: {first_line(error)}") from error
+                raise ParityError(f"the file fails on {name} inputs{by}: {message_of(error)}") from error
         if _shapes(wanted, loose) != _shapes(given, loose):
             shown = [" and ".join(str(list(value.shape)) for value in values) for values in (given, wanted)]
             raise ParityError(f"the file gives {shown[0]} on {name} inputs, where the network gives {shown[1]}")
@@ -64,7 +65,7 @@ def _reference(module: nn.Module, name: str, inputs: Tensors) -> Tensors:
     except AmcError:
         raise
     except Exception as error:  # the user's forward
-        raise ParityError(f"the network itself fails on {name} inputs: {first_line(error)}") from error
+        raise ParityError(f"the network itself fails on {name} inputs: {message_of(error)}") from error
     if not all(bool(value.isfinite().all()) for value in wanted if value.is_floating_point()):
         raise ModelError(f"the network's own output on {name} inputs is not finite; check its weights")
     return wanted

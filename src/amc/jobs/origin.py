@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from amc.deploy.runtimes.base import first_line
 from amc.errors import DataError, EvaluationError, ModelError, RunError
+from amc.judging import message_of
 from amc.rundir import RunDir
 from amc.stored import load_run
 from amc.structure.copying import copy_model
@@ -76,7 +76,7 @@ def misfit(model: nn.Module, input_shape: Sequence[int]) -> str | None:
         with torch.inference_mode():
             copy_model(model)(torch.zeros(1, *input_shape))
     except Exception as error:  # whatever the user's forward raises
-        return first_line(error)
+        return message_of(error)
     return None
 
 

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from amc.deploy.tensors import Tensors
 from amc.errors import AmcError
+from amc.judging import message_of
 
 
 class RuntimeFailure(AmcError):  # noqa: N818 -- RuntimeError is taken
@@ -55,10 +56,4 @@ def loading(runtime: str, path: Path) -> Iterator[None]:
     except (AmcError, MemoryError):
         raise
     except Exception as error:
-        raise RuntimeFailure(f"{runtime} cannot load '{path.name}': {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line that an exception has to say, or else its type."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+        raise RuntimeFailure(f"{runtime} cannot load '{path.name}': {message_of(error)}") from error
