@@ -57,7 +57,7 @@ def summarise(
             {"name": decision.name, "size": decision.size, "kept": count}
             for decision, count in zip(job.problem.decisions, best.keep, strict=True)
         ],
-        "locked": _locked(job),
+        "locked": job.method.locked(),
         "warnings": list(job.warnings),
         "certificate": _certificate(job.certificate),
         "environment": environment(),
@@ -106,13 +106,6 @@ def _latency(job: Job, settled: Settled) -> dict[str, Any]:
 def _unsteady(settled: Settled) -> str:
     doubt = settled.chosen.uncertainty / settled.chosen.share
     return f"the machine was too busy for steady latencies: the ratio may be off by {doubt:.0%}"
-
-
-def _locked(job: Job) -> list[dict[str, Any]]:
-    """What stays whole: channels with their number, or layers."""
-    if job.method.slices:
-        return [{"name": item.name, "size": item.size, "reason": str(item.lock)} for item in job.structure.locked]
-    return [{"name": name, "reason": reason} for name, reason in job.method.whole.items()]
 
 
 def _guarantee(job: Job, guarantee: Confirmation) -> dict[str, Any]:
