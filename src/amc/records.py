@@ -67,27 +67,6 @@ def check_regular(path: Path, descriptor: int | None = None) -> None:
         raise RunError(f"'{path}' is not a regular file; restore the file from a copy")
 
 
-def open_to_write(path: Path, flags: int) -> int:
-    """A descriptor of a regular file, made if it is missing; never of what a link names.
-
-    Raises RunError for a link or another kind of file, OSError where the disk refuses.
-    """
-    try:
-        descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise RunError(f"'{path}' is a symbolic link, and nothing is written through one; remove it") from error
-        if error.errno in (errno.ENXIO, errno.EISDIR):
-            raise RunError(f"'{path}' is not a regular file; remove it") from error
-        raise
-    try:
-        check_regular(path, descriptor)
-    except RunError:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
 def parse(data: bytes) -> Any:
     """One JSON value in UTF-8; DamagedError for what this program never writes, such as NaN or a repeated key."""
     try:
