@@ -1,7 +1,8 @@
 """JSON that was written earlier, read strictly: regular files, bounded size and depth, finite numbers, typed fields.
 
 A run lies on a disk for months and is copied, edited and damaged there. Every file of a run is read through this
-module, so that what is wrong with it is one line that names the file. Pure but for `read_bytes`.
+module, so that what is wrong with it is one line that names the file. What a device and its host send one another is
+read by the same `parse_object`. Pure but for `read_bytes` and `check_regular`.
 """
 
 from __future__ import annotations
