@@ -16,7 +16,6 @@ from amc.provenance import amc_version, environment
 from amc.rundir import RunDir
 from amc.scores import ScoreKind, get_score
 from amc.search import Confirmation, EpisodeRecord, Metric, SearchResult
-from amc.structure import Certificate
 from amc.structure.copying import copy_model
 
 
@@ -59,7 +58,7 @@ def summarise(
         ],
         "locked": job.method.locked(),
         "warnings": list(job.warnings),
-        "certificate": _certificate(job.certificate),
+        "certificate": job.certificate.to_json() if job.certificate else None,
         "environment": environment(),
     }
     if guarantee is not None:
@@ -155,16 +154,6 @@ def _outdone(found: Mapping[str, SearchResult], best: EpisodeRecord, main: str, 
     return [
         f"the {winner} baseline did better (score {theirs:.4f}) than the search ({ours:.4f}): give it more episodes"
     ]
-
-
-def _certificate(certificate: Certificate | None) -> dict[str, Any] | None:
-    if certificate is None:
-        return None
-    return {
-        "keep_sets": certificate.keep_sets,
-        "worst_error": certificate.worst_error,
-        "locked": [name for name, _ in certificate.failed],
-    }
 
 
 def _seconds(run: RunDir, agent: str) -> float:

@@ -86,13 +86,7 @@ def structure_record(
             {"name": item.name, "size": item.size, "reason": str(item.lock), "source": item.lock.source}
             for item in structure.locked
         ],
-        "certificate": None
-        if certificate is None
-        else {
-            "keep_sets": certificate.keep_sets,
-            "worst_error": certificate.worst_error,
-            "passed": certificate.passed,
-        },
+        "certificate": certificate.to_json() if certificate else None,
     }
 
 

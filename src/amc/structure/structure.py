@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,19 +20,12 @@ Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
-    """One use of a weight: a convolution, a linear layer however it is written, or a matrix of a recurrent layer.
+class WeightUse:
+    """How a weight is contracted with an activation: what is known of it before and after its channels are numbered."""
 
-    `input` and `output` give, for each input and output channel, the number of its prunable channel, or -1. Those
-    of several groups follow one another.
-    """
-
-    name: str
     kind: str  # "conv" | "conv_transpose" | "linear" | "recurrent"
     weight: str  # the parameter's name; empty where the weight is no parameter
     bias: str | None
-    input: Slots
-    output: Slots
     input_dims: tuple[int, ...]  # dimensions of the weight that run over the input
     order: tuple[int, ...]  # the weight's dimensions as (stack, outputs, inputs, kernel): how `filters` is laid out
     kernel: tuple[int, ...]
@@ -39,6 +33,23 @@ class Layer:
     groups: int  # of a convolution, or matrices in a stack, each with inputs of its own
     tied_across: bool  # groups lose the same places in each; otherwise whole groups go
     input_size: tuple[int, ...]  # spatial
+
+    def shared(self) -> dict[str, Any]:
+        """The fields of a `WeightUse` by name, for what is made of it."""
+        return {item.name: getattr(self, item.name) for item in fields(WeightUse)}
+
+
+@dataclass(frozen=True, slots=True)
+class Layer(WeightUse):
+    """One use of a weight: a convolution, a linear layer however it is written, or a matrix of a recurrent layer.
+
+    `input` and `output` give, for each input and output channel, the number of its prunable channel, or -1. Those
+    of several groups follow one another.
+    """
+
+    name: str
+    input: Slots
+    output: Slots
     macs: int  # dense, on the example input
     obstacle: str = ""  # why the weight cannot be refitted after its inputs were pruned; empty if it can
 
@@ -73,11 +84,14 @@ class Locked:
 
 @dataclass(frozen=True, slots=True)
 class Attribute:
-    """An integer attribute of a module that counts channels: it shrinks in proportion to `slots`."""
+    """An integer attribute of a module that counts channels: it shrinks in proportion to those of `counted`.
+
+    `counted`: the ids of these channels while the network is walked through, their slots in a `Structure`.
+    """
 
     module: str
     name: str
-    slots: Slots
+    counted: npt.NDArray[np.int64]
     value: int  # of the dense network
 
 
@@ -182,6 +196,6 @@ def lock_groups(structure: Structure, reasons: Mapping[str, Lock]) -> Structure:
             name: tuple(None if dim is None else renumber[dim] for dim in dims)
             for name, dims in structure.tensors.items()
         },
-        attributes=tuple(replace(use, slots=renumber[use.slots]) for use in structure.attributes),
+        attributes=tuple(replace(each, counted=renumber[each.counted]) for each in structure.attributes),
         cost=replace(cost, fixed=fixed, per_channel=cost.per_channel[:, kept]),
     )
