@@ -244,8 +244,8 @@ def test_the_run_directory_holds_the_record(tmp_path: Path) -> None:
     assert (config["budget"], config["episodes"], config["round_to"], config["seed"]) == ("macs<=50%", 6, 1, 0)
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode() + value.numpy().tobytes())
-    assert config["weights_sha256"] == digest.hexdigest()
+        digest.update(f"{name} {value.dtype} {list(value.shape)} ".encode() + value.numpy().tobytes())
+    assert config["weights_digest"] == f"2:{digest.hexdigest()}"
     header, records = read_journal(run.file("journal.jsonl"))
     assert (header["seed"], header["agent"], len(records)) == (0, "ddpg", 6)
     assert records == result.search.episodes

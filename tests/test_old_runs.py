@@ -15,11 +15,12 @@ import torch
 
 import amc
 from amc import jobs
-from amc.errors import AmcError
+from amc.errors import AmcError, RunError
 from amc.evaluation import Evaluator
 from amc.report import render_report
 from amc.rundir import RunDir
 from amc.search import read_journal
+from amc.stored import check_weights
 from tests.commands import contents
 from tests.fixtures.runs import make, small
 
@@ -107,6 +108,18 @@ def test_a_search_from_python_goes_on(runs: Path) -> None:
     result = make.from_python(runs / "cut-python", resume=True)
     assert (runs / "cut-python" / "journal.jsonl").read_bytes().startswith(before)
     assert score_of(result.model) == result.summary["slim"]["score"]
+
+
+def test_a_search_that_names_its_weights_by_the_first_digest_goes_on_with_these_only(runs: Path) -> None:
+    run = RunDir.open(runs / "cut-python")
+    assert len(run.config()["weights_sha256"]) == 64
+    assert "weights_digest" not in run.config()
+    check_weights(run, run.config(), small.network())
+    other = small.network()
+    with torch.no_grad():
+        other.head.bias[0] += 1
+    with pytest.raises(RunError, match="was started with other weights"):
+        check_weights(run, run.config(), other)
 
 
 def test_a_schedule_goes_on_in_its_second_round(runs: Path) -> None:

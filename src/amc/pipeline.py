@@ -38,7 +38,7 @@ from amc.search import (
     smallest_confirmed,
 )
 from amc.statistics import PairedDrop
-from amc.stored import fingerprint, settings_of
+from amc.stored import check_weights, settings_of, weights_key
 from amc.structure import Structure
 from amc.structure.copying import copy_model, undisturbed
 from amc.structure.declared import update_declared_sizes_
@@ -130,7 +130,7 @@ def compress_in(
             _check_config(run, config, model)
         elif run is not None:
             began = {"amc_version": amc_version(), **(origin or {}), **config.to_json()}
-            run.write_json(rundir.CONFIG, {**began, "weights_sha256": fingerprint(model)})
+            run.write_json(rundir.CONFIG, {**began, **weights_key(model)})
         journals = [] if run is None else [run.file(_journal(name, config.agent)) for name in _agents(config)]
         recorded = Recorded.at(journals)  # a damaged one is found before any work
         final = None if test is None else _tested(test, config, example_input)
@@ -179,8 +179,7 @@ def _own_reward(settings: dict[str, Any]) -> RewardFunction | None:
 def _check_config(run: RunDir, config: SearchConfig, model: nn.Module) -> None:
     """RunError unless the run began with these settings and weights."""
     began = run.config()
-    if began.get("weights_sha256") != fingerprint(model):
-        raise RunError(f"'{run.path}' was started with other weights; resume it with the weights of its config.json")
+    check_weights(run, began, model)
     wanted = SearchConfig.from_json(config.to_json()).to_json()
     for name, value in settings_of(run, began).to_json().items():
         if value != wanted[name]:

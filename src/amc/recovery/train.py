@@ -23,8 +23,9 @@ from amc.recovery.losses import Loss
 from amc.recovery.masks import WeightMasks
 from amc.recovery.optimiser import learning_rate, make_optimiser
 from amc.recovery.precision import Arithmetic
-from amc.recovery.tensors import copy_into_, digest, snapshot, tensors_of
+from amc.recovery.tensors import copy_into_, snapshot, tensors_of
 from amc.recovery.workers import Accelerated, Alone, Workers
+from amc.storage import digest
 
 VERSION = 1  # of the checkpoint
 
