@@ -259,6 +259,15 @@ def test_the_run_directory_holds_the_record(tmp_path: Path) -> None:
     assert "<html" in run.file("report.html").read_text(encoding="utf-8")
 
 
+def test_an_episode_that_repeats_a_policy_takes_no_time_to_build(tmp_path: Path) -> None:
+    one = {"lock": ("a", "b"), "round_to": 4, "budget": "params<=99%", "agent": "random", "baselines": ()}
+    result = compress(tiny(), run_dir=tmp_path / "run", episodes=3, **one)
+    assert [record.keep for record in result.search.episodes] == [(4,)] * 3  # the only policy within the budget
+    seconds = [line["seconds"] for line in RunDir.open(tmp_path / "run").read_jsonl("timings.jsonl")]
+    assert [parts["build"] > 0 for parts in seconds] == [True, False, False]
+    assert [parts["batch norm"] > 0 for parts in seconds] == [True, False, False]
+
+
 SCRIPT = """
 import sys, torch, amc
 from tests.tiny import EXAMPLE, Tiny, images

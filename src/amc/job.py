@@ -15,8 +15,8 @@ from amc.batches import Reader, limited
 from amc.config import SearchConfig
 from amc.deploy.table import Latency
 from amc.errors import AmcError, EvaluationError, ResourceError
-from amc.evaluation import Evaluate, Evaluator, PairedEvaluator, as_evaluator
-from amc.judging import EVALUATE, check_resources, number_of, reason_of
+from amc.evaluation import Evaluator, PairedEvaluator, as_evaluator
+from amc.judging import EVALUATE, Evaluate, check_resources, number_of, reason_of
 from amc.kernels import slow_bfloat16
 from amc.latency import aligned, guarded, latency_of
 from amc.methods import Method, create_method, problem_of

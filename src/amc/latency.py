@@ -20,9 +20,10 @@ from amc.config import SearchConfig
 from amc.deploy.measure import MeasureSettings
 from amc.deploy.table import Bench, Latency, NoiseError, Place, bench_networks, obtain, open_bench
 from amc.errors import AmcError, BudgetError, EvaluationError
+from amc.judging import Score
 from amc.methods import Method
 from amc.search import Bounds, Budget, Decision, EpisodeRecord, Metric, Problem, RewardFunction, judged, roll_out
-from amc.search.environment import Observation, Score
+from amc.search.environment import Observation
 from amc.search.problem import FloatArray
 from amc.search.surface import Surface
 from amc.structure import Structure

@@ -13,14 +13,16 @@ from torch import nn
 from amc import rundir
 from amc.config import SearchConfig
 from amc.errors import AmcError, EvaluationError, RunError
-from amc.evaluation import BatchSource, Evaluate, as_evaluator
+from amc.evaluation import BatchSource, as_evaluator
 from amc.job import Job, Observer, prepare
+from amc.judging import Evaluate
 from amc.latency import TABLE, Judge, Settled
 from amc.provenance import amc_version
 from amc.pruning import Policy
 from amc.report import render_report
 from amc.rundir import RunDir
 from amc.scores import DEFAULT
+from amc.scoring import ScoreTiming
 from amc.search import (
     REWARDS,
     Confirmation,
@@ -259,18 +261,23 @@ def _run_agent(job: Job, name: str, run: RunDir | None, watch: Observer) -> Sear
     config = job.config
     agent = create_agent(name, job.problem, episodes=config.episodes, seed=config.seed)
 
+    parts: dict[tuple[int, ...], ScoreTiming] = {}  # of the policy that the episode under way has scored
+
+    def score(policy: tuple[int, ...]) -> float:
+        scored = job.scorer.scored(policy)
+        parts[policy] = scored.timing
+        return scored.score
+
     def hear(record: EpisodeRecord, timing: EpisodeTiming) -> None:
+        seconds = _seconds(timing, parts.pop(record.keep, ScoreTiming()))
         if run is not None and not timing.replayed:
-            part = job.scorer.timing
-            seconds = {"agent": timing.agent, "build": part.build, "batch norm": part.batch_norm}
-            seconds["score"] = max(0.0, timing.score - part.build - part.batch_norm)
-            line = {"agent": name, "episode": record.episode, "seconds": _rounded(seconds)}
+            line = {"agent": name, "episode": record.episode, "seconds": seconds}
             run.append_jsonl(rundir.TIMINGS, line, durable=False)
         watch.episode(name, record, timing)
 
     return search(
         job.problem,
-        job.scorer,
+        score,
         agent,
         episodes=config.episodes,
         seed=config.seed,
@@ -285,7 +292,10 @@ def _journal(name: str, main: str) -> str:
     return rundir.JOURNAL if name == main else rundir.baseline_journal(name)
 
 
-def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+def _seconds(episode: EpisodeTiming, part: ScoreTiming) -> dict[str, float]:
+    """The parts of an episode, to the microsecond; what of a score is neither build nor batch norm is "score"."""
+    rest = max(0.0, episode.score - part.build - part.batch_norm)
+    seconds = {"agent": episode.agent, "build": part.build, "batch norm": part.batch_norm, "score": rest}
     return {name: round(value, 6) for name, value in seconds.items()}
 
 

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from amc import rundir
 from amc.errors import AmcError, RunError
-from amc.evaluation import Evaluate, Evaluator, as_evaluator
+from amc.evaluation import Evaluator, as_evaluator
 from amc.job import Job, final_score, score_of
 from amc.jobs import candidates as choosing
 from amc.jobs.origin import config_of, data_of, evaluate_of, network_of
 from amc.jobs.progress import Progress
+from amc.judging import Evaluate
 from amc.kernels import slow_bfloat16
 from amc.methods import MaskedMethod, Method, create_method
 from amc.provenance import difference, execution
