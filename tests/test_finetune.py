@@ -17,8 +17,8 @@ from rich.console import Console
 
 from amc import jobs, rundir
 from amc.evaluation import Evaluator
-from amc.jobs import candidates
 from amc.recovery import resume_point
+from amc.selection import by_finetuning
 from amc.stored import load_run
 from amc.terminal import Progress
 from amc.zoo import load_data
@@ -270,7 +270,7 @@ def test_candidates_stopped_while_the_result_is_written(
     searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After each file in turn; the third candidate takes the place of the search's best."""
-    monkeypatch.setattr(candidates, "best_of", lambda measured: 2)
+    monkeypatch.setattr(by_finetuning, "best_of", lambda trials: 2)
     real = rundir.atomic_write_bytes
     whole, run = (Path(shutil.copytree(searched, tmp_path / name)) for name in ("whole", "run"))
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from amc.batches import Reader, limited
 from amc.config import SearchConfig
-from amc.deploy.table import Latency
+from amc.deploy.table import Bench, Latency, open_bench
 from amc.errors import AmcError, EvaluationError, ResourceError
 from amc.evaluation import Evaluate, Evaluator, PairedEvaluator, as_evaluator
 from amc.judging import EVALUATE, check_resources, number_of, reason_of
@@ -34,12 +34,14 @@ from amc.search import (
     RewardFunction,
     SmallestWithin,
     check_costs,
-    check_resolution,
     get_reward,
     rewarded_metric,
 )
+from amc.selection.by_confidence import check_resolution
 from amc.structure import Certificate, Structure, certify, check_counts, inspect, restrict
 from amc.structure.copying import copy_model
+
+DEFAULT_RUNTIME = "onnxruntime"
 
 T = TypeVar("T")
 
@@ -162,10 +164,20 @@ def _problem(
     problem_of(method, tuple(b for b in config.budgets if b.metric is not Metric.LATENCY))  # before anything is timed
     decisions = aligned(method.decisions, config.round_to)
     watch.stage("latency table")
-    latency = latency_of(model, structure, example_input, method, decisions, config, stored=table, said=warn)
+    latency = latency_of(
+        model, structure, example_input, decisions, method.builder(None).build, bench_of(config),
+        budgets=config.budgets, stored=table, warn=warn,
+    )  # fmt: skip
     budgets = guarded(config.budgets, latency)
     costs = {Metric.LATENCY: latency.cost}
     return problem_of(method, budgets, rewarded, decisions=decisions, measured=costs), latency
+
+
+def bench_of(config: SearchConfig) -> Bench:
+    """What times networks for this search."""
+    token = None if config.token_file is None else Path(config.token_file)
+    runtime = config.runtime or DEFAULT_RUNTIME
+    return open_bench(runtime, threads=config.latency_threads, device_url=config.device_url, token_file=token)
 
 
 def _certified(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from amc.config import SearchConfig
 from amc.errors import AmcError, EvaluationError, RunError
 from amc.evaluation import BatchSource, Evaluate, as_evaluator
 from amc.job import Job, Observer, prepare
-from amc.latency import TABLE, Judge, Settled
 from amc.provenance import amc_version
 from amc.pruning import Policy
 from amc.report import render_report
@@ -23,20 +23,20 @@ from amc.rundir import RunDir
 from amc.scores import DEFAULT
 from amc.search import (
     REWARDS,
-    Confirmation,
     EpisodeRecord,
     EpisodeTiming,
     Metric,
     RewardFunction,
     SearchResult,
     SmallestWithin,
-    candidates,
     create_agent,
     get_reward,
     reward_name,
     search,
-    smallest_confirmed,
 )
+from amc.selection import Selection, choose
+from amc.selection.by_confidence import ByConfidence
+from amc.selection.by_latency import ByLatency
 from amc.statistics import PairedDrop
 from amc.stored import fingerprint, settings_of
 from amc.structure import Structure
@@ -134,10 +134,12 @@ def compress_in(
         journals = [] if run is None else [run.file(_journal(name, config.agent)) for name in _agents(config)]
         recorded = Recorded.at(journals)  # a damaged one is found before any work
         final = None if test is None else _tested(test, config, example_input)
-        table = run.file(TABLE) if run is not None and run.has(TABLE) else None
+        table = run.file(rundir.TABLE) if run is not None and run.has(rundir.TABLE) else None
         job = prepare(model, example_input, calibration, evaluate, config, watch, reward, table)
         if run is not None and job.latency is not None and table is None:
-            run.write_json(TABLE, job.latency.table.to_json())  # before the first episode: to resume needs this one
+            run.write_json(
+                rundir.TABLE, job.latency.table.to_json()
+            )  # before the first episode: to resume needs this one
         return _search_and_finish(_warned(job, recorded.check(job), watch), run, final, watch, recorded)
 
 
@@ -201,59 +203,50 @@ def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer,
             if name == config.agent:
                 raise  # a baseline whose every policy fails is left out; its journal says why
     watch.stage("result")
-    guarantee = _confirmed(job, found[config.agent])
-    best = guarantee.chosen.record if guarantee else found[config.agent].best
-    settled = _measured(job, found[config.agent], guarantee, watch)
-    best = settled.chosen.record if settled else best
-    slim = job.scorer.build(best.keep)
-    best, told = confirmed(job, best, slim, recorded)
-    job = _warned(job, told, watch)
+    choice = choose(found[config.agent].episodes, _selections(job, watch))
+    slim = job.scorer.build(choice.record.keep)
+    best, warnings = confirmed(job, choice.record, slim, recorded)
+    job = _warned(job, warnings, watch)
     if job.method.slices:
         update_declared_sizes_(slim, job.model, job.example_input)
     policy = job.scorer.builder.policy(best.keep)
-    summary = summarise(job, slim, best, found, run, test, guarantee, settled)
+    summary = summarise(job, slim, replace(choice, record=best), found, run, test)
     _check_budget(job, summary["slim"])
     if run is not None:
         run.write_bytes(rundir.MODEL, job.method.stored(slim))
         run.write_json(rundir.POLICY, policy.to_json())
         journals = [_journal(name, config.agent) for name in found]
-        summary["files"] = run.digests([rundir.MODEL, rundir.POLICY, TABLE, *journals])
+        summary["files"] = run.digests([rundir.MODEL, rundir.POLICY, rundir.TABLE, *journals])
         run.write_json(rundir.SUMMARY, summary)
         render_report(run)
     return Result(slim, policy, summary, job.structure, found[config.agent])
 
 
-def _confirmed(job: Job, result: SearchResult) -> Confirmation | None:
-    """With `max_drop`: the smallest network whose loss holds on images that the search never scored."""
-    reward = job.reward
-    if not isinstance(reward, SmallestWithin):
-        return None
+def _selections(job: Job, watch: Observer) -> Iterator[Selection]:
+    """How the search ends, besides by the best reward."""
+    if isinstance(job.reward, SmallestWithin):
+        images = None if job.confirm is None else job.confirm.images
+        yield ByConfidence(job.reward, partial(_loss, job, job.reward), images)
+    if job.latency is not None:
+        watch.stage("latency of the best")
+        limits = [budget for budget in job.config.budgets if budget.metric is Metric.LATENCY]
+        yield ByLatency(
+            latency=job.latency,
+            problem=job.problem,
+            budget=limits[0] if limits else None,
+            example_input=job.example_input,
+            build=job.scorer.builder.build,
+            score=job.scorer,
+            reward=job.reward,
+            seed=job.config.seed,
+        )
 
-    def measure(record: EpisodeRecord) -> PairedDrop | float:
-        if job.confirm is None:  # a score of the caller's own: there is nothing else to measure on
-            return reward.dense_score - (record.score or 0.0)
-        return job.confirm.compare(job.scorer.build(record.keep))
 
-    return smallest_confirmed(candidates(result.episodes, reward), measure, reward)
-
-
-def _measured(job: Job, result: SearchResult, guarantee: Confirmation | None, watch: Observer) -> Settled | None:
-    """With a latency among the costs: the policy that holds as measured on whole networks."""
-    if job.latency is None:
-        return None
-    watch.stage("latency of the best")
-    limits = [budget for budget in job.config.budgets if budget.metric is Metric.LATENCY]
-    judge = Judge(
-        latency=job.latency,
-        problem=job.problem,
-        budget=limits[0] if limits else None,
-        example_input=job.example_input,
-        build=job.scorer.builder.build,
-        score=job.scorer,
-        reward=job.reward,
-        seed=job.config.seed,
-    )
-    return judge.only(guarantee.chosen.record) if guarantee else judge.settle(result.episodes)
+def _loss(job: Job, reward: SmallestWithin, record: EpisodeRecord) -> PairedDrop | float:
+    """What a policy loses on images that the search never scored; by the search's score where that is a function."""
+    if job.confirm is None:
+        return reward.dense_score - (record.score or 0.0)
+    return job.confirm.compare(job.scorer.build(record.keep))
 
 
 def _run_agent(job: Job, name: str, run: RunDir | None, watch: Observer) -> SearchResult:
