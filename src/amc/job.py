@@ -22,13 +22,12 @@ from amc.latency import aligned, guarded, latency_of
 from amc.methods import CHANNEL, Method, create_method, problem_of
 from amc.metrics import tally
 from amc.modes import device_of, evaluating
+from amc.observer import Observer
 from amc.provenance import data_fingerprint, execution
 from amc.pruning import Calibration, calibrate
 from amc.scores import get_score
 from amc.scoring import PolicyScorer
 from amc.search import (
-    EpisodeRecord,
-    EpisodeTiming,
     Metric,
     Problem,
     RewardFunction,
@@ -46,15 +45,16 @@ DEFAULT_RUNTIME = "onnxruntime"
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Observer:
-    """What the caller wants to hear while the job runs; every hook may be left out."""
+@dataclass(frozen=True)
+class Inputs:
+    """What the user brings to a search, besides its settings; `amc.compress` describes each."""
 
-    stage: Callable[[str], None] = lambda _: None
-    structure: Callable[[Structure, Certificate | None], None] = lambda *_: None
-    warning: Callable[[str], None] = lambda _: None
-    dense: Callable[[float], None] = lambda _: None
-    episode: Callable[[str, EpisodeRecord, EpisodeTiming], None] = lambda *_: None  # agent, record, timing
+    model: nn.Module
+    example_input: Any
+    calibration: Iterable[Any]
+    evaluate: Any
+    test: Any = None
+    reward: RewardFunction | None = None  # the caller's own function; None: the one that the settings name
 
 
 @dataclass(frozen=True)
@@ -78,28 +78,21 @@ class Job:
 
 
 def prepare(
-    model: nn.Module,
-    example_input: Any,
-    calibration: Iterable[Any],
-    evaluate: Any,
-    config: SearchConfig,
-    observer: Observer | None = None,
-    reward: RewardFunction | None = None,
-    table: Path | None = None,
+    inputs: Inputs, config: SearchConfig, observer: Observer | None = None, *, table: Path | None = None
 ) -> Job:
     """Everything before the first episode; the cheap checks of the user's input come first.
 
-    `reward`: the caller's own function in place of the one that `config` names. `table`: the latency table of the
-    run that is resumed.
+    `table`: the latency table of the run that is resumed.
     """
     watch, warnings = observer or Observer(), list[str]()
+    model, example_input = inputs.model, inputs.example_input
 
     def warn(text: str) -> None:
         warnings.append(text)
         watch.warning(text)
 
     tally(get_score(config.score))  # refuses a score whose package is not installed
-    paid = reward or get_reward(config.reward)
+    reward = inputs.reward or get_reward(config.reward)
     watch.stage("structure")
     structure = inspect(model, example_input)
     certificate, locks = None, {"lock": config.lock, "only": config.only}
@@ -110,10 +103,10 @@ def prepare(
         locks = {}  # they are in the structure now
     method = create_method(config.method, model, structure, config.method_options, **locks)
     watch.structure(structure, certificate)
-    rewarded = config.metric if config.max_drop is not None else rewarded_metric(paid)
+    rewarded = config.metric if config.max_drop is not None else rewarded_metric(reward)
     problem, latency = _problem(model, structure, example_input, method, config, rewarded, table, watch, warn)
-    check_costs(paid, problem.policy_costs(problem.dense.tolist()))
-    score = as_evaluator(evaluate, autocast=config.bf16, score=config.score, example_input=example_input)
+    check_costs(reward, problem.policy_costs(problem.dense.tolist()))
+    score = as_evaluator(inputs.evaluate, autocast=config.bf16, score=config.score, example_input=example_input)
     seen = data_fingerprint(score.held) if isinstance(score, Evaluator) and score.held else None
     slow = slow_bfloat16(device_of(model)) if config.bf16 else None
     if slow:
@@ -121,13 +114,13 @@ def prepare(
     watch.stage("dense score")
     whole = copy_model(model)  # what is sliced has never been run: a forward may keep things in the network
     score, confirm, dense = _judges(whole, score, config)
-    watch.dense(dense)
+    watch.dense(get_score(config.score).named(dense))
     for warning in _near_chance(score, whole, dense):
         warn(warning)
     if config.max_drop is not None:
-        paid = SmallestWithin(config.max_drop / 100, dense, config.metric, config.confidence)
+        reward = SmallestWithin(config.max_drop / 100, dense, config.metric, config.confidence)
         if confirm is not None:
-            check_resolution(paid, confirm.images, "confirmation")
+            check_resolution(reward, confirm.images, "confirmation")
         elif not 0 <= dense <= 1:
             raise EvaluationError(
                 f"max_drop is in points of accuracy, and the dense network scores {dense:.4g}: "
@@ -135,7 +128,7 @@ def prepare(
             )
     watch.stage("calibration")
     reader = Reader.of(example_input)
-    batches = limited(calibration, config.calibration_images, reader)
+    batches = limited(inputs.calibration, config.calibration_images, reader)
     gathered = calibrate(model, structure, batches, layers=method.calibrated(), seed=config.seed)
     for warning in _warnings(method, gathered):
         warn(warning)
@@ -143,7 +136,7 @@ def prepare(
     again = limited(batches, config.bn_images or 0, reader)
     scorer = PolicyScorer(method.builder(gathered), score, again, dense=problem.dense.tolist())
     return Job(
-        model, example_input, config, structure, certificate, method, problem, scorer, dense, paid, confirm,
+        model, example_input, config, structure, certificate, method, problem, scorer, dense, reward, confirm,
         tuple(warnings), latency, _origin(dense, batches, seen),
     )  # fmt: skip
 

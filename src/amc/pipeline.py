@@ -9,20 +9,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from torch import nn
 
 from amc import rundir
 from amc.config import SearchConfig
 from amc.errors import AmcError, EvaluationError, RunError
 from amc.evaluation import BatchSource, Evaluate, as_evaluator
-from amc.job import Job, Observer, prepare
+from amc.job import Inputs, Job, prepare
+from amc.observer import LogObserver, Observer, Together
+from amc.progress import ProgressBar
 from amc.provenance import amc_version
 from amc.pruning import Policy
 from amc.report import render_report
 from amc.rundir import RunDir
-from amc.scores import DEFAULT
+from amc.scores import DEFAULT, ScoreKind, get_score
 from amc.search import (
     REWARDS,
+    Agent,
     EpisodeRecord,
     EpisodeTiming,
     Metric,
@@ -68,6 +72,7 @@ def compress(
     resume: bool = False,
     origin: Mapping[str, Any] | None = None,
     observer: Observer | None = None,
+    progress: bool = False,
     **settings: Any,
 ) -> Result:
     """Prune `model` to a budget with a reinforcement-learning agent (arXiv 1802.03494).
@@ -82,16 +87,27 @@ def compress(
     reward (in settings): a name, or a function of an `amc.search.Outcome`.
     run_dir: where to keep the journal and the results; `resume` continues what an earlier call left there.
     origin: what the command line needs to build the same network and data again; kept in config.json.
+    observer: listens while the job runs. The logger `amc` gets the same, if the caller configures logging.
+    progress: whether to show a progress bar on stderr.
     settings: fields of `SearchConfig`: budget, method, episodes, seed, and so on.
 
     Raises AmcError (its kinds in `amc.errors`) with one clear line for whatever is wrong with the input.
     """
-    own, config = _own_reward(settings), SearchConfig.of(settings)
-    with opened(run_dir, resume=resume) as run:
-        return compress_in(
-            run, model, example_input, calibration=calibration, evaluate=evaluate, test=test, resume=resume,
-            origin=origin, observer=observer, config=config, reward=own,
-        )  # fmt: skip
+    reward, config = _own_reward(settings), SearchConfig.of(settings)
+    inputs = Inputs(model, example_input, calibration, evaluate, test, reward)
+    with listening(observer, progress=progress) as watch, opened(run_dir, resume=resume) as run:
+        return compress_in(run, inputs, config, watch, resume=resume, origin=origin or {})
+
+
+@contextmanager
+def listening(observer: Observer | None, *, progress: bool) -> Iterator[Observer]:
+    """All that listens to a job inside the block: the log, the caller's observer, and a progress bar on stderr."""
+    bars = [ProgressBar(Console(stderr=True, highlight=False))] if progress else []
+    watch = Together(LogObserver(), *([observer] if observer else []), *bars)
+    try:
+        yield watch
+    finally:
+        watch.close()
 
 
 @contextmanager
@@ -110,37 +126,29 @@ def opened(run_dir: str | Path | None, *, resume: bool) -> Iterator[RunDir | Non
 
 def compress_in(
     run: RunDir | None,
-    model: nn.Module,
-    example_input: Any,
-    *,
-    calibration: Iterable[Any],
-    evaluate: Any,
-    test: Any,
-    resume: bool,
-    origin: Mapping[str, Any] | None,
-    observer: Observer | None,
+    inputs: Inputs,
     config: SearchConfig,
-    reward: RewardFunction | None,
+    watch: Observer,
+    *,
+    resume: bool,
+    origin: Mapping[str, Any],
 ) -> Result:
-    """`compress` in a directory that is claimed or locked already. `reward`: the caller's own function."""
-    with undisturbed(model):
-        model = copy_model(model)  # plain; the user's own is never run
-        watch = observer or Observer()
+    """`compress` in a directory that is claimed or locked already."""
+    with undisturbed(inputs.model):
+        inputs = replace(inputs, model=copy_model(inputs.model))  # plain; the user's own is never run
         if run is not None and resume:
-            _check_config(run, config, model)
+            _check_config(run, config, inputs.model)
         elif run is not None:
-            began = {"amc_version": amc_version(), **(origin or {}), **config.to_json()}
-            run.write_json(rundir.CONFIG, {**began, "weights_sha256": fingerprint(model)})
+            began = {"amc_version": amc_version(), **origin, **config.to_json()}
+            run.write_json(rundir.CONFIG, {**began, "weights_sha256": fingerprint(inputs.model)})
         journals = [] if run is None else [run.file(_journal(name, config.agent)) for name in _agents(config)]
         recorded = Recorded.at(journals)  # a damaged one is found before any work
-        final = None if test is None else _tested(test, config, example_input)
+        test = _test_score(inputs, config)
         table = run.file(rundir.TABLE) if run is not None and run.has(rundir.TABLE) else None
-        job = prepare(model, example_input, calibration, evaluate, config, watch, reward, table)
+        job = prepare(inputs, config, watch, table=table)
         if run is not None and job.latency is not None and table is None:
-            run.write_json(
-                rundir.TABLE, job.latency.table.to_json()
-            )  # before the first episode: to resume needs this one
-        return _search_and_finish(_warned(job, recorded.check(job), watch), run, final, watch, recorded)
+            run.write_json(rundir.TABLE, job.latency.table.to_json())  # before any episode: resuming needs this table
+        return _search_and_finish(_warned(job, recorded.check(job), watch), run, test, watch, recorded)
 
 
 def _agents(config: SearchConfig) -> tuple[str, ...]:
@@ -148,17 +156,20 @@ def _agents(config: SearchConfig) -> tuple[str, ...]:
     return (*config.baselines, config.agent)
 
 
-def _warned(job: Job, told: Sequence[str], watch: Observer) -> Job:
-    """The job with further warnings, which are also said."""
-    for warning in told:
+def _warned(job: Job, warnings: Sequence[str], watch: Observer) -> Job:
+    """The job with further warnings; `watch` hears them."""
+    for warning in warnings:
         watch.warning(warning)
-    return replace(job, warnings=(*job.warnings, *told)) if told else job
+    return replace(job, warnings=(*job.warnings, *warnings)) if warnings else job
 
 
-def _tested(test: Any, config: SearchConfig, example_input: Any) -> Evaluate:
+def _test_score(inputs: Inputs, config: SearchConfig) -> Evaluate | None:
     """The score of the final figures: the search's own on other data, or a function of the caller's."""
+    test = inputs.test
+    if test is None:
+        return None
     score = config.score if isinstance(test, BatchSource) or not callable(test) else DEFAULT
-    return as_evaluator(test, score=score, example_input=example_input)
+    return as_evaluator(test, score=score, example_input=inputs.example_input)
 
 
 def _own_reward(settings: dict[str, Any]) -> RewardFunction | None:
@@ -194,32 +205,36 @@ def _check_config(run: RunDir, config: SearchConfig, model: nn.Module) -> None:
 
 def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer, recorded: Recorded) -> Result:
     config = job.config
-    found: dict[str, SearchResult] = {}
-    for name in _agents(config):
+    agents = {
+        name: create_agent(name, job.problem, episodes=config.episodes, seed=config.seed) for name in _agents(config)
+    }
+    watch.plan({name: min(config.episodes, agent.max_episodes or config.episodes) for name, agent in agents.items()})
+    results: dict[str, SearchResult] = {}
+    for name, agent in agents.items():
         watch.stage(f"search ({name})")
         try:
-            found[name] = _run_agent(job, name, run, watch)
+            results[name] = _run_agent(job, name, agent, run, watch)
         except EvaluationError:
             if name == config.agent:
                 raise  # a baseline whose every policy fails is left out; its journal says why
     watch.stage("result")
-    choice = choose(found[config.agent].episodes, _selections(job, watch))
+    choice = choose(results[config.agent].episodes, _selections(job, watch))
     slim = job.scorer.build(choice.record.keep)
     best, warnings = confirmed(job, choice.record, slim, recorded)
     job = _warned(job, warnings, watch)
     if job.method.slices:
         update_declared_sizes_(slim, job.model, job.example_input)
     policy = job.scorer.builder.policy(best.keep)
-    summary = summarise(job, slim, replace(choice, record=best), found, run, test)
+    summary = summarise(job, slim, replace(choice, record=best), results, run, test)
     _check_budget(job, summary["slim"])
     if run is not None:
         run.write_bytes(rundir.MODEL, job.method.stored(slim))
         run.write_json(rundir.POLICY, policy.to_json())
-        journals = [_journal(name, config.agent) for name in found]
+        journals = [_journal(name, config.agent) for name in results]
         summary["files"] = run.digests([rundir.MODEL, rundir.POLICY, rundir.TABLE, *journals])
         run.write_json(rundir.SUMMARY, summary)
         render_report(run)
-    return Result(slim, policy, summary, job.structure, found[config.agent])
+    return Result(slim, policy, summary, job.structure, results[config.agent])
 
 
 def _selections(job: Job, watch: Observer) -> Iterator[Selection]:
@@ -249,18 +264,17 @@ def _loss(job: Job, reward: SmallestWithin, record: EpisodeRecord) -> PairedDrop
     return job.confirm.compare(job.scorer.build(record.keep))
 
 
-def _run_agent(job: Job, name: str, run: RunDir | None, watch: Observer) -> SearchResult:
-    config = job.config
-    agent = create_agent(name, job.problem, episodes=config.episodes, seed=config.seed)
+def _run_agent(job: Job, name: str, agent: Agent, run: RunDir | None, watch: Observer) -> SearchResult:
+    config, kind = job.config, get_score(job.config.score)
 
-    def hear(record: EpisodeRecord, timing: EpisodeTiming) -> None:
+    def on_episode(record: EpisodeRecord, timing: EpisodeTiming) -> None:
         if run is not None and not timing.replayed:
             part = job.scorer.timing
             seconds = {"agent": timing.agent, "build": part.build, "batch norm": part.batch_norm}
             seconds["score"] = max(0.0, timing.score - part.build - part.batch_norm)
             line = {"agent": name, "episode": record.episode, "seconds": _rounded(seconds)}
             run.append_jsonl(rundir.TIMINGS, line, durable=False)
-        watch.episode(name, record, timing)
+        watch.episode(name, _named(record, kind), timing)
 
     return search(
         job.problem,
@@ -269,10 +283,15 @@ def _run_agent(job: Job, name: str, run: RunDir | None, watch: Observer) -> Sear
         episodes=config.episodes,
         seed=config.seed,
         journal_path=None if run is None else run.file(_journal(name, config.agent)),
-        on_episode=hear,
+        on_episode=on_episode,
         reward=job.reward,
         origin=job.origin,
     )
+
+
+def _named(record: EpisodeRecord, kind: ScoreKind) -> EpisodeRecord:
+    """The record with a score that knows what it is, for whoever shows it."""
+    return record if record.score is None else replace(record, score=kind.named(record.score))
 
 
 def _journal(name: str, main: str) -> str:

@@ -21,15 +21,15 @@ from torch import Tensor, nn
 from amc import rundir
 from amc.errors import AmcError, RunError
 from amc.evaluation import Evaluate, Evaluator, as_evaluator
-from amc.job import Job, final_score, prepare, score_of
+from amc.job import Inputs, Job, final_score, prepare, score_of
 from amc.jobs.origin import BATCH, config_of, data_of, evaluate_of, network_of
-from amc.jobs.progress import Progress
 from amc.kernels import slow_bfloat16
 from amc.methods import MaskedMethod, Method, create_method
+from amc.observer import Observer
 from amc.provenance import difference, execution
 from amc.pruning import Policy
 from amc.records import sealed
-from amc.recovery import EpochRecord, FineTuneConfig, FineTuneResult, StepRecord, resume_point
+from amc.recovery import EpochRecord, FineTuneConfig, FineTuneResult, resume_point
 from amc.recovery import finetune as recover
 from amc.recovery.workers import launched
 from amc.report import render_report
@@ -58,7 +58,7 @@ def finetune(
     checkpoint_every: int = CHECKPOINT_EVERY,
     restart: bool = False,
     device: str | None = None,
-    progress: Progress,
+    progress: Observer,
 ) -> Path:
     """Train the slim network of a finished search and add the outcome to its summary and report.
 
@@ -76,7 +76,7 @@ def finetune(
     with run.lock() if main else nullcontext():
         state = _State(run, accelerator)
         state.plan(chosen, {"candidates": candidates, "candidate_epochs": candidate_epochs}, restart)
-        watch = progress if main else _Silent()
+        watch = progress if main else Observer()
         watch.stage("network and data")
         try:
             task = _Task(run, config, data_of(config), state, place, checkpoint_every, watch)
@@ -238,7 +238,7 @@ class _Task:
         state: _State,
         device: torch.device,
         checkpoint_every: int,
-        progress: Progress,
+        progress: Observer,
     ) -> None:
         self.origin, self.config, self.data, self.state, self.device = run, config, data, state, device
         self.checkpoint_every, self.progress = checkpoint_every, progress
@@ -305,8 +305,8 @@ class _Task:
                 "leave out candidates"
             )
         self.progress.stage("candidates")
-        calibration, evaluate = self.data.calibration.batches(BATCH), evaluate_of(self.config, self.data)
-        return prepare(network_of(self.config, run.path), self.example, calibration, evaluate, settings)
+        model, evaluate = network_of(self.config, run.path), evaluate_of(self.config, self.data)
+        return prepare(Inputs(model, self.example, self.data.calibration.batches(BATCH), evaluate), settings)
 
     def trained(self, slim: nn.Module, method: Method, settings: FineTuneConfig, checkpoint: Path) -> FineTuneResult:
         slim.to(self.device)
@@ -325,7 +325,7 @@ class _Task:
             checkpoint=checkpoint,
             checkpoint_every=self.checkpoint_every,
             accelerator=self.state.accelerator,
-            on_step=self.progress.training,
+            on_step=self.progress.training_step,
             on_epoch=on_epoch,
         )
 
@@ -439,17 +439,3 @@ def _masks(slim: nn.Module, method: Method) -> dict[str, Tensor] | None:
         return None
     named = dict(slim.named_parameters())
     return {name: named[name].detach() != 0 for name in method.weights()}
-
-
-class _Silent:
-    """`Progress` of the processes beside the first."""
-
-    def stage(self, name: str) -> None: ...
-    def structure(self, *_: Any) -> None: ...
-    def warning(self, text: str) -> None: ...
-    def dense(self, score: float) -> None: ...
-    def plan(self, episodes: Mapping[str, int]) -> None: ...
-    def episode(self, *_: Any) -> None: ...
-    def training(self, step: StepRecord) -> None: ...
-    def epoch(self, epoch: EpochRecord, score: float) -> None: ...
-    def close(self) -> None: ...
