@@ -55,7 +55,7 @@ def summarise(
             {"name": decision.name, "size": decision.size, "kept": count}
             for decision, count in zip(job.problem.decisions, best.keep, strict=True)
         ],
-        "locked": _locked(job),
+        "locked": job.method.locked(),
         "warnings": list(job.warnings),
         "certificate": _certificate(job.certificate),
         "environment": environment(),
@@ -70,13 +70,6 @@ def summarise(
             result[which] |= {} if value is None else {"test": value}
             result["warnings"] += told
     return result
-
-
-def _locked(job: Job) -> list[dict[str, Any]]:
-    """What stays whole: channels with their number, or layers."""
-    if job.method.slices:
-        return [{"name": item.name, "size": item.size, "reason": str(item.lock)} for item in job.structure.locked]
-    return [{"name": name, "reason": reason} for name, reason in job.method.whole.items()]
 
 
 def _baselines(found: Mapping[str, SearchResult], main: str) -> dict[str, Any]:
