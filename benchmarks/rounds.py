@@ -15,10 +15,10 @@ from rich.console import Console
 
 from amc import jobs, rundir
 from amc.config import SearchConfig
+from amc.progress import ProgressBar
 from amc.provenance import environment
 from amc.rundir import RunDir
 from amc.stored import round_path
-from amc.terminal import Progress
 from common import load, origin_of, save
 from searches import finetuned, on_disk, parser, public, searched
 
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def scheduled(args: argparse.Namespace) -> None:
-    path, progress = args.runs / f"{args.model}-rounds", Progress(Console(stderr=True))
+    path, progress = args.runs / f"{args.model}-rounds", ProgressBar(Console(stderr=True))
     config = SearchConfig(
         episodes=args.episodes, bf16=True, method="fine-grained", budget="params<=20%", max_sparsity=0.9
     )

@@ -31,6 +31,7 @@ MODEL = "model.safetensors"
 MODEL_FINETUNED = "model-finetuned.safetensors"
 FINETUNE = "finetune.jsonl"
 FINETUNE_STATE = "finetune-state.json"
+TABLE = "latency-table.json"
 REPORT = "report.html"
 LOCK = ".lock"
 

@@ -50,7 +50,7 @@ def finetune(
     On many GPUs: accelerate launch -m amc.cli finetune RUN
     """
     from amc.jobs import finetune as job
-    from amc.terminal import Progress
+    from amc.progress import ProgressBar
 
     given = {
         "epochs": epochs, "lr": lr, "batch_size": batch_size, "optimiser": optimiser, "weight_decay": weight_decay,
@@ -66,7 +66,7 @@ def finetune(
             checkpoint_every=checkpoint_every,
             restart=restart,
             device=device,
-            progress=Progress(err),
+            progress=ProgressBar(err),
         )
     if int(os.environ.get("RANK", "0")) == 0:  # of several processes one speaks
         finish(run, as_json)

@@ -39,13 +39,13 @@ def demo(
     """The whole job on built-in data, offline: search, fine-tune, report."""
     from amc.jobs import demo as job
     from amc.jobs import free_place
-    from amc.terminal import Progress
+    from amc.progress import ProgressBar
 
     place = free_place(DEMO) if out_dir is None else out_dir
     if out_dir is None and place != DEMO:
         err.print(f"· '{DEMO}' holds a run and stays; this demo goes to '{place}'", markup=False, soft_wrap=True)
     with stoppable(place):
-        job(place, episodes=episodes, seed=seed, progress=Progress(err))
+        job(place, episodes=episodes, seed=seed, progress=ProgressBar(err))
     finish(place, as_json)
 
 
@@ -168,7 +168,7 @@ def search(
     from amc.jobs import parse_schedule
     from amc.jobs import schedule as rounds
     from amc.jobs import search as job
-    from amc.terminal import Progress
+    from amc.progress import ProgressBar
 
     baselines = ("uniform",) if baseline is None else tuple(name for name in baseline if name != "none")
     settings = {
@@ -189,9 +189,9 @@ def search(
     tuning = {"epochs": round_epochs, "seed": seed} | ({} if round_lr is None else {"lr": round_lr})
     with stoppable(out_dir):
         if schedule is None:
-            job(out_dir, origin, settings, progress=Progress(err))
+            job(out_dir, origin, settings, progress=ProgressBar(err))
         else:
-            rounds(out_dir, origin, settings, parse_schedule(schedule), tuning, progress=Progress(err))
+            rounds(out_dir, origin, settings, parse_schedule(schedule), tuning, progress=ProgressBar(err))
     finish(out_dir, as_json)
 
 
@@ -206,10 +206,10 @@ def resume(
 ) -> None:
     """Go on with a search that was stopped; the result is that of an uninterrupted one."""
     from amc.jobs import resume as job
-    from amc.terminal import Progress
+    from amc.progress import ProgressBar
 
     with stoppable(run):
-        job(run, round_lr=round_lr, progress=Progress(err))
+        job(run, round_lr=round_lr, progress=ProgressBar(err))
     finish(run, as_json)
 
 

@@ -21,25 +21,28 @@ from torch import Tensor, nn
 from amc import rundir
 from amc.errors import AmcError, RunError
 from amc.evaluation import Evaluator, as_evaluator
-from amc.job import Job, final_score, score_of
-from amc.jobs import candidates as choosing
-from amc.jobs.origin import config_of, data_of, evaluate_of, network_of
-from amc.jobs.progress import Progress
+from amc.job import Inputs, Job, final_score, prepare, score_of
+from amc.jobs.origin import BATCH, config_of, data_of, evaluate_of, network_of
 from amc.judging import Evaluate
 from amc.kernels import slow_bfloat16
 from amc.methods import MaskedMethod, Method, create_method
+from amc.observer import Observer
 from amc.provenance import difference, execution
 from amc.pruning import Policy
 from amc.records import sealed
-from amc.recovery import EpochRecord, FineTuneConfig, FineTuneResult, StepRecord, resume_point
+from amc.recovery import EpochRecord, FineTuneConfig, FineTuneResult, resume_point
 from amc.recovery import finetune as recover
 from amc.recovery.workers import launched
 from amc.report import render_report
 from amc.rundir import RunDir
 from amc.scores import score_of_record
-from amc.search import EpisodeRecord
+from amc.search import EpisodeRecord, read_journal
+from amc.selection import Choice
+from amc.selection.base import best_first, merged
+from amc.selection.by_finetuning import ByFineTuning, FineTuningTrial
 from amc.stored import load_run, settings_of
 from amc.structure import inspect
+from amc.verify import Recorded, check_record, confirmed
 from amc.zoo import DataSplits
 
 STATE = rundir.FINETUNE_STATE
@@ -56,7 +59,7 @@ def finetune(
     checkpoint_every: int = CHECKPOINT_EVERY,
     restart: bool = False,
     device: str | None = None,
-    progress: Progress,
+    progress: Observer,
 ) -> Path:
     """Train the slim network of a finished search and add the outcome to its summary and report.
 
@@ -74,7 +77,7 @@ def finetune(
     with run.lock() if main else nullcontext():
         state = _State(run, accelerator)
         state.plan(chosen, {"candidates": candidates, "candidate_epochs": candidate_epochs}, restart)
-        watch = progress if main else _Silent()
+        watch = progress if main else Observer()
         watch.stage("network and data")
         try:
             task = _Task(run, config, data_of(config), state, place, checkpoint_every, watch)
@@ -221,7 +224,8 @@ class _Start:
 
     model: nn.Module
     method: Method
-    chosen: tuple[EpisodeRecord, Policy] | None = None  # a candidate that takes the place of the run's policy
+    choice: Choice | None = None  # of several policies
+    replacing: Policy | None = None  # the chosen policy where it takes the place of the run's own
 
 
 class _Task:
@@ -235,7 +239,7 @@ class _Task:
         state: _State,
         device: torch.device,
         checkpoint_every: int,
-        progress: Progress,
+        progress: Observer,
     ) -> None:
         self.origin, self.config, self.data, self.state, self.device = run, config, data, state, device
         self.checkpoint_every, self.progress = checkpoint_every, progress
@@ -252,11 +256,11 @@ class _Task:
         if self.slow:
             self.progress.warning(self.slow)
         start = self._chosen() if self.state.candidates > 1 else self._loaded()
-        untrained = copy.deepcopy(start.model) if start.chosen else None
+        untrained = copy.deepcopy(start.model) if start.replacing else None
         self.state.save()
         point = resume_point(self.state.checkpoint())
         self.progress.stage(f"fine-tuning{f', from step {point.step} of {point.total_steps}' if point else ''}")
-        result = self._trained(start.model, start.method, self.state.settings, self.state.checkpoint())
+        result = self.trained(start.model, start.method, self.state.settings, self.state.checkpoint())
         if self.state.main:
             self._record(start, untrained, result)
         self.state.clear()
@@ -271,34 +275,41 @@ class _Task:
         return _Start(slim, create_method(settings.method, slim, structure, options, **locks))
 
     def _chosen(self) -> _Start:
-        """Train every candidate briefly and take the best; as the policy prescribes, not as it was trained."""
-        job = choosing.ready(self.origin, self.config, self.data, self.progress)
-        records = choosing.best_policies(self.origin, self.state.candidates)
+        """Train the best policies briefly and take the best network, as its policy prescribes it: not as trained."""
+        job = self._prepared()
+        journal = self.origin.file(rundir.JOURNAL)
+        self.origin.verify(rundir.JOURNAL)
+        _, episodes = read_journal(journal)
+        if all(record.reward is None for record in episodes):
+            raise RunError(f"'{self.origin.path}' has no scored policy to choose from; search again")
         self.state.save()
-        for number, record in enumerate(records):
-            if number >= len(self.state.measured):
-                self.progress.stage(f"candidate {number + 1} of {len(records)} (episode {record.episode})")
-                record = choosing.checked(self.origin, job, record, self.progress)
-                entry = choosing.measure(job, record, number, self._briefly)
-                if entry["score_tuned"] is None:
-                    self.progress.warning(f"candidate {number + 1} is left out: {entry['error']}")
-                self.state.measured.append(entry)
-                self.state.save()
-                if self.state.main:
-                    self.state.checkpoint(number).unlink(missing_ok=True)
-        best = choosing.best_of(self.state.measured)
-        record = replace(records[best], score=self.state.measured[best]["score"])
-        policy = job.scorer.builder.policy(record.keep)
+        finalists = best_first(episodes)[: self.state.candidates]
+        training = _Candidates(self, job, journal, len(finalists))
+        selection = ByFineTuning(job.problem, job.reward, training, self.state.candidates, self.state.measured)
+        choice = selection.choose(finalists)
+        policy = job.scorer.builder.policy(choice.record.keep)
         if policy.to_json() == self.origin.read_json(rundir.POLICY):
-            return _Start(load_run(self.origin.path, finetuned=False), job.method)
-        return _Start(job.scorer.build(record.keep), job.method, (record, policy))
+            return _Start(load_run(self.origin.path, finetuned=False), job.method, choice)
+        return _Start(job.scorer.build(choice.record.keep), job.method, choice, policy)
 
-    def _briefly(self, job: Job, slim: nn.Module, number: int) -> float:
-        settings = replace(self.state.settings, epochs=self.state.candidate_epochs)
-        result = self._trained(slim, job.method, settings, self.state.checkpoint(number))
-        return float(result.epochs[-1].score or 0.0)
+    def _prepared(self) -> Job:
+        """The search's means to build any policy; RunError where candidates would break what the run promises."""
+        settings, run = settings_of(self.origin, self.config), self.origin
+        if settings.max_drop is not None:
+            raise RunError(
+                f"'{run.path}' was searched with max-drop, and only its own result is confirmed to hold it; "
+                "leave out candidates"
+            )
+        if settings.times_latency:
+            raise RunError(
+                f"'{run.path}' was searched with a latency, which is measured on its own result alone; "
+                "leave out candidates"
+            )
+        self.progress.stage("candidates")
+        model, evaluate = network_of(self.config, run.path), evaluate_of(self.config, self.data)
+        return prepare(Inputs(model, self.example, self.data.calibration.batches(BATCH), evaluate), settings)
 
-    def _trained(self, slim: nn.Module, method: Method, settings: FineTuneConfig, checkpoint: Path) -> FineTuneResult:
+    def trained(self, slim: nn.Module, method: Method, settings: FineTuneConfig, checkpoint: Path) -> FineTuneResult:
         slim.to(self.device)
 
         def on_epoch(epoch: EpochRecord) -> float:
@@ -315,7 +326,7 @@ class _Task:
             checkpoint=checkpoint,
             checkpoint_every=self.checkpoint_every,
             accelerator=self.state.accelerator,
-            on_step=self.progress.training,
+            on_step=self.progress.training_step,
             on_epoch=on_epoch,
         )
 
@@ -325,13 +336,11 @@ class _Task:
         summary = run.read_json(rundir.SUMMARY)
         score = settings_of(self.origin, self.config).score
         test = Evaluator(self.data.test, score=score) if self.config.get("test", True) else None
-        if start.chosen and untrained is not None:
-            self._describe(summary, start, untrained, test)
-        if self.state.candidates > 1:
-            best = choosing.best_of(self.state.measured)
-            summary["candidates"] = [
-                {**entry, "chosen": number == best} for number, entry in enumerate(self.state.measured)
-            ]
+        if start.choice and start.replacing and untrained is not None:
+            self._describe(summary, start.choice.record, start.replacing, start.method.recount(untrained, self.example))
+            summary["slim"] |= _tested(summary, test, untrained, "slim", "test")
+        if start.choice:
+            summary = merged(summary, start.choice.summary)
         warnings = summary.get("warnings") or []
         if self.slow and self.slow not in warnings:
             summary["warnings"] = [*warnings, self.slow]
@@ -342,9 +351,9 @@ class _Task:
         epochs = "".join(json.dumps(sealed(asdict(epoch))) + "\n" for epoch in result.epochs)
         tuned_model = start.method.stored(slim)
         replaced = {}  # last: as long as the policy is the old one, this is not over
-        if start.chosen and untrained is not None:
+        if start.replacing and untrained is not None:
             replaced[rundir.MODEL] = start.method.stored(untrained)
-            replaced[rundir.POLICY] = rundir.json_bytes(start.chosen[1].to_json())
+            replaced[rundir.POLICY] = rundir.json_bytes(start.replacing.to_json())
         if told := self.state.elsewhere():
             summary["warnings"] = [*(summary.get("warnings") or ()), *told]
         digests = {
@@ -359,15 +368,51 @@ class _Task:
             run.write_bytes(name, data)
         render_report(run)
 
-    def _describe(self, summary: dict[str, Any], start: _Start, untrained: nn.Module, test: Evaluate | None) -> None:
-        """The chosen candidate in place of the search's best."""
-        assert start.chosen is not None
-        record = start.chosen[0]
-        summary["slim"] = {**start.method.recount(untrained, self.example), "score": record.score}
-        summary["slim"] |= _tested(summary, test, untrained, "slim", "test")
-        summary["groups"] = [
-            {"name": group.name, "size": group.size, "kept": group.kept} for group in start.chosen[1].groups
-        ]
+    @staticmethod
+    def _describe(summary: dict[str, Any], record: EpisodeRecord, policy: Policy, costs: Mapping[str, int]) -> None:
+        """Put the chosen policy in the place of the search's best."""
+        summary["slim"] = {**costs, "score": record.score}
+        summary["groups"] = [{"name": group.name, "size": group.size, "kept": group.kept} for group in policy.groups]
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """The `Training` of several policies; each is built, trained and written down in turn."""
+
+    task: _Task
+    job: Job
+    journal: Path
+    count: int
+
+    def recheck(self, record: EpisodeRecord, number: int) -> EpisodeRecord:
+        """The policy with the score that its network has now; RunError where the journal was changed."""
+        watch = self.task.progress
+        watch.stage(f"candidate {number + 1} of {self.count} (episode {record.episode})")
+        check_record(self.journal, record, self.job)
+        slim = self.job.scorer.build(record.keep)
+        record, warnings = confirmed(self.job, record, slim, Recorded.at([self.journal]))
+        for warning in warnings:
+            watch.warning(warning)
+        return record
+
+    def train(self, record: EpisodeRecord, number: int) -> float:
+        """The score after a short training."""
+        state = self.task.state
+        settings = replace(state.settings, epochs=state.candidate_epochs)
+        slim = self.job.scorer.build(record.keep)
+        result = self.task.trained(slim, self.job.method, settings, state.checkpoint(number))
+        return float(result.epochs[-1].score or 0.0)
+
+    def keep(self, trial: FineTuningTrial, number: int) -> FineTuningTrial:
+        """Write the trial down, for a later session and for the other processes."""
+        state = self.task.state
+        if trial.error is not None:
+            self.task.progress.warning(f"candidate {number + 1} is left out: {trial.error}")
+        state.measured.append(trial.to_json())
+        state.save()
+        if state.main:
+            state.checkpoint(number).unlink(missing_ok=True)
+        return FineTuningTrial.from_json(state.measured[number], trial.record)
 
 
 def _tested(
@@ -395,17 +440,3 @@ def _masks(slim: nn.Module, method: Method) -> dict[str, Tensor] | None:
         return None
     named = dict(slim.named_parameters())
     return {name: named[name].detach() != 0 for name in method.weights()}
-
-
-class _Silent:
-    """`Progress` of the processes beside the first."""
-
-    def stage(self, name: str) -> None: ...
-    def structure(self, *_: Any) -> None: ...
-    def warning(self, text: str) -> None: ...
-    def dense(self, score: float) -> None: ...
-    def plan(self, episodes: Mapping[str, int]) -> None: ...
-    def episode(self, *_: Any) -> None: ...
-    def training(self, step: StepRecord) -> None: ...
-    def epoch(self, epoch: EpochRecord, score: float) -> None: ...
-    def close(self) -> None: ...

@@ -20,9 +20,9 @@ from amc.config import NO_BUDGET, SearchConfig
 from amc.errors import AmcError, BudgetError, RunError
 from amc.jobs.finetune import finetune
 from amc.jobs.origin import config_of, data_of, network_of
-from amc.jobs.progress import Progress
 from amc.jobs.search import resume_search, search, with_parent
 from amc.methods import CHANNEL, create_method, problem_of
+from amc.observer import Observer
 from amc.provenance import amc_version, environment
 from amc.recovery import DivergenceError, FineTuneConfig
 from amc.report import render_schedule
@@ -54,7 +54,7 @@ def schedule(
     fractions: Sequence[float],
     tuning: Mapping[str, Any],
     *,
-    progress: Progress,
+    progress: Observer,
 ) -> Path:
     """A new schedule in `out`, run to its end; returns its path.
 
@@ -80,7 +80,7 @@ def schedule(
     return out
 
 
-def resume_schedule(run_path: Path, *, round_lr: float | None = None, progress: Progress) -> Path:
+def resume_schedule(run_path: Path, *, round_lr: float | None = None, progress: Observer) -> Path:
     """Go on with a schedule, between rounds or inside one.
 
     `round_lr` is from now on the learning rate of all rounds; a fine-tuning under way begins anew.
@@ -96,7 +96,7 @@ def resume_schedule(run_path: Path, *, round_lr: float | None = None, progress: 
     return run_path
 
 
-def _run_rounds(run: RunDir, config: Mapping[str, Any], progress: Progress, *, restart: bool) -> None:
+def _run_rounds(run: RunDir, config: Mapping[str, Any], progress: Observer, *, restart: bool) -> None:
     """Whatever is not finished, in a directory that is claimed or locked."""
     budget = _budget_of(run, config)
     for number, fraction in enumerate(config["schedule"], start=1):
@@ -117,7 +117,7 @@ def _budget_of(run: RunDir, config: Mapping[str, Any]) -> Budget:
 
 
 def _run_round(
-    run: RunDir, config: Mapping[str, Any], number: int, metric: Metric, progress: Progress, *, restart: bool
+    run: RunDir, config: Mapping[str, Any], number: int, metric: Metric, progress: Observer, *, restart: bool
 ) -> None:
     path = round_path(run, number)
     if not (path / rundir.CONFIG).exists():

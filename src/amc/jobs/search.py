@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,18 @@ import torch
 from amc import rundir
 from amc.config import SearchConfig
 from amc.errors import DataError, RunError
-from amc.job import Observer
+from amc.job import Inputs
 from amc.jobs.finetune import finetune
 from amc.jobs.origin import BATCH, config_of, data_of, evaluate_of, misfit, network_of, prepare_images_
-from amc.jobs.progress import Progress
+from amc.observer import Observer
 from amc.pipeline import compress_in
 from amc.report import render_report
 from amc.rundir import RunDir
-from amc.scores import ScoreKind, get_score
-from amc.search import EpisodeRecord, get_reward
-from amc.search.baselines import RUNGS
+from amc.search import get_reward
 from amc.stored import settings_of
 
 
-def search(out: Path, origin: Mapping[str, Any], settings: Mapping[str, Any], *, progress: Progress) -> Path:
+def search(out: Path, origin: Mapping[str, Any], settings: Mapping[str, Any], *, progress: Observer) -> Path:
     """A new run in `out`; returns its path."""
     config = SearchConfig(**settings)
     get_reward(config.reward)  # wrong settings are found before anything is loaded
@@ -50,7 +47,7 @@ def with_parent(origin: Mapping[str, Any], out: Path) -> dict[str, Any]:
     return {**origin, **inherited, "model": before["model"], "weights": None, "parent": parent}
 
 
-def resume_search(run_path: Path, *, progress: Progress) -> Path:
+def resume_search(run_path: Path, *, progress: Observer) -> Path:
     """Go on with the search in `run_path`."""
     run = RunDir.open(run_path)
     config = config_of(run, "call amc.compress(..., run_dir=..., resume=True) again")
@@ -68,7 +65,7 @@ def resume_search(run_path: Path, *, progress: Progress) -> Path:
     return run_path
 
 
-def _run(run: RunDir, origin: dict[str, Any], config: SearchConfig, progress: Progress, *, resuming: bool) -> None:
+def _run(run: RunDir, origin: dict[str, Any], config: SearchConfig, progress: Observer, *, resuming: bool) -> None:
     """Search in a directory that is claimed or locked."""
     progress.stage("network and data")
     model = network_of(origin, run.path)
@@ -85,39 +82,20 @@ def _run(run: RunDir, origin: dict[str, Any], config: SearchConfig, progress: Pr
         raise DataError(
             f"'{origin['model']}' cannot take {shape} images of '{data.name}': {reason}; choose fitting data"
         )
-    planned, kind = config.episodes, get_score(config.score)
-    fixed = 1 if config.budgets else min(RUNGS, planned)  # policies that learn and draw nothing
-    agents = (*config.baselines, config.agent)
-    progress.plan({name: planned if name in ("ddpg", "random") else fixed for name in agents})
+    inputs = Inputs(
+        model,
+        example,
+        calibration=data.calibration.batches(BATCH),
+        evaluate=evaluate_of(origin, data),
+        test=data.test if origin.get("test", True) else None,
+    )
     try:
-        compress_in(
-            run,
-            model,
-            example,
-            calibration=data.calibration.batches(BATCH),
-            evaluate=evaluate_of(origin, data),
-            test=data.test if origin.get("test", True) else None,
-            resume=resuming,
-            origin=origin,
-            observer=Observer(
-                stage=progress.stage,
-                structure=progress.structure,
-                warning=progress.warning,
-                dense=lambda score: progress.dense(kind.named(score)),
-                episode=lambda agent, record, timing: progress.episode(agent, _named(record, kind), timing),
-            ),
-            config=config,
-            reward=None,
-        )
+        compress_in(run, inputs, config, progress, resume=resuming, origin=origin)
     finally:
         progress.close()
 
 
-def _named(record: EpisodeRecord, kind: ScoreKind) -> EpisodeRecord:
-    return record if record.score is None else replace(record, score=kind.named(record.score))
-
-
-def demo(out: Path, *, episodes: int, seed: int, progress: Progress) -> Path:
+def demo(out: Path, *, episodes: int, seed: int, progress: Observer) -> Path:
     """Search and fine-tune the built-in network in `out`, a new directory; returns its path."""
     torch.set_num_threads(1)  # in networks this small a second thread only gets in the way
     origin = {"command": "demo", "model": "digits_cnn", "weights": None, "data": "digits", "test": True}
