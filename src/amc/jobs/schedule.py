@@ -29,7 +29,7 @@ from amc.report import render_schedule
 from amc.rundir import RunDir
 from amc.search import Budget, Metric, Problem, parse_budgets
 from amc.stored import load_run, round_path
-from amc.structure import inspect, restrict
+from amc.structure import inspect
 
 
 def parse_schedule(text: str) -> tuple[float, ...]:
@@ -176,10 +176,9 @@ def _check_reachable(origin: Mapping[str, Any], out: Path, config: SearchConfig,
 
 def _problem(model: nn.Module, input_shape: Sequence[int], config: SearchConfig, *budgets: Budget) -> Problem:
     """What a search of this network would decide; BudgetError for a budget that it cannot reach."""
-    structure, locks = inspect(model, torch.zeros(1, *input_shape)), {"lock": config.lock, "only": config.only}
-    if config.method == CHANNEL:
-        structure, locks = restrict(structure, **locks), {}
-    return problem_of(create_method(config.method, model, structure, config.method_options, **locks), budgets)
+    structure = inspect(model, torch.zeros(1, *input_shape))
+    method = create_method(config.method, model, structure, config.method_options, lock=config.lock, only=config.only)
+    return problem_of(method, budgets)
 
 
 _ORIGIN = ("model", "weights", "data", "evaluate", "search_images", "image_size", "test")
