@@ -19,6 +19,7 @@ from amc import jobs, rundir
 from amc.evaluation import Evaluator
 from amc.jobs import candidates
 from amc.recovery import resume_point
+from amc.settings import CandidateConfig, FineTuneConfig, SessionConfig
 from amc.stored import load_run
 from amc.terminal import Progress
 from amc.zoo import load_data
@@ -276,7 +277,13 @@ def test_candidates_stopped_while_the_result_is_written(
 
     def tune(path: Path) -> None:
         silent = Progress(Console(file=io.StringIO()))
-        jobs.finetune(path, {"epochs": 1}, candidates=3, checkpoint_every=0, device="cpu", progress=silent)
+        jobs.finetune(
+            path,
+            FineTuneConfig(epochs=1),
+            candidates=CandidateConfig(3),
+            session=SessionConfig(checkpoint_every=0, device="cpu"),
+            progress=silent,
+        )
 
     tune(whole)
     assert all(

@@ -66,7 +66,6 @@ def compress(
     test: Any = None,
     run_dir: str | Path | None = None,
     resume: bool = False,
-    origin: Mapping[str, Any] | None = None,
     observer: Observer | None = None,
     **settings: Any,
 ) -> Result:
@@ -81,7 +80,6 @@ def compress(
     test: the same for the final figures only; it never steers anything.
     reward (in settings): a name, or a function of an `amc.search.Outcome`.
     run_dir: where to keep the journal and the results; `resume` continues what an earlier call left there.
-    origin: what the command line needs to build the same network and data again; kept in config.json.
     settings: fields of `SearchConfig`: budget, method, episodes, seed, and so on.
 
     Raises AmcError (its kinds in `amc.errors`) with one clear line for whatever is wrong with the input.
@@ -90,7 +88,7 @@ def compress(
     with opened(run_dir, resume=resume) as run:
         return compress_in(
             run, model, example_input, calibration=calibration, evaluate=evaluate, test=test, resume=resume,
-            origin=origin, observer=observer, config=config, reward=own,
+            origin=None, observer=observer, config=config, reward=own,
         )  # fmt: skip
 
 
@@ -122,7 +120,10 @@ def compress_in(
     config: SearchConfig,
     reward: RewardFunction | None,
 ) -> Result:
-    """`compress` in a directory that is claimed or locked already. `reward`: the caller's own function."""
+    """`compress` in a directory that is claimed or locked already.
+
+    origin: what names the network and the data, kept in config.json. reward: the caller's own function.
+    """
     with undisturbed(model):
         model = copy_model(model)  # plain; the user's own is never run
         watch = observer or Observer()
@@ -181,7 +182,7 @@ def _check_config(run: RunDir, config: SearchConfig, model: nn.Module) -> None:
     began = run.config()
     if began.get("weights_sha256") != fingerprint(model):
         raise RunError(f"'{run.path}' was started with other weights; resume it with the weights of its config.json")
-    wanted = SearchConfig.from_json(config.to_json()).to_json()
+    wanted = config.to_json()
     for name, value in settings_of(run, began).to_json().items():
         if value != wanted[name]:
             raise RunError(

@@ -21,6 +21,7 @@ from amc.jobs.progress import Progress
 from amc.recovery import DivergenceError
 from amc.rundir import RunDir
 from amc.search import EpisodeRecord, Outcome, read_journal, rewarded
+from amc.settings import Source
 from amc.stored import settings_of
 from amc.verify import Recorded, check_record, confirmed
 from amc.zoo import DataSplits
@@ -42,9 +43,9 @@ def best_policies(run: RunDir, count: int) -> tuple[EpisodeRecord, ...]:
     return tuple(distinct.values())[:count]
 
 
-def ready(run: RunDir, config: dict[str, Any], data: DataSplits, progress: Progress) -> Job:
+def ready(run: RunDir, source: Source, data: DataSplits, progress: Progress) -> Job:
     """The search's means to build any policy; RunError where candidates would break what the run promises."""
-    settings = settings_of(run, config)
+    settings = settings_of(run, run.config())
     if settings.max_drop is not None:
         raise RunError(
             f"'{run.path}' was searched with max-drop, and only its own result is confirmed to hold it; "
@@ -56,10 +57,10 @@ def ready(run: RunDir, config: dict[str, Any], data: DataSplits, progress: Progr
         )
     progress.stage("candidates")
     return prepare(
-        network_of(config, run.path),
+        network_of(source, run.path),
         torch.zeros(1, *data.input_shape),
         data.calibration.batches(BATCH),
-        evaluate_of(config, data),
+        evaluate_of(source, data),
         settings,
     )
 

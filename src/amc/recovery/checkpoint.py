@@ -21,7 +21,7 @@ from torch import Tensor
 
 from amc import records
 from amc.errors import RunError
-from amc.recovery.config import EpochRecord
+from amc.recovery.records import EpochRecord
 from amc.recovery.tensors import digest
 from amc.rundir import atomic_write_bytes
 
