@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from amc.deploy.table import Latency, bench_networks, obtain, open_bench
+from amc.deploy.table import Latency, bench_networks, latency_table, open_bench
 from amc.deploy.table.measuring import whole_policies
 from amc.latency import aligned
 from amc.methods import MethodOptions
@@ -54,7 +54,7 @@ def measured(name: str, args: argparse.Namespace) -> dict[str, Any]:
     choices = [decision.choices for decision in aligned(method.decisions, None)]
     build, bench = method.builder(None).build, open_bench(args.runtime, threads=args.threads)
     with tempfile.TemporaryDirectory() as folder:  # afresh
-        latency = obtain(
+        latency = latency_table(
             model, structure, example, choices, build, bench, folder=Path(folder), points=args.points, said=print
         )
     policies = whole_policies(choices, args.policies, np.random.default_rng(1))[2:]

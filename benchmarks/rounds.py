@@ -15,11 +15,11 @@ from rich.console import Console
 
 from amc import jobs, rundir
 from amc.config import SearchConfig
+from amc.progress import ProgressBar
 from amc.provenance import environment
 from amc.recovery import FineTuneConfig
 from amc.rundir import RunDir
 from amc.stored import round_path
-from amc.terminal import Progress
 from common import load, save, source_of
 from searches import finetuned, on_disk, parser, public, searched
 
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def scheduled(args: argparse.Namespace) -> None:
-    path, progress = args.runs / f"{args.model}-rounds", Progress(Console(stderr=True))
+    path, progress = args.runs / f"{args.model}-rounds", ProgressBar(Console(stderr=True))
     config = SearchConfig(episodes=args.episodes, bf16=True, method="fine-grained", max_sparsity=0.9)
     rounds = jobs.Rounds(FRACTIONS, FineTuneConfig(epochs=args.epochs, precision="bfloat16"), budget="params")
     if path.exists():

@@ -17,7 +17,7 @@ import torch
 from amc import jobs, rundir
 from amc.config import SearchConfig
 from amc.evaluation import Evaluator
-from amc.job import prepare
+from amc.job import Inputs, prepare
 from amc.provenance import environment
 from amc.recovery import FineTuneConfig, finetune
 from amc.rundir import RunDir
@@ -61,13 +61,8 @@ def fine_tuned(args: argparse.Namespace) -> None:
     data, dense = jobs.data_of(source), jobs.network_of(source)
     test = Evaluator(data.test)
     config = FineTuneConfig(epochs=args.epochs, precision="float32" if args.fp32 else "bfloat16")
-    job = prepare(
-        dense,
-        torch.zeros(1, *data.input_shape),
-        data.calibration.batches(jobs.BATCH),
-        data.search,
-        SearchConfig.from_json(run.config()),
-    )
+    example, calibration = torch.zeros(1, *data.input_shape), data.calibration.batches(jobs.BATCH)
+    job = prepare(Inputs(dense, example, calibration, data.search), SearchConfig.from_json(run.config()))
     for name in ("ddpg", *args.tune, "dense"):
         if name in done:
             continue

@@ -13,10 +13,10 @@ from rich.console import Console
 import common
 from amc import jobs, rundir
 from amc.config import SearchConfig
+from amc.progress import ProgressBar
 from amc.recovery import FineTuneConfig
 from amc.rundir import RunDir
 from amc.storage import unpack
-from amc.terminal import Progress
 from common import source_of
 
 
@@ -34,7 +34,7 @@ def searched(args: argparse.Namespace, name: str, *, test: bool = True, **settin
 
     `test`: whether dense and slim are evaluated on the test split at the end.
     """
-    path, progress = args.runs / f"{args.model}-{name}", Progress(Console(stderr=True))
+    path, progress = args.runs / f"{args.model}-{name}", ProgressBar(Console(stderr=True))
     if not path.exists():
         config = SearchConfig(**{"episodes": args.episodes, "bf16": True} | settings)
         jobs.search(path, source_of(args, test=test), config, progress=progress)
@@ -47,7 +47,7 @@ def finetuned(args: argparse.Namespace, run: RunDir) -> RunDir:
     """The same run, fine-tuned if `--epochs` asks for it and it has not been yet."""
     if args.epochs and not run.has(rundir.MODEL_FINETUNED):
         config = FineTuneConfig(epochs=args.epochs, precision="bfloat16")
-        jobs.finetune(run.path, config, progress=Progress(Console(stderr=True)))
+        jobs.finetune(run.path, config, progress=ProgressBar(Console(stderr=True)))
     return run
 
 

@@ -15,11 +15,11 @@ import torch
 from rich.console import Console
 
 import amc as package
+from amc.progress import ProgressBar
 from amc.rundir import RunDir
 from amc.search import EpisodeRecord, EpisodeTiming
 from amc.stored import load_run
 from amc.structure import count_macs, count_params
-from amc.terminal import Progress
 from amc.zoo import create_model
 from tests.commands import amc
 
@@ -265,7 +265,7 @@ class Terminal:
 
     def __init__(self) -> None:
         self.file = io.StringIO()
-        self.progress = Progress(Console(file=self.file, force_terminal=True, width=80, color_system=None))
+        self.progress = ProgressBar(Console(file=self.file, force_terminal=True, width=80, color_system=None))
 
     def episode(self, number: int, score: float | None, macs: float, error: str | None = None) -> str:
         """What an episode adds to the screen."""

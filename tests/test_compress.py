@@ -384,11 +384,12 @@ def test_interrupting_keeps_the_journal_and_resuming_ends_as_if_nothing_happened
     whole = compress(model, run_dir=tmp_path / "whole", episodes=12)
 
     def stop_at(episode: int) -> amc.Observer:
-        def hear(agent: str, record: Any, timing: Any) -> None:
-            if agent == "ddpg" and record.episode == episode:
-                raise KeyboardInterrupt
+        class Stop(amc.Observer):
+            def episode(self, agent: str, record: Any, timing: Any) -> None:
+                if agent == "ddpg" and record.episode == episode:
+                    raise KeyboardInterrupt
 
-        return amc.Observer(episode=hear)
+        return Stop()
 
     with pytest.raises(KeyboardInterrupt):
         compress(model, run_dir=tmp_path / "run", episodes=12, observer=stop_at(2))

@@ -17,11 +17,11 @@ from rich.console import Console
 
 from amc import jobs, rundir
 from amc.evaluation import Evaluator
-from amc.jobs import candidates
+from amc.progress import ProgressBar
 from amc.recovery import resume_point
+from amc.selection import by_finetuning
 from amc.settings import CandidateConfig, FineTuneConfig, SessionConfig
 from amc.stored import load_run
-from amc.terminal import Progress
 from amc.zoo import load_data
 from tests.commands import amc, contents
 
@@ -271,12 +271,12 @@ def test_candidates_stopped_while_the_result_is_written(
     searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After each file in turn; the third candidate takes the place of the search's best."""
-    monkeypatch.setattr(candidates, "best_of", lambda measured: 2)
+    monkeypatch.setattr(by_finetuning, "best_of", lambda trials: 2)
     real = rundir.atomic_write_bytes
     whole, run = (Path(shutil.copytree(searched, tmp_path / name)) for name in ("whole", "run"))
 
     def tune(path: Path) -> None:
-        silent = Progress(Console(file=io.StringIO()))
+        silent = ProgressBar(Console(file=io.StringIO()))
         jobs.finetune(
             path,
             FineTuneConfig(epochs=1),

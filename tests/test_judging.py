@@ -21,13 +21,24 @@ from hypothesis import strategies as st
 from amc.errors import AmcError, DataError, EvaluationError, ResourceError, RunError
 from amc.evaluation import as_evaluator
 from amc.job import final_score, score_of
-from amc.jobs import candidates as choosing
 from amc.judging import LARGEST, LINE, REWARD, SCORE, check_resources, guarded, number_of, one_line, reason_of
-from amc.latency import Judge
 from amc.recovery import DivergenceError
-from amc.search import EpisodeRecord, Outcome, RandomAgent, get_reward, read_journal, search
-from amc.search.guarantee import candidates, smallest_confirmed
+from amc.search import (
+    Budget,
+    EpisodeRecord,
+    Metric,
+    Outcome,
+    Problem,
+    RandomAgent,
+    get_reward,
+    read_journal,
+    search,
+)
 from amc.search.rewards import SmallestWithin
+from amc.selection import Choice
+from amc.selection.by_confidence import ByConfidence, feasible
+from amc.selection.by_finetuning import ByFineTuning, FineTuningTrial
+from amc.selection.by_latency import ByLatency, _Timings
 from amc.statistics import Measured, PairedDrop
 from tests.search.toys import residual_problem
 from tests.tiny import compress, tiny
@@ -283,55 +294,95 @@ def test_an_exhausted_machine_is_told_of_the_dense_network() -> None:
 
 def test_a_neighbour_that_fails_is_left_out_of_a_latency_search() -> None:
     problem, _ = residual_problem(9)
-    policy = tuple(problem.least.tolist())
+    costs = {**problem.costs, Metric.LATENCY: problem.costs[problem.metric]}
+    limit = Budget(Metric.LATENCY, absolute=0.6 * problem.cost(problem.metric, problem.dense))
+    problem = Problem(problem.decisions, costs, (limit,))
+    parent = tuple(problem.least.tolist())
+    episode = EpisodeRecord(3, parent, problem.policy_costs(parent), 0.5, -0.5)
+
+    def neighbours(score: Any) -> dict[Any, EpisodeRecord]:
+        latency = SimpleNamespace(dense_ms=problem.cost(Metric.LATENCY, problem.dense))
+        setup = ByLatency(latency, problem, limit, None, None, score, get_reward("r_err"))  # type: ignore[arg-type]
+        timings = _Timings(setup, {parent: episode})
+        timings.score_neighbours()
+        return timings.pool
+
     for error in FAULTS:
-        judge = Judge(None, problem, None, None, None, raising(error), get_reward("r_err"))  # type: ignore[arg-type]
-        assert judge._scored_record(policy, 1) is None
-    judge = Judge(None, problem, None, None, None, lambda _: 0.25, get_reward("r_err"))  # type: ignore[arg-type]
-    record = judge._scored_record(policy, 1)
-    assert record is not None
-    assert (record.score, record.reward, record.episode) == (0.25, -0.75, 1)
+        assert neighbours(raising(error)) == {parent: episode}
+    pool = neighbours(lambda _: 0.25)
+    assert len(pool) > 1
+    fresh = list(pool.values())[1:]
+    assert [(record.score, record.reward) for record in fresh] == [(0.25, -0.75)] * len(fresh)
+    assert [record.episode for record in fresh] == list(range(4, 4 + len(fresh)))
     with pytest.raises(ResourceError):
-        Judge(None, problem, None, None, None, raising(MemoryError()), get_reward("r_err"))._scored_record(policy, 1)  # type: ignore[arg-type]
+        neighbours(raising(MemoryError()))
 
 
 def test_a_candidate_that_cannot_be_measured_is_not_confirmed() -> None:
     problem, _ = residual_problem(9)
     found = search(problem, lambda policy: 0.9, RandomAgent(problem, seed=0), episodes=6, seed=0)
     reward = SmallestWithin(0.5, 0.9, problem.metric)
-    chosen = candidates(found.episodes, reward)
     calls = itertools.count()
 
-    def measure(record: Any) -> PairedDrop:
+    def compare(record: Any) -> PairedDrop:
         if next(calls) == 0:
             raise OSError("a lost disk")
         return PairedDrop(100, 0, 0)
 
-    confirmed = smallest_confirmed(chosen, measure, reward)
-    assert confirmed.confirmed
-    assert confirmed.chosen.record == chosen[1]
+    choice = ByConfidence(reward, compare, images=100).choose(found.episodes)
+    assert choice.holds
+    assert choice.record == feasible(found.episodes, reward)[1]
     with pytest.raises(EvaluationError, match=r"none of the \d+ candidates can be confirmed, the last: OSError: a"):
-        smallest_confirmed(chosen, raising(OSError("a lost disk")), reward)
+        ByConfidence(reward, raising(OSError("a lost disk")), images=100).choose(found.episodes)
     with pytest.raises(ResourceError):
-        smallest_confirmed(chosen, raising(MemoryError()), reward)
+        ByConfidence(reward, raising(MemoryError()), images=100).choose(found.episodes)
+
+
+class Answers:
+    """A `Training` whose scores are known: what is an error is raised."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers, self.kept = answers, list[dict[str, Any]]()
+
+    def recheck(self, record: EpisodeRecord, number: int) -> EpisodeRecord:
+        return record
+
+    def train(self, record: EpisodeRecord, number: int) -> float:
+        answer = self.answers[number]
+        if isinstance(answer, Exception):
+            raise answer
+        return float(answer)
+
+    def keep(self, trial: FineTuningTrial, number: int) -> FineTuningTrial:
+        self.kept.append(trial.to_json())
+        return trial
 
 
 def test_a_candidate_whose_fine_tuning_fails_is_never_the_best() -> None:
     problem, _ = residual_problem(9)
-    job = SimpleNamespace(problem=problem, reward=get_reward("r_err"), scorer=SimpleNamespace(build=lambda keep: keep))
-    keep = tuple(problem.least.tolist())
-    records = [EpisodeRecord(n, keep, problem.policy_costs(keep), 0.5, -0.5) for n in range(3)]
-    answers = [raising(DivergenceError("the loss is nan")), lambda *_: 0.25, lambda *_: 0.75]
-    entries = [
-        choosing.measure(job, record, number, trained)  # type: ignore[arg-type]
-        for number, (record, trained) in enumerate(zip(records, answers, strict=True))
-    ]
-    assert [entry["score_tuned"] for entry in entries] == [None, 0.25, 0.75]
-    assert [entry["reward_tuned"] for entry in entries] == [None, -0.75, -0.25]
-    assert entries[0]["error"] == "the loss is nan"
-    assert choosing.best_of(entries) == 2
-    assert choosing.best_of(entries[:2]) == 1
+    policies = [tuple((problem.dense - number).tolist()) for number in range(3)]
+    records = [EpisodeRecord(n, keep, problem.policy_costs(keep), 0.5, -0.5) for n, keep in enumerate(policies)]
+
+    def choice(*answers: Any, known: Any = ()) -> Choice:
+        training = Answers(*answers)
+        chosen = ByFineTuning(problem, get_reward("r_err"), training, len(answers), known).choose(records)
+        assert training.kept == [trial.to_json() for trial in chosen.trials[len(known) :]]
+        return chosen
+
+    diverged = DivergenceError("the loss is nan")
+    chosen = choice(diverged, 0.25, 0.75)
+    lines = chosen.summary["candidates"]
+    assert [line["score_tuned"] for line in lines] == [None, 0.25, 0.75]
+    assert [line["reward_tuned"] for line in lines] == [None, -0.75, -0.25]
+    assert [line["chosen"] for line in lines] == [False, False, True]
+    assert lines[0]["error"] == "the loss is nan"
+    assert chosen.record == records[2]
+    assert choice(diverged, 0.25).record == records[1]
+    assert choice(0.25, 0.25).record == records[0]  # of equal ones the better in the search
     with pytest.raises(RunError, match="none of 1 candidates could be fine-tuned, the last: the loss is nan"):
-        choosing.best_of(entries[:1])
+        choice(diverged)
     with pytest.raises(ResourceError):
-        choosing.measure(job, records[0], 0, raising(ResourceError("out of memory")))  # type: ignore[arg-type]
+        choice(ResourceError("out of memory"))
+    again = [trial.to_json() for trial in chosen.trials]  # of an earlier session: nothing is trained
+    resumed = choice(*[AssertionError()] * 3, known=again)
+    assert (resumed.record, resumed.summary) == (records[2], chosen.summary)

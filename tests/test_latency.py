@@ -13,10 +13,10 @@ import amc
 from amc.config import SearchConfig
 from amc.deploy.table import NoiseError
 from amc.errors import AmcError, BudgetError, RunError
-from amc.job import Observer
-from amc.latency import FULL, GUARD, aligned
+from amc.latency import GUARD, aligned
 from amc.methods.channel import channel_decisions
 from amc.search import Budget, parse_budgets
+from amc.selection.by_latency import FULL
 from amc.structure import inspect
 from tests.deploy.benches import BETWEEN_MS, OracleBench, smooth, stairs
 from tests.tiny import EXAMPLE, labelled, tiny
@@ -34,7 +34,7 @@ def law(inputs: int, outputs: int, area: int) -> float:
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> OracleBench:
     found = OracleBench(law)
-    monkeypatch.setattr("amc.latency.open_bench", lambda *_, **__: found)
+    monkeypatch.setattr("amc.job.open_bench", lambda *_, **__: found)
     monkeypatch.setenv("AMC_CACHE", str(tmp_path / "cache"))
     return found
 
@@ -128,14 +128,15 @@ def test_a_resumed_search_is_the_same_whatever_was_measured_since(bench: OracleB
     class Stop(Exception):
         pass
 
-    def hear(name: str, *_: Any) -> None:
-        nonlocal stopped
-        stopped += name == "ddpg"
-        if stopped == 3:
-            raise Stop
+    class Stopping(amc.Observer):
+        def episode(self, agent: str, *_: Any) -> None:
+            nonlocal stopped
+            stopped += agent == "ddpg"
+            if stopped == 3:
+                raise Stop
 
     with pytest.raises(Stop):
-        compress(run_dir=tmp_path / "run", episodes=8, observer=Observer(episode=hear))
+        compress(run_dir=tmp_path / "run", episodes=8, observer=Stopping())
     (table,) = (tmp_path / "cache" / "latency").iterdir()
     table.unlink()
     bench.law = stairs  # another machine would be refused; a new table would differ

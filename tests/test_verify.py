@@ -17,7 +17,6 @@ from torch import nn
 import amc
 from amc import jobs
 from amc.errors import RunError
-from amc.job import Observer
 from amc.provenance import data_fingerprint, execution, instructions
 from amc.rundir import RunDir
 from amc.search import load_journal
@@ -29,12 +28,8 @@ HALF = 3
 jobs_finetune = sys.modules["amc.jobs.finetune"]
 
 
-def stopping(after: int = HALF) -> Observer:
-    def episode(agent: str, record: Any, timing: Any) -> None:
-        if agent == "random" and record.episode + 1 == after:
-            raise KeyboardInterrupt
-
-    return Observer(episode=episode)
+def stopping(after: int = HALF) -> make.Watch:
+    return make.Watch(episode=after, agent="random")
 
 
 def search(run: Path, **changes: Any) -> amc.Result:
@@ -173,12 +168,12 @@ def test_another_place_is_said_and_recorded(
 ) -> None:
     before = execution()
     monkeypatch.setattr("amc.job.execution", lambda: before | {key: value})
-    told: list[str] = []
-    search(cut, resume=True, observer=Observer(warning=told.append))
+    watch = make.Watch()
+    search(cut, resume=True, observer=watch)
     expected = (
         f"part of this search was scored elsewhere ({words.format(before[key])}): the result may differ in the last"
     )
-    assert len([text for text in told if text.startswith(expected)]) == 1
+    assert len([text for text in watch.warnings if text.startswith(expected)]) == 1
     assert expected in warnings(cut)
     assert load_journal(cut / "journal.jsonl").places == (before, before | {key: value})
 

@@ -13,15 +13,15 @@ from amc.errors import AmcError, BudgetError, DataError, EvaluationError, ModelE
 
 if TYPE_CHECKING:
     from amc.config import SearchConfig
-    from amc.job import Observer
     from amc.methods import apply_policy
+    from amc.observer import Observer
     from amc.pipeline import Result, compress
     from amc.pruning import Policy
     from amc.stored import load_run
     from amc.structure import Structure, certify, count_macs, count_params, inspect
 
 _HOMES = {
-    "Observer": "amc.job",
+    "Observer": "amc.observer",
     "Policy": "amc.pruning",
     "Result": "amc.pipeline",
     "SearchConfig": "amc.config",

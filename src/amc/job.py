@@ -13,46 +13,48 @@ from torch import nn
 
 from amc.batches import Reader, limited
 from amc.config import SearchConfig
-from amc.deploy.table import Latency
+from amc.deploy.table import Bench, Latency, open_bench
 from amc.errors import AmcError, EvaluationError, ResourceError
 from amc.evaluation import Evaluate, Evaluator, PairedEvaluator, as_evaluator
 from amc.judging import EVALUATE, check_resources, number_of, reason_of
 from amc.kernels import slow_bfloat16
 from amc.latency import aligned, guarded, latency_of
-from amc.methods import CHANNEL, Method, create_method, problem_of
+from amc.methods import Method, create_method, problem_of
 from amc.metrics import tally
 from amc.modes import device_of, evaluating
+from amc.observer import Observer
 from amc.provenance import data_fingerprint, execution
 from amc.pruning import Calibration, calibrate
 from amc.scores import get_score
 from amc.scoring import PolicyScorer
 from amc.search import (
-    EpisodeRecord,
-    EpisodeTiming,
     Metric,
     Problem,
     RewardFunction,
     SmallestWithin,
     check_costs,
-    check_resolution,
     get_reward,
     rewarded_metric,
 )
-from amc.structure import Certificate, Structure, certify, check_counts, inspect, restrict
+from amc.selection.by_confidence import check_resolution
+from amc.structure import Certificate, Structure, inspect
 from amc.structure.copying import copy_model
+
+DEFAULT_RUNTIME = "onnxruntime"
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Observer:
-    """What the caller wants to hear while the job runs; every hook may be left out."""
+@dataclass(frozen=True)
+class Inputs:
+    """What the user brings to a search, besides its settings; `amc.compress` describes each."""
 
-    stage: Callable[[str], None] = lambda _: None
-    structure: Callable[[Structure, Certificate | None], None] = lambda *_: None
-    warning: Callable[[str], None] = lambda _: None
-    dense: Callable[[float], None] = lambda _: None
-    episode: Callable[[str, EpisodeRecord, EpisodeTiming], None] = lambda *_: None  # agent, record, timing
+    model: nn.Module
+    example_input: Any
+    calibration: Iterable[Any]
+    evaluate: Any
+    test: Any = None
+    reward: RewardFunction | None = None  # the caller's own function; None: the one that the settings name
 
 
 @dataclass(frozen=True)
@@ -76,42 +78,33 @@ class Job:
 
 
 def prepare(
-    model: nn.Module,
-    example_input: Any,
-    calibration: Iterable[Any],
-    evaluate: Any,
-    config: SearchConfig,
-    observer: Observer | None = None,
-    reward: RewardFunction | None = None,
-    table: Path | None = None,
+    inputs: Inputs, config: SearchConfig, observer: Observer | None = None, *, table: Path | None = None
 ) -> Job:
     """Everything before the first episode; the cheap checks of the user's input come first.
 
-    `reward`: the caller's own function in place of the one that `config` names. `table`: the latency table of the
-    run that is resumed.
+    `table`: the latency table of the run that is resumed.
     """
     watch, warnings = observer or Observer(), list[str]()
+    model, example_input = inputs.model, inputs.example_input
 
     def warn(text: str) -> None:
         warnings.append(text)
         watch.warning(text)
 
     tally(get_score(config.score))  # refuses a score whose package is not installed
-    paid = reward or get_reward(config.reward)
+    reward = inputs.reward or get_reward(config.reward)
     watch.stage("structure")
-    structure = inspect(model, example_input)
-    certificate, locks = None, {"lock": config.lock, "only": config.only}
-    if config.method != CHANNEL:
-        check_counts(model, structure, example_input)
-    else:
-        structure, certificate = _certified(model, structure, example_input, config, watch)
-        locks = {}  # they are in the structure now
-    method = create_method(config.method, model, structure, config.method_options, **locks)
+    method = create_method(
+        config.method, model, inspect(model, example_input), config.method_options, lock=config.lock, only=config.only
+    )
+    watch.stage("check of the structure")
+    method, certificate = method.checked(example_input, keep_sets=config.keep_sets)
+    structure = method.structure
     watch.structure(structure, certificate)
-    rewarded = config.metric if config.max_drop is not None else rewarded_metric(paid)
+    rewarded = config.metric if config.max_drop is not None else rewarded_metric(reward)
     problem, latency = _problem(model, structure, example_input, method, config, rewarded, table, watch, warn)
-    check_costs(paid, problem.policy_costs(problem.dense.tolist()))
-    score = as_evaluator(evaluate, autocast=config.bf16, score=config.score, example_input=example_input)
+    check_costs(reward, problem.policy_costs(problem.dense.tolist()))
+    score = as_evaluator(inputs.evaluate, autocast=config.bf16, score=config.score, example_input=example_input)
     seen = data_fingerprint(score.held) if isinstance(score, Evaluator) and score.held else None
     slow = slow_bfloat16(device_of(model)) if config.bf16 else None
     if slow:
@@ -119,13 +112,13 @@ def prepare(
     watch.stage("dense score")
     whole = copy_model(model)  # what is sliced has never been run: a forward may keep things in the network
     score, confirm, dense = _judges(whole, score, config)
-    watch.dense(dense)
+    watch.dense(get_score(config.score).named(dense))
     for warning in _near_chance(score, whole, dense):
         warn(warning)
     if config.max_drop is not None:
-        paid = SmallestWithin(config.max_drop / 100, dense, config.metric, config.confidence)
+        reward = SmallestWithin(config.max_drop / 100, dense, config.metric, config.confidence)
         if confirm is not None:
-            check_resolution(paid, confirm.images, "confirmation")
+            check_resolution(reward, confirm.images, "confirmation")
         elif not 0 <= dense <= 1:
             raise EvaluationError(
                 f"max_drop is in points of accuracy, and the dense network scores {dense:.4g}: "
@@ -133,15 +126,15 @@ def prepare(
             )
     watch.stage("calibration")
     reader = Reader.of(example_input)
-    batches = limited(calibration, config.calibration_images, reader)
+    batches = limited(inputs.calibration, config.calibration_images, reader)
     gathered = calibrate(model, structure, batches, layers=method.calibrated(), seed=config.seed)
-    for warning in _warnings(method, gathered):
+    for warning in (*method.warnings(), *_warnings(gathered)):
         warn(warning)
     watch.stage("ranking and reconstruction")
     again = limited(batches, config.bn_images or 0, reader)
     scorer = PolicyScorer(method.builder(gathered), score, again, dense=problem.dense.tolist())
     return Job(
-        model, example_input, config, structure, certificate, method, problem, scorer, dense, paid, confirm,
+        model, example_input, config, structure, certificate, method, problem, scorer, dense, reward, confirm,
         tuple(warnings), latency, _origin(dense, batches, seen),
     )  # fmt: skip
 
@@ -162,23 +155,20 @@ def _problem(
     problem_of(method, tuple(b for b in config.budgets if b.metric is not Metric.LATENCY))  # before anything is timed
     decisions = aligned(method.decisions, config.round_to)
     watch.stage("latency table")
-    latency = latency_of(model, structure, example_input, method, decisions, config, stored=table, said=warn)
+    latency = latency_of(
+        model, structure, example_input, decisions, method.builder(None).build, bench_of(config),
+        budgets=config.budgets, stored=table, warn=warn,
+    )  # fmt: skip
     budgets = guarded(config.budgets, latency)
     costs = {Metric.LATENCY: latency.cost}
     return problem_of(method, budgets, rewarded, decisions=decisions, measured=costs), latency
 
 
-def _certified(
-    model: nn.Module, structure: Structure, example_input: Any, config: SearchConfig, watch: Observer
-) -> tuple[Structure, Certificate | None]:
-    """The structure with what the user locks, and what does not hold on this network, locked."""
-    if config.lock or config.only:
-        structure = restrict(structure, lock=config.lock, only=config.only)
-    if not config.keep_sets or not structure.groups:
-        check_counts(model, structure, example_input)
-        return structure, None
-    watch.stage("certificate")
-    return certify(model, structure, example_input, keep_sets=config.keep_sets)
+def bench_of(config: SearchConfig) -> Bench:
+    """What times networks for this search."""
+    token = None if config.token_file is None else Path(config.token_file)
+    runtime = config.runtime or DEFAULT_RUNTIME
+    return open_bench(runtime, threads=config.latency_threads, device_url=config.device_url, token_file=token)
 
 
 def _judges(model: nn.Module, score: Evaluate, config: SearchConfig) -> tuple[Evaluate, PairedEvaluator | None, float]:
@@ -193,11 +183,7 @@ def _judges(model: nn.Module, score: Evaluate, config: SearchConfig) -> tuple[Ev
     return searched, confirm, searched.dense_score
 
 
-def _warnings(method: Method, calibration: Calibration) -> Iterator[str]:
-    if not method.slices and method.whole:
-        name, reason = next(iter(method.whole.items()))
-        more = f", and {len(method.whole) - 1} more" if len(method.whole) > 1 else ""
-        yield f"stays dense: {name} ({reason}){more}"
+def _warnings(calibration: Calibration) -> Iterator[str]:
     scarce = calibration.scarcest()
     if scarce is not None:
         name, gram = scarce

@@ -5,38 +5,42 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from torch import nn
 
 from amc import rundir
 from amc.config import SearchConfig
 from amc.errors import AmcError, EvaluationError, RunError
 from amc.evaluation import BatchSource, Evaluate, as_evaluator
-from amc.job import Job, Observer, prepare
-from amc.latency import TABLE, Judge, Settled
+from amc.job import Inputs, Job, prepare
+from amc.observer import LogObserver, Observer, Together
+from amc.progress import ProgressBar
 from amc.provenance import amc_version
 from amc.pruning import Policy
 from amc.report import render_report
 from amc.rundir import RunDir
-from amc.scores import DEFAULT
+from amc.scores import DEFAULT, ScoreKind, get_score
 from amc.search import (
     REWARDS,
-    Confirmation,
+    Agent,
     EpisodeRecord,
     EpisodeTiming,
     Metric,
     RewardFunction,
     SearchResult,
     SmallestWithin,
-    candidates,
     create_agent,
     get_reward,
     reward_name,
     search,
-    smallest_confirmed,
 )
+from amc.selection import Selection, choose
+from amc.selection.by_confidence import ByConfidence
+from amc.selection.by_latency import ByLatency
 from amc.statistics import PairedDrop
 from amc.stored import fingerprint, settings_of
 from amc.structure import Structure
@@ -67,6 +71,7 @@ def compress(
     run_dir: str | Path | None = None,
     resume: bool = False,
     observer: Observer | None = None,
+    progress: bool = False,
     **settings: Any,
 ) -> Result:
     """Prune `model` to a budget with a reinforcement-learning agent (arXiv 1802.03494).
@@ -80,16 +85,27 @@ def compress(
     test: the same for the final figures only; it never steers anything.
     reward (in settings): a name, or a function of an `amc.search.Outcome`.
     run_dir: where to keep the journal and the results; `resume` continues what an earlier call left there.
+    observer: listens while the job runs. The logger `amc` gets the same, if the caller configures logging.
+    progress: whether to show a progress bar on stderr.
     settings: fields of `SearchConfig`: budget, method, episodes, seed, and so on.
 
     Raises AmcError (its kinds in `amc.errors`) with one clear line for whatever is wrong with the input.
     """
-    own, config = _own_reward(settings), SearchConfig.of(settings)
-    with opened(run_dir, resume=resume) as run:
-        return compress_in(
-            run, model, example_input, calibration=calibration, evaluate=evaluate, test=test, resume=resume,
-            origin=None, observer=observer, config=config, reward=own,
-        )  # fmt: skip
+    reward, config = _own_reward(settings), SearchConfig.of(settings)
+    inputs = Inputs(model, example_input, calibration, evaluate, test, reward)
+    with listening(observer, progress=progress) as watch, opened(run_dir, resume=resume) as run:
+        return compress_in(run, inputs, config, watch, resume=resume, origin={})
+
+
+@contextmanager
+def listening(observer: Observer | None, *, progress: bool) -> Iterator[Observer]:
+    """All that listens to a job inside the block: the log, the caller's observer, and a progress bar on stderr."""
+    bars = [ProgressBar(Console(stderr=True, highlight=False))] if progress else []
+    watch = Together(LogObserver(), *([observer] if observer else []), *bars)
+    try:
+        yield watch
+    finally:
+        watch.close()
 
 
 @contextmanager
@@ -108,38 +124,32 @@ def opened(run_dir: str | Path | None, *, resume: bool) -> Iterator[RunDir | Non
 
 def compress_in(
     run: RunDir | None,
-    model: nn.Module,
-    example_input: Any,
-    *,
-    calibration: Iterable[Any],
-    evaluate: Any,
-    test: Any,
-    resume: bool,
-    origin: Mapping[str, Any] | None,
-    observer: Observer | None,
+    inputs: Inputs,
     config: SearchConfig,
-    reward: RewardFunction | None,
+    watch: Observer,
+    *,
+    resume: bool,
+    origin: Mapping[str, Any],
 ) -> Result:
     """`compress` in a directory that is claimed or locked already.
 
-    origin: what names the network and the data, kept in config.json. reward: the caller's own function.
+    origin: what names the network and the data, for config.json; empty where nothing does.
     """
-    with undisturbed(model):
-        model = copy_model(model)  # plain; the user's own is never run
-        watch = observer or Observer()
+    with undisturbed(inputs.model):
+        inputs = replace(inputs, model=copy_model(inputs.model))  # plain; the user's own is never run
         if run is not None and resume:
-            _check_config(run, config, model)
+            _check_config(run, config, inputs.model)
         elif run is not None:
-            began = {"amc_version": amc_version(), **(origin or {}), **config.to_json()}
-            run.write_json(rundir.CONFIG, {**began, "weights_sha256": fingerprint(model)})
+            began = {"amc_version": amc_version(), **origin, **config.to_json()}
+            run.write_json(rundir.CONFIG, {**began, "weights_sha256": fingerprint(inputs.model)})
         journals = [] if run is None else [run.file(_journal(name, config.agent)) for name in _agents(config)]
         recorded = Recorded.at(journals)  # a damaged one is found before any work
-        final = None if test is None else _tested(test, config, example_input)
-        table = run.file(TABLE) if run is not None and run.has(TABLE) else None
-        job = prepare(model, example_input, calibration, evaluate, config, watch, reward, table)
+        test = _test_score(inputs, config)
+        table = run.file(rundir.TABLE) if run is not None and run.has(rundir.TABLE) else None
+        job = prepare(inputs, config, watch, table=table)
         if run is not None and job.latency is not None and table is None:
-            run.write_json(TABLE, job.latency.table.to_json())  # before the first episode: to resume needs this one
-        return _search_and_finish(_warned(job, recorded.check(job), watch), run, final, watch, recorded)
+            run.write_json(rundir.TABLE, job.latency.table.to_json())  # before any episode: resuming needs this table
+        return _search_and_finish(_warned(job, recorded.check(job), watch), run, test, watch, recorded)
 
 
 def _agents(config: SearchConfig) -> tuple[str, ...]:
@@ -147,17 +157,20 @@ def _agents(config: SearchConfig) -> tuple[str, ...]:
     return (*config.baselines, config.agent)
 
 
-def _warned(job: Job, told: Sequence[str], watch: Observer) -> Job:
-    """The job with further warnings, which are also said."""
-    for warning in told:
+def _warned(job: Job, warnings: Sequence[str], watch: Observer) -> Job:
+    """The job with further warnings; `watch` hears them."""
+    for warning in warnings:
         watch.warning(warning)
-    return replace(job, warnings=(*job.warnings, *told)) if told else job
+    return replace(job, warnings=(*job.warnings, *warnings)) if warnings else job
 
 
-def _tested(test: Any, config: SearchConfig, example_input: Any) -> Evaluate:
+def _test_score(inputs: Inputs, config: SearchConfig) -> Evaluate | None:
     """The score of the final figures: the search's own on other data, or a function of the caller's."""
+    test = inputs.test
+    if test is None:
+        return None
     score = config.score if isinstance(test, BatchSource) or not callable(test) else DEFAULT
-    return as_evaluator(test, score=score, example_input=example_input)
+    return as_evaluator(test, score=score, example_input=inputs.example_input)
 
 
 def _own_reward(settings: dict[str, Any]) -> RewardFunction | None:
@@ -193,82 +206,76 @@ def _check_config(run: RunDir, config: SearchConfig, model: nn.Module) -> None:
 
 def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer, recorded: Recorded) -> Result:
     config = job.config
-    found: dict[str, SearchResult] = {}
-    for name in _agents(config):
+    agents = {
+        name: create_agent(name, job.problem, episodes=config.episodes, seed=config.seed) for name in _agents(config)
+    }
+    watch.plan({name: min(config.episodes, agent.max_episodes or config.episodes) for name, agent in agents.items()})
+    results: dict[str, SearchResult] = {}
+    for name, agent in agents.items():
         watch.stage(f"search ({name})")
         try:
-            found[name] = _run_agent(job, name, run, watch)
+            results[name] = _run_agent(job, name, agent, run, watch)
         except EvaluationError:
             if name == config.agent:
                 raise  # a baseline whose every policy fails is left out; its journal says why
     watch.stage("result")
-    guarantee = _confirmed(job, found[config.agent])
-    best = guarantee.chosen.record if guarantee else found[config.agent].best
-    settled = _measured(job, found[config.agent], guarantee, watch)
-    best = settled.chosen.record if settled else best
-    slim = job.scorer.build(best.keep)
-    best, told = confirmed(job, best, slim, recorded)
-    job = _warned(job, told, watch)
+    choice = choose(results[config.agent].episodes, _selections(job, watch))
+    slim = job.scorer.build(choice.record.keep)
+    best, warnings = confirmed(job, choice.record, slim, recorded)
+    job = _warned(job, warnings, watch)
     if job.method.slices:
         update_declared_sizes_(slim, job.model, job.example_input)
     policy = job.scorer.builder.policy(best.keep)
-    summary = summarise(job, slim, best, found, run, test, guarantee, settled)
+    summary = summarise(job, slim, replace(choice, record=best), results, run, test)
     _check_budget(job, summary["slim"])
     if run is not None:
         run.write_bytes(rundir.MODEL, job.method.stored(slim))
         run.write_json(rundir.POLICY, policy.to_json())
-        journals = [_journal(name, config.agent) for name in found]
-        summary["files"] = run.digests([rundir.MODEL, rundir.POLICY, TABLE, *journals])
+        journals = [_journal(name, config.agent) for name in results]
+        summary["files"] = run.digests([rundir.MODEL, rundir.POLICY, rundir.TABLE, *journals])
         run.write_json(rundir.SUMMARY, summary)
         render_report(run)
-    return Result(slim, policy, summary, job.structure, found[config.agent])
+    return Result(slim, policy, summary, job.structure, results[config.agent])
 
 
-def _confirmed(job: Job, result: SearchResult) -> Confirmation | None:
-    """With `max_drop`: the smallest network whose loss holds on images that the search never scored."""
-    reward = job.reward
-    if not isinstance(reward, SmallestWithin):
-        return None
-
-    def measure(record: EpisodeRecord) -> PairedDrop | float:
-        if job.confirm is None:  # a score of the caller's own: there is nothing else to measure on
-            return reward.dense_score - (record.score or 0.0)
-        return job.confirm.compare(job.scorer.build(record.keep))
-
-    return smallest_confirmed(candidates(result.episodes, reward), measure, reward)
-
-
-def _measured(job: Job, result: SearchResult, guarantee: Confirmation | None, watch: Observer) -> Settled | None:
-    """With a latency among the costs: the policy that holds as measured on whole networks."""
-    if job.latency is None:
-        return None
-    watch.stage("latency of the best")
-    limits = [budget for budget in job.config.budgets if budget.metric is Metric.LATENCY]
-    judge = Judge(
-        latency=job.latency,
-        problem=job.problem,
-        budget=limits[0] if limits else None,
-        example_input=job.example_input,
-        build=job.scorer.builder.build,
-        score=job.scorer,
-        reward=job.reward,
-        seed=job.config.seed,
-    )
-    return judge.only(guarantee.chosen.record) if guarantee else judge.settle(result.episodes)
+def _selections(job: Job, watch: Observer) -> Iterator[Selection]:
+    """How the search ends, besides by the best reward."""
+    if isinstance(job.reward, SmallestWithin):
+        images = None if job.confirm is None else job.confirm.images
+        yield ByConfidence(job.reward, partial(_loss, job, job.reward), images)
+    if job.latency is not None:
+        watch.stage("latency of the best")
+        limits = [budget for budget in job.config.budgets if budget.metric is Metric.LATENCY]
+        yield ByLatency(
+            latency=job.latency,
+            problem=job.problem,
+            budget=limits[0] if limits else None,
+            example_input=job.example_input,
+            build=job.scorer.builder.build,
+            score=job.scorer,
+            reward=job.reward,
+            seed=job.config.seed,
+        )
 
 
-def _run_agent(job: Job, name: str, run: RunDir | None, watch: Observer) -> SearchResult:
-    config = job.config
-    agent = create_agent(name, job.problem, episodes=config.episodes, seed=config.seed)
+def _loss(job: Job, reward: SmallestWithin, record: EpisodeRecord) -> PairedDrop | float:
+    """What a policy loses on images that the search never scored; by the search's score where that is a function."""
+    if job.confirm is None:
+        return reward.dense_score - (record.score or 0.0)
+    return job.confirm.compare(job.scorer.build(record.keep))
 
-    def hear(record: EpisodeRecord, timing: EpisodeTiming) -> None:
+
+def _run_agent(job: Job, name: str, agent: Agent, run: RunDir | None, watch: Observer) -> SearchResult:
+    config, kind = job.config, get_score(job.config.score)
+
+    def on_episode(record: EpisodeRecord, timing: EpisodeTiming) -> None:
         if run is not None and not timing.replayed:
             part = job.scorer.timing
             seconds = {"agent": timing.agent, "build": part.build, "batch norm": part.batch_norm}
             seconds["score"] = max(0.0, timing.score - part.build - part.batch_norm)
             line = {"agent": name, "episode": record.episode, "seconds": _rounded(seconds)}
             run.append_jsonl(rundir.TIMINGS, line, durable=False)
-        watch.episode(name, record, timing)
+        watch.episode(name, _named(record, kind), timing)
 
     return search(
         job.problem,
@@ -277,10 +284,15 @@ def _run_agent(job: Job, name: str, run: RunDir | None, watch: Observer) -> Sear
         episodes=config.episodes,
         seed=config.seed,
         journal_path=None if run is None else run.file(_journal(name, config.agent)),
-        on_episode=hear,
+        on_episode=on_episode,
         reward=job.reward,
         origin=job.origin,
     )
+
+
+def _named(record: EpisodeRecord, kind: ScoreKind) -> EpisodeRecord:
+    """The record with a score that knows what it is, for whoever shows it."""
+    return record if record.score is None else replace(record, score=kind.named(record.score))
 
 
 def _journal(name: str, main: str) -> str:

@@ -14,10 +14,9 @@ from torch import nn
 from amc import rundir
 from amc.config import SearchConfig
 from amc.errors import AmcError, RunError
-from amc.methods import CHANNEL, apply_policy
+from amc.methods import shaped
 from amc.pruning import Policy
 from amc.rundir import RunDir
-from amc.structure.copying import copy_model
 from amc.zoo import create_model, load_weights
 
 
@@ -65,7 +64,7 @@ def _load(
     policy = Policy.from_json(run.read_json(rundir.POLICY))
     name = rundir.MODEL_FINETUNED if finetuned and _is_finetuned(run) else rundir.MODEL
     run.verify(rundir.POLICY, name)
-    slim = apply_policy(model, example_input, policy) if policy.method == CHANNEL else copy_model(model)
+    slim = shaped(model, example_input, policy)
     load_weights(slim, run.file(name))
     return slim.eval()
 

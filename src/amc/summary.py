@@ -11,11 +11,11 @@ from torch import nn
 from amc import rundir
 from amc.evaluation import Evaluator, PairedEvaluator
 from amc.job import Job, final_score
-from amc.latency import Settled
 from amc.provenance import amc_version, environment
 from amc.rundir import RunDir
 from amc.scores import ScoreKind, get_score
-from amc.search import Confirmation, EpisodeRecord, Metric, SearchResult
+from amc.search import EpisodeRecord, Metric, SearchResult
+from amc.selection.base import Choice, merged
 from amc.structure import Certificate
 from amc.structure.copying import copy_model
 
@@ -23,15 +23,13 @@ from amc.structure.copying import copy_model
 def summarise(
     job: Job,
     slim: nn.Module,
-    best: EpisodeRecord,
+    choice: Choice,
     found: Mapping[str, SearchResult],
     run: RunDir | None,
     test: Any,
-    guarantee: Confirmation | None = None,
-    settled: Settled | None = None,
 ) -> dict[str, Any]:
     """The record of a finished search, as in summary.json; `found` has the result of every agent by name."""
-    config = job.config
+    config, best = job.config, choice.record
     origin = run.config() if run else {}
     costs = job.problem.policy_costs(job.problem.dense.tolist())
     dense = {name: int(cost) for name, cost in costs.items() if name != Metric.LATENCY}
@@ -57,19 +55,14 @@ def summarise(
             {"name": decision.name, "size": decision.size, "kept": count}
             for decision, count in zip(job.problem.decisions, best.keep, strict=True)
         ],
-        "locked": _locked(job),
+        "locked": job.method.locked(),
         "warnings": list(job.warnings),
         "certificate": _certificate(job.certificate),
         "environment": environment(),
     }
-    if guarantee is not None:
-        result["guarantee"] = _guarantee(job, guarantee)
-    if settled is not None:
-        result["latency"] = _latency(job, settled)
-        result["dense"]["latency"] = settled.chosen.dense_ms
-        result["slim"]["latency"] = settled.chosen.latency_ms
-        result["warnings"] += [] if settled.chosen.steady else [_unsteady(settled)]
-    if guarantee is None and settled is None:  # else reward alone does not decide
+    result = merged(result, choice.summary)
+    result["warnings"] += choice.warnings
+    if not choice.trials:  # else reward alone does not decide
         result["warnings"] += _outdone(found, best, config.agent, get_score(config.score))
     if test is not None:
         for which, network in (("dense", copy_model(job.model)), ("slim", slim)):
@@ -77,65 +70,6 @@ def summarise(
             result[which] |= {} if value is None else {"test": value}
             result["warnings"] += told
     return result
-
-
-def _latency(job: Job, settled: Settled) -> dict[str, Any]:
-    """Where and how latency was measured, in ms, and how well the table had predicted it."""
-    assert job.latency is not None
-    place, chosen = job.latency.bench.place, settled.chosen
-    return {
-        "runtime": place.runtime,
-        "version": place.version,
-        "threads": place.threads,
-        "precision": place.precision,
-        "device": place.device,
-        "machine": dict(settled.machine),
-        "dense_ms": chosen.dense_ms,
-        "slim_ms": chosen.latency_ms,
-        "predicted_ms": chosen.predicted_ms,
-        "share": chosen.share,
-        "uncertainty": chosen.uncertainty,
-        "steady": chosen.steady,
-        "measured": len(settled.trials),
-        "scored_again": settled.scored,
-        "seconds": round(settled.seconds, 1),
-        "table": job.latency.summary(),
-    }
-
-
-def _unsteady(settled: Settled) -> str:
-    doubt = settled.chosen.uncertainty / settled.chosen.share
-    return f"the machine was too busy for steady latencies: the ratio may be off by {doubt:.0%}"
-
-
-def _locked(job: Job) -> list[dict[str, Any]]:
-    """What stays whole: channels with their number, or layers."""
-    if job.method.slices:
-        return [{"name": item.name, "size": item.size, "reason": str(item.lock)} for item in job.structure.locked]
-    return [{"name": name, "reason": reason} for name, reason in job.method.whole.items()]
-
-
-def _guarantee(job: Job, guarantee: Confirmation) -> dict[str, Any]:
-    """What `max_drop` promises of the result, in points of accuracy."""
-    trials = [
-        {
-            "episode": trial.record.episode,
-            "drop": 100 * trial.drop,
-            "upper": 100 * trial.upper,
-            "confirmed": trial.confirmed,
-        }
-        for trial in guarantee.trials
-    ]
-    return {
-        "max_drop": job.config.max_drop,
-        "minimise": job.config.minimise,
-        "confidence": job.config.confidence,
-        "images": job.confirm.images if job.confirm else None,
-        "confirmed": guarantee.confirmed and job.confirm is not None,
-        "drop": 100 * guarantee.chosen.drop,
-        "upper": 100 * guarantee.chosen.upper,
-        "trials": trials,
-    }
 
 
 def _baselines(found: Mapping[str, SearchResult], main: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from amc.deploy.device.protocol import DeviceInfo, Request
 from amc.deploy.measure import MeasureSettings
-from amc.deploy.table import Latency, NoiseError, obtain, read_table
+from amc.deploy.table import Latency, NoiseError, latency_table, read_table
 from amc.deploy.table.bench import NETWORK_SETTINGS, DeviceBench, LocalBench
 from amc.deploy.table.blocks import Block, BlockRun, Run, blocks_of
 from amc.deploy.table.cost import fit
@@ -63,7 +63,7 @@ def network(law: object = smooth, points: int = 99, folder: Path | None = None, 
     model, structure, method = made()
     bench = changes.pop("bench", None) or OracleBench(law)  # type: ignore[arg-type]
     choices = [decision.choices for decision in method.decisions]
-    return obtain(
+    return latency_table(
         model, structure, EXAMPLE, choices, method.builder(None).build, bench,  # type: ignore[arg-type]
         points=points, folder=folder, **changes,  # type: ignore[arg-type]
     )  # fmt: skip
@@ -176,7 +176,7 @@ def test_every_episode_under_a_latency_budget_holds_it_by_the_table(fraction: fl
 def test_a_table_is_measured_once_and_taken_from_the_cache_after_that(folder: Path) -> None:
     first, said = network(stairs, folder=folder), list[str]()
     bench = OracleBench(stairs)
-    second = network(folder=folder, bench=bench, said=said.append)
+    second = network(folder=folder, bench=bench, warn=said.append)
     assert bench.asked == {"blocks": 0, "networks": 0}
     assert said == []
     assert second.table == first.table
@@ -189,7 +189,7 @@ def test_a_table_is_measured_once_and_taken_from_the_cache_after_that(folder: Pa
 def test_a_new_version_of_the_runtime_is_told_and_measured_again(folder: Path) -> None:
     network(stairs, folder=folder)
     bench, said = OracleBench(stairs).version("1.1"), list[str]()
-    network(folder=folder, bench=bench, said=said.append)
+    network(folder=folder, bench=bench, warn=said.append)
     assert bench.asked["blocks"] > 0
     assert said == ["the latency table was measured with onnxruntime 1.0, now there is 1.1; measuring it again"]
 
@@ -213,7 +213,7 @@ def test_a_damaged_or_foreign_table_is_told_and_measured_again(folder: Path, dam
     good = file.read_text()
     file.write_text(damage(good))  # type: ignore[operator]
     bench, said = OracleBench(stairs), list[str]()
-    network(folder=folder, bench=bench, said=said.append)
+    network(folder=folder, bench=bench, warn=said.append)
     assert bench.asked["blocks"] > 0
     assert len(said) == 1
     assert said[0].endswith("measuring it again")
@@ -224,7 +224,7 @@ def test_a_damaged_or_foreign_table_is_told_and_measured_again(folder: Path, dam
 def test_a_cache_that_cannot_be_written_costs_nothing_but_a_word(tmp_path: Path) -> None:
     (tmp_path / "latency").write_text("in the way")
     said: list[str] = []
-    assert network(stairs, folder=tmp_path, said=said.append).dense_ms > 0
+    assert network(stairs, folder=tmp_path, warn=said.append).dense_ms > 0
     assert len(said) == 1
     assert said[0].startswith("the latency table is not kept for later: ")
 
@@ -305,7 +305,7 @@ def test_waiting_for_weights_is_learnt_from_whole_networks_and_not_from_blocks(f
     structure = inspect(model, example)
     method, bench = ChannelMethod(model, structure, MethodOptions()), CachedBench(smooth)
     choices, build = [decision.choices for decision in method.decisions], method.builder(None).build
-    found = obtain(model, structure, example, choices, build, bench, folder=folder)
+    found = latency_table(model, structure, example, choices, build, bench, folder=folder)
     assert max(9 * a * b for name, a, b in found.table.times if "k3x3" in name) <= CACHED_WEIGHTS
     assert waiting(590_000) > 0.4 * found.dense_ms  # it is no small matter
     assert abs(found.errors).mean() < 0.03  # the cache's size lies between two knots
@@ -342,12 +342,12 @@ def test_a_table_that_predicts_badly_is_told(folder: Path) -> None:
 
     told: list[str] = []
     for _ in range(2):  # measured, and from the cache
-        found = network(bench=Unsteady(smooth), folder=folder, said=told.append)
+        found = network(bench=Unsteady(smooth), folder=folder, warn=told.append)
     assert len(told) == 2
     assert re.match(r"the latency table is uncertain: it is off by up to \d\d%, and 26 of the 26 networks", told[0])
     assert found.summary()["unsteady"] == 26
     assert abs(found.errors).max() > 0.12
-    network(bench=OracleBench(smooth), folder=folder / "other", said=told.append)
+    network(bench=OracleBench(smooth), folder=folder / "other", warn=told.append)
     assert len(told) == 2
 
 

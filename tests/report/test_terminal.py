@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from amc.progress import ProgressBar
 from amc.rundir import RunDir
 from amc.search import EpisodeRecord, EpisodeTiming
-from amc.terminal import Progress, show_summary
+from amc.terminal import show_summary
 from tests.report.runs import make_guaranteed_run, make_run, make_schedule
 
 
@@ -71,7 +72,7 @@ def test_the_rounds_of_a_schedule(tmp_path: Path) -> None:
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_follows_the_reward_and_says_what_the_best_keeps(terminal: bool) -> None:
     file = io.StringIO()
-    progress = Progress(Console(file=file, force_terminal=terminal, width=80, color_system=None))
+    progress = ProgressBar(Console(file=file, force_terminal=terminal, width=80, color_system=None))
     progress.plan({"ddpg": 2})
     progress._dense_macs = 1000
     progress.stage("search (ddpg)")

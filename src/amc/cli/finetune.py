@@ -31,10 +31,10 @@ def finetune(
     On many GPUs: accelerate launch -m amc.cli finetune RUN
     """
     from amc import jobs
-    from amc.terminal import Progress
+    from amc.progress import ProgressBar
 
     with stoppable(run):
-        jobs.finetune(run, config, candidates=candidates, session=session, progress=Progress(err))
+        jobs.finetune(run, config, candidates=candidates, session=session, progress=ProgressBar(err))
     if int(os.environ.get("RANK", "0")) == 0:  # of several processes one speaks
         finish(run, as_json)
         if not as_json:

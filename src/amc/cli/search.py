@@ -42,13 +42,13 @@ def demo(
     """The whole job on built-in data, offline: search, fine-tune, report."""
     from amc.jobs import demo as job
     from amc.jobs import free_place
-    from amc.terminal import Progress
+    from amc.progress import ProgressBar
 
     place = free_place(DEMO) if out_dir is None else out_dir
     if out_dir is None and place != DEMO:
         err.print(f"· '{DEMO}' holds a run and stays; this demo goes to '{place}'", markup=False, soft_wrap=True)
     with stoppable(place):
-        job(place, episodes=episodes, seed=seed, progress=Progress(err))
+        job(place, episodes=episodes, seed=seed, progress=ProgressBar(err))
     finish(place, as_json)
 
 
@@ -94,15 +94,15 @@ def search(
 ) -> None:
     """Search for the best way to meet a budget."""
     from amc import jobs
-    from amc.terminal import Progress
+    from amc.progress import ProgressBar
 
     with stoppable(out_dir):
         if rounds.schedule is None:
-            jobs.search(out_dir, source, config.make(), progress=Progress(err))
+            jobs.search(out_dir, source, config.make(), progress=ProgressBar(err))
         else:
             searched = config.make(budget=None)  # in a schedule the budget may be a metric alone
             planned = jobs.Rounds(rounds.fractions, rounds.tuning(searched.seed), config.values.get("budget"))
-            jobs.schedule(out_dir, source, searched, planned, progress=Progress(err))
+            jobs.schedule(out_dir, source, searched, planned, progress=ProgressBar(err))
     finish(out_dir, as_json)
 
 
@@ -117,10 +117,10 @@ def resume(
 ) -> None:
     """Go on with a search that was stopped; the result is that of an uninterrupted one."""
     from amc.jobs import resume as job
-    from amc.terminal import Progress
+    from amc.progress import ProgressBar
 
     with stoppable(run):
-        job(run, round_lr=round_lr, progress=Progress(err))
+        job(run, round_lr=round_lr, progress=ProgressBar(err))
     finish(run, as_json)
 
 

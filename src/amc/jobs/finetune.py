@@ -21,25 +21,28 @@ from torch import Tensor, nn
 from amc import rundir
 from amc.errors import AmcError, RunError
 from amc.evaluation import Evaluate, Evaluator, as_evaluator
-from amc.job import Job, final_score, score_of
-from amc.jobs import candidates as choosing
-from amc.jobs.origin import data_of, evaluate_of, network_of, source_of
-from amc.jobs.progress import Progress
+from amc.job import Inputs, Job, final_score, prepare, score_of
+from amc.jobs.origin import BATCH, data_of, evaluate_of, network_of, source_of
 from amc.kernels import slow_bfloat16
 from amc.methods import MaskedMethod, Method, create_method
+from amc.observer import Observer
 from amc.provenance import difference, execution
 from amc.pruning import Policy
 from amc.records import sealed
-from amc.recovery import EpochRecord, FineTuneConfig, FineTuneResult, StepRecord, resume_point
+from amc.recovery import EpochRecord, FineTuneConfig, FineTuneResult, resume_point
 from amc.recovery import finetune as recover
 from amc.recovery.workers import launched
 from amc.report import render_report
 from amc.rundir import RunDir
 from amc.scores import get_score
-from amc.search import EpisodeRecord
+from amc.search import EpisodeRecord, read_journal
+from amc.selection import Choice
+from amc.selection.base import best_first, merged
+from amc.selection.by_finetuning import ByFineTuning, FineTuningTrial
 from amc.settings import CandidateConfig, Given, SessionConfig, Source
 from amc.stored import load_run, settings_of
 from amc.structure import inspect
+from amc.verify import Recorded, check_record, confirmed
 from amc.zoo import DataSplits
 
 STATE = rundir.FINETUNE_STATE
@@ -54,7 +57,7 @@ def finetune(
     *,
     candidates: CandidateConfig | Given[CandidateConfig] | None = None,
     session: SessionConfig | None = None,
-    progress: Progress,
+    progress: Observer,
 ) -> Path:
     """Train the slim network of a finished search and add the outcome to its summary and report.
 
@@ -72,7 +75,7 @@ def finetune(
     with run.lock() if main else nullcontext():
         state = _State(run, accelerator)
         state.plan(_given(config, FineTuneConfig), _given(candidates, CandidateConfig), session.restart)
-        watch = progress if main else _Silent()
+        watch = progress if main else Observer()
         watch.stage("network and data")
         try:
             task = _Task(run, source, data_of(source), state, place, session.checkpoint_every, watch)
@@ -122,7 +125,7 @@ class _State:
     def __init__(self, run: RunDir, accelerator: Any) -> None:
         self.run, self.accelerator = run, accelerator
         self.main = accelerator is None or accelerator.process_index == 0
-        self.settings, self.choice = FineTuneConfig(), CandidateConfig()
+        self.settings, self.candidate_config = FineTuneConfig(), CandidateConfig()
         self.measured: list[dict[str, Any]] = []
         self.places: list[dict[str, Any]] = []  # versions, threads and instruction sets it ran under, in turn
 
@@ -131,7 +134,7 @@ class _State:
 
         Otherwise start a new one.
         """
-        settings, choice = given.make().resolved(), candidates.make()
+        settings, candidate_config = given.make().resolved(), candidates.make()
         resumed = self.run.has(STATE) and not restart
         if not resumed and not restart and self.checkpoints():
             raise RunError(
@@ -142,7 +145,8 @@ class _State:
             self._take(self._stored())
             resumed = self._continues(given, candidates)
         if not resumed:
-            self.settings, self.choice, self.measured, self.places = settings, choice, [], []
+            self.settings, self.candidate_config = settings, candidate_config
+            self.measured, self.places = [], []
         self.wait()
         if not resumed:
             self.clear()
@@ -152,8 +156,8 @@ class _State:
 
         RunError where they are not, and part of the fine-tuning is done.
         """
-        before = {**asdict(self.settings), **asdict(self.choice)}
-        requested = {**asdict(given.over(self.settings).resolved()), **asdict(candidates.over(self.choice))}
+        before = {**asdict(self.settings), **asdict(self.candidate_config)}
+        requested = {**asdict(given.over(self.settings).resolved()), **asdict(candidates.over(self.candidate_config))}
         differing = [name for name in (*given.values, *candidates.values) if requested[name] != before[name]]
         if differing and (self.measured or self.checkpoints()):
             name = differing[0]
@@ -170,7 +174,7 @@ class _State:
             self.places.append(here)
         if self.main:
             record: dict[str, Any] = {"settings": asdict(self.settings), "measured": self.measured}
-            record |= asdict(self.choice)
+            record |= asdict(self.candidate_config)
             record["places"] = self.places
             self.run.write_json(STATE, record)
         self.wait()
@@ -211,7 +215,7 @@ class _State:
 
     def _take(self, record: Mapping[str, Any]) -> None:
         self.settings = FineTuneConfig(**record["settings"]).resolved()
-        self.choice = CandidateConfig(record["candidates"], record["candidate_epochs"])
+        self.candidate_config = CandidateConfig(record["candidates"], record["candidate_epochs"])
         self.measured, self.places = list(record["measured"]), list(record.get("places", ()))
 
     def elsewhere(self) -> list[str]:
@@ -230,7 +234,8 @@ class _Start:
 
     model: nn.Module
     method: Method
-    chosen: tuple[EpisodeRecord, Policy] | None = None  # a candidate that takes the place of the run's policy
+    choice: Choice | None = None  # of several policies
+    replacing: Policy | None = None  # the chosen policy where it takes the place of the run's own
 
 
 class _Task:
@@ -244,7 +249,7 @@ class _Task:
         state: _State,
         device: torch.device,
         checkpoint_every: int,
-        progress: Progress,
+        progress: Observer,
     ) -> None:
         self.origin, self.source, self.data, self.state, self.device = run, source, data, state, device
         self.config = settings_of(run, run.config())
@@ -261,12 +266,12 @@ class _Task:
             self.progress.warning(warning)
         if self.slow:
             self.progress.warning(self.slow)
-        start = self._chosen() if self.state.choice.candidates > 1 else self._loaded()
-        untrained = copy.deepcopy(start.model) if start.chosen else None
+        start = self._chosen() if self.state.candidate_config.candidates > 1 else self._loaded()
+        untrained = copy.deepcopy(start.model) if start.replacing else None
         self.state.save()
         point = resume_point(self.state.checkpoint())
         self.progress.stage(f"fine-tuning{f', from step {point.step} of {point.total_steps}' if point else ''}")
-        result = self._trained(start.model, start.method, self.state.settings, self.state.checkpoint())
+        result = self.trained(start.model, start.method, self.state.settings, self.state.checkpoint())
         if self.state.main:
             self._record(start, untrained, result)
         self.state.clear()
@@ -280,34 +285,42 @@ class _Task:
         return _Start(slim, create_method(config.method, slim, structure, config.method_options, **locks))
 
     def _chosen(self) -> _Start:
-        """Train every candidate briefly and take the best; as the policy prescribes, not as it was trained."""
-        job = choosing.ready(self.origin, self.source, self.data, self.progress)
-        records = choosing.best_policies(self.origin, self.state.choice.candidates)
+        """Train the best policies briefly and take the best network, as its policy prescribes it: not as trained."""
+        job = self._prepared()
+        journal = self.origin.file(rundir.JOURNAL)
+        self.origin.verify(rundir.JOURNAL)
+        _, episodes = read_journal(journal)
+        if all(record.reward is None for record in episodes):
+            raise RunError(f"'{self.origin.path}' has no scored policy to choose from; search again")
         self.state.save()
-        for number, record in enumerate(records):
-            if number >= len(self.state.measured):
-                self.progress.stage(f"candidate {number + 1} of {len(records)} (episode {record.episode})")
-                record = choosing.checked(self.origin, job, record, self.progress)
-                entry = choosing.measure(job, record, number, self._briefly)
-                if entry["score_tuned"] is None:
-                    self.progress.warning(f"candidate {number + 1} is left out: {entry['error']}")
-                self.state.measured.append(entry)
-                self.state.save()
-                if self.state.main:
-                    self.state.checkpoint(number).unlink(missing_ok=True)
-        best = choosing.best_of(self.state.measured)
-        record = replace(records[best], score=self.state.measured[best]["score"])
-        policy = job.scorer.builder.policy(record.keep)
+        finalists = best_first(episodes)[: self.state.candidate_config.candidates]
+        training = _Candidates(self, job, journal, len(finalists))
+        selection = ByFineTuning(
+            job.problem, job.reward, training, self.state.candidate_config.candidates, self.state.measured
+        )
+        choice = selection.choose(finalists)
+        policy = job.scorer.builder.policy(choice.record.keep)
         if policy.to_json() == self.origin.read_json(rundir.POLICY):
-            return _Start(load_run(self.origin.path, finetuned=False), job.method)
-        return _Start(job.scorer.build(record.keep), job.method, (record, policy))
+            return _Start(load_run(self.origin.path, finetuned=False), job.method, choice)
+        return _Start(job.scorer.build(choice.record.keep), job.method, choice, policy)
 
-    def _briefly(self, job: Job, slim: nn.Module, number: int) -> float:
-        settings = replace(self.state.settings, epochs=self.state.choice.candidate_epochs)
-        result = self._trained(slim, job.method, settings, self.state.checkpoint(number))
-        return float(result.epochs[-1].score or 0.0)
+    def _prepared(self) -> Job:
+        """The search's means to build any policy; RunError where candidates would break what the run promises."""
+        path = self.origin.path
+        if self.config.max_drop is not None:
+            raise RunError(
+                f"'{path}' was searched with max-drop, and only its own result is confirmed to hold it; "
+                "leave out candidates"
+            )
+        if self.config.times_latency:
+            raise RunError(
+                f"'{path}' was searched with a latency, which is measured on its own result alone; leave out candidates"
+            )
+        self.progress.stage("candidates")
+        model, evaluate = network_of(self.source, path), evaluate_of(self.source, self.data)
+        return prepare(Inputs(model, self.example, self.data.calibration.batches(BATCH), evaluate), self.config)
 
-    def _trained(self, slim: nn.Module, method: Method, settings: FineTuneConfig, checkpoint: Path) -> FineTuneResult:
+    def trained(self, slim: nn.Module, method: Method, settings: FineTuneConfig, checkpoint: Path) -> FineTuneResult:
         slim.to(self.device)
 
         def on_epoch(epoch: EpochRecord) -> float:
@@ -324,7 +337,7 @@ class _Task:
             checkpoint=checkpoint,
             checkpoint_every=self.checkpoint_every,
             accelerator=self.state.accelerator,
-            on_step=self.progress.training,
+            on_step=self.progress.training_step,
             on_epoch=on_epoch,
         )
 
@@ -333,13 +346,11 @@ class _Task:
         run, slim = self.origin, start.model
         summary = run.read_json(rundir.SUMMARY)
         test = Evaluator(self.data.test, score=self.config.score) if self.source.test else None
-        if start.chosen and untrained is not None:
-            self._describe(summary, start, untrained, test)
-        if self.state.choice.candidates > 1:
-            best = choosing.best_of(self.state.measured)
-            summary["candidates"] = [
-                {**entry, "chosen": number == best} for number, entry in enumerate(self.state.measured)
-            ]
+        if start.choice and start.replacing and untrained is not None:
+            self._describe(summary, start.choice.record, start.replacing, start.method.recount(untrained, self.example))
+            summary["slim"] |= _tested(summary, test, untrained, "slim", "test")
+        if start.choice:
+            summary = merged(summary, start.choice.summary)
         warnings = summary.get("warnings") or []
         if self.slow and self.slow not in warnings:
             summary["warnings"] = [*warnings, self.slow]
@@ -350,9 +361,9 @@ class _Task:
         epochs = "".join(json.dumps(sealed(asdict(epoch))) + "\n" for epoch in result.epochs)
         tuned_model = start.method.stored(slim)
         replaced = {}  # last: as long as the policy is the old one, this is not over
-        if start.chosen and untrained is not None:
+        if start.replacing and untrained is not None:
             replaced[rundir.MODEL] = start.method.stored(untrained)
-            replaced[rundir.POLICY] = rundir.json_bytes(start.chosen[1].to_json())
+            replaced[rundir.POLICY] = rundir.json_bytes(start.replacing.to_json())
         if told := self.state.elsewhere():
             summary["warnings"] = [*(summary.get("warnings") or ()), *told]
         digests = {
@@ -367,15 +378,51 @@ class _Task:
             run.write_bytes(name, data)
         render_report(run)
 
-    def _describe(self, summary: dict[str, Any], start: _Start, untrained: nn.Module, test: Evaluate | None) -> None:
-        """The chosen candidate in place of the search's best."""
-        assert start.chosen is not None
-        record = start.chosen[0]
-        summary["slim"] = {**start.method.recount(untrained, self.example), "score": record.score}
-        summary["slim"] |= _tested(summary, test, untrained, "slim", "test")
-        summary["groups"] = [
-            {"name": group.name, "size": group.size, "kept": group.kept} for group in start.chosen[1].groups
-        ]
+    @staticmethod
+    def _describe(summary: dict[str, Any], record: EpisodeRecord, policy: Policy, costs: Mapping[str, int]) -> None:
+        """Put the chosen policy in the place of the search's best."""
+        summary["slim"] = {**costs, "score": record.score}
+        summary["groups"] = [{"name": group.name, "size": group.size, "kept": group.kept} for group in policy.groups]
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """The `Training` of several policies; each is built, trained and written down in turn."""
+
+    task: _Task
+    job: Job
+    journal: Path
+    count: int
+
+    def recheck(self, record: EpisodeRecord, number: int) -> EpisodeRecord:
+        """The policy with the score that its network has now; RunError where the journal was changed."""
+        watch = self.task.progress
+        watch.stage(f"candidate {number + 1} of {self.count} (episode {record.episode})")
+        check_record(self.journal, record, self.job)
+        slim = self.job.scorer.build(record.keep)
+        record, warnings = confirmed(self.job, record, slim, Recorded.at([self.journal]))
+        for warning in warnings:
+            watch.warning(warning)
+        return record
+
+    def train(self, record: EpisodeRecord, number: int) -> float:
+        """The score after a short training."""
+        state = self.task.state
+        settings = replace(state.settings, epochs=state.candidate_config.candidate_epochs)
+        slim = self.job.scorer.build(record.keep)
+        result = self.task.trained(slim, self.job.method, settings, state.checkpoint(number))
+        return float(result.epochs[-1].score or 0.0)
+
+    def keep(self, trial: FineTuningTrial, number: int) -> FineTuningTrial:
+        """Write the trial down, for a later session and for the other processes."""
+        state = self.task.state
+        if trial.error is not None:
+            self.task.progress.warning(f"candidate {number + 1} is left out: {trial.error}")
+        state.measured.append(trial.to_json())
+        state.save()
+        if state.main:
+            state.checkpoint(number).unlink(missing_ok=True)
+        return FineTuningTrial.from_json(state.measured[number], trial.record)
 
 
 def _tested(
@@ -403,17 +450,3 @@ def _masks(slim: nn.Module, method: Method) -> dict[str, Tensor] | None:
         return None
     named = dict(slim.named_parameters())
     return {name: named[name].detach() != 0 for name in method.weights()}
-
-
-class _Silent:
-    """`Progress` of the processes beside the first."""
-
-    def stage(self, name: str) -> None: ...
-    def structure(self, *_: Any) -> None: ...
-    def warning(self, text: str) -> None: ...
-    def dense(self, score: float) -> None: ...
-    def plan(self, episodes: Mapping[str, int]) -> None: ...
-    def episode(self, *_: Any) -> None: ...
-    def training(self, step: StepRecord) -> None: ...
-    def epoch(self, epoch: EpochRecord, score: float) -> None: ...
-    def close(self) -> None: ...

@@ -13,7 +13,7 @@ from amc.errors import AmcError, ModelError
 from amc.methods.channel import keep_choices
 from amc.pruning import reconstructible
 from amc.settings import MAX_SPARSITY
-from amc.structure import Certificate, Structure, certify, restrict
+from amc.structure import Certificate, Structure, certify
 from amc.structure import inspect as inspect_structure
 from amc.structure.trace import ExampleError
 from amc.zoo import create_model, load_weights, model_info
@@ -38,13 +38,11 @@ def inspect(
         raise ModelError(f"'{spec}' is your own network: give the shape of one example, such as --input 3x224x224")
     example = torch.zeros(1, *shape)
     try:
-        structure = inspect_structure(model, example)
+        structure = inspect_structure(model, example, lock=lock, only=only)
     except ExampleError as error:
         known = "x".join(map(str, info.input_shape)) if info else "3x224x224"
         remedy = f"--input is the shape of one example without the batch, such as {known}"
         raise ModelError(f"{error}; {remedy}") from error
-    if lock or only:
-        structure = restrict(structure, lock=lock, only=only)
     certificate = None
     if keep_sets and structure.groups:
         structure, certificate = certify(model, structure, example, keep_sets=keep_sets)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from amc.errors import AmcError
-from amc.jobs.progress import Progress
 from amc.jobs.schedule import resume_schedule
 from amc.jobs.search import resume_search
+from amc.observer import Observer
 from amc.rundir import RunDir
 
 
-def resume(run_path: Path, *, round_lr: float | None = None, progress: Progress) -> Path:
+def resume(run_path: Path, *, round_lr: float | None = None, progress: Observer) -> Path:
     """Go on with the search, or the schedule of searches, in `run_path`; `round_lr` as in `resume_schedule`."""
     if RunDir.open(run_path).config().get("schedule"):
         return resume_schedule(run_path, round_lr=round_lr, progress=progress)

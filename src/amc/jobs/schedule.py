@@ -20,9 +20,9 @@ from amc.config import NO_BUDGET, SearchConfig
 from amc.errors import AmcError, BudgetError, RunError
 from amc.jobs.finetune import finetune
 from amc.jobs.origin import data_of, network_of, source_of
-from amc.jobs.progress import Progress
 from amc.jobs.search import resume_search, search, with_parent
 from amc.methods import CHANNEL, create_method, problem_of
+from amc.observer import Observer
 from amc.provenance import amc_version, environment
 from amc.recovery import DivergenceError, FineTuneConfig
 from amc.report import render_schedule
@@ -42,7 +42,7 @@ class Rounds:
     budget: str | None = None  # a metric, or the last round's budget; None: parameters for masks, MACs for channels
 
 
-def schedule(out: Path, source: Source, config: SearchConfig, rounds: Rounds, *, progress: Progress) -> Path:
+def schedule(out: Path, source: Source, config: SearchConfig, rounds: Rounds, *, progress: Observer) -> Path:
     """A new schedule in `out`, run to its end; returns its path. `config`: of every round, apart from its budget."""
     budget = Budget(_metric(rounds.budget, config, rounds.fractions), fraction=rounds.fractions[-1])
     plan = _Plan(source, replace(config, budget=str(budget)), rounds.fractions, rounds.tuning)
@@ -53,7 +53,7 @@ def schedule(out: Path, source: Source, config: SearchConfig, rounds: Rounds, *,
     return out
 
 
-def resume_schedule(run_path: Path, *, round_lr: float | None = None, progress: Progress) -> Path:
+def resume_schedule(run_path: Path, *, round_lr: float | None = None, progress: Observer) -> Path:
     """Go on with a schedule, between rounds or inside one.
 
     `round_lr` is from now on the learning rate of all rounds; a fine-tuning under way begins anew.
@@ -107,7 +107,7 @@ class _Plan:
         return cls(source, config, fractions, tuning)
 
 
-def _run_rounds(run: RunDir, plan: _Plan, progress: Progress, *, restart: bool) -> None:
+def _run_rounds(run: RunDir, plan: _Plan, progress: Observer, *, restart: bool) -> None:
     """Whatever is not finished, in a directory that is claimed or locked."""
     for number, fraction in enumerate(plan.fractions, start=1):
         progress.stage(f"round {number} of {len(plan.fractions)}: {plan.metric} at {fraction:.0%}")
@@ -116,7 +116,7 @@ def _run_rounds(run: RunDir, plan: _Plan, progress: Progress, *, restart: bool) 
         render_schedule(run)
 
 
-def _run_round(run: RunDir, plan: _Plan, number: int, progress: Progress, *, restart: bool) -> None:
+def _run_round(run: RunDir, plan: _Plan, number: int, progress: Observer, *, restart: bool) -> None:
     path = round_path(run, number)
     if not (path / rundir.CONFIG).exists():
         source = replace(plan.source, command="search")

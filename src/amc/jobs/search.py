@@ -12,21 +12,19 @@ import torch
 from amc import rundir
 from amc.config import SearchConfig
 from amc.errors import DataError, RunError
-from amc.job import Observer
+from amc.job import Inputs
 from amc.jobs.finetune import finetune
 from amc.jobs.origin import BATCH, data_of, evaluate_of, misfit, network_of, source_of, with_preprocessing
-from amc.jobs.progress import Progress
+from amc.observer import Observer
 from amc.pipeline import compress_in
 from amc.report import render_report
 from amc.rundir import RunDir
-from amc.scores import ScoreKind, get_score
-from amc.search import EpisodeRecord, get_reward
-from amc.search.baselines import RUNGS
+from amc.search import get_reward
 from amc.settings import FineTuneConfig, Source
 from amc.stored import settings_of
 
 
-def search(out: Path, source: Source, config: SearchConfig, *, progress: Progress) -> Path:
+def search(out: Path, source: Source, config: SearchConfig, *, progress: Observer) -> Path:
     """A new run in `out`; returns its path."""
     get_reward(config.reward)  # a wrong name is refused before anything is loaded
     with RunDir.claim(out) as run:
@@ -46,7 +44,7 @@ def with_parent(source: Source, out: Path) -> Source:
     return replace(source, model=before.model, weights=None, parent=parent, **inherited)
 
 
-def resume_search(run_path: Path, *, progress: Progress) -> Path:
+def resume_search(run_path: Path, *, progress: Observer) -> Path:
     """Go on with the search in `run_path`."""
     run = RunDir.open(run_path)
     source = source_of(run, "call amc.compress(..., run_dir=..., resume=True) again")
@@ -64,7 +62,7 @@ def resume_search(run_path: Path, *, progress: Progress) -> Path:
     return run_path
 
 
-def _run(run: RunDir, source: Source, config: SearchConfig, progress: Progress, *, resuming: bool) -> None:
+def _run(run: RunDir, source: Source, config: SearchConfig, progress: Observer, *, resuming: bool) -> None:
     """Search in a directory that is claimed or locked."""
     progress.stage("network and data")
     model = network_of(source, run.path)
@@ -78,39 +76,21 @@ def _run(run: RunDir, source: Source, config: SearchConfig, progress: Progress, 
     if reason is not None:
         shape = "x".join(map(str, data.input_shape))
         raise DataError(f"'{source.model}' cannot take {shape} images of '{data.name}': {reason}; choose fitting data")
-    planned, kind = config.episodes, get_score(config.score)
-    fixed = 1 if config.budgets else min(RUNGS, planned)  # policies that learn and draw nothing
-    agents = (*config.baselines, config.agent)
-    progress.plan({name: planned if name in ("ddpg", "random") else fixed for name in agents})
+    inputs = Inputs(
+        model,
+        example,
+        calibration=data.calibration.batches(BATCH),
+        evaluate=evaluate_of(source, data),
+        test=data.test if source.test else None,
+    )
+    source = replace(source, input_shape=tuple(data.input_shape))
     try:
-        compress_in(
-            run,
-            model,
-            example,
-            calibration=data.calibration.batches(BATCH),
-            evaluate=evaluate_of(source, data),
-            test=data.test if source.test else None,
-            resume=resuming,
-            origin=replace(source, input_shape=tuple(data.input_shape)).to_json(),
-            observer=Observer(
-                stage=progress.stage,
-                structure=progress.structure,
-                warning=progress.warning,
-                dense=lambda score: progress.dense(kind.named(score)),
-                episode=lambda agent, record, timing: progress.episode(agent, _named(record, kind), timing),
-            ),
-            config=config,
-            reward=None,
-        )
+        compress_in(run, inputs, config, progress, resume=resuming, origin=source.to_json())
     finally:
         progress.close()
 
 
-def _named(record: EpisodeRecord, kind: ScoreKind) -> EpisodeRecord:
-    return record if record.score is None else replace(record, score=kind.named(record.score))
-
-
-def demo(out: Path, *, episodes: int, seed: int, progress: Progress) -> Path:
+def demo(out: Path, *, episodes: int, seed: int, progress: Observer) -> Path:
     """Search and fine-tune the built-in network in `out`, a new directory; returns its path."""
     torch.set_num_threads(1)  # in networks this small a second thread only gets in the way
     config = SearchConfig(episodes=episodes, seed=seed, baselines=("uniform", "random"))

@@ -12,7 +12,7 @@ from amc.errors import BudgetError
 from amc.pruning import Calibration, Policy
 from amc.search import Budget, CostFunction, Decision, Metric, Problem
 from amc.settings import MAX_SPARSITY, MAX_SPARSITY_LINEAR, Ranking
-from amc.structure import Layer, Structure
+from amc.structure import Certificate, Layer, Structure
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Method(Protocol):
     """A way of compressing one network: what the agent decides, what that costs, and how it is built.
 
     `slices`: whether layers become smaller; otherwise weights are set to zero. `whole`: what stays as it is, by
-    name, with the reason.
+    name, with the reason: locked by the user's patterns or by the network itself.
     """
 
     @property
@@ -64,6 +64,23 @@ class Method(Protocol):
 
     @property
     def whole(self) -> Mapping[str, str]: ...
+
+    def checked(self, example_input: Any, *, keep_sets: int) -> tuple[Method, Certificate | None]:
+        """The method on what holds on this network, after its costs were compared with torch's counter.
+
+        A method that slices certifies `keep_sets` random keep sets (0: none) and locks the groups that fail (see
+        `amc.structure.certify`); another has no certificate. Raises ModelError where nothing prunable is left, or
+        where a cost differs.
+        """
+        ...
+
+    def locked(self) -> list[dict[str, Any]]:
+        """What stays whole, as summary.json lists it: its name, the reason, and of channels their number (`size`)."""
+        ...
+
+    def warnings(self) -> list[str]:
+        """What the user should know before the search, a line each."""
+        ...
 
     def calibrated(self) -> Mapping[str, Layer]:
         """The layers whose inputs the method wants to know, by weight name."""
@@ -96,14 +113,14 @@ def problem_of(
     `decisions`: in place of the method's own. `measured`: costs beside its closed forms, such as the latency.
     """
     decisions = decisions or method.decisions
-    if not decisions and not method.slices:  # a masked layer may be left alone without being locked
-        raise BudgetError(_nothing_to_mask(method))
+    if not decisions:  # a masked layer may be left alone without being locked
+        raise BudgetError(_nothing_to_prune(method))
     costs = {**method.costs, **(measured or {})}
     first = {metric: costs[metric]} if metric is not None and metric in costs else {}
     return Problem(decisions, {**first, **costs}, budgets)
 
 
-def _nothing_to_mask(method: Method) -> str:
+def _nothing_to_prune(method: Method) -> str:
     nothing = f"there is nothing to prune: method {method.name} leaves every layer as it is"
     if not method.structure.layers:
         return (

@@ -17,7 +17,17 @@ from amc.pruning import Calibration, Pruner, reconstructible
 from amc.search import CostFunction, Decision, LayerFeatures, Metric
 from amc.settings import MAX_SPARSITY
 from amc.storage import file_overhead, pack
-from amc.structure import Group, Layer, Structure, count_macs, count_params
+from amc.structure import (
+    Certificate,
+    Group,
+    Layer,
+    Structure,
+    certify,
+    check_counts,
+    count_macs,
+    count_params,
+    restrict,
+)
 
 LEAST_CHOICES = 8  # rounding leaves a group at least this many keep counts
 ROUND_TO = 8  # channel counts that vector units like
@@ -31,8 +41,17 @@ class ChannelMethod:
     name = NAME
     slices = True
 
-    def __init__(self, model: nn.Module, structure: Structure, options: MethodOptions) -> None:
-        self.model, self.structure, self.options = model, structure, options
+    def __init__(
+        self,
+        model: nn.Module,
+        structure: Structure,
+        options: MethodOptions,
+        *,
+        lock: tuple[str, ...] = (),
+        only: tuple[str, ...] = (),
+    ) -> None:
+        self.model, self.options = model, options
+        self.structure = structure = restrict(structure, lock=lock, only=only)
         if not structure.groups:
             raise ModelError(f"there is nothing to prune in {type(model).__name__}: {_reasons(structure)}")
 
@@ -47,6 +66,19 @@ class ChannelMethod:
     @property
     def whole(self) -> Mapping[str, str]:
         return {item.name: str(item.lock) for item in self.structure.locked}
+
+    def checked(self, example_input: Any, *, keep_sets: int) -> tuple[ChannelMethod, Certificate | None]:
+        if not keep_sets:
+            check_counts(self.model, self.structure, example_input)
+            return self, None
+        structure, certificate = certify(self.model, self.structure, example_input, keep_sets=keep_sets)
+        return ChannelMethod(self.model, structure, self.options), certificate
+
+    def locked(self) -> list[dict[str, Any]]:
+        return [{"name": item.name, "size": item.size, "reason": str(item.lock)} for item in self.structure.locked]
+
+    def warnings(self) -> list[str]:
+        return []
 
     def calibrated(self) -> Mapping[str, Layer]:
         return reconstructible(self.structure)[0]

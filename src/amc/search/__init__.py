@@ -6,7 +6,6 @@ from amc.search.bounds import SURFACE_FLOOR, Bounds
 from amc.search.budget import Budget, Metric, parse_budgets
 from amc.search.ddpg import DDPGAgent, DDPGConfig
 from amc.search.environment import PruningEnv, Rollout, Transition, roll_out
-from amc.search.guarantee import Confirmation, Trial, candidates, check_resolution, smallest_confirmed
 from amc.search.journal import EpisodeRecord, Journal, JournalContent, load_journal, read_journal
 from amc.search.judge import judged, rewarded
 from amc.search.loop import EpisodeTiming, SearchResult, search
@@ -49,7 +48,6 @@ __all__ = [
     "Agent",
     "Bounds",
     "Budget",
-    "Confirmation",
     "CostFunction",
     "DDPGAgent",
     "DDPGConfig",
@@ -69,10 +67,7 @@ __all__ = [
     "SearchResult",
     "SmallestWithin",
     "Transition",
-    "Trial",
-    "candidates",
     "check_costs",
-    "check_resolution",
     "create_agent",
     "get_reward",
     "judged",
@@ -85,5 +80,4 @@ __all__ = [
     "rewarded_metric",
     "roll_out",
     "search",
-    "smallest_confirmed",
 ]

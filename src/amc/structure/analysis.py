@@ -45,7 +45,7 @@ def inspect(
     structure = _assemble(propagate(traced), traced)
     structure = replace(structure, locked=explained(structure.locked, model))
     structure = lock_groups(structure, {group.name: INSEPARABLE for group in structure.groups if group.size == 1})
-    return restrict(structure, lock=lock, only=only) if lock or only else structure
+    return restrict(structure, lock=lock, only=only)
 
 
 def _assemble(walk: Propagation, traced: Trace) -> Structure:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +12,7 @@ from amc.errors import ModelError
 from amc.structure.channels import Lock
 from amc.structure.cost import CostModel
 from amc.structure.grouping import FIXED
+from amc.structure.patterns import kept_whole
 
 Slots = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -145,26 +145,16 @@ class Structure:
 
 
 def restrict(structure: Structure, *, lock: tuple[str, ...] = (), only: tuple[str, ...] = ()) -> Structure:
-    """The same structure with groups locked by name pattern; ModelError for a pattern that matches nothing."""
-    matched = {pattern: set(_matching(structure, pattern)) for pattern in (*lock, *only)}
-    for pattern, names in matched.items():
-        if not names:
-            raise ModelError(f"pattern {pattern!r} matches no prunable group; `amc inspect` lists their names")
-    reasons: dict[str, Lock] = {}
-    chosen = set().union(*(matched[pattern] for pattern in only)) if only else None
-    for group in structure.groups:
-        if any(group.name in matched[pattern] for pattern in lock):
-            reasons[group.name] = Lock("locked by --lock")
-        elif chosen is not None and group.name not in chosen:
-            reasons[group.name] = Lock("not chosen by --only")
-    return lock_groups(structure, reasons)
+    """The same structure with groups locked by patterns of their names or of the layers that produce them.
 
-
-def _matching(structure: Structure, pattern: str) -> Iterator[str]:
-    for group in structure.groups:
-        names = (group.name, *(structure.layers[index].name for index in group.producers))
-        if any(fnmatchcase(name, pattern) or name.startswith(f"{pattern}.") for name in names):
-            yield group.name
+    `amc.structure.patterns` says what a pattern matches. ModelError for a pattern that matches nothing.
+    """
+    names = {
+        group.name: (group.name, *(structure.layers[index].name for index in group.producers))
+        for group in structure.groups
+    }
+    reasons = kept_whole(names, lock=lock, only=only, kind="prunable group")
+    return lock_groups(structure, {name: Lock(reason) for name, reason in reasons.items()}) if reasons else structure
 
 
 def lock_groups(structure: Structure, reasons: Mapping[str, Lock]) -> Structure:

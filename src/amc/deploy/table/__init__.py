@@ -3,7 +3,7 @@
 from amc.deploy.table.bench import Bench, Place, open_bench
 from amc.deploy.table.cost import LatencyCost
 from amc.deploy.table.measuring import NoiseError, bench_networks
-from amc.deploy.table.of_network import Latency, obtain
+from amc.deploy.table.of_network import Latency, latency_table
 from amc.deploy.table.record import LatencyTable, TableError, read_table
 
 __all__ = [
@@ -15,7 +15,7 @@ __all__ = [
     "Place",
     "TableError",
     "bench_networks",
-    "obtain",
+    "latency_table",
     "open_bench",
     "read_table",
 ]

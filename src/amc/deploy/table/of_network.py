@@ -18,7 +18,7 @@ from amc.deploy.table.record import LatencyTable, TableError, cache_folder, cach
 from amc.errors import RunError
 from amc.structure import Structure
 
-DOUBTFUL = 0.12  # error of a prediction, as a share of the latency, that is told
+DOUBTFUL = 0.12  # relative error of a prediction above which the user is warned
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Latency:
         return sum(network.spread > NETWORK_SETTINGS.precision for network in self.table.networks)
 
     def summary(self) -> dict[str, Any]:
-        """For summary.json: how large the table is, what it took, and how far it is off, in percent."""
+        """For summary.json: the table's size, the seconds it took, and the errors of its predictions in percent."""
         return {
             "blocks": len(self.table.times),
             "step": self.table.step,
@@ -53,7 +53,7 @@ class Latency:
         }
 
 
-def obtain(
+def latency_table(
     model: nn.Module,
     structure: Structure,
     example_input: Any,
@@ -65,41 +65,41 @@ def obtain(
     folder: Path | None = None,
     points: int = POINTS,
     check: Check = lambda dense_ms, least_ms: None,
-    said: Callable[[str], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> Latency:
     """The table for policies whose keep counts are among `choices`.
 
     build: keep counts -> the sliced network, for the whole networks that the table is corrected by.
-    stored: the table of the run that is being resumed; it must be used as it is, so RunError where it cannot be.
+    stored: the table of the run that is being resumed. It must be used unchanged: RunError where that is impossible.
     folder: in place of the cache directory.
-    check: told the latency of the dense and of the least network before anything else is measured; may raise.
-    said: hears why a table in the cache is measured again.
+    check: called with the latency of the dense and of the least network before anything else is measured; may raise.
+    warn: called with the reason why a table in the cache is measured again, and where the predictions are poor.
     """
     if stored is not None:
         return _of_run(stored, model, structure, choices, points, bench)
     plan = plan_table(model, structure, choices, points=points)
     network = network_key(model, plan, choices)
     path = cache_path(network, bench.place, folder)
-    table = _cached(path, network, bench, said) if path.exists() else None
+    table = _cached(path, network, bench, warn) if path.exists() else None
     if table is not None:
         plan = plan_table(model, structure, choices, step=table.step, points=points)
         if complete(plan, table.times):
-            return _told(Latency(bench, table, *correction_of(plan, table)), said)
-        said(f"latency table '{path}' is not complete; measuring it again")
+            return _checked(Latency(bench, table, *correction_of(plan, table)), warn)
+        warn(f"latency table '{path}' is not complete; measuring it again")
     plan = plan_table(model, structure, choices, step=find_step(bench), points=points)
     table = measure_table(network, plan, build, example_input, choices, bench, check)
     try:
         write_table(path, table)
     except RunError as error:
-        said(f"the latency table is not kept for later: {error}")
-    return _told(Latency(bench, table, *correction_of(plan, table)), said)
+        warn(f"the latency table is not kept for later: {error}")
+    return _checked(Latency(bench, table, *correction_of(plan, table)), warn)
 
 
-def _told(latency: Latency, said: Callable[[str], None]) -> Latency:
-    """The same; `said` hears of a table that predicts badly, as on a machine that does other work."""
+def _checked(latency: Latency, warn: Callable[[str], None]) -> Latency:
+    """`latency`. Calls `warn` where the table's predictions are poor, as on a machine that does other work."""
     worst, unsteady = float(abs(latency.errors).max()), latency.unsteady
     if worst > DOUBTFUL or unsteady:
-        said(
+        warn(
             f"the latency table is uncertain: it is off by up to {worst:.0%}, and {unsteady} of the "
             f"{len(latency.table.networks)} networks measured were not steady; the result is measured whole all the "
             f"same. To measure the table again on a quiet machine, delete '{cache_folder()}'"
@@ -130,15 +130,15 @@ def _of_run(
     return Latency(bench, table, *correction_of(plan, table))
 
 
-def _cached(path: Path, network: str, bench: Bench, said: Callable[[str], None]) -> LatencyTable | None:
-    """The table in the cache; None, and why is said, where it has to be measured again."""
+def _cached(path: Path, network: str, bench: Bench, warn: Callable[[str], None]) -> LatencyTable | None:
+    """The table in the cache; None where it must be measured again, and `warn` is called with the reason."""
     try:
         table = read_table(path)
     except TableError as error:
-        said(f"latency table {error}; measuring it again")
+        warn(f"latency table {error}; measuring it again")
         return None
     if table.place.version != bench.place.version:
-        said(
+        warn(
             f"the latency table was measured with {bench.place.runtime} {table.place.version}, now there is "
             f"{bench.place.version}; measuring it again"
         )
@@ -146,6 +146,6 @@ def _cached(path: Path, network: str, bench: Bench, said: Callable[[str], None])
     mine = (network, bench.place.runtime, bench.place.threads, bench.place.precision, bench.place.key)
     its = (table.network, table.place.runtime, table.place.threads, table.place.precision, table.place.key)
     if mine != its:
-        said(f"latency table '{path}' is of another network or machine; measuring it again")
+        warn(f"latency table '{path}' is of another network or machine; measuring it again")
         return None
     return table

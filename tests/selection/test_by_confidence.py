@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from amc.errors import AmcError
-from amc.search import EpisodeRecord, Metric, SmallestWithin, candidates, check_resolution, smallest_confirmed
+from amc.search import EpisodeRecord, Metric, SmallestWithin
+from amc.selection.by_confidence import ByConfidence, check_resolution, feasible
 from amc.statistics import PairedDrop
 
 REWARD = SmallestWithin(0.005, 0.9, Metric.MACS, confidence=0.8)
@@ -31,12 +32,12 @@ def test_candidates_are_the_feasible_ones_cheapest_first():
         record(6, 50.0, 0.004, keep=(2,)),  # 1 again
         failed,
     ]
-    assert [found.cost["macs"] for found in candidates(records, REWARD)] == [50, 50, 60, 80]
-    assert [found.keep for found in candidates(records, REWARD)] == [(6,), (2,), (5,), (1,)]
+    assert [found.cost["macs"] for found in feasible(records, REWARD)] == [50, 50, 60, 80]
+    assert [found.keep for found in feasible(records, REWARD)] == [(6,), (2,), (5,), (1,)]
     # None feasible: the nearest alone. Nothing scored: a fault of the caller.
-    assert [found.keep for found in candidates([records[2], records[3]], REWARD)] == [(3,)]
+    assert [found.keep for found in feasible([records[2], records[3]], REWARD)] == [(3,)]
     with pytest.raises(ValueError, match="none of the episodes"):
-        candidates([failed], REWARD)
+        feasible([failed], REWARD)
 
 
 def test_first_confirmed_candidate_is_taken_and_no_more_are_measured():
@@ -48,33 +49,46 @@ def test_first_confirmed_candidate_is_taken_and_no_more_are_measured():
         measured.append(candidate.episode)
         return paired(drops[candidate.episode])
 
-    result = smallest_confirmed(found, measure, REWARD)
+    result = ByConfidence(REWARD, measure, images=N).choose(found)
+    taken = result.trials[-1]
     # 9 of 2500 are 0.36 points; sqrt(69 + 4) * 0.84 / 2500 makes that 0.65. 2 are 0.08, which makes 0.35.
     assert measured == [1, 2, 3]
-    assert result.confirmed
-    assert result.chosen.record.episode == 3
+    assert result.holds
+    assert result.record.episode == taken.record.episode == 3
     assert [trial.confirmed for trial in result.trials] == [False, False, True]
-    assert result.chosen.drop == 2 / N
-    assert result.chosen.upper == pytest.approx(2 / N + 0.8416212 * np.sqrt(62 + 4 - 4 / N) / N)
-    assert result.chosen.standard_error == paired(2).standard_error
+    assert taken.drop == 2 / N
+    assert taken.upper == pytest.approx(2 / N + 0.8416212 * np.sqrt(62 + 4 - 4 / N) / N)
+    assert taken.standard_error == paired(2).standard_error
+    assert result.summary["guarantee"] == {
+        "max_drop": 0.5,
+        "minimise": "macs",
+        "confidence": 0.8,
+        "images": N,
+        "confirmed": True,
+        "drop": 100 * taken.drop,
+        "upper": 100 * taken.upper,
+        "trials": [trial.to_json() for trial in result.trials],
+    }
 
 
 def test_if_none_is_confirmed_the_best_supported_is_marked():
     found = [record(i, 10.0 * i, 0.0) for i in range(1, 6)]
     drops = {1: 40, 2: 12, 3: 25, 4: 1}
-    result = smallest_confirmed(found, lambda candidate: paired(drops[candidate.episode]), REWARD, tries=3)
-    assert not result.confirmed
-    assert result.chosen.record.episode == 2
+    result = ByConfidence(REWARD, lambda candidate: paired(drops[candidate.episode]), images=N, tries=3).choose(found)
+    assert not result.holds
+    assert result.record.episode == 2
     assert len(result.trials) == 3
-    with pytest.raises(ValueError, match="something to try"):
-        smallest_confirmed([], lambda _: 0.0, REWARD)
+    with pytest.raises(ValueError, match="none of the episodes has a score"):
+        ByConfidence(REWARD, lambda _: 0.0, images=N).choose([])
 
 
 def test_score_of_the_users_own_is_taken_as_it_is():
     found = [record(1, 10.0, 0.0), record(2, 20.0, 0.0)]
-    result = smallest_confirmed(found, lambda candidate: {1: 0.0051, 2: 0.005}[candidate.episode], REWARD)
-    assert result.confirmed
-    assert (result.chosen.record.episode, result.chosen.upper, result.chosen.standard_error) == (2, 0.005, None)
+    losses = {1: 0.0051, 2: 0.005}
+    result = ByConfidence(REWARD, lambda candidate: losses[candidate.episode], images=None).choose(found)
+    taken = result.trials[-1]
+    assert (taken.confirmed, result.holds) == (True, False)  # the score that chose it cannot confirm it
+    assert (result.record.episode, taken.upper, taken.standard_error) == (2, 0.005, None)
 
 
 def test_too_few_images_are_refused():
@@ -100,16 +114,16 @@ def test_confirmation_errs_more_rarely_than_it_says_where_the_search_alone_errs_
         lost, gained, _ = generator.multinomial(N, chances).T
         seen = [PairedDrop(N, int(b), int(c)) for b, c in zip(lost, gained, strict=True)]
         records = [record(i, cost[i], x.drop, x.standard_error) for i, x in enumerate(seen)]
-        found = candidates(records, reward)
+        found = feasible(records, reward)
 
         def measure(candidate, chances=chances):
             b, c, _ = generator.multinomial(N, chances[candidate.episode])
             return PairedDrop(N, int(b), int(c))
 
-        result = smallest_confirmed(found, measure, reward)
+        result = ByConfidence(reward, measure, images=N).choose(records)
         wrong_alone += loss[found[0].episode] > reward.max_drop
-        taken += result.confirmed
-        wrong += result.confirmed and loss[result.chosen.record.episode] > reward.max_drop
+        taken += result.holds
+        wrong += result.holds and loss[result.record.episode] > reward.max_drop
     assert taken > 0.8 * searches
     assert wrong_alone / searches > unconfirmed
     assert wrong / taken < confirmed

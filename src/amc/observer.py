@@ -1,0 +1,124 @@
+"""What a job tells while it runs, and who may listen: a log, a progress bar, the caller's own observer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from amc.recovery import EpochRecord, StepRecord
+from amc.search import EpisodeRecord, EpisodeTiming
+from amc.structure import Certificate, Structure
+
+LOG = logging.getLogger("amc")
+LOG.addHandler(logging.NullHandler())  # a library is silent until its user configures logging
+
+
+class Observer:
+    """Listens to a job, silently. Override what you want to hear.
+
+    What a method raises ends the job: KeyboardInterrupt stops a search, which can be resumed.
+
+    >>> class Best(Observer):
+    ...     def episode(self, agent, record, timing):
+    ...         print(agent, record.episode, record.score)
+    """
+
+    def stage(self, name: str) -> None:
+        """A new part of the job begins."""
+
+    def structure(self, structure: Structure, certificate: Certificate | None) -> None:
+        """The network is analysed."""
+
+    def warning(self, text: str) -> None:
+        """The user should know something, though the job goes on."""
+
+    def dense(self, score: float) -> None:
+        """The dense network is scored."""
+
+    def plan(self, episodes: Mapping[str, int]) -> None:
+        """The search begins, with so many episodes for each agent."""
+
+    def episode(self, agent: str, record: EpisodeRecord, timing: EpisodeTiming) -> None:
+        """One more policy is scored, or read from the journal of a search that is resumed."""
+
+    def training_step(self, step: StepRecord) -> None:
+        """One more step of fine-tuning is done."""
+
+    def epoch(self, epoch: EpochRecord, score: float) -> None:
+        """One more pass over the training data is done; `score` is the network's afterwards."""
+
+    def close(self) -> None:
+        """The job ends, with or without an error."""
+
+
+class LogObserver(Observer):
+    """Writes to the logger `amc`: warnings, stages and scores (INFO), and training steps (DEBUG)."""
+
+    def stage(self, name: str) -> None:
+        LOG.info("%s", name)
+
+    def structure(self, structure: Structure, certificate: Certificate | None) -> None:
+        LOG.info("%d groups, %.0f%% of the MACs can be pruned", len(structure.groups), 100 * structure.prunable_macs())
+        for name, lock in certificate.failed if certificate else ():
+            LOG.warning("locked '%s': %s", name, lock)
+
+    def warning(self, text: str) -> None:
+        LOG.warning("%s", text)
+
+    def dense(self, score: float) -> None:
+        LOG.info("dense network scores %.6g", score)
+
+    def episode(self, agent: str, record: EpisodeRecord, timing: EpisodeTiming) -> None:
+        if record.score is None:
+            LOG.warning("%s episode %d failed: %s", agent, record.episode, record.error)
+        else:
+            LOG.info("%s episode %d: score %.6g, reward %.6g", agent, record.episode, record.score, record.reward)
+
+    def training_step(self, step: StepRecord) -> None:
+        LOG.debug("step %d of %d: loss %.6g, lr %.6g", step.step, step.total_steps, step.loss, step.lr)
+
+    def epoch(self, epoch: EpochRecord, score: float) -> None:
+        LOG.info("epoch %d: loss %.6g, score %.6g", epoch.epoch, epoch.loss, score)
+
+
+class Together(Observer):
+    """Several observers as one, told in order."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self.observers = observers
+
+    def stage(self, name: str) -> None:
+        for observer in self.observers:
+            observer.stage(name)
+
+    def structure(self, structure: Structure, certificate: Certificate | None) -> None:
+        for observer in self.observers:
+            observer.structure(structure, certificate)
+
+    def warning(self, text: str) -> None:
+        for observer in self.observers:
+            observer.warning(text)
+
+    def dense(self, score: float) -> None:
+        for observer in self.observers:
+            observer.dense(score)
+
+    def plan(self, episodes: Mapping[str, int]) -> None:
+        for observer in self.observers:
+            observer.plan(episodes)
+
+    def episode(self, agent: str, record: EpisodeRecord, timing: EpisodeTiming) -> None:
+        for observer in self.observers:
+            observer.episode(agent, record, timing)
+
+    def training_step(self, step: StepRecord) -> None:
+        for observer in self.observers:
+            observer.training_step(step)
+
+    def epoch(self, epoch: EpochRecord, score: float) -> None:
+        for observer in self.observers:
+            observer.epoch(epoch, score)
+
+    def close(self) -> None:
+        for observer in self.observers:
+            observer.close()
