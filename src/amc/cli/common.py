@@ -15,11 +15,14 @@ import typer
 from rich.console import Console
 
 from amc.errors import AmcError
+from amc.settings import Panel
 
 out = Console(highlight=False)  # results
 err = Console(stderr=True, highlight=False)  # progress and errors
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+JsonFlag = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object for machines.", rich_help_panel=Panel.OUTPUT)
+]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The directory that `amc search --out` made.")]
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A zoo or torchvision name, timm:NAME, or package.module:factory.")

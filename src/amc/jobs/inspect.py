@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from amc.errors import AmcError, ModelError
-from amc.methods.base import MAX_SPARSITY
 from amc.methods.channel import keep_choices
 from amc.pruning import reconstructible
+from amc.settings import MAX_SPARSITY
 from amc.structure import Certificate, Structure, certify
 from amc.structure import inspect as inspect_structure
 from amc.structure.trace import ExampleError

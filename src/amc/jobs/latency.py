@@ -12,7 +12,7 @@ from amc.deploy.latency import latency as measure_latency
 from amc.deploy.measure import MeasureSettings
 from amc.errors import ModelError, RunError
 from amc.jobs.inspect import parse_shape
-from amc.jobs.origin import config_of, data_of, misfit, network_of
+from amc.jobs.origin import data_of, misfit, network_of, source_of
 from amc.rundir import RunDir
 from amc.stored import load_run
 from amc.structure import count_macs, count_params
@@ -64,9 +64,9 @@ def _networks(
         run = RunDir.open(path)
         if weights is not None or input_shape is not None:
             raise RunError("a run has its own weights and input; leave --weights and --input out")
-        config = config_of(run, "time result.model with amc.deploy.latency")
-        size = config.get("input_shape") or data_of(config).input_shape
-        dense, slim = network_of(config, path), load_run(path, finetuned=finetuned)
+        source = source_of(run, "time result.model with amc.deploy.latency")
+        size = source.input_shape or data_of(source).input_shape
+        dense, slim = network_of(source, path), load_run(path, finetuned=finetuned)
         return {"dense": dense, "slim": slim}, torch.zeros(1, *size)
     if path.is_absolute() or "/" in target.partition(":")[0]:
         raise RunError(f"no run directory '{target}'; give the directory of a run, or the name of a network")

@@ -22,7 +22,7 @@ from torch import Tensor
 from amc import records
 from amc.errors import RunError
 from amc.lines import atomic_write_bytes
-from amc.recovery.config import EpochRecord
+from amc.recovery.records import EpochRecord
 from amc.storage import digest
 
 _KEY = "amc_finetune"
