@@ -47,7 +47,6 @@ from amc.statistics import PairedDrop
 from amc.stored import check_weights, settings_of, weights_key
 from amc.structure import Structure
 from amc.structure.copying import copy_model, undisturbed
-from amc.structure.declared import update_declared_sizes_
 from amc.summary import summarise
 from amc.verify import Recorded, confirmed
 
@@ -224,8 +223,7 @@ def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer,
     slim = job.scorer.build(choice.record.keep)
     best, warnings = confirmed(job, choice.record, slim, recorded)
     job = _warned(job, warnings, watch)
-    if job.method.slices:
-        update_declared_sizes_(slim, job.model, job.example_input)
+    job.method.finish_(slim, job.example_input)
     policy = job.scorer.builder.policy(best.keep)
     summary = summarise(job, slim, replace(choice, record=best), results, run, test)
     _check_budget(job, summary["slim"])

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from amc import rundir
 from amc.errors import AmcError, RunError
@@ -25,7 +25,7 @@ from amc.job import Inputs, Job, final_score, prepare, score_of
 from amc.jobs.origin import BATCH, data_of, evaluate_of, network_of, source_of
 from amc.judging import Evaluate
 from amc.kernels import slow_bfloat16
-from amc.methods import MaskedMethod, Method, create_method
+from amc.methods import Method, create_method
 from amc.observer import Observer
 from amc.provenance import difference, execution
 from amc.pruning import Policy
@@ -334,7 +334,7 @@ class _Task:
             self.data.train,
             settings,
             teacher=self.teacher,
-            masks=_masks(slim, method),
+            masks=method.masks(slim),
             checkpoint=checkpoint,
             checkpoint_every=self.checkpoint_every,
             accelerator=self.state.accelerator,
@@ -443,11 +443,3 @@ def _score_on(device: torch.device, source: Source, data: DataSplits, name: str)
     score = as_evaluator(evaluate_of(source, data), score=name)
     copied = bool(source.evaluate) and device.type != "cpu"
     return lambda model: score_of(score, copy.deepcopy(model).cpu() if copied else model, "fine-tuned")
-
-
-def _masks(slim: nn.Module, method: Method) -> dict[str, Tensor] | None:
-    """What a method that masks has set to zero."""
-    if not isinstance(method, MaskedMethod):
-        return None
-    named = dict(slim.named_parameters())
-    return {name: named[name].detach() != 0 for name in method.weights()}

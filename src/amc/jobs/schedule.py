@@ -30,7 +30,7 @@ from amc.rundir import RunDir
 from amc.search import Budget, Metric, Problem, parse_budgets
 from amc.settings import SessionConfig, Source, parse_schedule
 from amc.stored import load_run, round_path, settings_of
-from amc.structure import inspect, restrict
+from amc.structure import inspect
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,10 +172,9 @@ def _check_reachable(source: Source, out: Path, config: SearchConfig, last: Budg
 
 def _problem(model: nn.Module, input_shape: Sequence[int], config: SearchConfig, *budgets: Budget) -> Problem:
     """What a search of this network would decide; BudgetError for a budget that it cannot reach."""
-    structure, locks = inspect(model, torch.zeros(1, *input_shape)), {"lock": config.lock, "only": config.only}
-    if config.method == CHANNEL:
-        structure, locks = restrict(structure, **locks), {}
-    return problem_of(create_method(config.method, model, structure, config.method_options, **locks), budgets)
+    structure = inspect(model, torch.zeros(1, *input_shape))
+    method = create_method(config.method, model, structure, config.method_options, lock=config.lock, only=config.only)
+    return problem_of(method, budgets)
 
 
 def _metric(budget: str | None, config: SearchConfig, fractions: Sequence[float]) -> Metric:

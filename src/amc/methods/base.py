@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from amc.errors import BudgetError
 from amc.pruning import Calibration, Policy
@@ -41,15 +41,11 @@ class Builder(Protocol):
 class Method(Protocol):
     """A way of compressing one network: what the agent decides, what that costs, and how it is built.
 
-    `slices`: whether layers become smaller; otherwise weights are set to zero. `whole`: what stays as it is, by
-    name, with the reason: locked by the user's patterns or by the network itself.
+    `whole`: what stays as it is, by name, with the reason: locked by the user's patterns or by the network itself.
     """
 
     @property
     def name(self) -> str: ...
-
-    @property
-    def slices(self) -> bool: ...
 
     @property
     def structure(self) -> Structure: ...
@@ -88,6 +84,14 @@ class Method(Protocol):
 
     def builder(self, calibration: Calibration | None) -> Builder:
         """Rank, factorise, and be ready to build; without a calibration by magnitude and without refitting."""
+        ...
+
+    def finish_(self, slim: nn.Module, example_input: Any) -> None:
+        """Bring what a built network declares of its own sizes in line, in place; only slicing changes any."""
+        ...
+
+    def masks(self, slim: nn.Module) -> dict[str, Tensor] | None:
+        """For training: by name, the weights of a built network that may not be zero (True); None: no mask."""
         ...
 
     def stored(self, model: nn.Module) -> bytes:

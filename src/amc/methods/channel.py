@@ -28,6 +28,7 @@ from amc.structure import (
     count_params,
     restrict,
 )
+from amc.structure.declared import update_declared_sizes_
 
 LEAST_CHOICES = 8  # rounding leaves a group at least this many keep counts
 ROUND_TO = 8  # channel counts that vector units like
@@ -39,7 +40,6 @@ class ChannelMethod:
     """`Method` for whole channels, coarse-grained pruning in the paper's words."""
 
     name = NAME
-    slices = True
 
     def __init__(
         self,
@@ -91,6 +91,12 @@ class ChannelMethod:
             ranking=self.options.ranking or "elimination",
             reconstruct=self.options.reconstruct,
         )
+
+    def finish_(self, slim: nn.Module, example_input: Any) -> None:
+        update_declared_sizes_(slim, self.model, example_input)
+
+    def masks(self, slim: nn.Module) -> None:
+        """None: what a slice has left may take any value."""
 
     def stored(self, model: nn.Module) -> bytes:
         return pack(model.state_dict())

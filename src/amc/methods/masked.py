@@ -57,8 +57,6 @@ class _Target:
 class MaskedMethod:
     """`Method` that masks weights by a pattern. Decisions are named after layers."""
 
-    slices = False
-
     def __init__(
         self,
         model: nn.Module,
@@ -118,6 +116,13 @@ class MaskedMethod:
     def weights(self) -> tuple[str, ...]:
         """The weights that may be masked, by name."""
         return tuple(target.weight for target in self._targets)
+
+    def finish_(self, slim: nn.Module, example_input: Any) -> None:
+        """Nothing: the network keeps its sizes."""
+
+    def masks(self, slim: nn.Module) -> dict[str, Tensor]:
+        named = dict(slim.named_parameters())
+        return {name: named[name].detach() != 0 for name in self.weights()}
 
     def stored(self, model: nn.Module) -> bytes:
         return min(pack(model.state_dict(), self.weights()), pack(model.state_dict()), key=len)

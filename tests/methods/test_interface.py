@@ -1,4 +1,4 @@
-"""A method owns its locks: the user's patterns, what the certificate finds, and what the summary lists."""
+"""What is asked of every method: its locks, its certificate, its warnings, and how a built network is finished."""
 
 from __future__ import annotations
 
@@ -90,6 +90,36 @@ def test_a_method_whose_every_layer_is_locked_says_why_there_is_nothing_to_prune
         problem_of(create_method("rows", *made(), lock=("*",)), ())
     with pytest.raises(ModelError, match=r"nothing to prune in Net: .*locked by --lock"):
         create_method("channel", *made(), lock=("*",))
+
+
+class Block(nn.Sequential):
+    """Declares a size that nobody reads."""
+
+    out_channels: int
+
+
+@pytest.mark.parametrize(("name", "keep", "width"), [("channel", (3,), 3), ("fine-grained", (9, 12), 6)])
+def test_what_a_network_declares_of_its_sizes_follows_a_slice_only(
+    name: str, keep: tuple[int, ...], width: int
+) -> None:
+    model = nn.Sequential(Block(nn.Conv2d(3, 6, 1)), nn.Conv2d(6, 4, 1)).eval()
+    model[0].out_channels = 6
+    method = create_method(name, model, inspect(model, EXAMPLE))
+    slim = method.builder(None).build(keep)
+    assert slim[0].out_channels == 6
+    method.finish_(slim, EXAMPLE)
+    assert (slim[0].out_channels, model[0].out_channels) == (width, 6)
+
+
+def test_training_may_change_the_weights_that_a_mask_has_left() -> None:
+    model, structure = made()
+    masked = create_method("fine-grained", model, structure, lock=("c",))
+    slim = masked.builder(None).build((9, 24))
+    masks = masked.masks(slim)
+    assert masks is not None
+    assert {name: int(mask.sum()) for name, mask in masks.items()} == {"a.weight": 9, "b.weight": 24}
+    assert torch.equal(masks["a.weight"], slim.a.weight != 0)
+    assert create_method("channel", model, structure).masks(slim) is None
 
 
 @pytest.mark.parametrize(
