@@ -14,8 +14,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from amc.config import SearchConfig
 from amc.errors import AmcError
-from amc.settings import Panel
+from amc.settings import Panel, Source, options_of
 
 out = Console(highlight=False)  # results
 err = Console(stderr=True, highlight=False)  # progress and errors
@@ -27,13 +28,10 @@ RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The directory 
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A zoo or torchvision name, timm:NAME, or package.module:factory.")
 ]
-WeightsOption = Annotated[
-    Path | None,
-    typer.Option(help="State dict of the trained network: safetensors, or torch.save of tensors only."),
-]
+WeightsOption = Annotated[Path | None, typer.Option(help=options_of(Source)["weights"].help)]
 InputOption = Annotated[str | None, typer.Option("--input", help="Shape of one example without the batch: 3x224x224.")]
-LockOption = Annotated[list[str] | None, typer.Option(help="Keep layers of this name or pattern whole (repeat).")]
-OnlyOption = Annotated[list[str] | None, typer.Option(help="Prune only layers of this name or pattern (repeat).")]
+LockOption = Annotated[list[str] | None, typer.Option(help=options_of(SearchConfig)["lock"].help)]
+OnlyOption = Annotated[list[str] | None, typer.Option(help=options_of(SearchConfig)["only"].help)]
 
 
 class Stopped(SystemExit):

@@ -33,7 +33,12 @@ DEMO = Path("runs/demo")
 @reported
 def demo(
     out_dir: Annotated[
-        Path | None, typer.Option("--out", help="Where to keep the run (default: runs/demo, or runs/demo-2 and so on).")
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Where to keep the run (default: runs/demo, or runs/demo-2 and so on).",
+            rich_help_panel=Panel.OUTPUT,
+        ),
     ] = None,
     episodes: Annotated[int, typer.Option(help="Policies to score.")] = 100,
     seed: Annotated[int, typer.Option(help="Of the agent and the fine-tuning.")] = 0,
