@@ -76,17 +76,17 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def complain(message: str) -> None:
-    """The one line of whatever ends a command."""
+    """Print the one line that says why a command ended."""
     err.print(f"amc: {message}", style="red", soft_wrap=True, markup=False)
 
 
 @contextmanager
 def stoppable(run: Path) -> Iterator[None]:
-    """Around a job on `run`: whatever stops it is said in one line, with what the directory holds at that moment."""
+    """Around a job on `run`: if it is stopped, one line says by what, and what the directory holds."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as ended:
-        for number in (signal.SIGINT, signal.SIGTERM):  # nothing is under way any more
+        for number in (signal.SIGINT, signal.SIGTERM):  # the job has ended
             signal.signal(number, signal.SIG_IGN)
         word, code = _word_of(ended)
         complain(f"{word}; {_left_in(run)}")

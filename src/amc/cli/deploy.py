@@ -138,7 +138,7 @@ def _show_latency(record: Mapping[str, Any]) -> None:
 
 
 def _beside(row: Mapping[str, Any], first: str, steady: bool) -> str:
-    """A network beside the first one: no speed where there is only noise."""
+    """How long a network takes beside the first one. It is called faster only where noise does not explain it."""
     share = f"{row['ratio']:.1%} ± {row['uncertainty']:.1%} of the time of {first}"
     if row["verdict"] == "undecided":
         return f"{share}: no difference to be told from noise"

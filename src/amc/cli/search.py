@@ -116,11 +116,11 @@ def resume(
     run: RunArgument,
     round_lr: Annotated[
         float | None,
-        typer.Option(help="Of a schedule: another learning rate; a fine-tuning under way begins anew with it."),
+        typer.Option(help="Of a schedule: another learning rate; an unfinished fine-tuning starts again with it."),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Go on with a search that was stopped; the result is that of an uninterrupted one."""
+    """Resume a search that was stopped; the result is the same as without the stop."""
     from amc.jobs import resume as job
     from amc.progress import ProgressBar
 
