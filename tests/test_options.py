@@ -1,4 +1,4 @@
-"""The options of `amc search` and `amc finetune` are the fields of the settings: names, defaults, types, spellings."""
+"""The options of the commands are the fields of the settings: their names, defaults, types and spellings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from typer.testing import CliRunner
 from amc.cli import app
 from amc.cli.options import OTHER, PanelCommand, takes_settings
 from amc.config import SearchConfig
+from amc.deploy import MeasureSettings
 from amc.errors import AmcError
+from amc.methods import MethodOptions
 from amc.settings import (
     CandidateConfig,
     FineTuneConfig,
@@ -28,6 +30,7 @@ from amc.settings import (
     ScheduleConfig,
     SessionConfig,
     Source,
+    TimingConfig,
     options_of,
 )
 
@@ -37,9 +40,14 @@ COMMANDS: Any = get_command(app)
 SETTINGS: dict[str, tuple[type[Any], ...]] = {
     "search": (Source, SearchConfig, ScheduleConfig),
     "finetune": (FineTuneConfig, CandidateConfig, SessionConfig),
+    "latency": (TimingConfig,),
 }
-OWN = {"search": {"out_dir", "recipe", "as_json"}, "finetune": {"run", "recipe", "as_json"}}
-ARGUMENTS = {"search": ["MODEL", "--out", "RUN"], "finetune": ["RUN"]}
+OWN = {
+    "search": {"out_dir", "recipe", "as_json"},
+    "finetune": {"run", "recipe", "as_json"},
+    "latency": {"target", "weights", "input_shape", "finetuned", "as_json"},
+}
+ARGUMENTS = {"search": ["MODEL", "--out", "RUN"], "finetune": ["RUN"], "latency": ["RUN"]}
 NO_OPTION = {  # fields that nobody types
     Source: {"command", "preprocessing", "parent", "input_shape"},
     FineTuneConfig: {"momentum"},
@@ -56,6 +64,10 @@ SPELLINGS = {
         RUN --epochs --lr --batch-size --optimiser --optimizer --weight-decay --warmup --label-smoothing --distill
         --temperature --ema --clip-norm --precision --seed --candidates --candidate-epochs --checkpoint-every --restart
         --device --recipe --json
+    """,
+    "latency": """
+        MODEL|RUN --runtime --threads --batch --rounds --precision --max-seconds --fp16 --weights --input --finetuned
+        --searched --device-url --token-file --json
     """,
 }
 
@@ -153,7 +165,7 @@ def test_no_spelling_is_lost(command: str) -> None:
 def test_every_option_has_help_and_a_known_panel(command: str) -> None:
     for parameter in COMMANDS.commands[command].params:
         assert parameter.help, parameter.name
-        if parameter.param_type_name == "option" and parameter.name != "recipe":
+        if parameter.param_type_name == "option" and parameter.name not in OWN[command] - {"out_dir", "as_json"}:
             assert parameter.rich_help_panel in set(Panel), parameter.name
 
 
@@ -162,6 +174,7 @@ def test_every_option_has_help_and_a_known_panel(command: str) -> None:
     [
         ("search", ["Arguments", "Budget", "Search", "Data", "Pruning", "Latency", "Output", OTHER]),
         ("finetune", ["Arguments", "Training", "Candidates", "Session", "Output", OTHER]),
+        ("latency", ["Arguments", "Latency", "Output", OTHER]),
     ],
 )
 def test_help_has_a_section_for_each_panel(command: str, panels: list[str]) -> None:
@@ -265,3 +278,15 @@ def test_commands_of_the_documentation_parse(line: str) -> None:
     if command.name == "search" and "--out" not in words:
         words += ["--out", "RUN"]
     assert command.make_context(command.name, words).params
+
+
+def test_a_measurement_and_the_command_for_it_have_the_same_defaults() -> None:
+    measuring, timing = dataclasses.asdict(MeasureSettings()), dataclasses.asdict(TimingConfig())
+    shared = measuring.keys() & timing.keys()
+    assert shared == {"rounds", "precision", "max_seconds"}
+    assert {name: measuring[name] for name in shared} == {name: timing[name] for name in shared}
+
+
+def test_a_search_and_its_method_have_the_same_defaults() -> None:
+    for field in dataclasses.fields(MethodOptions):
+        assert field.default == SearchConfig.__dataclass_fields__[field.name].default, field.name

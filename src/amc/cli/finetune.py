@@ -35,14 +35,14 @@ def finetune(
 
     with stoppable(run):
         jobs.finetune(run, config, candidates=candidates, session=session, progress=ProgressBar(err))
-    if int(os.environ.get("RANK", "0")) == 0:  # of several processes one speaks
+    if int(os.environ.get("RANK", "0")) == 0:  # of several processes only the first prints
         finish(run, as_json)
         if not as_json:
             _show_candidates(run)
 
 
 def _show_candidates(run: Path) -> None:
-    """Which policies were tried, if several were."""
+    """Print the candidates and their scores, if there were several."""
     from amc.report import format_score, named_scores
     from amc.rundir import SUMMARY, RunDir
 

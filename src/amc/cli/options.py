@@ -50,14 +50,18 @@ class PanelCommand(TyperCommand):
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None:
-                is_option = parameter.param_type_name == "option"
-                sections[getattr(parameter, "rich_help_panel", None) or OTHER if is_option else "Arguments"].append(
-                    record
-                )
+                sections[_section(parameter)].append(record)
         for name, records in sections.items():
             if records:
                 with formatter.section(name):
                     formatter.write_dl(records)
+
+
+def _section(parameter: Any) -> str:
+    """The section of the help that a parameter belongs to."""
+    if parameter.param_type_name == "argument":
+        return "Arguments"
+    return getattr(parameter, "rich_help_panel", None) or OTHER
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ def _was_given(context: typer.Context, name: str) -> bool:
 
 
 def _parameter(field: str, annotation: Any, default: Any, described: Option) -> inspect.Parameter:
+    """An option or argument as typer takes it."""
     kind = _click_type(annotation, described)
     made: Any
     if described.metavar is not None:

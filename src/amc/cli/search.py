@@ -33,7 +33,12 @@ DEMO = Path("runs/demo")
 @reported
 def demo(
     out_dir: Annotated[
-        Path | None, typer.Option("--out", help="Where to keep the run (default: runs/demo, or runs/demo-2 and so on).")
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Where to keep the run (default: runs/demo, or runs/demo-2 and so on).",
+            rich_help_panel=Panel.OUTPUT,
+        ),
     ] = None,
     episodes: Annotated[int, typer.Option(help="Policies to score.")] = 100,
     seed: Annotated[int, typer.Option(help="Of the agent and the fine-tuning.")] = 0,
@@ -111,11 +116,11 @@ def resume(
     run: RunArgument,
     round_lr: Annotated[
         float | None,
-        typer.Option(help="Of a schedule: another learning rate; a fine-tuning under way begins anew with it."),
+        typer.Option(help="Of a schedule: another learning rate; an unfinished fine-tuning starts again with it."),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Go on with a search that was stopped; the result is that of an uninterrupted one."""
+    """Resume a search that was stopped; the result is the same as without the stop."""
     from amc.jobs import resume as job
     from amc.progress import ProgressBar
 

@@ -1,4 +1,4 @@
-"""What the commands do: names and paths to networks and data, then the library. Prints nothing."""
+"""What the commands do: they load the network and the data by name, and call the library. Prints nothing."""
 
 from amc.jobs.finetune import finetune
 from amc.jobs.inspect import inspect

@@ -32,7 +32,7 @@ def export(
     sparse: bool = False,
     finetuned: bool = True,
 ) -> dict[str, Any]:
-    """Write the network of a run, the fine-tuned one if there is one, beside it or to `out`.
+    """Write the network of a run to `out`, or into the run. It is the fine-tuned one if there is one and `finetuned`.
 
     The record: that of `amc.deploy.Export`, and run, finetuned, weight_bytes (of the tensors of the dense and the
     slim network as PyTorch holds them) and real_images (on how many it was checked; 0 with the reason in

@@ -1,4 +1,4 @@
-"""`amc finetune`: train the slim network of a run, or the best of its candidates; go on where it was stopped.
+"""`amc finetune`: train the slim network of a run, or the best of its candidates, and resume what was stopped.
 
 RUN/finetune-state.json says what was asked for and which candidates are measured, RUN/finetune*.ckpt hold the
 training under way. Both go when the result is in the run's summary.
@@ -89,7 +89,7 @@ def finetune(
 
 
 def _given(settings: T | Given[T] | None, kind: type[T]) -> Given[T]:
-    """What of the settings was given: all fields of an instance, and nothing where there is none."""
+    """The fields that were given: all fields of an instance, and no field of None."""
     if settings is None:
         return Given(kind)
     return settings if isinstance(settings, Given) else Given.all_of(settings)
@@ -102,7 +102,7 @@ def _checked(run: RunDir) -> Source:
     if not run.has(rundir.SUMMARY):
         raise RunError(f"'{run.path}' has no finished search yet; run `amc resume {run.path}` first")
     source = source_of(run, "train result.model with amc.recovery.finetune")
-    summary = run.read_json(rundir.SUMMARY)  # one that is damaged is found before hours of training, not after
+    summary = run.read_json(rundir.SUMMARY)  # a damaged one is refused before hours of training, not after
     if "slim" not in summary:
         raise RunError(f"'{run.file(rundir.SUMMARY)}' has no slim network; restore the file from a copy")
     return source
@@ -121,7 +121,7 @@ def _device(name: str | None) -> torch.device:
 
 
 class _State:
-    """What was asked for and what is done of it, on disk; the same for all processes."""
+    """The settings of the fine-tuning and how far it has come, on disk; the same for all processes."""
 
     def __init__(self, run: RunDir, accelerator: Any) -> None:
         self.run, self.accelerator = run, accelerator
@@ -153,9 +153,9 @@ class _State:
             self.clear()
 
     def _continues(self, given: Given[FineTuneConfig], candidates: Given[CandidateConfig]) -> bool:
-        """Whether what was given are the settings of the fine-tuning under way.
+        """Whether the given settings are those of the unfinished fine-tuning.
 
-        RunError where they are not, and part of the fine-tuning is done.
+        Raises RunError where they differ and a part of the fine-tuning is done.
         """
         before = {**asdict(self.settings), **asdict(self.candidate_config)}
         requested = {**asdict(given.over(self.settings).resolved()), **asdict(candidates.over(self.candidate_config))}
@@ -184,19 +184,19 @@ class _State:
         self.wait()
 
     def wait(self) -> None:
-        """For the other processes."""
+        """Wait for the other processes."""
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()
 
     def checkpoint(self, candidate: int | None = None) -> Path:
-        """Of a candidate, or of the fine-tuning proper."""
+        """The file with the checkpoint of a candidate, or of the fine-tuning itself."""
         return self.run.file(CHECKPOINT if candidate is None else f"finetune-candidate-{candidate}.ckpt")
 
     def checkpoints(self) -> list[Path]:
         return sorted(self.run.path.glob("finetune*.ckpt"))
 
     def clear(self) -> None:
-        """Nothing is under way any more."""
+        """Remove the state and the checkpoints: the fine-tuning is finished, or forgotten."""
         if self.main:
             for path in (*self.checkpoints(), self.run.file(STATE)):  # without it checkpoints are of no use
                 path.unlink(missing_ok=True)
@@ -220,7 +220,7 @@ class _State:
         self.measured, self.places = list(record["measured"]), list(record.get("places", ()))
 
     def elsewhere(self) -> list[str]:
-        """What there is to say of a fine-tuning that ran in more than one place."""
+        """A warning for each other kind of machine or version that a part of this fine-tuning ran on."""
         differing = (difference(place, execution()) for place in self.places)
         return [
             f"part of this fine-tuning ran elsewhere ({words}): the weights may differ in the last digits"
@@ -343,7 +343,7 @@ class _Task:
         )
 
     def _record(self, start: _Start, untrained: nn.Module | None, result: FineTuneResult) -> None:
-        """Everything that fine-tuning adds to the run; cut short, it is done again and comes to the same."""
+        """Write what fine-tuning adds to the run. If it is interrupted, it is repeated with the same result."""
         run, slim = self.origin, start.model
         summary = run.read_json(rundir.SUMMARY)
         test = Evaluator(self.data.test, score=self.config.score) if self.source.test else None
@@ -365,8 +365,8 @@ class _Task:
         if start.replacing and untrained is not None:
             replaced[rundir.MODEL] = start.method.stored(untrained)
             replaced[rundir.POLICY] = rundir.json_bytes(start.replacing.to_json())
-        if told := self.state.elsewhere():
-            summary["warnings"] = [*(summary.get("warnings") or ()), *told]
+        if warnings := self.state.elsewhere():
+            summary["warnings"] = [*(summary.get("warnings") or ()), *warnings]
         digests = {
             name: hashlib.sha256(data).hexdigest()
             for name, data in {rundir.MODEL_FINETUNED: tuned_model, **replaced}.items()
@@ -432,9 +432,9 @@ def _tested(
     """The test score under `key`; where it fails, a warning in the summary says why."""
     if test is None:
         return {}
-    value, told = final_score(test, network, which)
+    value, warnings = final_score(test, network, which)
     known = summary.get("warnings") or []
-    summary["warnings"] = [*known, *(line for line in told if line not in known)]
+    summary["warnings"] = [*known, *(line for line in warnings if line not in known)]
     return {} if value is None else {key: value}
 
 

@@ -91,7 +91,7 @@ def structure_record(
 
 
 def _names(structure: Structure, layers: Iterable[int]) -> list[str]:
-    """Each once: a layer that is called several times has several entries."""
+    """The names of the layers, each once: a layer that is called several times has several indices."""
     return list(dict.fromkeys(structure.layers[index].name for index in layers))
 
 

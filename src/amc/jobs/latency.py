@@ -14,6 +14,7 @@ from amc.errors import ModelError, RunError
 from amc.jobs.inspect import parse_shape
 from amc.jobs.origin import data_of, misfit, network_of, source_of
 from amc.rundir import RunDir
+from amc.settings import TimingConfig
 from amc.stored import load_run
 from amc.structure import count_macs, count_params
 from amc.zoo import create_model, load_weights, model_info
@@ -22,33 +23,30 @@ from amc.zoo import create_model, load_weights, model_info
 def latency(
     target: str,
     *,
-    runtime: str = "onnxruntime",
-    threads: int = 1,
-    batch: int = 1,
-    half: bool = False,
-    settings: MeasureSettings | None = None,
+    config: TimingConfig | None = None,
     weights: Path | None = None,
     input_shape: str | None = None,
     finetuned: bool = True,
-    device_url: str | None = None,
-    token_file: Path | None = None,
 ) -> dict[str, Any]:
     """Time `target`: a run's dense and slim network in alternation, or one network by name.
 
     The record is that of `amc.deploy.latency` with `target`, and macs and params of every network. With
-    `device_url` (see `amc.deploy.device.remote.open_device`) another machine measures.
+    `config.device_url` (see `amc.deploy.device.remote.open_device`) another machine measures.
     """
+    config = config or TimingConfig()
+    measuring = MeasureSettings(rounds=config.rounds, precision=config.precision, max_seconds=config.max_seconds)
     networks, example = _networks(target, weights, input_shape, finetuned)
-    chosen = settings or MeasureSettings()
     options: dict[str, Any] = {
-        "runtime": runtime, "threads": threads, "batch": batch, "half": half, "settings": chosen,
+        "runtime": config.runtime, "threads": config.threads, "batch": config.batch, "half": config.half,
+        "settings": measuring,
     }  # fmt: skip
-    if device_url is None:
+    if config.device_url is None:
         record = measure_latency(networks, example, **options)
     else:
         from amc.deploy.device.remote import latency_on, open_device
 
-        record = latency_on(open_device(device_url, token_file=token_file), networks, example, **options)
+        token_file = None if config.token_file is None else Path(config.token_file)
+        record = latency_on(open_device(config.device_url, token_file=token_file), networks, example, **options)
     for name, model in networks.items():
         costs = {"macs": count_macs(model, example), "params": count_params(model)}
         record["networks"][name] = costs | record["networks"][name]

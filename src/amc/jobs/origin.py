@@ -33,7 +33,7 @@ def source_of(run: RunDir, remedy: str) -> Source:
 
 
 def network_of(source: Source, run_path: Path | None = None) -> nn.Module:
-    """The trained network: a zoo name or factory, and its weights; or the result of the run `source.parent`.
+    """The trained network that the source names: a zoo network, a factory's, or the result of the run `source.parent`.
 
     The path of that run is relative to `run_path`.
     """
@@ -67,9 +67,9 @@ def data_of(source: Source) -> DataSplits:
 
 
 def with_preprocessing(source: Source, model: nn.Module) -> Source:
-    """The source with how the network wants an imagefolder's images, if the network says so and the source does not.
+    """The source with the preprocessing that the network asks for, where an imagefolder has no other one yet.
 
-    It is kept in the run's config.json: fine-tuning and resuming must prepare the images in the same way.
+    The run's config.json keeps it: fine-tuning and resuming must prepare the images in the same way.
     """
     if source.preprocessing is not None or not str(source.data).startswith("imagefolder:"):
         return source
@@ -78,7 +78,7 @@ def with_preprocessing(source: Source, model: nn.Module) -> Source:
 
 
 def misfit(model: nn.Module, input_shape: Sequence[int]) -> str | None:
-    """Why the network cannot take one example of this shape, in one line; None where it can: one forward pass tells."""
+    """The reason, in one line, why a forward pass on one example of this shape fails; None where it does not fail."""
     try:
         with torch.inference_mode():
             copy_model(model)(torch.zeros(1, *input_shape))

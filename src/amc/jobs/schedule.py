@@ -43,7 +43,7 @@ class Rounds:
 
 
 def schedule(out: Path, source: Source, config: SearchConfig, rounds: Rounds, *, progress: Observer) -> Path:
-    """A new schedule in `out`, run to its end; returns its path. `config`: of every round, apart from its budget."""
+    """Run a new schedule in `out`; returns its path. Every round has its own budget in place of that of `config`."""
     budget = Budget(_metric(rounds.budget, config, rounds.fractions), fraction=rounds.fractions[-1])
     plan = _Plan(source, replace(config, budget=str(budget)), rounds.fractions, rounds.tuning)
     with RunDir.claim(out) as run:
@@ -54,9 +54,9 @@ def schedule(out: Path, source: Source, config: SearchConfig, rounds: Rounds, *,
 
 
 def resume_schedule(run_path: Path, *, round_lr: float | None = None, progress: Observer) -> Path:
-    """Go on with a schedule, between rounds or inside one.
+    """Resume a schedule that was stopped between rounds or inside one.
 
-    `round_lr` is from now on the learning rate of all rounds; a fine-tuning under way begins anew.
+    `round_lr` becomes the learning rate of all rounds to come; an unfinished fine-tuning starts again with it.
     """
     run = RunDir.open(run_path)
     with run.lock():
@@ -108,7 +108,7 @@ class _Plan:
 
 
 def _run_rounds(run: RunDir, plan: _Plan, progress: Observer, *, restart: bool) -> None:
-    """Whatever is not finished, in a directory that is claimed or locked."""
+    """Run the rounds that are not finished, in a directory that is claimed or locked."""
     for number, fraction in enumerate(plan.fractions, start=1):
         progress.stage(f"round {number} of {len(plan.fractions)}: {plan.metric} at {fraction:.0%}")
         _run_round(run, plan, number, progress, restart=restart)
@@ -141,7 +141,7 @@ def _run_round(run: RunDir, plan: _Plan, number: int, progress: Observer, *, res
 
 
 def _out_of_reach(run: RunDir, plan: _Plan, number: int) -> BudgetError:
-    """What this round could reach instead, of the network that the schedule began with."""
+    """The error that says which shares of the first network's cost this round could keep."""
     metric, before = plan.metric, round_path(run, number - 1)
     problem = _problem(load_run(before), RunDir.open(before).config()["input_shape"], plan.config)
     least, most = (problem.cost(metric, counts) for counts in (problem.least, problem.dense))
@@ -155,13 +155,13 @@ def _out_of_reach(run: RunDir, plan: _Plan, number: int) -> BudgetError:
 
 
 def _finished(path: Path) -> bool:
-    """Whether a round is searched and fine-tuned, down to its summary, which is written last."""
+    """Whether the round has its summary with a fine-tuned score; the summary is written last."""
     summary = RunDir.open(path).read_json(rundir.SUMMARY) if (path / rundir.SUMMARY).exists() else {}
     return "score_finetuned" in summary.get("slim", {})
 
 
 def _check_reachable(source: Source, out: Path, config: SearchConfig, last: Budget) -> None:
-    """Refuse at once what the last round could not reach, and not after all rounds before it.
+    """Raise BudgetError before the first round if the last one cannot reach its budget.
 
     Slicing starts every round from a smaller network, so only there the least is not known yet.
     """
@@ -171,7 +171,7 @@ def _check_reachable(source: Source, out: Path, config: SearchConfig, last: Budg
 
 
 def _problem(model: nn.Module, input_shape: Sequence[int], config: SearchConfig, *budgets: Budget) -> Problem:
-    """What a search of this network would decide; BudgetError for a budget that it cannot reach."""
+    """The problem that a search of this network would solve. Raises BudgetError if a budget cannot be reached."""
     structure = inspect(model, torch.zeros(1, *input_shape))
     method = create_method(config.method, model, structure, config.method_options, lock=config.lock, only=config.only)
     return problem_of(method, budgets)
@@ -207,7 +207,7 @@ def _budget(run: RunDir, plan: _Plan, number: int) -> Budget:
 
 
 def _summary(run: RunDir, plan: _Plan) -> dict[str, Any]:
-    """The rounds so far, and the whole way: from the first round's dense network to the last one's slim."""
+    """The finished rounds, and the dense network that the first one started from."""
     rounds = []
     for number, fraction in enumerate(plan.fractions, start=1):
         if not _finished(round_path(run, number)):

@@ -25,7 +25,7 @@ from amc.stored import settings_of
 
 
 def search(out: Path, source: Source, config: SearchConfig, *, progress: Observer) -> Path:
-    """A new run in `out`; returns its path."""
+    """Search in a new run directory `out`; returns its path."""
     get_reward(config.reward)  # a wrong name is refused before anything is loaded
     with RunDir.claim(out) as run:
         _run(run, with_parent(source, out), config, progress, resuming=False)
@@ -33,7 +33,7 @@ def search(out: Path, source: Source, config: SearchConfig, *, progress: Observe
 
 
 def with_parent(source: Source, out: Path) -> Source:
-    """Where MODEL is a run directory: the network that run came to, on the same data unless other data is given."""
+    """Where MODEL is a run directory: the source of that run's result, on the same data unless other data is given."""
     path = Path(source.model)
     if not (path / rundir.CONFIG).exists():
         return source
@@ -45,7 +45,7 @@ def with_parent(source: Source, out: Path) -> Source:
 
 
 def resume_search(run_path: Path, *, progress: Observer) -> Path:
-    """Go on with the search in `run_path`."""
+    """Resume the search in `run_path`."""
     run = RunDir.open(run_path)
     source = source_of(run, "call amc.compress(..., run_dir=..., resume=True) again")
     if run.has(rundir.SUMMARY):  # finished; what was fine-tuned since must stay
@@ -92,14 +92,14 @@ def _run(run: RunDir, source: Source, config: SearchConfig, progress: Observer, 
 
 def demo(out: Path, *, episodes: int, seed: int, progress: Observer) -> Path:
     """Search and fine-tune the built-in network in `out`, a new directory; returns its path."""
-    torch.set_num_threads(1)  # in networks this small a second thread only gets in the way
+    torch.set_num_threads(1)  # a second thread makes networks this small slower
     config = SearchConfig(episodes=episodes, seed=seed, baselines=("uniform", "random"))
     search(out, Source("digits_cnn", data="digits", command="demo"), config, progress=progress)
     return finetune(out, FineTuneConfig(epochs=10, seed=seed), progress=progress)
 
 
 def free_place(path: Path) -> Path:
-    """`path`, or the first of `path-2`, `path-3` … that holds nothing: no run is ever replaced."""
+    """`path`, or the first of `path-2`, `path-3` … that is empty: a run is never replaced."""
     for number in itertools.count(1):
         place = path if number == 1 else path.with_name(f"{path.name}-{number}")
         if not place.exists() or (place.is_dir() and not any(file.name != rundir.LOCK for file in place.iterdir())):

@@ -9,6 +9,7 @@ from amc.settings.options import Option, Panel, argument, option, options_of
 from amc.settings.pruning import MAX_SPARSITY, MAX_SPARSITY_LINEAR, Ranking
 from amc.settings.rounds import ScheduleConfig, parse_schedule
 from amc.settings.source import Source
+from amc.settings.timing import TimingConfig
 from amc.settings.types import MAX_SEED, settle_types_
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "ScheduleConfig",
     "SessionConfig",
     "Source",
+    "TimingConfig",
     "argument",
     "option",
     "options_of",
