@@ -118,7 +118,7 @@ def test_commands_print_one_json_object(run: Path) -> None:
         (("export", "RUN", "--out", "RUN"), ("is a directory; give the name of a file",)),
         (("export", "RUN", "--format", "executorch", "--fp16"), ("executorch",)),
         (("latency", "RUN", "--runtime", "onnxrt"), ("unknown runtime 'onnxrt'", "did you mean onnxruntime?")),
-        (("export", "RUN", "--out", "RUN/model.safetensors"), ("is no earlier export", "ends in .onnx")),
+        (("export", "RUN", "--out", "RUN/model.safetensors"), ("is not an earlier export", "ends in .onnx")),
         (
             ("latency", "digits_cnn", "--input", "3x8x8"),
             ("cannot take one input of 3x8x8", "change --input"),
