@@ -69,7 +69,7 @@ GRID = 200  # weights of a layer, one keep count each: sparsity in steps of half
 
 @st.composite
 def fine_grained(draw):
-    """Fine-grained pruning: the cost of a layer is its weights', so it is linear. Draws the requested sparsities too."""
+    """Fine-grained pruning, whose costs are linear in the keep counts, and the sparsities to request."""
     layers = draw(st.integers(1, 8))
     weights = draw(st.lists(st.integers(1, 500), min_size=layers, max_size=layers))  # cost of one keep count
     a_max = draw(st.lists(st.sampled_from([Fraction(4, 5), Fraction(49, 50)]), min_size=layers, max_size=layers))
