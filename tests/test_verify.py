@@ -20,7 +20,7 @@ from amc.errors import RunError
 from amc.provenance import data_fingerprint, execution, instructions
 from amc.rundir import RunDir
 from amc.search import load_journal
-from amc.verify import settled
+from amc.verify import reconciled
 from tests.fixtures.runs import make
 from tests.tiny import compress, images, labelled, tiny
 
@@ -219,13 +219,13 @@ def test_scores_that_differ() -> None:
     def unused() -> float:
         raise AssertionError
 
-    assert settled(0.5, 0.5 + 1e-7, unused, "it", refuse=True) == (0.5, [])
-    score, told = settled(0.9, 0.5, lambda: 0.51, "it", refuse=True)
-    assert (score, len(told)) == (0.5, 1)
-    score, told = settled(0.9, 0.5, lambda: 0.5, "it", refuse=False)
-    assert (score, told[0][:50]) == (0.5, "it scored 0.9 before and 0.5 when scored again (the"[:50])
+    assert reconciled(0.5, 0.5 + 1e-7, unused, "it", refuse=True) == (0.5, [])
+    score, warnings = reconciled(0.9, 0.5, lambda: 0.51, "it", refuse=True)
+    assert (score, len(warnings)) == (0.5, 1)
+    score, warnings = reconciled(0.9, 0.5, lambda: 0.5, "it", refuse=False)
+    assert (score, warnings[0][:50]) == (0.5, "it scored 0.9 before and 0.5 when scored again (the"[:50])
     with pytest.raises(RunError, match=r"it has score 0\.9 there, and its network scores 0\.5 now"):
-        settled(0.9, 0.5, lambda: 0.5, "it", refuse=True)
+        reconciled(0.9, 0.5, lambda: 0.5, "it", refuse=True)
 
 
 def test_fingerprints_of_data() -> None:

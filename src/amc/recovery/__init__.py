@@ -1,7 +1,7 @@
 """Fine-tuning a pruned network: schedules, distillation, averaging, enforced masks, exact resume.
 
-The result is the network after the last epoch (or its moving average), never the best of several: choosing would
-need a split to choose on.
+The result is the network after the last epoch, or its moving average. It is never the best of several epochs: that
+choice would need a split of its own.
 """
 
 from amc.recovery.checkpoint import ResumePoint, resume_point
