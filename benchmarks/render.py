@@ -32,6 +32,7 @@ import search_toys
 import sparse_files
 import sparse_sizes
 import training_format
+from amc.errors import AmcError
 from amc.rundir import atomic_write_bytes
 from common import DOCS, Record, plain_parser, records
 
@@ -62,21 +63,21 @@ def each(*figures: Figure) -> str:
 def between(page: str, begin: str, end: str, part: str) -> str:
     """The page with `part` between these two texts, which stay. Without a part the page stays as it is.
 
-    An empty `end` means the end of the page. SystemExit if the page lacks one of the two.
+    An empty `end` means the end of the page. AmcError if the page lacks one of the two.
     """
     head, first, rest = page.partition(begin)
     _, last, tail = rest.partition(end) if end else ("", "", "")
     if not first or last != end:
-        raise SystemExit(f"the page has no lines {begin.strip()!r} and {end.strip()!r}; write them where the part goes")
+        raise AmcError(f"no lines {begin.strip()!r} and {end.strip()!r}; write them where the measured part goes")
     return f"{head}{begin}{part}{end}{tail}" if part else page
 
 
-def benchmarks_page(_: str) -> str:
+def benchmarks_page(page: str) -> str:
     sections = each(
         search_quality, against_torch_pruning, episode_cost, scoring_speed, reconstruction, methods, guarantee, rounds,
         compensation, masking_cost, score_correlation, search_toys,
     )  # fmt: skip
-    return f"{INTRODUCTION}\n{sections}"
+    return f"{INTRODUCTION}\n{sections}" if sections else page
 
 
 def latency_page(page: str) -> str:
@@ -124,7 +125,11 @@ def main() -> None:
         parser.error(f"there is no page {unknown[0]!r}; the pages are {', '.join(PAGES)}")
     for name in names:
         path = DOCS / f"{name}.md"
-        atomic_write_bytes(path, PAGES[name](path.read_text(encoding="utf-8")).encode())
+        try:
+            page = PAGES[name](path.read_text(encoding="utf-8"))
+        except AmcError as error:
+            raise SystemExit(f"{path}: {error}") from None
+        atomic_write_bytes(path, page.encode())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Train the bundled `digits_cnn` on the train split of the digits: the same every time.
+"""Train the bundled `digits_cnn` on the train split of the digits: the same every time on one kind of processor.
 
     python benchmarks/train_digits.py [--out FILE]
 
