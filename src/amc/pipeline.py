@@ -196,7 +196,7 @@ def _check_config(run: RunDir, config: SearchConfig, model: nn.Module) -> None:
     began = run.config()
     check_weights(run, began, model)
     wanted = config.to_json()
-    for name, value in settings_of(run, began).to_json().items():
+    for name, value in settings_of(run).to_json().items():
         if value != wanted[name]:
             raise RunError(
                 f"'{run.path}' was started with {name} {value!r}, not {wanted[name]!r}; "
