@@ -1,9 +1,9 @@
-"""What torch-pruning makes of a network: the same judgement as AMC's own certificate, on torch-pruning's result.
+"""What torch-pruning makes of a network, judged as AMC's own certificate judges.
 
-Its magnitude pruner removes half of the channels of every layer it can, told which layers make the output and
-how many heads the attentions have, as its documentation asks. All weights are distinct random numbers, so the
-numbers that are left in every tensor tell which entries were removed; the network with exactly those entries set
-to zero is the masked one. Sliced and masked outputs are compared in double precision.
+Its magnitude pruner removes half of the channels of every layer it can. As its documentation asks, it is given the
+layers that make the output and the number of heads of each attention. All weights are distinct random numbers, so the
+numbers that are left in every tensor show which entries were removed. The network with exactly those entries set to
+zero is the masked one. Sliced and masked outputs are compared in double precision.
 """
 
 from __future__ import annotations

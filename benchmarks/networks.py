@@ -16,7 +16,7 @@ import importlib.metadata
 import multiprocessing
 import platform
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -75,9 +75,11 @@ def options() -> argparse.ArgumentParser:
 def measure(args: argparse.Namespace) -> Record:
     from network_list import NETWORKS  # here, as writing the page needs neither timm nor torch-pruning
 
-    known = load(RESULT)
-    missing = [name for name in [*NETWORKS, "timings"] if args.own == (name in known)]
-    for name in args.names or missing:
+    known, names = load(RESULT), [*NETWORKS, "timings"]
+    for name in args.names:
+        if name not in names:
+            raise SystemExit(f"there is no network {name!r}; benchmarks/network_list.py has their names")
+    for name in args.names or [name for name in names if args.own == (name in known)]:
         task = "timings" if name == "timings" else "structure"
         entry = in_process(task, name)
         if task == "structure":
@@ -96,10 +98,10 @@ def versions() -> dict[str, Any]:
 
 def in_process(task: str, name: str) -> Record:
     """Run one task in a process of its own. A failure is a result, too."""
-    import network_tasks  # noqa: F401  before the fork, so that no process imports it again
+    from network_tasks import TASKS  # before the fork, so that no process imports it again
 
     here, there = FORK.Pipe(duplex=False)
-    process = FORK.Process(target=_run, args=(task, name, there))
+    process = FORK.Process(target=_run, args=(TASKS[task], name, there))
     process.start()
     there.close()
     outcome: Record = {"error": f"takes more than {SECONDS} s"}
@@ -113,14 +115,12 @@ def in_process(task: str, name: str) -> Record:
     return outcome
 
 
-def _run(task: str, name: str, outcome: Connection[Any, Any]) -> None:
-    from network_tasks import TASKS
-
+def _run(task: Callable[[str], Record], name: str, outcome: Connection[Any, Any]) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     warnings.simplefilter("ignore")
     try:
-        outcome.send(TASKS[task](name))
+        outcome.send(task(name))
     except Exception as error:  # the table shows the error
         text = str(error).strip().splitlines()
         outcome.send({"error": f"{type(error).__name__}: {text[0][:200] if text else ''}"})
