@@ -23,6 +23,7 @@ from amc.config import SearchConfig
 from amc.evaluation import Evaluator, reestimate_batchnorm_
 from amc.provenance import environment
 from amc.recovery import FineTuneConfig, finetune
+from amc.settings import Source
 from amc.stored import load_run
 from amc.structure import count_macs, count_params
 from amc.zoo import DataSplits
@@ -38,7 +39,8 @@ def main() -> None:
     args = options.parse_args()
     torch.set_num_threads(args.threads)
     run = searched(args, "rival", test=False)
-    data, dense = jobs.data_of(run.config()), jobs.network_of(run.config())
+    source = Source.from_json(run.config())
+    data, dense = jobs.data_of(source), jobs.network_of(source)
     example = torch.zeros(1, *data.input_shape)
     ours = load_run(run.path, finetuned=False)
     limit = count_macs(ours, example)

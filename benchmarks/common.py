@@ -16,6 +16,7 @@ from amc import jobs
 from amc.batches import limited
 from amc.config import SearchConfig
 from amc.rundir import atomic_write_bytes
+from amc.settings import Source
 from amc.structure import Structure, inspect
 from amc.zoo import DataSplits
 
@@ -33,12 +34,10 @@ def parser(doc: str | None, *, threads: int = 1) -> argparse.ArgumentParser:
     return made
 
 
-def origin_of(args: argparse.Namespace, *, test: bool = True) -> dict[str, Any]:
+def source_of(args: argparse.Namespace, *, test: bool = True) -> Source:
     """The network and the data, as config.json names them."""
-    return {
-        "command": "search", "model": args.model, "weights": str(args.weights.resolve()), "data": args.data,
-        "search_images": args.search_images, "test": test,
-    }  # fmt: skip
+    weights = str(args.weights.resolve())
+    return Source(args.model, weights=weights, data=args.data, search_images=args.search_images, test=test)
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,8 @@ class Prepared:
 def prepared(args: argparse.Namespace) -> Prepared:
     """What `parser`'s options name."""
     torch.set_num_threads(args.threads)
-    origin, config = origin_of(args), SearchConfig()
-    model, data = jobs.network_of(origin), jobs.data_of(origin)
+    source, config = source_of(args), SearchConfig()
+    model, data = jobs.network_of(source), jobs.data_of(source)
     structure = inspect(model, torch.zeros(1, *data.input_shape))
     calibration = limited(data.calibration.batches(jobs.BATCH), config.calibration_images)
     return Prepared(model, structure, data, calibration, limited(calibration, config.bn_images or 0))

@@ -113,8 +113,7 @@ def alternate(
     dense_seconds, parts = [], []
     for round_ in range(rounds):
         dense_seconds.append(timed(dense)[1])
-        scorer(policies[round_])
-        part = scorer.timing
+        part = scorer.scored(policies[round_]).timing
         parts.append({"build": part.build, "batch norm": part.batch_norm, "score": part.evaluate})
     return dense_seconds, parts
 

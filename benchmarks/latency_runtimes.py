@@ -31,6 +31,7 @@ from amc.methods.channel import ChannelMethod
 from amc.provenance import environment
 from amc.rundir import RunDir
 from amc.search import Bounds, Problem, create_agent, parse_budgets, roll_out
+from amc.settings import Source
 from amc.structure import count_macs, count_params, inspect
 from amc.zoo import create_model
 from common import load, save
@@ -88,7 +89,7 @@ def trained(runs: Path, name: str) -> tuple[Variants, torch.Tensor]:
     macs, timed_run = (RunDir.open(runs / f"{name}-{kind}-0") for kind in ("macs", "latency"))
     summary, other = (run.read_json(rundir.SUMMARY) for run in (macs, timed_run))
     example = torch.zeros(1, *macs.config()["input_shape"])
-    dense = network_of(macs.config(), macs.path)
+    dense = network_of(Source.from_json(macs.config()), macs.path)
     return {
         "dense": (dense, {"score": summary["dense"]["score"]}),
         "uniform, 50% MACs": (uniform(dense, example), {"score": summary["baselines"]["uniform"]["score"]}),

@@ -36,8 +36,7 @@ def main() -> None:
         parts = []
         for number in range(args.rounds):
             agent.begin_episode(number, 0)
-            scorer(roll_out(problem, bounds, agent.act).keep_counts)
-            parts.append(scorer.timing)
+            parts.append(scorer.scored(roll_out(problem, bounds, agent.act).keep_counts).timing)
         build = statistics.median(part.build for part in parts)
         whole = statistics.median(part.build + part.batch_norm + part.evaluate for part in parts)
         rows[label] = {"build": build, "episode": whole, "share": build / whole}

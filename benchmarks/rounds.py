@@ -17,9 +17,10 @@ from amc import jobs, rundir
 from amc.config import SearchConfig
 from amc.progress import ProgressBar
 from amc.provenance import environment
+from amc.recovery import FineTuneConfig
 from amc.rundir import RunDir
 from amc.stored import round_path
-from common import load, origin_of, save
+from common import load, save, source_of
 from searches import finetuned, on_disk, parser, public, searched
 
 FRACTIONS = (0.5, 0.35, 0.25, 0.2)
@@ -42,21 +43,19 @@ def main() -> None:
 
 def scheduled(args: argparse.Namespace) -> None:
     path, progress = args.runs / f"{args.model}-rounds", ProgressBar(Console(stderr=True))
-    config = SearchConfig(
-        episodes=args.episodes, bf16=True, method="fine-grained", budget="params<=20%", max_sparsity=0.9
-    )
-    tuning = {"epochs": args.epochs, "precision": "bfloat16"}
+    config = SearchConfig(episodes=args.episodes, bf16=True, method="fine-grained", max_sparsity=0.9)
+    rounds = jobs.Rounds(FRACTIONS, FineTuneConfig(epochs=args.epochs, precision="bfloat16"), budget="params")
     if path.exists():
         jobs.resume(path, progress=progress)
     else:
-        jobs.schedule(path, origin_of(args), config.to_json(), FRACTIONS, tuning, progress=progress)
+        jobs.schedule(path, source_of(args), config, rounds, progress=progress)
     run = RunDir.open(path)
-    rounds = public(run.read_json(rundir.SUMMARY))
-    for number, row in enumerate(rounds["rounds"], start=1):
+    summary = public(run.read_json(rundir.SUMMARY))
+    for number, row in enumerate(summary["rounds"], start=1):
         row["file"] = on_disk(RunDir.open(round_path(run, number)), rundir.MODEL_FINETUNED)
     common = {"model": args.model, "episodes": args.episodes, "epochs": args.epochs}
     name = f"rounds-{args.model}.json"
-    save(name, load(name) | common | {"search_images": args.search_images, "schedule": rounds})
+    save(name, load(name) | common | {"search_images": args.search_images, "schedule": summary})
 
 
 if __name__ == "__main__":

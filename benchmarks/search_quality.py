@@ -22,6 +22,7 @@ from amc.provenance import environment
 from amc.recovery import FineTuneConfig, finetune
 from amc.rundir import RunDir
 from amc.search import BASELINES
+from amc.settings import Source
 from common import load, save
 from searches import parser, public, searched
 
@@ -56,7 +57,8 @@ def fine_tuned(args: argparse.Namespace) -> None:
     """Test accuracy of the best policies and of the dense network, before and after the same fine-tuning."""
     done = load(file_of(args)).get("finetuned", {})
     run = RunDir.open(run_path(args, args.seeds[0]))
-    data, dense = jobs.data_of(run.config()), jobs.network_of(run.config())
+    source = Source.from_json(run.config())
+    data, dense = jobs.data_of(source), jobs.network_of(source)
     test = Evaluator(data.test)
     config = FineTuneConfig(epochs=args.epochs, precision="float32" if args.fp32 else "bfloat16")
     example, calibration = torch.zeros(1, *data.input_shape), data.calibration.batches(jobs.BATCH)
@@ -64,7 +66,7 @@ def fine_tuned(args: argparse.Namespace) -> None:
     for name in ("ddpg", *args.tune, "dense"):
         if name in done:
             continue
-        model = jobs.network_of(run.config()) if name == "dense" else job.scorer.build(best_keep(run, name))
+        model = jobs.network_of(source) if name == "dense" else job.scorer.build(best_keep(run, name))
         before = test(model)
         finetune(model, data.train, config)
         done[name] = {"test_before": before, "test_after": test(model), "epochs": args.epochs}

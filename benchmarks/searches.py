@@ -14,9 +14,10 @@ import common
 from amc import jobs, rundir
 from amc.config import SearchConfig
 from amc.progress import ProgressBar
+from amc.recovery import FineTuneConfig
 from amc.rundir import RunDir
 from amc.storage import unpack
-from common import origin_of
+from common import source_of
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -36,7 +37,7 @@ def searched(args: argparse.Namespace, name: str, *, test: bool = True, **settin
     path, progress = args.runs / f"{args.model}-{name}", ProgressBar(Console(stderr=True))
     if not path.exists():
         config = SearchConfig(**{"episodes": args.episodes, "bf16": True} | settings)
-        jobs.search(path, origin_of(args, test=test), config.to_json(), progress=progress)
+        jobs.search(path, source_of(args, test=test), config, progress=progress)
     elif not RunDir.open(path).has(rundir.SUMMARY):
         jobs.resume(path, progress=progress)
     return RunDir.open(path)
@@ -45,8 +46,8 @@ def searched(args: argparse.Namespace, name: str, *, test: bool = True, **settin
 def finetuned(args: argparse.Namespace, run: RunDir) -> RunDir:
     """The same run, fine-tuned if `--epochs` asks for it and it has not been yet."""
     if args.epochs and not run.has(rundir.MODEL_FINETUNED):
-        chosen = {"epochs": args.epochs, "precision": "bfloat16"}
-        jobs.finetune(run.path, chosen, progress=ProgressBar(Console(stderr=True)))
+        config = FineTuneConfig(epochs=args.epochs, precision="bfloat16")
+        jobs.finetune(run.path, config, progress=ProgressBar(Console(stderr=True)))
     return run
 
 

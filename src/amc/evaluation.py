@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from amc.batches import Reader, examples, mapped, moved, picked, size_of
 from amc.errors import AmcError, DataError, EvaluationError, NotFiniteError
-from amc.judging import EVALUATE, number_of
+from amc.judging import EVALUATE, Evaluate, number_of
 from amc.metrics import Hits, Tally, classes_of, output_of, tally
 from amc.modes import device_of, evaluating
 from amc.scores import DEFAULT, TOP1, get_score
@@ -25,7 +25,6 @@ from amc.statistics import Measured, PairedDrop, compare
 from amc.structure.trace import Example
 
 Batch = tuple[Tensor, Tensor]
-Evaluate = Callable[[nn.Module], float]  # network -> score, higher is better
 
 KEEP_FLOAT_BYTES = 1 << 30  # largest size of normalised images in memory; a larger set is normalised on each use
 

@@ -12,12 +12,19 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import SupportsFloat, TypeVar
+from typing import TYPE_CHECKING, SupportsFloat, TypeAlias, TypeVar
 
 from amc.errors import EvaluationError, NotFiniteError, ResourceError
 from amc.statistics import Measured
 
+if TYPE_CHECKING:
+    from torch import nn
+
 T = TypeVar("T")
+
+# Higher is better; a `Measured` where the standard error is known.
+Evaluate: TypeAlias = "Callable[[nn.Module], float]"  # network -> score
+Score: TypeAlias = Callable[[tuple[int, ...]], float]  # policy, as keep counts in the decisions' order -> score
 
 LARGEST = 1e15  # absolute value of a score or reward: the agent squares rewards in float32, which ends at 3e38
 LINE = 300  # largest length of a reason, characters

@@ -3,14 +3,17 @@
 Counts in, bounds out. Pure: no torch, no files. docs/accuracy.md explains their use.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from amc.errors import AmcError, EvaluationError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 CONFIDENCE = 0.8  # default; docs/accuracy.md explains why it is not 0.95
 GUARD = 4  # images added to the discordant ones; without any, the bound is then at least the exact test's
@@ -26,7 +29,7 @@ class Measured(float):
     __slots__ = ("standard_error",)
     standard_error: float
 
-    def __new__(cls, score: float, standard_error: float) -> "Measured":
+    def __new__(cls, score: float, standard_error: float) -> Measured:
         if not (math.isfinite(standard_error) and standard_error >= 0):
             raise EvaluationError(f"a standard error is {standard_error}; it must be finite and at least 0")
         measured = super().__new__(cls, score)
@@ -75,6 +78,8 @@ class PairedDrop:
 
 def compare(before: npt.ArrayLike, now: npt.ArrayLike) -> PairedDrop:
     """The drop between two networks. The arguments, bool [N] each, mark the images that each has right."""
+    import numpy as np  # here: the settings name `CONFIDENCE`, and the command line's help does not wait for NumPy
+
     first, second = np.asarray(before, dtype=bool), np.asarray(now, dtype=bool)
     if first.ndim != 1 or first.shape != second.shape:
         raise ValueError(f"answers must be [N] and [N], got {list(first.shape)} and {list(second.shape)}")

@@ -20,6 +20,7 @@ or hostile file cannot demand much memory: at most 1 KiB of float32 per byte.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -97,6 +98,15 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         return _expand(stored, metadata)
     except RunError as error:
         raise RunError(f"weights '{path}' cannot be read: {error}") from None
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the tensors' names, types, shapes and values, in hexadecimal; their order does not count."""
+    made = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        made.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+        made.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return made.hexdigest()
 
 
 def bound(numel: int, kept: npt.ArrayLike, itemsize: int) -> Counts:

@@ -5,10 +5,11 @@ choice would need a split of its own.
 """
 
 from amc.recovery.checkpoint import ResumePoint, resume_point
-from amc.recovery.config import EpochRecord, FineTuneConfig, FineTuneResult, StepRecord
 from amc.recovery.data import ShareableTrainingSet, TrainingSet
 from amc.recovery.optimiser import learning_rate
+from amc.recovery.records import EpochRecord, FineTuneResult, StepRecord
 from amc.recovery.train import DivergenceError, finetune
+from amc.settings import FineTuneConfig
 
 __all__ = [
     "DivergenceError",

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from amc import records
 from amc.errors import RunError
-from amc.recovery.config import EpochRecord
-from amc.recovery.tensors import digest
-from amc.rundir import atomic_write_bytes
+from amc.lines import atomic_write_bytes
+from amc.recovery.records import EpochRecord
+from amc.storage import digest
 
 _KEY = "amc_finetune"
 _BEGIN_ANEW = "give what it was made with, or remove it to begin anew (`amc finetune RUN --restart`)"

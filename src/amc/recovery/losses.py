@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amc.modes import evaluating
-from amc.recovery.config import FineTuneConfig
+from amc.settings import FineTuneConfig
 
 
 class Loss:

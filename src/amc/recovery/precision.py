@@ -10,7 +10,7 @@ from torch import Tensor
 
 from amc.errors import AmcError
 from amc.kernels import RightGradients
-from amc.recovery.config import PrecisionName
+from amc.settings import PrecisionName
 
 _DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -16,15 +16,17 @@ from torch import Tensor, nn
 from amc.errors import AmcError, EvaluationError, NotFiniteError
 from amc.recovery import checkpoint as storage
 from amc.recovery.checkpoint import Position, TrainingState
-from amc.recovery.config import EpochRecord, FineTuneConfig, FineTuneResult, StepRecord
 from amc.recovery.data import Batch, Stream, TrainingSet
 from amc.recovery.ema import MovingAverage
 from amc.recovery.losses import Loss
 from amc.recovery.masks import WeightMasks
 from amc.recovery.optimiser import learning_rate, make_optimiser
 from amc.recovery.precision import Arithmetic
-from amc.recovery.tensors import copy_into_, digest, snapshot, tensors_of
+from amc.recovery.records import EpochRecord, FineTuneResult, StepRecord
+from amc.recovery.tensors import copy_into_, snapshot, tensors_of
 from amc.recovery.workers import Accelerated, Alone, Workers
+from amc.settings import FineTuneConfig
+from amc.storage import digest
 
 VERSION = 1  # of the checkpoint
 

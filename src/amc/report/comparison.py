@@ -6,9 +6,10 @@ from statistics import median
 from typing import Any
 
 from amc.report.figures import baseline_of, best_of, scores_of
-from amc.report.record import Episode, RunRecord
+from amc.report.record import RunRecord, merit
 from amc.report.tables import DASH, format_difference, format_ratio, format_score, part_of
 from amc.report.words import metric_of
+from amc.search import EpisodeRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +71,15 @@ def reward_comparisons(record: RunRecord, *, percent: bool) -> list[Comparison]:
     return lines
 
 
-def _beside(name: str, other: Episode, best: Episode, record: RunRecord, *, percent: bool) -> Comparison:
+def _beside(name: str, other: EpisodeRecord, best: EpisodeRecord, record: RunRecord, *, percent: bool) -> Comparison:
     return Comparison(
         baseline=name,
         score=format_score(other.score, percent=percent),
-        difference=format_difference(other.merit, best.merit, percent=False),
-        ahead=best.merit > other.merit,
+        difference=format_difference(merit(other), merit(best), percent=False),
+        ahead=merit(best) > merit(other),
         detail="",
         left=share_left(other.cost, record),
-        reward=format_score(other.merit, percent=False).replace("-", "−"),
+        reward=format_score(merit(other), percent=False).replace("-", "−"),
     )
 
 

@@ -7,14 +7,15 @@ from markupsafe import Markup
 
 from amc.report.charts import LearningCurve, learning_curve
 from amc.report.drawing import NARROW, WIDE
-from amc.report.record import Episode, RunRecord, ranked
+from amc.report.record import RunRecord, ranked
 from amc.report.tables import part_of, scores_are_fractions
 from amc.report.tradeoff import Point, TradeOff, tradeoff_chart
 from amc.report.words import metric_label, metric_of
 from amc.scores import TOP1, score_of_record
+from amc.search import EpisodeRecord
 
 
-def scores_of(episodes: Iterable[Episode]) -> list[float]:
+def scores_of(episodes: Iterable[EpisodeRecord]) -> list[float]:
     """The scores of the episodes that did not fail."""
     return [episode.score for episode in episodes if episode.score is not None]
 
@@ -93,28 +94,28 @@ def both_widths(chart: LearningCurve | TradeOff, name: str) -> list[Markup]:
 _FRAMES = ((WIDE, "wide"), (NARROW, "narrow"))
 
 
-def best_of(episodes: Iterable[Episode]) -> Episode | None:
+def best_of(episodes: Iterable[EpisodeRecord]) -> EpisodeRecord | None:
     """The episode with the highest reward; None without a reward."""
     best = ranked(episodes)
     return best[0] if best else None
 
 
 def _points(
-    episodes: Iterable[Episode], metric: str, dense: Mapping[str, Any], *, warmup: int = 0
+    episodes: Iterable[EpisodeRecord], metric: str, dense: Mapping[str, Any], *, warmup: int = 0
 ) -> tuple[Point, ...]:
     """The scored episodes, with costs as shares of the dense cost; none if the dense cost is unknown."""
     whole = dense.get(metric)
     if not whole:
         return ()
     return tuple(
-        Point(episode.number, episode.cost[metric] / whole, episode.score, explored=episode.number < warmup)
+        Point(episode.episode, episode.cost[metric] / whole, episode.score, explored=episode.episode < warmup)
         for episode in episodes
         if episode.score is not None and metric in episode.cost
     )
 
 
 def _first(record: RunRecord) -> int:
-    return record.episodes[0].number if record.episodes else 0
+    return record.episodes[0].episode if record.episodes else 0
 
 
 def _planned(record: RunRecord) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from amc.report.charts import describe
 from amc.report.comparison import reward_comparisons, score_comparisons, share_left
 from amc.report.figures import both_widths, is_percent, reward_curve, score_curve, trade_off
-from amc.report.record import Episode, RunRecord
+from amc.report.record import RunRecord
 from amc.report.tables import (
     DASH,
     format_bytes,
@@ -22,6 +22,7 @@ from amc.report.tables import (
 )
 from amc.report.tradeoff import describe_tradeoff
 from amc.report.words import goal_of, is_priced, metric_label, metric_of
+from amc.search import EpisodeRecord
 
 _SHOWN_BEST = 5
 
@@ -90,7 +91,7 @@ def curves(record: RunRecord) -> dict[str, object]:
     curve = reward_curve(record) if priced else score_curve(record)
     trade = trade_off(record) if priced else None
     best = record.best[0] if record.best else None
-    shown = None if best is None else best.merit if priced else best.score
+    shown = None if best is None else best.reward if priced else best.score
     others = [value for value in curve.random if value is not None]
     label = metric_label(metric_of(summary))
     cost = label[:1].upper() + label[1:]
@@ -119,19 +120,19 @@ def best_rows(record: RunRecord) -> list[Row]:
     return [_best_row(episode, record, priced, percent=percent) for episode in record.best[:_SHOWN_BEST]]
 
 
-def _best_row(episode: Episode, record: RunRecord, priced: bool, *, percent: bool) -> Row:
+def _best_row(episode: EpisodeRecord, record: RunRecord, priced: bool, *, percent: bool) -> Row:
     metric = metric_of({**record.config, **record.summary})
     value, share = episode.cost.get(metric), share_left(episode.cost, record)
     cost = format_bytes(value) if metric == "size" else format_count(value)
     cells = [format_score(episode.score, percent=percent), cost if share == DASH else f"{cost} ({share})"]
     if priced:
         cells.append(format_score(episode.reward, percent=False).replace("-", "−"))
-    return Row(str(episode.number), tuple(cells), taken=bool(record.summary) and episode.number == record.chosen)
+    return Row(str(episode.episode), tuple(cells), taken=bool(record.summary) and episode.episode == record.chosen)
 
 
 def trial_rows(record: RunRecord) -> list[Row]:
     """The candidates of the guarantee, in the order of measurement."""
-    cost = {episode.number: share_left(episode.cost, record) for episode in record.episodes}
+    cost = {episode.episode: share_left(episode.cost, record) for episode in record.episodes}
     return [
         Row(
             str(trial.get("episode", DASH)),

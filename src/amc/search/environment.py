@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
-from amc.judging import REWARD, number_of, score_of_policy
+from amc.judging import REWARD, Score, number_of, score_of_policy
 from amc.search.bounds import SURFACE_FLOOR, Bounds, nearest_choice
 from amc.search.problem import IntArray, Problem
 from amc.search.rewards import Outcome, RewardFunction, r_err
@@ -20,7 +20,6 @@ from amc.search.rewards import Outcome, RewardFunction, r_err
 FEATURES = ("t", "n", "c", "h", "w", "stride", "k", "macs", "reduced", "rest", "previous_action")
 
 Observation = npt.NDArray[np.float32]
-Score = Callable[[tuple[int, ...]], float]  # policy -> score; a `Measured` if the standard error is known
 
 
 @dataclass(frozen=True, slots=True)

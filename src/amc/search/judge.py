@@ -3,8 +3,7 @@
 from functools import partial
 
 from amc.errors import AmcError, EvaluationError
-from amc.judging import REWARD, check_resources, guarded, number_of, reason_of, score_of_policy
-from amc.search.environment import Score
+from amc.judging import REWARD, Score, check_resources, guarded, number_of, reason_of, score_of_policy
 from amc.search.journal import EpisodeRecord
 from amc.search.problem import Problem
 from amc.search.rewards import Outcome, RewardFunction

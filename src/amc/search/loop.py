@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from amc.errors import EvaluationError, ResourceError, RunError
+from amc.judging import Score
 from amc.search.baselines import Agent
 from amc.search.bounds import SURFACE_FLOOR, Bounds
-from amc.search.environment import Rollout, Score, roll_out
+from amc.search.environment import Rollout, roll_out
 from amc.search.journal import EpisodeRecord, Journal
 from amc.search.judge import REWARD_FAULT, judged
 from amc.search.problem import Problem
