@@ -137,7 +137,7 @@ def reconciled(
         )
     else:
         reason = "the earlier score is of another session, processor or version"
-    return now, [f"{what} scored {recorded:.6g} before and {now:.6g} when scored again ({reason}); the new score counts"]
+    return now, [f"{what} scored {recorded:.6g} before and {now:.6g} when scored again ({reason}); the new one counts"]
 
 
 def _check_data(path: Path, began: Mapping[str, Any], here: Mapping[str, Any]) -> None:
