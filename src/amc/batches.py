@@ -66,7 +66,7 @@ class Reader:
         tensor = tensor.reshape(1) if tensor.ndim == 0 and count == 1 else tensor
         if tensor.ndim == 0 or len(tensor) != count:
             have = len(tensor) if tensor.ndim else 1
-            raise DataError(f"a batch has {count} images and {have} labels; they must be as many")
+            raise DataError(f"a batch has {count} images and {have} labels; give one label per image")
         return inputs, tensor
 
     def _split(self, batch: Any) -> tuple[Example, Any]:
@@ -109,8 +109,8 @@ class Reader:
         if len(example.args) == 1 and not example.kwargs and len(named) == 1:
             return Example(tuple(named.values()), {}), labels
         raise DataError(
-            f"{self.name} has {_names(batch)}, and which of them the network takes cannot be told from an example "
-            "input without names; give example_input as a dict"
+            f"{self.name} has {_names(batch)}, and an example input without names does not show which of them the "
+            "network takes; give example_input as a dict"
         )
 
     def _of_sequence(self, batch: tuple[Any, ...] | list[Any]) -> tuple[Example, Any]:

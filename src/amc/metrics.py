@@ -97,7 +97,7 @@ class Hits:
         count = _classes(logits)
         if self._top >= count:
             raise EvaluationError(
-                f"the network has {count} classes, of which top-{self._top} is always right; choose score top1"
+                f"the network has {count} classes, so top-{self._top} is always right; choose score top1"
             )
         self._right.append((logits.topk(self._top, dim=1).indices == classes.unsqueeze(1)).any(1))
 

@@ -132,12 +132,12 @@ def reconciled(
         reason = "evaluate gives one network different scores"
     elif refuse:
         raise RunError(
-            f"{what} has score {recorded:.10g} there, and its network scores {now:.10g} now: the record, the data or "
-            "evaluate was changed; restore what was changed, or start a new run"
+            f"{what} has the recorded score {recorded:.10g}, and its network now scores {now:.10g}: the record, the "
+            "data or evaluate was changed; restore it, or start a new run"
         )
     else:
         reason = "the earlier score is of another session, processor or version"
-    return now, [f"{what} scored {recorded:.6g} before and {now:.6g} when scored again ({reason}); the latter counts"]
+    return now, [f"{what} scored {recorded:.6g} before and {now:.6g} when scored again ({reason}); the new one counts"]
 
 
 def _check_data(path: Path, began: Mapping[str, Any], here: Mapping[str, Any]) -> None:

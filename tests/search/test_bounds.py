@@ -141,7 +141,7 @@ def test_surface_is_met_by_exactly_the_policies_that_lie_on_it(problem, floor):
 
 @settings(max_examples=60, deadline=None)
 @given(problems(max_groups=5), st.randoms(use_true_random=False))
-def test_short_lookahead_still_meets_the_surface_if_the_decided_groups_leave_a_way(problem, random):
+def test_short_lookahead_meets_the_surface_if_some_completion_does(problem, random):
     bounds = Bounds(problem, floor=0.9, lookahead=25)
     keep = []
     for step in range(len(problem.decisions)):
@@ -158,7 +158,7 @@ def test_short_lookahead_still_meets_the_surface_if_the_decided_groups_leave_a_w
 
 
 @pytest.mark.parametrize("budget", ["macs<=50%", "macs<=33%", "params<=45%", "macs<=60%,params<=50%"])
-def test_large_problem_lands_in_the_window(budget):
+def test_large_problem_ends_within_the_window(budget):
     problem, _ = residual_problem(27, budget)
     bounds, generator = Bounds(problem), np.random.default_rng(0)
     for _ in range(5):

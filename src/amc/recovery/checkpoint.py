@@ -163,23 +163,23 @@ _HEADER = records.fields(
 )
 
 
-def _check_identity(path: Path, made: Identity, now: Identity) -> None:
-    for name in sorted({*made["config"], *now["config"]}):
-        first, second = made["config"].get(name), now["config"].get(name)
+def _check_identity(path: Path, stored: Identity, now: Identity) -> None:
+    for name in sorted({*stored["config"], *now["config"]}):
+        first, second = stored["config"].get(name), now["config"].get(name)
         if first != second:
             raise RunError(f"'{path}' was made with {name} {first!r}, not {second!r}; {_BEGIN_ANEW}")
     what = {
         "network": "another network, or other weights to start from",
         "masks": "other masks",
         "teacher": "another teacher",
-        "images": f"{made.get('images')} training images or batches, not {now.get('images')}",
-        "steps": f"{made.get('steps')} steps an epoch, not {now.get('steps')}",
-        "device": f"the device {made.get('device')!r}, not {now.get('device')!r}",
-        "processes": f"{made.get('processes')} processes, not {now.get('processes')}",
+        "images": f"{stored.get('images')} training images or batches, not {now.get('images')}",
+        "steps": f"{stored.get('steps')} steps an epoch, not {now.get('steps')}",
+        "device": f"the device {stored.get('device')!r}, not {now.get('device')!r}",
+        "processes": f"{stored.get('processes')} processes, not {now.get('processes')}",
         "version": "another version of amc",
     }
     for name, text in what.items():
-        if made.get(name) != now.get(name):
+        if stored.get(name) != now.get(name):
             raise RunError(f"'{path}' was made with {text}; {_BEGIN_ANEW}")
 
 

@@ -192,4 +192,4 @@ def _stopped(error: ResourceError, episode: int, journal_path: Path | None) -> R
     if journal_path is None:
         return ResourceError(f"{error} in episode {episode}; free some, then start again")
     run = journal_path.parent
-    return ResourceError(f"{error} in episode {episode}; those before it are kept: free some, then resume '{run}'")
+    return ResourceError(f"{error} in episode {episode}; the earlier episodes are kept: free some, then resume '{run}'")
