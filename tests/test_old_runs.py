@@ -20,6 +20,7 @@ from amc.evaluation import Evaluator
 from amc.report import render_report
 from amc.rundir import RunDir
 from amc.search import read_journal
+from amc.settings import SessionConfig
 from amc.stored import check_weights
 from tests.commands import contents
 from tests.fixtures.runs import make, small
@@ -138,11 +139,11 @@ def test_a_fine_tuning_goes_on_or_is_refused_in_one_line(runs: Path, kind: str) 
     """Training depends on every detail of the code, so a checkpoint is one version's own."""
     run, before, refusal = runs / kind, contents(runs / kind), "amc finetune RUN --restart"
     try:
-        jobs.finetune(run, {}, checkpoint_every=2, progress=make.Watch())
+        jobs.finetune(run, session=SessionConfig(checkpoint_every=2), progress=make.Watch())
     except AmcError as error:
         refusal = str(error)
         assert contents(run) == before
-        jobs.finetune(run, {}, restart=True, progress=make.Watch())
+        jobs.finetune(run, session=SessionConfig(restart=True), progress=make.Watch())
     assert "--restart" in refusal
     assert "\n" not in refusal
     tuned = summary(run)["slim"]["score_finetuned"]

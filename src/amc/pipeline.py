@@ -71,7 +71,6 @@ def compress(
     test: Any = None,
     run_dir: str | Path | None = None,
     resume: bool = False,
-    origin: Mapping[str, Any] | None = None,
     observer: Observer | None = None,
     progress: bool = False,
     **settings: Any,
@@ -87,7 +86,6 @@ def compress(
     test: the same for the final figures only; it never steers anything.
     reward (in settings): a name, or a function of an `amc.search.Outcome`.
     run_dir: where to keep the journal and the results; `resume` continues what an earlier call left there.
-    origin: what the command line needs to build the same network and data again; kept in config.json.
     observer: listens while the job runs. The logger `amc` gets the same, if the caller configures logging.
     progress: whether to show a progress bar on stderr.
     settings: fields of `SearchConfig`: budget, method, episodes, seed, and so on.
@@ -97,7 +95,7 @@ def compress(
     reward, config = _own_reward(settings), SearchConfig.of(settings)
     inputs = Inputs(model, example_input, calibration, evaluate, test, reward)
     with listening(observer, progress=progress) as watch, opened(run_dir, resume=resume) as run:
-        return compress_in(run, inputs, config, watch, resume=resume, origin=origin or {})
+        return compress_in(run, inputs, config, watch, resume=resume, origin={})
 
 
 @contextmanager
@@ -134,7 +132,10 @@ def compress_in(
     resume: bool,
     origin: Mapping[str, Any],
 ) -> Result:
-    """`compress` in a directory that is claimed or locked already."""
+    """`compress` in a directory that is claimed or locked already.
+
+    origin: what names the network and the data, for config.json; empty where nothing does.
+    """
     with undisturbed(inputs.model):
         inputs = replace(inputs, model=copy_model(inputs.model))  # plain; the user's own is never run
         if run is not None and resume:
@@ -194,8 +195,8 @@ def _check_config(run: RunDir, config: SearchConfig, model: nn.Module) -> None:
     """RunError unless the run began with these settings and weights."""
     began = run.config()
     check_weights(run, began, model)
-    wanted = SearchConfig.from_json(config.to_json()).to_json()
-    for name, value in settings_of(run, began).to_json().items():
+    wanted = config.to_json()
+    for name, value in settings_of(run).to_json().items():
         if value != wanted[name]:
             raise RunError(
                 f"'{run.path}' was started with {name} {value!r}, not {wanted[name]!r}; "

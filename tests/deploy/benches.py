@@ -1,4 +1,4 @@
-"""Benches whose latency is a known function of the shapes: oracles for everything that is measured."""
+"""Benches whose latency is a known function of the shapes: oracles for measurements."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from amc.modes import evaluating
 
 MACHINE = {"cpu": "an oracle", "architecture": "paper", "cores": 1, "system": "none", "python": "3", "load": 0.0}
 PLACE = Place("onnxruntime", "1.0", 1, "float32", MACHINE)
-CALL_MS = 0.02  # of every call, whatever is called
-BETWEEN_MS = 0.3  # of a whole network, whatever its widths
+CALL_MS = 0.02  # constant cost of every call
+BETWEEN_MS = 0.3  # constant cost of a whole network
 
 Law = Callable[[int, int, int], float]  # channels in, channels out, multiply-accumulates per pair -> ms
 
@@ -33,13 +33,13 @@ def stairs(inputs: int, outputs: int, area: int) -> float:
 
 
 def uneven(inputs: int, outputs: int, area: int) -> float:
-    """Widths that are no multiple of eight are slower than the next one that is."""
+    """Output widths that are not multiples of eight are slower than the next multiple."""
     penalty = 1.3 if outputs % 8 else 1.0
     return penalty * stairs(inputs, outputs, area)
 
 
 class OracleBench:
-    """Sum of the law over the layers, linear ones always smooth; `asked` counts blocks and networks."""
+    """Latency is the sum of the law over the layers, `smooth` for linear ones; `asked` counts the timed networks."""
 
     def __init__(self, law: Law = smooth, *, factor: float = 1.0, place: Place = PLACE, steady: bool = True) -> None:
         self.law, self.factor, self.steady, self.place = law, factor, steady, place
@@ -76,21 +76,21 @@ class OracleBench:
         return {"steady": self.steady, "machine": MACHINE, "networks": records}
 
     def whole(self, module: nn.Module, example_input: Any) -> float:
-        """What the network takes, all told."""
-        found: list[float] = []
+        """Latency of the whole network, in ms."""
+        layer_ms: list[float] = []
 
-        def hear(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        def add(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             if isinstance(layer, nn.Conv2d):
                 area = layer.weight[0, 0].numel() * output[0, 0].numel()
-                found.append(self.law(layer.in_channels // layer.groups, layer.out_channels, area))
+                layer_ms.append(self.law(layer.in_channels // layer.groups, layer.out_channels, area))
             elif isinstance(layer, nn.Linear):
-                found.append(smooth(layer.in_features, layer.out_features, 1))
+                layer_ms.append(smooth(layer.in_features, layer.out_features, 1))
 
-        handles = [layer.register_forward_hook(hear) for layer in module.modules()]
+        handles = [layer.register_forward_hook(add) for layer in module.modules()]
         try:
             with evaluating(module), torch.no_grad():
                 module(example_input)
         finally:
             for handle in handles:
                 handle.remove()
-        return BETWEEN_MS + self.factor * sum(found)
+        return BETWEEN_MS + self.factor * sum(layer_ms)

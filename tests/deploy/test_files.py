@@ -41,7 +41,7 @@ def test_replaces_an_earlier_export(tmp_path: Path, suffixes: tuple[str, ...]) -
 def test_a_file_of_another_kind_is_not_replaced(tmp_path: Path) -> None:
     target = tmp_path / "model.safetensors"
     target.write_text("weights")
-    with pytest.raises(AmcError, match=r"exists and is no earlier export, by its name; give one that ends in \.onnx"):
+    with pytest.raises(AmcError, match=r"by its name, is not an earlier export; give a name that ends in \.onnx"):
         write(target, ONE, "network")
     assert target.read_text() == "weights"
 

@@ -108,10 +108,10 @@ def test_a_block_runs_at_its_widths(copies: int) -> None:
         assert found[0, 0].numel() == spec.positions
 
 
-def test_what_a_call_costs_in_itself_is_taken_out() -> None:
+def test_block_times_exclude_the_cost_of_the_call_itself() -> None:
     block = Block("conv", (8, 8), (3, 3), (1, 1), (1, 1), (1, 1))
-    found = block_times([(block, 16, 24), (block, 8, 8)], OracleBench(smooth))
-    assert found == pytest.approx([smooth(16, 24, 576), smooth(8, 8, 576)])
+    times = block_times([(block, 16, 24), (block, 8, 8)], OracleBench(smooth))
+    assert times == pytest.approx([smooth(16, 24, 576), smooth(8, 8, 576)])
 
 
 @pytest.mark.parametrize(("law", "expected"), [(smooth, 1), (stairs, 8)])
@@ -139,7 +139,9 @@ def test_few_widths_are_enough_for_a_smooth_law(folder: Path) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.data(), st.sampled_from([smooth, stairs, uneven]))
-def test_latency_never_falls_with_a_keep_count_and_is_the_same_in_any_company(data: st.DataObject, law: object) -> None:
+def test_latency_never_falls_with_a_keep_count_and_does_not_depend_on_the_batch(
+    data: st.DataObject, law: object
+) -> None:
     found = tables()[law]  # type: ignore[index]
     keep = [data.draw(st.sampled_from(options)) for options in decisions()]
     more = [
@@ -174,11 +176,11 @@ def test_every_episode_under_a_latency_budget_holds_it_by_the_table(fraction: fl
 
 
 def test_a_table_is_measured_once_and_taken_from_the_cache_after_that(folder: Path) -> None:
-    first, said = network(stairs, folder=folder), list[str]()
+    first, warnings = network(stairs, folder=folder), list[str]()
     bench = OracleBench(stairs)
-    second = network(folder=folder, bench=bench, warn=said.append)
+    second = network(folder=folder, bench=bench, warn=warnings.append)
     assert bench.asked == {"blocks": 0, "networks": 0}
-    assert said == []
+    assert warnings == []
     assert second.table == first.table
     keep = np.array([options[0] for options in decisions()])
     assert second.cost(keep) == first.cost(keep)
@@ -186,12 +188,14 @@ def test_a_table_is_measured_once_and_taken_from_the_cache_after_that(folder: Pa
     assert read_table(file) == first.table
 
 
-def test_a_new_version_of_the_runtime_is_told_and_measured_again(folder: Path) -> None:
+def test_a_table_of_another_runtime_version_is_measured_again_with_a_warning(folder: Path) -> None:
     network(stairs, folder=folder)
-    bench, said = OracleBench(stairs).version("1.1"), list[str]()
-    network(folder=folder, bench=bench, warn=said.append)
+    bench, warnings = OracleBench(stairs).version("1.1"), list[str]()
+    network(folder=folder, bench=bench, warn=warnings.append)
     assert bench.asked["blocks"] > 0
-    assert said == ["the latency table was measured with onnxruntime 1.0, now there is 1.1; measuring it again"]
+    assert warnings == [
+        "the latency table was measured with onnxruntime 1.0, but the version is now 1.1; measuring it again"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -207,26 +211,26 @@ def test_a_new_version_of_the_runtime_is_told_and_measured_again(folder: Path) -
         lambda text: json.dumps(json.loads(text) | {"step": "3 or so"}),
     ],
 )  # fmt: skip
-def test_a_damaged_or_foreign_table_is_told_and_measured_again(folder: Path, damage: object) -> None:
+def test_a_damaged_or_foreign_table_is_measured_again_with_a_warning(folder: Path, damage: object) -> None:
     network(stairs, folder=folder)
     (file,) = (folder / "latency").iterdir()
     good = file.read_text()
     file.write_text(damage(good))  # type: ignore[operator]
-    bench, said = OracleBench(stairs), list[str]()
-    network(folder=folder, bench=bench, warn=said.append)
+    bench, warnings = OracleBench(stairs), list[str]()
+    network(folder=folder, bench=bench, warn=warnings.append)
     assert bench.asked["blocks"] > 0
-    assert len(said) == 1
-    assert said[0].endswith("measuring it again")
-    assert str(file) in said[0]
+    assert len(warnings) == 1
+    assert warnings[0].endswith("measuring it again")
+    assert str(file) in warnings[0]
     assert json.loads(file.read_text())["blocks"] == json.loads(good)["blocks"]
 
 
-def test_a_cache_that_cannot_be_written_costs_nothing_but_a_word(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_only_causes_a_warning(tmp_path: Path) -> None:
     (tmp_path / "latency").write_text("in the way")
-    said: list[str] = []
-    assert network(stairs, folder=tmp_path, warn=said.append).dense_ms > 0
-    assert len(said) == 1
-    assert said[0].startswith("the latency table is not kept for later: ")
+    warnings: list[str] = []
+    assert network(stairs, folder=tmp_path, warn=warnings.append).dense_ms > 0
+    assert len(warnings) == 1
+    assert warnings[0].startswith("the latency table is not kept for later: ")
 
 
 def test_the_key_changes_with_whatever_latency_depends_on() -> None:
@@ -246,27 +250,27 @@ def test_the_key_changes_with_whatever_latency_depends_on() -> None:
     assert key(model, decisions(), torch.zeros(1, 3, 13, 13)) != usual
 
 
-def test_a_resumed_search_takes_its_own_table_or_says_why_not(tmp_path: Path, folder: Path) -> None:
+def test_a_resumed_search_uses_its_own_table_or_raises_run_error(tmp_path: Path, folder: Path) -> None:
     first = network(stairs, folder=folder)
     stored = tmp_path / "latency-table.json"
     stored.write_text(json.dumps(first.table.to_json()))
     bench = OracleBench(stairs)
     assert network(bench=bench, stored=stored).table == first.table
     assert bench.asked == {"blocks": 0, "networks": 0}
-    with pytest.raises(RunError, match=r"started with onnxruntime 1\.0, now there is onnxruntime 1\.1; install"):
+    with pytest.raises(RunError, match=r"started with onnxruntime 1\.0, but the runtime is now onnxruntime 1\.1"):
         network(bench=bench.version("1.1"), stored=stored)
     stored.write_text(json.dumps(first.table.to_json() | {"network": "0" * 16}))
     with pytest.raises(RunError, match="the table of another network"):
         network(bench=bench, stored=stored)
     stored.write_text("{")
     with pytest.raises(
-        RunError, match=r"is not valid JSON in line 1 .*; the search cannot go on without its own table"
+        RunError, match=r"is not valid JSON in line 1 .*; the search cannot continue without its own table"
     ):
         network(bench=bench, stored=stored)
 
 
 def test_latencies_that_do_not_follow_the_table_are_refused() -> None:
-    with pytest.raises(NoiseError, match="latency cannot be told on this machine: smaller networks are no faster"):
+    with pytest.raises(NoiseError, match="cannot be measured reliably on this machine: smaller networks are no faster"):
         network(bench=OracleBench(smooth, factor=-0.001))
     sums = np.array([[3.0, 0, 0], [2.0, 0, 0], [1.0, 0, 0]])
     found = fit(sums, np.array([7.0, 5.0, 3.0]))
@@ -286,7 +290,7 @@ class Wide(nn.Module):
 
 
 class CachedBench(OracleBench):
-    """Whatever has more than 200,000 weights waits for those beyond; a block alone does, with all of its copies."""
+    """Weights beyond 200,000 cause waiting: those of a whole network, or of all copies of a single block."""
 
     def _block(self, run: Run) -> float:
         weights = run.copies * run.block.weights(run.inputs, run.outputs) if isinstance(run, BlockRun) else 0
@@ -307,7 +311,7 @@ def test_waiting_for_weights_is_learnt_from_whole_networks_and_not_from_blocks(f
     choices, build = [decision.choices for decision in method.decisions], method.builder(None).build
     found = latency_table(model, structure, example, choices, build, bench, folder=folder)
     assert max(9 * a * b for name, a, b in found.table.times if "k3x3" in name) <= CACHED_WEIGHTS
-    assert waiting(590_000) > 0.4 * found.dense_ms  # it is no small matter
+    assert waiting(590_000) > 0.4 * found.dense_ms  # waiting is a large share of the latency
     assert abs(found.errors).mean() < 0.03  # the cache's size lies between two knots
     assert abs(found.errors).max() < 0.1
     assert np.count_nonzero(found.cost.correction.slopes[2:]) > 0
@@ -317,22 +321,22 @@ def test_waiting_for_weights_is_learnt_from_whole_networks_and_not_from_blocks(f
 
 
 def test_the_least_and_the_dense_network_are_checked_before_any_block_is_measured(folder: Path) -> None:
-    bench, told = OracleBench(smooth), list[float]()
+    bench, checked = OracleBench(smooth), list[float]()
 
     def check(dense_ms: float, least_ms: float) -> None:
-        told.extend((dense_ms, least_ms))
+        checked.extend((dense_ms, least_ms))
         raise BudgetError("out of reach")
 
     with pytest.raises(BudgetError, match="out of reach"):
         network(bench=bench, folder=folder, check=check)
     build = made()[2].builder(None).build
     ends = [[options[end] for options in decisions()] for end in (-1, 0)]
-    assert told == pytest.approx([bench.whole(build(keep), EXAMPLE) for keep in ends])
+    assert checked == pytest.approx([bench.whole(build(keep), EXAMPLE) for keep in ends])
     assert bench.asked["blocks"] == 5  # the step's probes
     assert not list(folder.glob("**/*.json"))
 
 
-def test_a_table_that_predicts_badly_is_told(folder: Path) -> None:
+def test_a_table_that_predicts_badly_causes_a_warning(folder: Path) -> None:
     class Unsteady(OracleBench):
         def networks(self, *arguments: Any) -> dict[str, Any]:
             record = super().networks(*arguments)
@@ -340,19 +344,19 @@ def test_a_table_that_predicts_badly_is_told(folder: Path) -> None:
                 entry |= {"latency_ms": entry["latency_ms"] * (1 + 0.3 * (index % 2)), "spread": 0.1}
             return record
 
-    told: list[str] = []
+    warnings: list[str] = []
     for _ in range(2):  # measured, and from the cache
-        found = network(bench=Unsteady(smooth), folder=folder, warn=told.append)
-    assert len(told) == 2
-    assert re.match(r"the latency table is uncertain: it is off by up to \d\d%, and 26 of the 26 networks", told[0])
-    assert found.summary()["unsteady"] == 26
-    assert abs(found.errors).max() > 0.12
-    network(bench=OracleBench(smooth), folder=folder / "other", warn=told.append)
-    assert len(told) == 2
+        latency = network(bench=Unsteady(smooth), folder=folder, warn=warnings.append)
+    assert len(warnings) == 2
+    assert re.match(r"the latency table is uncertain: it is off by up to \d\d%, and 26 of the 26 networks", warnings[0])
+    assert latency.summary()["unsteady"] == 26
+    assert abs(latency.errors).max() > 0.12
+    network(bench=OracleBench(smooth), folder=folder / "other", warn=warnings.append)
+    assert len(warnings) == 2
 
 
 class Board:
-    """A device that takes as long as its files have bytes."""
+    """A device whose latency in ms is the number of bytes of the model's files."""
 
     def __init__(self, runtimes: dict[str, str]) -> None:
         self.info = DeviceInfo("0.1.0", MACHINE, runtimes, 1 << 30, 300.0)
@@ -395,7 +399,7 @@ def test_onnx_runtime_times_blocks_and_networks() -> None:
 
 
 def test_recurrent_layers_and_stacks_of_matrices_are_no_blocks() -> None:
-    """What the table cannot measure by itself belongs to the rest of the network; a plain product is a linear layer."""
+    """The table's correction contains these layers; a plain matrix product is a linear block."""
     model = Recogniser(bidirectional=True).eval()
     blocks = blocks_of(model, inspect(model, torch.zeros(1, 1, 8, 7)))
     assert [block.layer for block in blocks] == ["first", "second", "head"]

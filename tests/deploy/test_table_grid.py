@@ -37,18 +37,18 @@ def axes(step: int) -> st.SearchStrategy[Axis]:
 
 
 @given(st.sampled_from([1, 4, 8, 16]).flatmap(axes), st.integers(2, 12))
-def test_an_axis_covers_its_range_with_few_places_and_nodes(axis: Axis, points: int) -> None:
-    places, nodes = axis.places, axis.nodes(points)
-    assert (places[0], places[-1]) == (axis.low, axis.high)
-    assert (np.diff(places) > 0).all()
-    assert len(places) <= CELLS + 1
+def test_an_axis_covers_its_range_with_few_widths_and_nodes(axis: Axis, points: int) -> None:
+    widths, nodes = axis.widths, axis.nodes(points)
+    assert (widths[0], widths[-1]) == (axis.low, axis.high)
+    assert (np.diff(widths) > 0).all()
+    assert len(widths) <= CELLS + 1
     assert 1 <= len(nodes) <= points
     assert nodes[-1] == axis.effective(axis.high)
     assert nodes[0] == axis.effective(axis.low)
     assert all(axis.low <= node <= axis.high for node in nodes)
-    effective = axis.effective(places)
+    effective = axis.effective(widths)
     assert (np.diff(effective) >= 0).all()
-    assert (effective >= np.minimum(places, axis.high)).all()
+    assert (effective >= np.minimum(widths, axis.high)).all()
 
 
 def test_stairs_are_multiples_of_the_step() -> None:
@@ -58,23 +58,23 @@ def test_stairs_are_multiples_of_the_step() -> None:
     assert Axis(8, 100, 4, 1).nodes(3) in {(8, 52, 100), (8, 56, 100)}
 
 
-def test_a_bilinear_law_is_met_everywhere_from_its_corners() -> None:
-    """t = a * in * out + b * out is linear in each width, so four nodes say it all."""
+def test_a_bilinear_law_is_interpolated_exactly_from_its_corners() -> None:
+    """t = a * in * out + b * out is linear in each width, so four nodes determine it."""
     inputs, outputs = Axis(8, 64, 1, 1), Axis(16, 128, 1, 1)
     times = {(a, b): smooth(a, b, 100) for a in (8, 64) for b in (16, 128)}
     table = lookup(inputs, outputs, times)
-    expected = [[smooth(a, b, 100) for b in outputs.places.tolist()] for a in inputs.places.tolist()]
+    expected = [[smooth(a, b, 100) for b in outputs.widths.tolist()] for a in inputs.widths.tolist()]
     assert table == pytest.approx(np.array(expected))
 
 
-def test_a_staircase_is_met_everywhere_once_its_step_is_known() -> None:
+def test_a_staircase_with_a_known_step_is_interpolated_exactly() -> None:
     axis = Axis(8, 64, 1, 8)
     times = {(a, b): stairs(a, b, 100) for a in axis.nodes(99) for b in axis.nodes(99)}
-    expected = [[stairs(a, b, 100) for b in axis.places.tolist()] for a in axis.places.tolist()]
+    expected = [[stairs(a, b, 100) for b in axis.widths.tolist()] for a in axis.widths.tolist()]
     assert lookup(axis, axis, times) == pytest.approx(np.array(expected))
 
 
-def test_a_wide_axis_rounds_up_to_its_next_place() -> None:
+def test_a_wide_axis_has_a_larger_spacing() -> None:
     axis = Axis(100, 2148, 1, 1)
-    assert axis.pitch == 16
-    assert len(axis.places) == CELLS + 1
+    assert axis.spacing == 16
+    assert len(axis.widths) == CELLS + 1

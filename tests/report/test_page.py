@@ -27,7 +27,7 @@ def test_full_run_shows_budget_scores_and_baselines(tmp_path: Path) -> None:
     assert "Score, test split 87.90% 75.71% 85.74% −2.16 points" in text
     assert "2 of 100 episodes failed" in text
     assert "The first 25 episodes were warm-up." in text
-    assert "The test split chose nothing." in text
+    assert "Nothing was chosen on the test split." in text
     assert "uniform policy 72.36%" in text
     assert "best of 100 random policies" in text
     assert "5 0.4 0.01 86.00%" in text  # the last epoch of fine-tuning

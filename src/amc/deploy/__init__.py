@@ -1,4 +1,4 @@
-"""From a network to a file that a runtime loads, and to its latency there."""
+"""Exports networks to files that runtimes load, and measures their latency there."""
 
 from amc.deploy.export import Export, export_network
 from amc.deploy.extras import MissingExtraError

@@ -1,4 +1,4 @@
-"""A network -> a file that a runtime loads, checked before it is in its place."""
+"""Exports a network to a file that a runtime loads; the file is checked before it replaces an earlier one."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from amc.errors import AmcError
 from amc.modes import evaluating
 from amc.structure.copying import copy_model, undisturbed
 
-_CHECKED_BATCHES = (1, 3)  # of a file with a dynamic batch
-_REAL_EXAMPLES = 8
+_CHECKED_BATCHES = (1, 3)  # batch sizes on which a file with a dynamic batch is checked
+_REAL_EXAMPLES = 8  # largest number of real examples on which a file is checked
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What was written, and what it was checked against."""
+    """The result of an export: its files, and how they were checked."""
 
     format: str
     path: str
@@ -36,15 +36,15 @@ class Export:
     bytes: int  # of all files
     half: bool  # weights in 16 bits
     dynamic_batch: bool
-    max_batch: int | None  # of a dynamic batch; None: any
+    max_batch: int | None  # largest dynamic batch; None: any
     input_shapes: tuple[tuple[int, ...], ...]  # one for each input; the batch first
     checked_with: str  # runtime and version
-    errors: dict[str, float]  # random, real, batch (of a dynamic one's sizes) -> largest difference over largest output
+    errors: dict[str, float]  # random | real | batch (dynamic batch sizes) -> largest difference over largest output
     tolerance: float
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """For machines."""
+        """The fields as JSON values."""
         return asdict(self)
 
 
@@ -59,25 +59,26 @@ def export_network(
     sparse: bool = False,
     real: Any = None,
 ) -> Export:
-    """Write `module` to `path` and check it on random inputs, and on `real` ones if given.
+    """Write `module` to `path`, and check the file on random inputs and, if given, on `real` inputs.
 
-    `path`: a file; for formats of several files a directory, which then holds model.*. `half`: weights in 16
-    bits. `sparse`: zeros are not stored (litert). `dynamic`: batches of any size; None: where the format has them
-    at no cost and the network allows it. An earlier export is replaced only once the new one has passed; the
-    module is left as it was.
-    AmcError: unknown format, missing package, an operator the format does not have, what comes out differs.
+    path: a file; for a format with several files, a directory that will hold model.*.
+    half: store weights in 16 bits. sparse: do not store zeros (litert only).
+    dynamic: accept batches of any size; None: only if the format supports this at no cost and the network allows it.
+    An earlier export is replaced only after the new one has passed the check. The module is not changed.
+    Raises AmcError for an unknown format, a missing package, an operator that the format does not have, or a file whose
+    outputs differ from the network's.
     """
     begin = time.perf_counter()
     target, inputs, chosen = Path(path), inputs_of(example_input), get_format(format, sparse=sparse)
     own, module = module, on_cpu(module)
-    version = get_runtime(chosen.runtime).version()  # a missing package is found before anything is written
+    version = get_runtime(chosen.runtime).version()  # reports a missing package before any file is written
     _refuse_impossible(chosen, half=half, dynamic=dynamic)
     inputs = with_batch(inputs, 1) if chosen.batch_one else inputs
     cases = _cases(inputs, inputs_of(real) if real is not None else None)
-    wish = dynamic if dynamic is not None else chosen.max_batch is None
+    requested = dynamic if dynamic is not None else chosen.max_batch is None
     with undisturbed(own), evaluating(module), replacing(target, chosen.suffixes) as paths:
         errors = None
-        if wish:
+        if requested:
             errors = _written(chosen, module, inputs, paths, cases, half=half, dynamic=True, needed=bool(dynamic))
         is_dynamic = errors is not None
         if errors is None:
@@ -96,7 +97,7 @@ def write_checked(
     chosen: Format, module: nn.Module, inputs: Tensors, paths: Sequence[Path], cases: Cases, *,
     half: bool, dynamic: bool, threads: int = 1,
 ) -> dict[str, float]:  # fmt: skip
-    """Write and compare, on so many threads; for ONNX by the second exporter where the first one's file is wrong."""
+    """Write the files and check them on `threads` threads. For ONNX, a failed check leads to the second exporter."""
     writers: list[Callable[[], None]] = [
         lambda: chosen.write(copy_model(module), cloned(inputs), paths, dynamic=dynamic, half=half),
     ]
@@ -118,7 +119,7 @@ def write_checked(
 
 
 def tolerance_of(half: bool) -> float:
-    """Largest error that passes."""
+    """Largest error that the check accepts."""
     return TOLERANCE_HALF if half else TOLERANCE
 
 
@@ -126,7 +127,7 @@ def _written(
     chosen: Format, module: nn.Module, inputs: Tensors, paths: Sequence[Path], cases: Cases, *,
     half: bool, dynamic: bool, needed: bool,
 ) -> dict[str, float] | None:  # fmt: skip
-    """Errors of a file that passed; None where it did not and is not `needed`."""
+    """Write and check the files; returns the errors, or None if this fails and the files are not `needed`."""
     every = {**cases, **_batches(inputs, chosen.max_batch)} if dynamic else cases
     try:
         return write_checked(chosen, module, inputs, paths, every, half=half, dynamic=dynamic)
@@ -138,7 +139,7 @@ def _written(
 
 
 def _cases(inputs: Tensors, real: Tensors | None) -> dict[str, Tensors]:
-    """Inputs to compare on, in batches of the size of the example's."""
+    """Inputs for the check, in batches of the example's size."""
     cases = {"random": random_like(inputs)}
     if real is not None:
         batch = len(inputs[0])
@@ -153,7 +154,7 @@ def _batches(inputs: Tensors, most: int | None) -> dict[str, Tensors]:
 
 
 def _by_kind(errors: dict[str, float]) -> dict[str, float]:
-    """`real 0`, `real 1` … -> the largest of them as `real`."""
+    """The largest error of each kind of input: `real 0`, `real 1` … become `real`."""
     kinds = dict.fromkeys(name.split()[0] for name in errors)
     return {kind: max(value for name, value in errors.items() if name.split()[0] == kind) for kind in kinds}
 

@@ -14,7 +14,7 @@ class MissingExtraError(AmcError):
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import `module`; MissingExtraError, with the command that brings it, where that fails."""
+    """Import `module`; MissingExtraError, with the command that installs it, if the import fails."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -26,7 +26,7 @@ def require(module: str, extra: str) -> ModuleType:
 
 
 def version_of(distribution: str, extra: str) -> str:
-    """Version of an installed distribution; MissingExtraError where there is none."""
+    """Version of a distribution; MissingExtraError if it is not installed."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError as error:

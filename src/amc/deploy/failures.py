@@ -1,4 +1,4 @@
-"""Whatever a converter raised -> one line that names the operator and where in the network it is."""
+"""Turns a converter's exception into one line that names the operator and its place in the network."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from amc.deploy.tensors import Tensors
 from amc.errors import AmcError, ModelError
 from amc.structure.trace import inference
 
-# How converters write operators: aten::roll, aten.roll.default, torch.ops.aten.roll.default, 'prims.foo'.
+# Converters' spellings of operators: aten::roll, aten.roll.default, torch.ops.aten.roll.default, 'prims.foo'.
 _OPERATOR = re.compile(r"\b(?:torch\.ops\.)?(aten|prims|torchvision|quantized)(?:::|\.)(\w+)")
 
-# What they say of one that they do not have.
+# Converters' messages about an operator that they do not support.
 _LACKING = re.compile(r"not support|unsupported|not found|no onnx function|missing out variant|not in core aten", re.I)
 
 
@@ -27,7 +27,7 @@ class ConversionError(ModelError):
 
 @contextmanager
 def explained(format_name: str, module: nn.Module, inputs: Tensors) -> Iterator[None]:
-    """Anything that the block raises becomes a ConversionError; the user's own mistakes pass through."""
+    """Exceptions of the block become ConversionErrors; AmcError, OSError and MemoryError pass through."""
     try:
         yield
     except (AmcError, OSError, MemoryError):
@@ -47,27 +47,27 @@ def unsupported(format_name: str, module: nn.Module, inputs: Tensors, operator: 
 
 
 def find_operator(text: str) -> str | None:
-    """The first operator that a message names, as `aten.roll`; None where it names none."""
+    """The first operator in a message, such as `aten.roll`; None if the message names no operator."""
     match = _OPERATOR.search(text)
     return f"{match[1]}.{match[2]}" if match else None
 
 
 def _explanation(format_name: str, module: nn.Module, inputs: Tensors, error: Exception) -> str:
     text = str(error)
-    found = find_operator(text)
-    if found and _LACKING.search(text):
-        return str(unsupported(format_name, module, inputs, found))
+    operator = find_operator(text)
+    if operator and _LACKING.search(text):
+        return str(unsupported(format_name, module, inputs, operator))
     reason = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     return f"{type(module).__name__} cannot be written as {format_name}: {reason[:300]}"
 
 
 def _module_of(module: nn.Module, inputs: Tensors, operator: str) -> str | None:
-    """Path of the submodule that calls the operator first; None where torch.export cannot say."""
+    """Path of the first submodule that calls the operator; None if torch.export cannot tell."""
     name = operator.partition(".")[2]
     try:
         with inference(module), silenced():
             graph = torch.export.export(module, inputs, strict=False).graph
-    except Exception:  # only for the message: the network may be one that nothing can trace
+    except Exception:  # the path is optional, and torch.export may be unable to trace the network
         return None
     for node in graph.nodes:
         target = str(node.target).removeprefix("aten.").partition(".")[0]

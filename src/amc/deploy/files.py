@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written and checked under another name beside their place, then renamed."""
+"""Writes files atomically: they are written and checked under another name in the same folder, then renamed."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from amc.errors import AmcError
 
 
 def target_files(path: Path, suffixes: Sequence[str]) -> list[Path]:
-    """Where the files of an export at `path` lie: `path` itself, or for several files model.* in the folder `path`."""
+    """The paths of an export's files: `path` itself, or for several files model.* in the folder `path`."""
     return [path] if len(suffixes) == 1 else [path / f"model{suffix}" for suffix in suffixes]
 
 
 @contextmanager
 def replacing(path: Path, suffixes: Sequence[str]) -> Iterator[list[Path]]:
-    """Yields where to write an export's files; after the block they are at `path`, replacing an earlier export.
+    """Yields temporary paths for an export's files. After the block the files replace an earlier export at `path`.
 
-    One file is replaced by a rename. Several go into a folder, which is renamed as one, so that the files of two
-    exports never mix; should the machine stop in that very moment, the earlier folder lies beside it. If the block
-    raises, everything is as it was, but for folders made on the way to `path`. AmcError where `path` is taken by
-    something that is no export.
+    A single file is replaced by a rename. Several files share a folder, which is renamed as a whole, so the files of
+    two exports never mix. If the machine stops during this rename, the earlier folder remains beside `path`. If the
+    block raises, nothing changes, except that parent folders of `path` may have been created. Raises AmcError if `path`
+    exists and is not an export.
     """
     names = [file.name for file in target_files(path, suffixes)]
     _refuse_foreign(path, names if len(suffixes) > 1 else None, suffixes[0])
@@ -36,7 +36,7 @@ def replacing(path: Path, suffixes: Sequence[str]) -> Iterator[list[Path]]:
         for name in names:
             _sync(folder / name)
         if len(names) == 1:
-            (folder / names[0]).chmod(0o644)  # some converters write files as programs
+            (folder / names[0]).chmod(0o644)  # some converters write executable files
             (folder / names[0]).replace(path)
         else:
             for other in set(folder.iterdir()) - {folder / name for name in names}:
@@ -53,14 +53,16 @@ def _refuse_foreign(path: Path, names: list[str] | None, suffix: str) -> None:
         if path.is_dir():
             raise AmcError(f"'{path}' is a directory; give the name of a file")
         if path.exists() and path.suffix not in ("", suffix):
-            raise AmcError(f"'{path}' exists and is no earlier export, by its name; give one that ends in {suffix}")
+            raise AmcError(
+                f"'{path}' exists and, judging by its name, is not an earlier export; give a name that ends in {suffix}"
+            )
     elif path.exists() and (not path.is_dir() or {part.name for part in path.iterdir()} - set(names)):
         raise AmcError(f"'{path}' exists and is not an earlier export; give another directory")
 
 
 def _swap(folder: Path, path: Path) -> None:
-    """Rename `folder` to `path`; what was there comes back if that fails."""
-    folder.chmod(0o755)  # mkdtemp makes folders for its owner alone
+    """Rename `folder` to `path`; an earlier folder at `path` is restored if that fails."""
+    folder.chmod(0o755)  # mkdtemp's folders are readable by their owner only
     if not path.exists():
         folder.rename(path)
         return
@@ -75,7 +77,7 @@ def _swap(folder: Path, path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """See a file, or a folder's entries, on the disk; file systems that cannot sync a folder lose only promptness."""
+    """Sync a file, or a folder's entries, to the disk. Some file systems cannot sync folders; they only write later."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         if path.is_dir():

@@ -1,4 +1,4 @@
-"""Networks -> their latency on a runtime, with everything that the figure depends on written beside it."""
+"""Measures networks on a runtime; the record also holds everything that the latencies depend on."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from amc.judging import message_of
 
 
 def format_for(runtime: str, *, threads: int, batch: int, half: bool) -> Format:
-    """The format of the files that a runtime is timed with; AmcError where it does not have these options."""
+    """The file format that a runtime is timed with; AmcError if the format does not support these options."""
     if threads < 1 or batch < 1:
         raise AmcError(f"threads and batch must be at least 1, got {threads} and {batch}")
     chosen = get_format(get_runtime(runtime).format)
@@ -43,13 +43,13 @@ def format_for(runtime: str, *, threads: int, batch: int, half: bool) -> Format:
 def prepared(
     module: nn.Module, example_input: Any, runtime: str, *, threads: int = 1, batch: int = 1, half: bool = False
 ) -> Iterator[tuple[Session, Tensors, int]]:
-    """`module` loaded by `runtime`: a session, inputs for it, and the bytes of its files (0 for eager).
+    """Load `module` into `runtime`; yields a session, its inputs, and the bytes of its files (0 for eager).
 
-    The session has been checked against PyTorch on those inputs: what gets timed is the right network.
+    The session's outputs on these inputs have been checked against PyTorch's.
     """
     chosen = format_for(runtime, threads=threads, batch=batch, half=half)
     engine, module = get_runtime(runtime), on_cpu(module)
-    engine.version()  # says which package is missing
+    engine.version()  # raises an error that names a missing package
     inputs = random_like(with_batch(inputs_of(example_input), batch))
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder, f"model{suffix}") for suffix in chosen.suffixes]
@@ -77,11 +77,11 @@ def latency(
     half: bool = False,
     settings: MeasureSettings | None = None,
 ) -> dict[str, Any]:
-    """Time the networks in alternation; every one after the first is compared with the first.
+    """Time the networks in alternation; every other network is compared with the first one.
 
-    The record: runtime, runtime_version, threads, batch, precision, machine, settings, seconds, busy (others were
-    using the machine: latencies may be too high), steady (as precise as claimed), and in `networks` by name:
-    file_bytes, the fields of `Timing`, and those of `Comparison` with the first.
+    The record: runtime, runtime_version, threads, batch, precision, machine, settings, seconds, busy (other processes
+    used the machine, so latencies may be too high), steady (as precise as claimed), and in `networks` by name:
+    file_bytes, the fields of `Timing`, and those of the `Comparison` with the first network.
     """
     with ExitStack() as stack:
         loaded = {}
@@ -103,9 +103,9 @@ def latency_of_files(
     half: bool = False,
     settings: MeasureSettings | None = None,
 ) -> dict[str, Any]:
-    """Time networks that lie in files (in the order of the format's suffixes), each with inputs to run it on.
+    """Time networks from files; `models`: name -> (paths in the order of the format's suffixes, inputs).
 
-    The same record as `latency`; RuntimeFailure, naming the network, for a file that does not load or run.
+    Returns the record of `latency`. Raises RuntimeFailure, naming the network, if a file does not load or run.
     """
     for _, inputs in models.values():
         format_for(runtime, threads=threads, batch=len(inputs[0]) if inputs[0].dim() else 1, half=half)

@@ -1,21 +1,22 @@
-"""How long does a call take? Medians of rounds, networks in alternation, and an honest word on noise.
+"""Measures the latency of calls: many short rounds, networks in alternation, and an estimate of the noise.
 
-Other processes, caches and the processor's clock only ever make a call slower, and they come and go within
-seconds. So every network runs in many short rounds, all networks in turn, forwards and backwards; a round gives the
-median of its calls, and the best round is the latency. How far it can be trusted, the next best rounds say: the spread
-is how much slower than the best the third best round is.
+Other processes, caches and the processor's clock only make a call slower, and they change within seconds. Therefore
+every network runs in many short rounds. Each round runs all networks in turn, alternately forwards and backwards. A
+round's result is the median of its calls. The latency is the result of the best round. The spread says how reliable
+the latency is: it is how much slower the third best round is than the best round.
 
-A call that loses the processor to another process is not counted, where its round has enough others: such calls
-would not make every network slower alike, but those above all that take longer than the kernel's time slice. A
-network that never gets three whole calls in each of three rounds is not steady.
+A call that loses the processor to another process is not counted if its round has enough other calls. Such calls
+would distort comparisons, because they mostly slow down networks that run longer than the kernel's time slice. A
+network is not steady unless three of its rounds have three uninterrupted calls each.
 
-Two networks have two ratios: that of their best rounds, and the median of the ratios within each round, where both met
-the same conditions. On a quiet machine they agree; on a busy one the first jumps when only one of the two ever had a
-quiet round, and the second leans towards whichever suffers less. The first is reported; its uncertainty is the two
-spreads and the gap between the ratios, and no difference within it is called one. While a spread or the uncertainty
-is above what is claimed, more rounds are run, up to a limit; after that it is reported as not steady.
+Two networks have two ratios: the ratio of their best rounds, and the median of the ratios within each round. On a
+quiet machine the two ratios agree. On a busy machine the first ratio jumps if only one network had a quiet round, and
+the second ratio favours the network that the other load affects less. The first ratio is reported. Its uncertainty is
+the sum of the two spreads and the gap between the ratios; a difference within the uncertainty is undecided. While a
+spread or an uncertainty exceeds the claimed precision, more rounds are run, up to a time limit. After that the
+measurement is reported as not steady.
 
-Pure, but for the clock.
+Pure, except for the clock.
 """
 
 from __future__ import annotations
@@ -31,23 +32,23 @@ from typing import Any
 
 from amc.errors import AmcError
 
-_LEAST_CALLS = 3  # a median of fewer is none
+_LEAST_CALLS = 3  # a median needs at least three values
 _MOST_CALLS = 1000
-_WHOLE = 0.99  # share of a call's time that it must have had the processor
-_SUPPORT = 3  # rounds that must agree on the best
-_PARTS = 3  # that a ratio's uncertainty adds up from: two spreads and a gap
-_MORE = 5  # rounds added at a time while the spread is too large
+_WHOLE = 0.99  # a call counts as uninterrupted if it had the processor for at least this share of its time
+_SUPPORT = 3  # number of best rounds that must agree
+_PARTS = 3  # terms of a ratio's uncertainty: two spreads and one gap
+_MORE = 5  # rounds that are added together while the spread is too large
 
 
 @dataclass(frozen=True, slots=True)
 class MeasureSettings:
     """How to measure."""
 
-    rounds: int = 20  # of each network, at least
-    warmup: int = 5  # calls of each network before anything is timed
-    round_seconds: float = 0.1  # that a network runs in one round, if it takes three calls or more
-    precision: float = 0.03  # claimed: largest spread, as a share of the latency; of a ratio, three times this
-    max_seconds: float = 60.0  # after this no more rounds are added
+    rounds: int = 20  # least number of rounds of each network
+    warmup: int = 5  # untimed first calls of each network
+    round_seconds: float = 0.1  # duration of one network's round; a round has at least three calls
+    precision: float = 0.03  # claimed: largest spread, as a share of the latency; three times this for a ratio
+    max_seconds: float = 60.0  # no rounds are added after this time
 
     def __post_init__(self) -> None:
         rules = {
@@ -64,11 +65,11 @@ class MeasureSettings:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """What a measurement sees of time."""
+    """The clocks of a measurement."""
 
     now: Callable[[], float]  # seconds
-    processor: Callable[[], float]  # seconds that all threads of this process have had a processor
-    switches: Callable[[], int]  # how often one of them lost it to another process
+    processor: Callable[[], float]  # processor time of this process, all threads together, in seconds
+    switches: Callable[[], int]  # number of times a thread of this process lost the processor to another process
 
 
 SYSTEM = Watch(time.perf_counter, time.process_time, lambda: resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw)
@@ -80,14 +81,14 @@ class Timing:
 
     latency_ms: float  # median of the best round
     spread: float  # how much slower the third best round is, as a share of the best
-    typical_ms: float  # median over all rounds: what the machine was really like
-    calls: int  # a round
-    steady: bool  # spread within the claimed precision, over rounds of calls that were not interrupted
+    typical_ms: float  # median over all rounds, which includes the machine's other load
+    calls: int  # per round
+    steady: bool  # spread within the claimed precision, over rounds of uninterrupted calls
     round_ms: tuple[float, ...] = field(repr=False)  # median of every round, in order
     interrupted: float = 0.0  # share of the calls that lost the processor, in [0, 1]
 
     def to_json(self) -> dict[str, Any]:
-        """For machines; of the rounds, their number."""
+        """The fields as JSON values, with the number of rounds in place of `round_ms`."""
         record = asdict(self)
         record["rounds"] = len(record.pop("round_ms"))
         return record
@@ -97,12 +98,12 @@ class Timing:
 class Comparison:
     """One network beside another, measured in the same rounds."""
 
-    ratio: float  # of the latencies: below 1, the first is the faster
-    uncertainty: float  # the ratio may be off by this much either way
+    ratio: float  # of the latencies; below 1: the first network is faster
+    uncertainty: float  # the true ratio is within ratio ± uncertainty
     verdict: str  # faster | slower | undecided
 
     def to_json(self) -> dict[str, Any]:
-        """For machines."""
+        """The fields as JSON values."""
         return asdict(self)
 
 
@@ -113,7 +114,7 @@ def measure(
     threads: int = 1,
     watch: Watch = SYSTEM,
 ) -> dict[str, Timing]:
-    """Time every function, in alternation; each computes on `threads` threads. What one raises passes through."""
+    """Time every function, in alternation; each uses `threads` threads. Exceptions of a function pass through."""
     chosen = settings or MeasureSettings()
     begin = watch.now()
     counts = {name: _calls_a_round(call, chosen, watch) for name, call in calls.items()}
@@ -129,7 +130,7 @@ def measure(
                 for name in order:
                     rounds[name].append(_round(calls[name], counts[name], threads, watch))
                 order.reverse()
-            timings = {name: _timing(done, chosen.precision) for name, done in rounds.items()}
+            timings = {name: _timing(measured, chosen.precision) for name, measured in rounds.items()}
             if steady(timings, chosen.precision) or watch.now() - begin >= chosen.max_seconds:
                 return timings
             wanted = _MORE
@@ -148,7 +149,7 @@ def steady(timings: Mapping[str, Timing], precision: float) -> bool:
 
 
 def compare(timing: Timing, reference: Timing) -> Comparison:
-    """How `timing` relates to `reference`, measured in the same rounds; a difference within the noise is undecided."""
+    """Compare `timing` with `reference`, measured in the same rounds; a difference within the noise is undecided."""
     ratio = timing.latency_ms / reference.latency_ms
     paired = statistics.median(a / b for a, b in zip(timing.round_ms, reference.round_ms, strict=True))
     uncertainty = ratio * (timing.spread + reference.spread) + abs(ratio - paired)
@@ -158,13 +159,13 @@ def compare(timing: Timing, reference: Timing) -> Comparison:
 
 @dataclass(frozen=True, slots=True)
 class _Round:
-    median_ms: float  # of the whole calls, or where they are too few of all
-    whole: int  # calls that were not interrupted
+    median_ms: float  # of the uninterrupted calls; of all calls if these are too few
+    whole: int  # number of uninterrupted calls
     calls: int
 
 
 def _calls_a_round(call: Callable[[], object], settings: MeasureSettings, watch: Watch) -> int:
-    """Warm up, then see how many calls fill a round."""
+    """Warm up, then compute the number of calls that fill a round."""
     for _ in range(settings.warmup):
         call()
     fastest = min(_seconds(call, watch) for _ in range(_LEAST_CALLS))
@@ -172,13 +173,13 @@ def _calls_a_round(call: Callable[[], object], settings: MeasureSettings, watch:
 
 
 def _round(call: Callable[[], object], count: int, threads: int, watch: Watch) -> _Round:
-    call()  # the network before has left the caches full of its own weights
+    call()  # untimed: the previous network has filled the caches with its own weights
     every, whole = [], []
     for _ in range(count):
         switches, processor = watch.switches(), watch.processor()
         seconds = _seconds(call, watch)
         every.append(seconds)
-        # A switch that cost nothing is none. How much several threads should have had, nobody knows.
+        # A switch that cost no time does not count. With several threads the expected processor time is unknown.
         share = (watch.processor() - processor) / seconds if threads == 1 and seconds > 0 else 0.0
         if share >= _WHOLE or watch.switches() == switches:
             whole.append(seconds)
@@ -193,13 +194,14 @@ def _seconds(call: Callable[[], object], watch: Watch) -> float:
 
 
 def _timing(rounds: list[_Round], precision: float) -> Timing:
-    undisturbed = [one.median_ms for one in rounds if one.whole >= _LEAST_CALLS]
+    medians = [entry.median_ms for entry in rounds]
+    undisturbed = [entry.median_ms for entry in rounds if entry.whole >= _LEAST_CALLS]
     enough = len(undisturbed) >= _SUPPORT
-    best = sorted(undisturbed if enough else (one.median_ms for one in rounds))[:_SUPPORT]
+    best = sorted(undisturbed if enough else medians)[:_SUPPORT]
     spread = best[-1] / best[0] - 1 if best[0] > 0 else math.inf
-    calls = sum(one.calls for one in rounds)
+    calls = sum(entry.calls for entry in rounds)
     return Timing(
-        latency_ms=best[0], spread=spread, typical_ms=statistics.median(one.median_ms for one in rounds),
-        calls=rounds[0].calls, interrupted=1 - sum(one.whole for one in rounds) / calls,
-        steady=enough and spread <= precision, round_ms=tuple(one.median_ms for one in rounds),
+        latency_ms=best[0], spread=spread, typical_ms=statistics.median(medians),
+        calls=rounds[0].calls, interrupted=1 - sum(entry.whole for entry in rounds) / calls,
+        steady=enough and spread <= precision, round_ms=tuple(medians),
     )  # fmt: skip

@@ -1,8 +1,8 @@
-"""Whether a file computes what the network computes.
+"""Checks that a file computes the same outputs as the network.
 
-The error of an output is its largest absolute difference from PyTorch's, over the largest absolute value of
-PyTorch's. In 32 bits runtimes reorder sums and fuse layers, which costs about 1e-6 here; a wrong operator costs 1e-2
-and more, so the limits below lie well between the two.
+The error of an output is its largest absolute difference from PyTorch's output, over the largest absolute value of
+PyTorch's output. In 32 bits, runtimes reorder sums and fuse layers, which causes errors of about 1e-6. A wrong operator
+causes an error of 1e-2 or more. The limits below are well between the two.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from amc.deploy.tensors import Tensors, expected
 from amc.errors import AmcError, ModelError
 from amc.judging import message_of
 
-Cases = Mapping[str, Tensors]  # what the inputs are -> inputs
+Cases = Mapping[str, Tensors]  # name of the inputs -> inputs
 
 TOLERANCE = 1e-3
-TOLERANCE_HALF = 3e-2  # ten bits of mantissa, through as many layers as networks have
+TOLERANCE_HALF = 3e-2  # 16-bit floats have ten bits of mantissa, and errors add up over the layers
 
 
 class ParityError(AmcError):
-    """A file does not compute what the network computes."""
+    """A file does not compute the same outputs as the network."""
 
 
 def check(
     module: nn.Module, session: Session, cases: Cases, tolerance: float, *, loose: bool = False
 ) -> dict[str, float]:
-    """The largest error of each case's outputs; ParityError where one is above `tolerance` or cannot be had.
+    """The largest error of each case's outputs; ParityError if one exceeds `tolerance`, or if the file fails to run.
 
-    `loose`: shapes are compared without dimensions of one, for formats that know no batch.
+    loose: ignore dimensions of size one when shapes are compared, for formats without a batch dimension.
     """
     errors = {}
     for name, inputs in cases.items():
         wanted = _reference(module, name, inputs)
-        with silenced() as said:
+        with silenced() as printed:
             try:
                 given = session.run(inputs)
-            except Exception as error:  # a runtime raises whatever it likes
-                culprit = find_operator(f"{error} {said()}")
-                by = f" in operator {culprit}" if culprit else ""
-                raise ParityError(f"the file fails on {name} inputs{by}: {message_of(error)}") from error
+            except Exception as error:  # runtimes raise exceptions of any type
+                operator = find_operator(f"{error} {printed()}")
+                where = f" in operator {operator}" if operator else ""
+                raise ParityError(f"the file fails on {name} inputs{where}: {message_of(error)}") from error
         if _shapes(wanted, loose) != _shapes(given, loose):
             shown = [" and ".join(str(list(value.shape)) for value in values) for values in (given, wanted)]
             raise ParityError(f"the file gives {shown[0]} on {name} inputs, where the network gives {shown[1]}")
@@ -72,7 +72,7 @@ def _reference(module: nn.Module, name: str, inputs: Tensors) -> Tensors:
 
 
 def difference(wanted: Tensors, given: Tensors) -> float:
-    """Largest error over all outputs, as the module defines it; infinite where a given one is NaN."""
+    """Largest error over all outputs, as defined above; infinite if a given output contains NaN."""
     return max((_error(*pair) for pair in zip(wanted, given, strict=True)), default=0.0)
 
 

@@ -1,6 +1,6 @@
-"""Converters and runtimes, C++ parts included, without their chatter.
+"""Silences converters and runtimes, including their C++ parts.
 
-What they write goes to a file that is thrown away, unless the caller asks for it to explain a failure.
+Their output goes to a temporary file. The caller may read it to explain a failure.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 @contextmanager
 def silenced() -> Iterator[Callable[[], str]]:
-    """Nothing of the block reaches standard output or error; yields a function that gives what was written.
+    """Keep the block's output away from standard output and error; yields a function that returns that output.
 
-    The file descriptors themselves are redirected, as C++ libraries write to them directly: while the block
-    runs, other threads are silent too. Warnings and log records below CRITICAL are dropped.
+    C++ libraries write to the file descriptors directly, so the descriptors are redirected. Therefore the block also
+    silences other threads. Warnings and log records below CRITICAL are dropped.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     with (
         tempfile.TemporaryFile() as sink,
         os.fdopen(os.dup(sink.fileno()), "w", errors="replace") as text,
-        redirect_stdout(text),  # in a notebook Python's own streams are no file descriptors
+        redirect_stdout(text),  # in a notebook, Python's streams do not write to file descriptors
         redirect_stderr(text),
         warnings.catch_warnings(),
     ):

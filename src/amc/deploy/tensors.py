@@ -1,4 +1,4 @@
-"""What goes into a network and what comes out, as plain tuples of tensors."""
+"""A network's inputs and outputs as plain tuples of tensors."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ Tensors = tuple[Tensor, ...]
 
 
 def inputs_of(example_input: Any) -> Tensors:
-    """The positional tensors of an example; ModelError for anything else, as no exchange format has it."""
+    """The positional tensors of an example; ModelError for other arguments, which no exchange format supports."""
     example = Example.of(example_input)
     odd = [type(value).__name__ for value in example.args if not isinstance(value, Tensor)]
     if odd or example.kwargs or not example.args:
         what = f"a {odd[0]}" if odd else ("keyword arguments" if example.kwargs else "nothing")
         raise ModelError(
             f"the network is called with {what}; files and runtimes take positional tensors only: wrap it in a "
-            "module whose forward does"
+            "module whose forward takes positional tensors"
         )
     return tuple(value.detach().cpu().contiguous() for value in example.args)
 
 
 def on_cpu(module: nn.Module) -> nn.Module:
-    """A plain copy in main memory: what exporters and runtimes do to a network is not done to the user's."""
+    """A plain copy in main memory, so that exporters and runtimes cannot change the user's network."""
     return copy_model(module).cpu()
 
 
 def cloned(inputs: Tensors) -> Tensors:
-    """The same values for one forward pass, which may write into its input."""
+    """Copies of the inputs, because a forward pass may write into its input."""
     return tuple(value.clone() for value in inputs)
 
 
 def outputs_of(value: Any) -> Tensors:
-    """The tensors of a network's output in order: of a tensor, a sequence or a mapping, nested or not."""
+    """The tensors of a network's output in order. The output is a tensor, a sequence or a mapping, nested or not."""
     if isinstance(value, Tensor):
         return (value.detach(),)
     if isinstance(value, Mapping):
@@ -52,18 +52,18 @@ def outputs_of(value: Any) -> Tensors:
 
 
 def expected(module: nn.Module, inputs: Tensors) -> Tensors:
-    """What PyTorch computes in eval mode; the module is left in the mode it was in."""
+    """PyTorch's outputs in eval mode; the module's mode is restored."""
     with inference(module):
         return outputs_of(module(*cloned(inputs)))
 
 
 def with_batch(inputs: Tensors, batch: int) -> Tensors:
-    """The same inputs with `batch` examples each: cut, or repeated from the first on."""
+    """The inputs with `batch` examples each: the first ones, repeated in a cycle if there are too few."""
     return tuple(value[torch.arange(batch) % len(value)].contiguous() for value in inputs)
 
 
 def random_like(inputs: Tensors, seed: int = 0) -> Tensors:
-    """Standard normal numbers in the inputs' shapes; integers and booleans stay, as any other may be out of range."""
+    """Standard normal numbers in the inputs' shapes. Integers and booleans stay: other values may be out of range."""
     generator = torch.Generator().manual_seed(seed)
     return tuple(
         torch.randn(value.shape, generator=generator).to(value.dtype) if value.is_floating_point() else value

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from amc.errors import AmcError, ModelError
-from amc.methods.base import MAX_SPARSITY
 from amc.methods.channel import keep_choices
 from amc.pruning import reconstructible
+from amc.settings import MAX_SPARSITY
 from amc.structure import Certificate, Structure, certify
 from amc.structure import inspect as inspect_structure
 from amc.structure.trace import ExampleError
@@ -91,7 +91,7 @@ def structure_record(
 
 
 def _names(structure: Structure, layers: Iterable[int]) -> list[str]:
-    """Each once: a layer that is called several times has several entries."""
+    """The names of the layers, each once: a layer that is called several times has several indices."""
     return list(dict.fromkeys(structure.layers[index].name for index in layers))
 
 

@@ -10,12 +10,9 @@ from torch import Tensor, nn
 
 from amc.errors import BudgetError
 from amc.pruning import Calibration, Policy
-from amc.pruning.ranking import Ranking
 from amc.search import Budget, CostFunction, Decision, Metric, Problem
+from amc.settings import MAX_SPARSITY, MAX_SPARSITY_LINEAR, Ranking
 from amc.structure import Certificate, Layer, Structure
-
-MAX_SPARSITY = 0.8  # of a group's channels, or of a convolution's weights (arXiv 1802.03494, section 4)
-MAX_SPARSITY_LINEAR = 0.98  # of a linear layer's weights (there)
 
 
 @dataclass(frozen=True, slots=True)

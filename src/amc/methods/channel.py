@@ -12,9 +12,10 @@ import numpy.typing as npt
 from torch import nn
 
 from amc.errors import ModelError
-from amc.methods.base import MAX_SPARSITY, MethodOptions
+from amc.methods.base import MethodOptions
 from amc.pruning import Calibration, Pruner, reconstructible
 from amc.search import CostFunction, Decision, LayerFeatures, Metric
+from amc.settings import MAX_SPARSITY
 from amc.storage import file_overhead, pack
 from amc.structure import (
     Certificate,

@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, the ones in use, each once.
+    """The network's own parameters and buffers by name, not copies.
 
-    Unlike a state dict this holds buffers that are not saved with the network and names tied parameters once.
+    Unlike a state dict, this includes non-persistent buffers and names tied parameters once.
     """
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 @torch.no_grad()
 def copy_into_(model: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Give the network's tensors the `values` of the same names."""
+    """Copy `values` into the network's tensors of the same names."""
     for name, tensor in tensors_of(model).items():
         tensor.copy_(values[name])
 

@@ -244,7 +244,7 @@ class _Timings:
 
 def _projected(problem: Problem, surface: Surface, bounds: Bounds, requested: FloatArray) -> Policy:
     """Keep counts near the requested keep fractions [groups], on the budget's surface."""
-    sparsities = iter((1.0 - surface.land(requested)).tolist())
+    sparsities = iter((1.0 - surface.project(requested)).tolist())
 
     def act(_: Observation) -> float:
         return float(next(sparsities))

@@ -1,4 +1,4 @@
-"""Formats of files that runtimes load: one small module each, behind one interface."""
+"""File formats that runtimes load: one small module per format, behind one interface."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FORMATS = tuple(_FORMATS)
 
 
 def get_format(name: str, *, sparse: bool = False) -> Format:
-    """The format of this name; AmcError for one that is none. `sparse`: zeros are not stored (litert alone)."""
+    """The format with this name; AmcError if the name is unknown. `sparse`: do not store zeros (litert only)."""
     if sparse and name != "litert":
         raise AmcError(f"format {name} has no sparse weights; leave --sparse out, or choose litert")
     if sparse:

@@ -1,4 +1,4 @@
-"""What every file format offers."""
+"""The interface of all file formats."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ class Format(Protocol):
     """A way to write a network to disk."""
 
     name: str
-    suffixes: tuple[str, ...]  # of its files, the one that describes the network first
-    runtime: str  # name of the runtime that reads it here
-    max_batch: int | None  # largest batch of a file with a dynamic batch; None: any; 0: the batch is fixed
-    batch_one: bool  # the format knows no batch at all: one example at a time
+    suffixes: tuple[str, ...]  # of its files; the file that describes the network comes first
+    runtime: str  # name of the runtime that reads the files here
+    max_batch: int | None  # largest dynamic batch; None: any; 0: the batch is fixed
+    batch_one: bool  # whether the format has no batch dimension and takes one example at a time
     half: bool  # whether weights can be stored in 16 bits
 
     def write(self, module: nn.Module, inputs: Tensors, paths: Sequence[Path], *, dynamic: bool, half: bool) -> None:
-        """Write `module`, in eval mode, to `paths` (one a suffix, in that order).
+        """Write `module`, in eval mode, to `paths` (one path per suffix, in the same order).
 
-        The file takes inputs of these shapes and dtypes (32-bit floats in and out even with `half`), with
-        `dynamic` in batches of any size. Raises ConversionError, naming the operator where one is to blame.
+        The file takes inputs of these shapes and dtypes; floats have 32 bits even with `half`. With `dynamic` it takes
+        batches of any size. Raises ConversionError, which names the operator that caused it, if known.
         """
         ...
 
 
 class Half(nn.Module):
-    """A network that computes in 16 bits between inputs and outputs in 32."""
+    """A network that computes in 16 bits; its inputs and outputs have 32 bits."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Half(nn.Module):
 
 
 class Flat(nn.Module):
-    """A network whose outputs come as a tuple of tensors, whatever the module wraps them in."""
+    """A network that returns the module's outputs as a flat tuple of tensors."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""ExecuTorch's `.pte`, with XNNPACK for all operators that it has and ExecuTorch's portable ones for the rest."""
+"""ExecuTorch's `.pte`: XNNPACK runs the operators that it supports, ExecuTorch's portable kernels run the others."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from amc.deploy.quiet import silenced
 from amc.deploy.tensors import Tensors
 from amc.structure.trace import inference
 
-MAX_BATCH = 8  # memory is planned for the largest batch, and larger ones may fail on guards of torch.export
+MAX_BATCH = 8  # memory is planned for the largest batch; larger batches may violate torch.export's guards
 
 
 class ExecuTorch:
-    """`.pte`. XNNPACK stores the weights of convolutions in 32 bits, so that `half` would save nothing."""
+    """`.pte`. XNNPACK stores the weights of convolutions in 32 bits, so `half` would save nothing."""
 
     name = "executorch"
     suffixes: tuple[str, ...] = (".pte",)

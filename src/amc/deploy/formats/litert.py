@@ -17,7 +17,7 @@ from amc.structure.trace import inference
 
 
 class LiteRT:
-    """`.tflite`. The batch is fixed: XNNPACK's kernels there refuse to be resized where a network pads or slices."""
+    """`.tflite`. The batch is fixed: XNNPACK's kernels cannot be resized in networks that pad or slice."""
 
     name = "litert"
     suffixes: tuple[str, ...] = (".tflite",)
@@ -51,7 +51,7 @@ class SparseLiteRT(LiteRT):
 
 
 def _store_in_half(source: Path, target: Path) -> None:
-    """Weights in 16 bits, turned into 32 when the file is loaded."""
+    """Store the weights in 16 bits; the runtime converts them to 32 bits when it loads the file."""
     quantizer = require("ai_edge_quantizer.quantizer", "litert")
     types = require("ai_edge_quantizer.qtyping", "litert")
     weights = types.TensorQuantizationConfig(num_bits=16, dtype=types.TensorDataType.FLOAT)

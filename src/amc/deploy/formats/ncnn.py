@@ -1,4 +1,4 @@
-"""ncnn's `.param` and `.bin`, by its converter pnnx."""
+"""ncnn's `.param` and `.bin`, written by its converter pnnx."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from amc.deploy.tensors import Tensors
 from amc.structure.trace import inference
 
 _TYPES = {torch.float32: "f32", torch.int32: "i32", torch.int64: "i64"}
-_SECONDS = 600  # pnnx takes one; a hung converter must not hang the command
+_SECONDS = 600  # time limit of pnnx, which usually takes one second; a hung converter must not hang the command
 
 
 class Ncnn:
-    """`.param` (the graph, as text) and `.bin` (the weights). Tensors have no batch dimension there."""
+    """`.param` (the graph, as text) and `.bin` (the weights). Tensors in ncnn have no batch dimension."""
 
     name = "ncnn"
     suffixes: tuple[str, ...] = (".param", ".bin")
@@ -43,19 +43,19 @@ class Ncnn:
                 traced = torch.jit.trace(Flat(module).eval(), inputs, check_trace=False)  # type: ignore[no-untyped-call]
                 traced.save(str(folder / "model.pt"))
             output = _convert(pnnx.EXEC_PATH, folder, inputs, half)
-            made = [folder / "model.ncnn.param", folder / "model.ncnn.bin"]
-            if not all(path.is_file() for path in made):
-                lines = [line for line in output.splitlines() if line.strip()] or ["it says nothing"]
+            converted = [folder / "model.ncnn.param", folder / "model.ncnn.bin"]
+            if not all(path.is_file() for path in converted):
+                lines = [line for line in output.splitlines() if line.strip()] or ["it prints nothing"]
                 raise ConversionError(f"{type(module).__name__} cannot be written as ncnn: pnnx fails: {lines[-1]}")
-            for layer in _layers(made[0]):
+            for layer in _layers(converted[0]):
                 if "." in layer or "::" in layer:  # ncnn's own layers have plain names
                     raise unsupported(self.name, module, inputs, _operator(layer))
-            for source, target in zip(made, paths, strict=True):
+            for source, target in zip(converted, paths, strict=True):
                 target.write_bytes(source.read_bytes())
 
 
 class _Subsampling(TorchFunctionMode):
-    """Every s-th row and column, which ncnn cannot slice out, as a max-pooling of single pixels with stride s."""
+    """Replaces the slicing of every s-th row and column, which ncnn lacks, by a 1x1 max-pooling of stride s."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -83,7 +83,7 @@ def _strides(tensor: Tensor, index: Any) -> tuple[int, int] | None:
 
 
 def _convert(program: str, folder: Path, inputs: Tensors, half: bool) -> str:
-    """Run pnnx on model.pt in `folder`; what it printed."""
+    """Run pnnx on model.pt in `folder`, and return its output."""
     odd = [str(value.dtype) for value in inputs if value.dtype not in _TYPES]
     if odd:
         raise ConversionError(f"ncnn has no inputs of type {odd[0]}; give the network float32 images")
@@ -99,7 +99,7 @@ def _convert(program: str, folder: Path, inputs: Tensors, half: bool) -> str:
 
 
 def _layers(param: Path) -> list[str]:
-    """Types of the layers of a `.param` file, whose first two lines are a magic number and counts."""
+    """Types of a `.param` file's layers; the first two lines are a magic number and counts."""
     return [line.split()[0] for line in param.read_text().splitlines()[2:] if line.split()]
 
 

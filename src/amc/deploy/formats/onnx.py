@@ -1,8 +1,8 @@
-"""ONNX, with torch's own exporters.
+"""ONNX, written by torch's exporters.
 
-The TorchScript exporter takes about a second for networks of the size handled here, the one on torch.export five to ten
-times as long, for files of the same speed and size. The first is deprecated, so it goes first as long as torch has it,
-and whatever it cannot write, or does not write correctly, the second one may: `export` checks what comes out.
+The TorchScript exporter takes about a second for typical networks. The exporter based on torch.export takes five to ten
+times as long, and its files have the same speed and size. Therefore the TorchScript exporter is tried first, as long as
+torch has it: it is deprecated. If it fails, or if `export` finds that its file is wrong, the other exporter is tried.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from amc.deploy.quiet import silenced
 from amc.deploy.tensors import Tensors, expected
 from amc.structure.trace import inference
 
-OPSET = 18  # the oldest that torch's newer exporter writes; runtimes of the last years read it
+OPSET = 18  # oldest version that torch's newer exporter writes; recent runtimes read it
 
 
 class Onnx:
@@ -33,25 +33,25 @@ class Onnx:
     half = True
 
     def write(self, module: nn.Module, inputs: Tensors, paths: Sequence[Path], *, dynamic: bool, half: bool) -> None:
-        """See `Format`. Inputs are called input, input1 …, outputs output, output1 …."""
+        """See `Format`. Inputs are named input, input1 …; outputs are named output, output1 …."""
         write(module, inputs, paths[0], dynamic=dynamic, half=half)
 
 
 def write(module: nn.Module, inputs: Tensors, path: Path, *, dynamic: bool, half: bool, name: str = Onnx.name) -> None:
-    """By the first exporter that can; errors speak of the format `name`."""
+    """Write with the first exporter that succeeds; error messages name the format `name`."""
     try:
         write_traced(module, inputs, path, dynamic=dynamic, half=half, name=name)
     except ConversionError as first:
         try:
             write_exported(module, inputs, path, dynamic=dynamic, half=half, name=name)
         except ConversionError:
-            raise first from None  # it names the operator as the network has it, the second what it became
+            raise first from None  # it names the network's operator; the second error may name a decomposed one
 
 
 def write_traced(
     module: nn.Module, inputs: Tensors, path: Path, *, dynamic: bool, half: bool, name: str = Onnx.name
 ) -> None:
-    """By the TorchScript exporter: what happens on `inputs` is what is written."""
+    """Write with the TorchScript exporter, which records the operations that run on `inputs`."""
     names, results = _names("input", len(inputs)), _names("output", len(expected(module, inputs)))
     axes = {name: {0: "batch"} for name in (*names, *results)} if dynamic else None
     with explained(name, module, inputs), inference(module), silenced():
@@ -64,7 +64,7 @@ def write_traced(
 def write_exported(
     module: nn.Module, inputs: Tensors, path: Path, *, dynamic: bool, half: bool, name: str = Onnx.name
 ) -> None:
-    """By the exporter on torch.export, which follows sizes instead of writing down those of the example."""
+    """Write with the exporter based on torch.export, which keeps sizes symbolic instead of recording the example's."""
     names, results = _names("input", len(inputs)), _names("output", len(expected(module, inputs)))
     with explained(name, module, inputs), inference(module), silenced():
         torch.onnx.export(
@@ -75,7 +75,7 @@ def write_exported(
 
 
 def batch_dims(inputs: Tensors, most: int | None = None) -> tuple[dict[int, torch.export.Dim], ...]:
-    """torch.export's description of inputs whose first dimensions are one free size, up to `most`."""
+    """torch.export's `dynamic_shapes` of inputs that share one free batch size, at most `most`."""
     batch = torch.export.Dim("batch", min=1, max=most)
     return tuple({0: batch} for _ in inputs)
 

@@ -1,6 +1,6 @@
-"""OpenVINO's intermediate representation, read from ONNX.
+"""OpenVINO's intermediate representation, converted from ONNX.
 
-By the ONNX route nothing is sent anywhere: OpenVINO's converter for PyTorch reports each conversion to its maker.
+The way through ONNX sends nothing over the network. OpenVINO's converter for PyTorch reports each conversion to Intel.
 """
 
 from __future__ import annotations

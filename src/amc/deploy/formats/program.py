@@ -1,4 +1,4 @@
-"""torch.export's own `.pt2`, for PyTorch and whatever is built on it."""
+"""torch.export's `.pt2`, for PyTorch and tools based on it."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Program:
 def exported(
     module: nn.Module, inputs: Tensors, *, dynamic: bool, half: bool = False, most: int | None = None
 ) -> torch.export.ExportedProgram:
-    """The network as torch.export sees it; with `dynamic` for batches of 1 to `most` examples."""
+    """The network's torch.export program; with `dynamic`, for batches of 1 to `most` examples (None: any)."""
     network = Half(module).eval() if half else module
     if not dynamic:
         return torch.export.export(network, inputs, strict=False)
     shapes = batch_dims(inputs, most)
-    # torch.export takes a size of one in an example for a constant.
+    # torch.export treats a size of one in an example as a constant.
     return torch.export.export(
         network, with_batch(inputs, 2), dynamic_shapes=(shapes,) if half else shapes, strict=False
     )

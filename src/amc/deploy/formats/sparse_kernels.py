@@ -1,10 +1,11 @@
-"""Whether XNNPACK will run a `.tflite` file with its sparse kernels on Arm, and what keeps it from it.
+"""Predicts whether XNNPACK runs a `.tflite` file with its sparse kernels on Arm, and if not, why.
 
-The kernels want their tensors channel by channel (NCHW) where TFLite keeps channels last, so XNNPACK takes a whole
-stretch of the network or nothing: from a first layer that turns the layout to a spatial mean that turns it back, every
-operator between them of a kind that it has for that layout, and more than two thirds of all weights of the stretch's
-1x1 convolutions zero (a linear layer right after the mean counts in some graphs). The rules follow XNNPACK's
-`xnn_subgraph_rewrite_for_nchw`; docs/sparse.md says how they were checked against ai-edge-litert 2.3.0.
+The kernels need tensors in channels-first layout (NCHW); TFLite stores channels last. Therefore XNNPACK converts a
+whole stretch of the network or nothing. A stretch begins with a first layer that changes the layout to NCHW. It ends
+with a spatial mean that changes the layout back. XNNPACK must support every operator between them in NCHW. More than
+two thirds of all weights of the stretch's 1x1 convolutions must be zero; in some graphs a linear layer right after the
+mean counts too. The rules follow XNNPACK's `xnn_subgraph_rewrite_for_nchw`; docs/sparse.md says how they were checked
+against ai-edge-litert 2.3.0.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from amc.deploy.formats.tflite_graph import (
     shape_of,
 )
 
-_LEAST_ZEROS = (2, 3)  # of the weights; more than that must be zero
+_LEAST_ZEROS = (2, 3)  # two thirds: a larger share of the weights must be zero
 _UNARY = (
     "ABS", "CEIL", "ELU", "EXP", "FLOOR", "GELU", "HARD_SWISH", "LEAKY_RELU", "LOG", "LOGISTIC", "NEG", "RELU", "RELU6",
     "RELU_0_TO_1", "RELU_N1_TO_1", "ROUND", "RSQRT", "SIN", "COS", "SQRT", "SQUARE", "TANH",
@@ -36,23 +37,24 @@ _FIRST = "the first layer must be a 3x3 convolution of stride 2, padding 1 and 3
 
 @dataclass(frozen=True, slots=True)
 class SparseKernels:
-    """What XNNPACK makes of a file on Arm once its weights are stored sparse."""
+    """How XNNPACK runs a file on Arm if its weights are stored sparse."""
 
-    used: bool
-    wrong: bool  # it may run a part of the network with sparse kernels and hand it over in the wrong layout
-    reason: str  # why not used; "" where used
-    layers: int  # 1x1 convolutions, and the classifier where that leaves a smaller share of zeros
-    zeros: int  # of their weights
-    weights: int  # that they have, zeros included
+    used: bool  # whether XNNPACK uses its sparse kernels
+    wrong: bool  # XNNPACK may run a part of the network with sparse kernels and leave its result in the wrong layout
+    reason: str  # why the kernels are not used; "" if they are used
+    layers: int  # number of 1x1 convolutions, and of classifiers if they reduce the share of zeros
+    zeros: int  # number of zero weights in these layers
+    weights: int  # number of all weights in these layers
 
 
 def sparse_kernels(data: bytes) -> SparseKernels:
-    """Verdict on a `.tflite`, stored sparse or dense: of a dense one, what it would be if it were sparse.
+    """The verdict on a `.tflite`, stored sparse or dense; a dense file is judged as if it were stored sparse.
 
-    RunError: no TFLite file. A network of several graphs is judged by its first one, which is the one that runs.
+    Only the first graph of a file is judged, because only the first graph runs. Raises RunError if `data` is not a
+    TFLite file.
     """
     schema, model = load_schema(), read_model(data)
-    fold_transposed_means_(schema, model, model.subgraphs[0])  # as it is when stored sparse
+    fold_transposed_means_(schema, model, model.subgraphs[0])  # `sparsify_tflite` does the same
     return judge(schema, model, model.subgraphs[0])
 
 
@@ -63,11 +65,11 @@ def judge(schema: Any, model: Any, graph: Any) -> SparseKernels:
     stretch = view.before(exits)
     reason = "" if exits else "the network has no mean over height and width, where they would end"
     reason = reason or next(filter(None, map(view.obstacle, stretch)), "") or view.side_exit(stretch)
-    # XNNPACK's check looks at where a part's inputs come from, not at where its last result goes: behind such a first
-    # layer a 1x1 convolution can be given the new layout although its reader expects the old one.
+    # XNNPACK checks the producers of a part's inputs, but not the readers of its result. After such a first layer, a
+    # 1x1 convolution can therefore get the new layout although its reader expects the old one.
     wrong = bool(reason) and any(map(view.enters, view.operators))
     pointwise = [operator for operator in stretch if view.is_pointwise(operator)]
-    # XNNPACK counts a linear layer behind the mean in some graphs and not in others (docs/sparse.md): both must hold.
+    # XNNPACK counts a linear layer after the mean in some graphs only (docs/sparse.md), so both counts must suffice.
     ways = [pointwise, pointwise + view.linear_after(exits)]
     layers = min(ways, key=view.sparsity)
     zeros, weights = view.zeros(layers)
@@ -79,7 +81,7 @@ def judge(schema: Any, model: Any, graph: Any) -> SparseKernels:
 
 
 class _View:
-    """The graph as XNNPACK's delegate hands it over: unpacking and padding belong to the operator behind them."""
+    """The graph as XNNPACK's delegate receives it: unpacking and padding are part of the operator after them."""
 
     def __init__(self, schema: Any, model: Any, graph: Any) -> None:
         self._schema, self._model, self._graph = schema, model, graph
@@ -96,18 +98,18 @@ class _View:
         self.operators = [operator for operator in graph.operators if not set(operator.outputs) <= self._fixed]
 
     def name(self, operator: Any) -> str:
-        """Of the schema, such as CONV_2D."""
+        """The operator's name in the schema, such as CONV_2D."""
         return str(self._names[operator_code(self._model, operator)])
 
     def leaves(self, operator: Any) -> bool:
-        """Turns the layout back: a mean over height and width, or channels laid out in space."""
+        """Whether the operator changes the layout back: a mean over height and width, or DEPTH_TO_SPACE."""
         if self.name(operator) != "MEAN":
             return self.name(operator) == "DEPTH_TO_SPACE"
         axes = {int(axis) % 4 for axis in self._values(operator.inputs[1])}
         return len(self._shape(operator.inputs[0])) == 4 and axes == {1, 2}
 
     def enters(self, operator: Any) -> bool:
-        """A first layer that turns the layout."""
+        """Whether the operator is a first layer, which changes the layout to NCHW."""
         if self.name(operator) != "CONV_2D":
             return False
         options = operator.builtinOptions
@@ -115,20 +117,20 @@ class _View:
         return self._shape(operator.inputs[1])[1:] == (3, 3, 3) and strides == (2, 2) and self._padding(operator) == 1
 
     def before(self, exits: Iterable[Any]) -> list[Any]:
-        """Operators on the way to `exits`, back to first layers and to what does not fit, in order of execution."""
-        found: list[Any] = []
+        """The stretch that ends with `exits`, in execution order; it begins with first layers or unfit operators."""
+        stretch: list[Any] = []
         waiting = list(exits)
         while waiting:
             operator = waiting.pop()
-            if operator in found:
+            if operator in stretch:
                 continue
-            found.append(operator)
+            stretch.append(operator)
             if self._fits(operator) and not self.enters(operator):
                 waiting.extend(filter(None, map(self._makers.get, self._data(operator))))
-        return [operator for operator in self.operators if operator in found]
+        return [operator for operator in self.operators if operator in stretch]
 
     def obstacle(self, operator: Any) -> str:
-        """Why an operator of the stretch does not fit in; "" where it does."""
+        """Why an operator cannot be part of the stretch; "" if it can."""
         if self.enters(operator):
             return ""
         if self._fits(operator):
@@ -139,7 +141,7 @@ class _View:
         return f"{self._described(operator)} does not run in the layout that sparse kernels need"
 
     def side_exit(self, stretch: Sequence[Any]) -> str:
-        """What is read from the middle of the stretch by an operator outside of it, or is an output; "" if nothing."""
+        """The first result inside the stretch that is read outside of it or is an output, as a reason; "" if none."""
         for operator in stretch:
             if self.leaves(operator):
                 continue
@@ -150,16 +152,16 @@ class _View:
         return ""
 
     def linear_after(self, exits: Iterable[Any]) -> list[Any]:
-        """Linear layers fed by an exit."""
+        """Linear layers that read the result of an exit."""
         readers = (reader for operator in exits for reader in self._readers(operator) if reader is not None)
         return [reader for reader in readers if self.name(reader) == "FULLY_CONNECTED"]
 
     def is_pointwise(self, operator: Any) -> bool:
-        """Whether its weights count for sure."""
+        """Whether the operator is a 1x1 convolution: its weights count in every graph."""
         return self.name(operator) == "CONV_2D" and self._shape(operator.inputs[1])[1:3] == (1, 1)
 
     def sparsity(self, layers: Sequence[Any]) -> float:
-        """Share of zeros among the weights of `layers`, in [0, 1]; 0 without any."""
+        """Share of zeros among the weights of `layers`, in [0, 1]; 0 if there are no weights."""
         zeros, weights = self.zeros(layers)
         return zeros / max(weights, 1)
 
@@ -217,11 +219,11 @@ class _View:
         )
 
     def _padding(self, operator: Any) -> int | None:
-        """Pixels on each side; None where they differ."""
+        """Padding in pixels, equal on all sides; None if the sides differ."""
         options = operator.builtinOptions
         size = self._shape(operator.inputs[1])[1]
         if options.padding == self._schema.Padding.SAME:
-            return size // 2 if options.strideH == 1 else None  # of stride 2: more on one side than on the other
+            return size // 2 if options.strideH == 1 else None  # with stride 2 the sides differ
         pad = self._pad_of(operator)
         if pad is None:
             return 0
@@ -229,7 +231,7 @@ class _View:
         return amounts[2] if amounts == [0, 0] + [amounts[2]] * 4 + [0, 0] else None
 
     def _pad_of(self, operator: Any) -> Any | None:
-        """A PAD that becomes part of this operator, which then is a convolution without padding of its own."""
+        """The PAD that becomes part of the convolution after it, which has no padding itself; None if there is none."""
         if self.name(operator) not in _PADDED or operator.builtinOptions.padding == self._schema.Padding.SAME:
             return None
         pad = self._makers.get(int(operator.inputs[0]))
@@ -238,21 +240,21 @@ class _View:
         return pad
 
     def _data(self, operator: Any) -> list[int]:
-        """Inputs that depend on the network's; behind a PAD that becomes part of the operator."""
+        """The operator's inputs that depend on the network's input; a merged PAD is replaced by its own inputs."""
         pad = self._pad_of(operator)
         source = operator if pad is None else pad
         return [int(index) for index in source.inputs if index >= 0 and int(index) not in self._fixed]
 
     def _readers(self, operator: Any) -> list[Any | None]:
-        """Operators that read the result, through a PAD that becomes part of one; None stands for an output."""
-        found: list[Any | None] = []
+        """Operators that read the result; a merged PAD is replaced by its reader. None stands for a network output."""
+        readers: list[Any | None] = []
         for output in map(int, operator.outputs):
-            found += [None] if output in self._graph.outputs else []
+            readers += [None] if output in self._graph.outputs else []
             for reader in consumers(self._graph, output):
-                behind = consumers(self._graph, int(reader.outputs[0]))
-                merged = self.name(reader) == "PAD" and len(behind) == 1 and self._pad_of(behind[0]) is reader
-                found.append(behind[0] if merged else reader)
-        return found
+                after = consumers(self._graph, int(reader.outputs[0]))
+                merged = self.name(reader) == "PAD" and len(after) == 1 and self._pad_of(after[0]) is reader
+                readers.append(after[0] if merged else reader)
+        return readers
 
     def _values(self, index: int) -> list[int]:
         tensor = self._graph.tensors[int(index)]

@@ -1,9 +1,9 @@
-"""Networks with many zero weights in TFLite's sparse tensor format.
+"""Stores networks with many zero weights in TFLite's sparse tensor format.
 
-A dense `.tflite` comes in, one that computes the same goes out: weights with many zeros are stored as their nonzero
-values and positions, each followed by a DENSIFY operator. Interpreters unpack them once, when the file is loaded. On
-Arm XNNPACK takes such weights as the sign to look at its sparse kernels (`sparse_kernels.py` tells whether it will
-take them); on x86 they are switched off, and the file is smaller but no faster.
+The input is a dense `.tflite`; the output computes the same. A weight tensor with many zeros is stored as its nonzero
+values and their positions, followed by a DENSIFY operator. Interpreters unpack it once, when they load the file. On
+Arm, XNNPACK considers its sparse kernels only for such tensors (`sparse_kernels.py` predicts whether it uses them). On
+x86 these kernels are switched off, so the file is smaller but not faster.
 
 Pure: bytes in, bytes out.
 """
@@ -33,8 +33,8 @@ from amc.deploy.formats.tflite_graph import (
 )
 from amc.errors import AmcError
 
-_WEIGHT = 1  # which input of a convolution or linear layer holds its weights
-_OVERHEAD = 320  # bytes, about: the tables of one more tensor, its sparsity and its DENSIFY operator
+_WEIGHT = 1  # index of the weights among the inputs of a convolution or linear layer
+_OVERHEAD = 320  # approximate bytes for the tables of one more tensor, its sparsity and its DENSIFY operator
 _INDICES = ((np.uint8, "Uint8Vector"), (np.uint16, "Uint16Vector"), (np.int32, "Int32Vector"))  # smallest first
 
 
@@ -43,28 +43,28 @@ class Compressed:
     """Nonzero entries of a tensor, row by row (compressed sparse rows; a row runs along the last dimension)."""
 
     values: Array  # [kept]
-    segments: Array  # [rows + 1]: row r has values[segments[r]:segments[r + 1]]
+    segments: Array  # [rows + 1]: values[segments[r]:segments[r + 1]] belong to row r
     indices: Array  # [kept]: positions in the row, ascending
 
     @property
     def bytes(self) -> int:
-        """Of values and positions."""
+        """Bytes of values and positions."""
         return int(self.values.nbytes + self.segments.nbytes + self.indices.nbytes)
 
 
 def sparsify_tflite(data: bytes, min_sparsity: float = 0.5) -> bytes:
-    """`data`, a dense `.tflite`, with its sparse weights stored compactly; the outputs stay the same.
+    """Convert `data`, a dense `.tflite`: weights with many zeros are stored sparse; the outputs stay the same.
 
-    Stored sparse are the weights (float32, float16) of convolutions and linear layers of which a share of at least
-    `min_sparsity`, in [0, 1), is zero, wherever that saves bytes. A spatial mean over a transposed tensor is written
-    as a mean over the tensor itself, as XNNPACK's sparse kernels must see where they end; sums are then taken in
-    another order. RunError: `data` is no TFLite file. AmcError: no weight is sparse enough, or the network is one
-    that XNNPACK would get wrong on Arm (`sparse_kernels.py`).
+    The weights (float32, float16) of a convolution or linear layer are stored sparse if at least a share
+    `min_sparsity`, in [0, 1), is zero, and if that saves bytes. A spatial mean over a transposed tensor is replaced by
+    a mean over the tensor itself, because XNNPACK must recognise where its sparse kernels end; this changes the order
+    of the sums. Raises RunError if `data` is not a TFLite file. Raises AmcError if no weight is sparse enough, or if
+    XNNPACK may compute wrong results for this network on Arm (`sparse_kernels.py`).
     """
     if not 0 <= min_sparsity < 1:
         raise AmcError(f"min_sparsity is {min_sparsity}; give a share of zeros in [0, 1), such as 0.5")
     schema, model = load_schema(), read_model(data)
-    shares: list[tuple[float, str]] = []  # of zeros
+    shares: list[tuple[float, str]] = []  # share of zeros, name of the weight
     chosen: list[tuple[Any, int, Compressed]] = []
     for graph in model.subgraphs:
         fold_transposed_means_(schema, model, graph)
@@ -89,18 +89,18 @@ def sparsify_tflite(data: bytes, min_sparsity: float = 0.5) -> bytes:
 
 
 def compress(weight: Array) -> Compressed:
-    """Nonzero entries of `weight` [..., n]; both zeros are dropped. One entry is kept where all are zero."""
+    """Nonzero entries of `weight` [..., n]; +0 and -0 are both dropped. One entry is kept if all are zero."""
     rows = weight.reshape(-1, weight.shape[-1])
     mask = rows != 0
     if not mask.any():
-        mask[0, 0] = True  # a buffer without bytes would say that the tensor is no constant
+        mask[0, 0] = True  # an empty buffer would mean that the tensor is not a constant
     indices = np.nonzero(mask)[1]
     segments = np.concatenate([[0], np.cumsum(mask.sum(1))])
     return Compressed(rows[mask], _narrowest(segments), _narrowest(indices))
 
 
 def weight_tensors(schema: Any, model: Any, graph: Any) -> Iterator[int]:
-    """Constant weights of convolutions and linear layers; of weights in 16 bits the tensor before DEQUANTIZE."""
+    """Constant weights of convolutions and linear layers; for 16-bit weights, the tensor before DEQUANTIZE."""
     codes = schema.BuiltinOperator
     layers = (codes.CONV_2D, codes.DEPTHWISE_CONV_2D, codes.FULLY_CONNECTED)
     floats = (schema.TensorType.FLOAT32, schema.TensorType.FLOAT16)
@@ -119,7 +119,7 @@ def weight_tensors(schema: Any, model: Any, graph: Any) -> Iterator[int]:
 
 
 def _store_sparse_(schema: Any, model: Any, graph: Any, index: int, packed: Compressed) -> None:
-    """Move tensor `index` behind a DENSIFY operator just before its first reader; its readers stay as they are."""
+    """Store tensor `index` sparse, with a DENSIFY operator before its first reader; the readers do not change."""
     dense = graph.tensors[index]
     assert not len(model.buffers[0].data if model.buffers[0].data is not None else ())  # the schema's "no contents"
     name = (dense.name or b"") + b"/sparse"
@@ -135,7 +135,7 @@ def _store_sparse_(schema: Any, model: Any, graph: Any, index: int, packed: Comp
 
 
 def _sparsity(schema: Any, shape: Sequence[int], packed: Compressed) -> Any:
-    """All dimensions dense but the last, as TFLite's own converter writes it."""
+    """Only the last dimension is sparse, as in the files of TFLite's own converter."""
     sparsity = schema.SparsityParametersT()
     sparsity.traversalOrder = np.arange(len(shape), dtype=np.int32)
     sparsity.dimMetadata = []
@@ -164,7 +164,7 @@ def _narrowest(values: Array) -> Array:
 
 
 def _drop_contents_(model: Any, graph: Any, index: int) -> None:
-    """Make a tensor no constant any more; its bytes go, unless another tensor has them too."""
+    """Remove a constant tensor's contents; its buffer is kept if another tensor uses it."""
     buffer = graph.tensors[index].buffer
     graph.tensors[index].buffer = 0
     if not any(tensor.buffer == buffer for other in model.subgraphs for tensor in other.tensors):

@@ -1,6 +1,7 @@
-"""TFLite's file format: its tables as objects, what they say, and back to bytes.
+"""Reads TFLite's file format into objects, queries them, and writes them back to bytes.
 
-The tables are the classes that ai-edge-litert generates from the format's schema; they carry no types, hence `Any`.
+The objects belong to classes that ai-edge-litert generates from the format's schema. The classes have no type
+annotations, hence `Any`.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ from amc.deploy.extras import require
 from amc.errors import RunError
 
 IDENTIFIER = b"TFL3"
-_ALIGNMENT = 16  # bytes: what the schema asks for the contents of buffers
+_ALIGNMENT = 16  # bytes; the schema's alignment for the contents of buffers
 _DAMAGED = (struct.error, IndexError, ValueError, TypeError, AttributeError, OverflowError, MemoryError)
 
 Array = npt.NDArray[Any]
 
 
 def load_schema() -> Any:
-    """The tables of TFLite's file format; MissingExtraError where ai-edge-litert is not installed."""
+    """The module with the format's classes; MissingExtraError if ai-edge-litert is not installed."""
     return require("ai_edge_litert.schema_py_generated", "litert")
 
 
 def read_model(data: bytes) -> Any:
-    """The file's tables as objects, with the contents of all buffers in them; RunError where it is no TFLite file."""
+    """The file as objects, including the contents of all buffers; RunError if it is not a TFLite file."""
     schema = load_schema()
     if data[4:8] != IDENTIFIER:
         raise RunError(f"this is no TFLite file ({len(data)} bytes without the mark TFL3); export it with litert first")
@@ -50,7 +51,7 @@ def read_model(data: bytes) -> Any:
 
 
 def write_model(schema: Any, model: Any) -> bytes:
-    """The file; contents of buffers aligned, which the generated classes do not do."""
+    """The file's bytes. Aligns the contents of buffers, because the generated classes do not."""
     buffers = model.buffers
     model.buffers = [SimpleNamespace(Pack=partial(_pack_buffer, schema, buffer)) for buffer in buffers]
     builder = require("flatbuffers", "litert").Builder(1 << 20)
@@ -62,13 +63,13 @@ def write_model(schema: Any, model: Any) -> bytes:
 
 
 def operator_code(model: Any, operator: Any) -> int:
-    """Which of the schema's BuiltinOperator; old files use the first field alone."""
+    """The operator's code in the schema's BuiltinOperator; old files only use the deprecated field."""
     code = model.operatorCodes[operator.opcodeIndex]
     return max(int(code.builtinCode), int(code.deprecatedBuiltinCode))
 
 
 def constant(schema: Any, model: Any, tensor: Any) -> Array:
-    """A constant tensor's entries in its shape; empty [0] where it is none, or of a type that is not used here."""
+    """A constant tensor's entries, in its shape; an empty array [0] if it is not constant or has another type."""
     types = schema.TensorType
     dtypes = {types.FLOAT32: np.float32, types.FLOAT16: np.float16, types.INT32: np.int32, types.INT64: np.int64}
     data = model.buffers[tensor.buffer].data
@@ -78,7 +79,7 @@ def constant(schema: Any, model: Any, tensor: Any) -> Array:
 
 
 def shape_of(tensor: Any) -> tuple[int, ...]:
-    """Sizes; () of a scalar."""
+    """The tensor's sizes; () for a scalar."""
     return tuple(int(size) for size in tensor.shape) if tensor.shape is not None else ()
 
 
@@ -88,7 +89,7 @@ def name_of(tensor: Any) -> str:
 
 
 def producers(graph: Any) -> dict[int, Any]:
-    """Tensor -> the operator it comes from."""
+    """Index of a tensor -> the operator that computes it."""
     return {int(output): operator for operator in graph.operators for output in operator.outputs}
 
 
@@ -98,7 +99,7 @@ def consumers(graph: Any, tensor: int) -> list[Any]:
 
 
 def append_tensor(model: Any, graph: Any, kind: int, shape: Sequence[int], name: bytes, data: Array) -> int:
-    """Index of a new constant."""
+    """Add a constant tensor; returns its index."""
     buffer, tensor = type(model.buffers[0])(), type(graph.tensors[0])()
     buffer.data = data.reshape(-1).view(np.uint8)
     model.buffers.append(buffer)
@@ -109,7 +110,7 @@ def append_tensor(model: Any, graph: Any, kind: int, shape: Sequence[int], name:
 
 
 def fold_transposed_means_(schema: Any, model: Any, graph: Any) -> None:
-    """TRANSPOSE then MEAN -> MEAN over the axes where they were, if what remains is in the same order."""
+    """Replace TRANSPOSE and MEAN by a MEAN over the original axes, if the remaining axes keep their order."""
     codes = schema.BuiltinOperator
     makers = producers(graph)
     for mean in [operator for operator in graph.operators if operator_code(model, operator) == codes.MEAN]:
@@ -131,7 +132,7 @@ def fold_transposed_means_(schema: Any, model: Any, graph: Any) -> None:
 
 
 def _bring_inside(buffer: Any, data: bytes) -> None:
-    """Contents that lie behind the tables, as some writers put them; an offset of 1 or less says that they do not."""
+    """Move a buffer's contents into the tables; some writers store them after the tables (offset above 1)."""
     if buffer.offset <= 1:
         return
     end = buffer.offset + buffer.size

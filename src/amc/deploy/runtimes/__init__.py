@@ -1,4 +1,4 @@
-"""Runtimes that people ship: one small module each, behind one interface."""
+"""Runtimes that run exported files: one small module per runtime, behind one interface."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RUNTIMES = tuple(_RUNTIMES)
 
 
 def get_runtime(name: str) -> Runtime:
-    """The runtime of this name; AmcError for one that is none. Whether it is installed, `version` says."""
+    """The runtime with this name, installed or not; AmcError if the name is unknown."""
     if name not in _RUNTIMES:
         close = difflib.get_close_matches(name, RUNTIMES, n=1)
         hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(RUNTIMES)}"
@@ -35,14 +35,14 @@ def get_runtime(name: str) -> Runtime:
 
 
 def installed_runtimes() -> dict[str, str]:
-    """Name and version of every runtime that can be used here."""
-    found = {}
+    """Name and version of every runtime that is installed."""
+    versions = {}
     for name in RUNTIMES:
         try:
-            found[name] = get_runtime(name).version()
+            versions[name] = get_runtime(name).version()
         except AmcError:
             continue
-    return found
+    return versions
 
 
 __all__ = ["RUNTIMES", "Runtime", "RuntimeFailure", "Session", "get_runtime", "installed_runtimes"]

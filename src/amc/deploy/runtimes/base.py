@@ -1,4 +1,4 @@
-"""What every runtime offers, and the errors that all of them share."""
+"""The interface of all runtimes, and their common error."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Session(Protocol):
     """A loaded network."""
 
     def run(self, inputs: Tensors) -> Tensors:
-        """One forward pass: tensors in main memory in, new ones out. What the runtime raises passes through."""
+        """One forward pass: takes tensors in main memory, returns new ones. The runtime's exceptions pass through."""
         ...
 
     def close(self) -> None:
-        """Free what the runtime holds; `run` must not be called any more."""
+        """Free the runtime's resources; `run` must not be called afterwards."""
         ...
 
 
@@ -32,25 +32,25 @@ class Runtime(Protocol):
     """A program that runs networks from files."""
 
     name: str
-    format: str  # name of the format it loads
-    trusted_only: bool  # whether its files can carry code, so that they must not come from strangers
+    format: str  # name of the format that it loads
+    trusted_only: bool  # whether its files can contain code, and must come from a trusted source
 
     def version(self) -> str:
-        """Version of the installed runtime; MissingExtraError where there is none."""
+        """Version of the runtime; MissingExtraError if it is not installed."""
         ...
 
     def load(self, paths: Sequence[Path], *, threads: int, half: bool) -> Session:
-        """Load the files of one network, to be run on `threads` threads, computing in 32 bits.
+        """Load the files of one network; it will use `threads` threads and compute in 32 bits.
 
-        With `half` the runtime may compute in 16 bits where the processor can. Raises RuntimeFailure for files
-        that it cannot load.
+        With `half`, the runtime may compute in 16 bits if the processor supports this. Raises RuntimeFailure if it
+        cannot load the files.
         """
         ...
 
 
 @contextmanager
 def loading(runtime: str, path: Path) -> Iterator[None]:
-    """Whatever a runtime raises while it loads becomes a RuntimeFailure."""
+    """Exceptions of a runtime that loads a file become RuntimeFailures; AmcError and MemoryError pass through."""
     try:
         yield
     except (AmcError, MemoryError):

@@ -1,4 +1,4 @@
-"""PyTorch itself, operator by operator. Slow and noisy on small networks: a comparison, not an oracle for latency."""
+"""PyTorch's eager mode. It is slow and noisy on small networks: use it for comparison, not to measure latency."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from amc.deploy.tensors import Tensors, outputs_of
 
 
 class EagerRuntime:
-    """Threads are PyTorch's own, set when a network is loaded and put back when it is closed."""
+    """Loading a network sets PyTorch's number of threads; closing it restores the earlier number."""
 
     name = "eager"
     format = "torch"
-    trusted_only = True  # what torch.export saves is read with pickle
+    trusted_only = True  # torch.export.load uses pickle
 
     def version(self) -> str:
         """See `Runtime`."""
@@ -32,7 +32,7 @@ class EagerRuntime:
             return _Session(torch.export.load(str(paths[0])).module(), threads)
 
     def of_module(self, module: nn.Module, *, threads: int) -> Session:
-        """The module as it is, Python and all: what `eager` means in a table of latencies."""
+        """The module itself, run in Python: the meaning of `eager` in a table of latencies."""
         return _Session(copy.deepcopy(module).eval(), threads)
 
 

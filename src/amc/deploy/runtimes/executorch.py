@@ -14,7 +14,7 @@ from amc.deploy.tensors import Tensors
 
 
 class ExecuTorchRuntime:
-    """One pool of threads serves the whole process: sessions of different thread counts cannot live together."""
+    """A process has one thread pool, so sessions with different thread counts cannot be open together."""
 
     name = "executorch"
     format = "executorch"
@@ -31,7 +31,7 @@ class ExecuTorchRuntime:
             library = require("executorch.extension.pybindings.portable_lib", "executorch")
         pool = library._threadpool_get_thread_count()
         if pool != threads:
-            if any(session.is_open for session in _SESSIONS):  # a pool freed under a loaded network hangs it
+            if any(session.is_open for session in _SESSIONS):  # a loaded network hangs if its pool is freed
                 raise RuntimeFailure(f"executorch keeps {pool} threads until its networks are closed, not {threads}")
             library._unsafe_reset_threadpool(threads)
         with loading(self.name, paths[0]), silenced():

@@ -38,7 +38,7 @@ class LiteRTRuntime:
 class _Session:
     def __init__(self, interpreter: Any) -> None:
         self._interpreter = interpreter
-        # Inputs are numbered in the order of their names; litert-torch calls them ..._args_0, ..._args_1 and so on.
+        # Sorted by the numbers in the names: litert-torch names the inputs ..._args_0, ..._args_1 and so on.
         details = sorted(interpreter.get_input_details(), key=lambda entry: _numbers(entry["name"]))
         self._inputs = [entry["index"] for entry in details]
         results = sorted(interpreter.get_output_details(), key=lambda entry: _numbers(entry["name"]))
@@ -55,5 +55,5 @@ class _Session:
 
 
 def _numbers(name: str) -> tuple[int, ...]:
-    """`serving_default_args_10:0` -> (10, 0), so that the tenth comes after the second."""
+    """`serving_default_args_10:0` -> (10, 0): a sort key that puts the tenth input after the second."""
     return tuple(int(part) for part in "".join(c if c.isdigit() else " " for c in name).split())

@@ -1,4 +1,4 @@
-"""ncnn on the processor: one example at a time, so the batch dimension comes off and goes on here."""
+"""ncnn on the CPU. It runs one example at a time, so this module removes and adds the batch dimension."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NARROW = ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic")
 
 
 class NcnnRuntime:
-    """16-bit arithmetic, which ncnn takes up by itself, is on only for `half`; bfloat16 never."""
+    """16-bit arithmetic, which is ncnn's default, is on only with `half`; bfloat16 is always off."""
 
     name = "ncnn"
     format = "ncnn"
@@ -31,16 +31,16 @@ class NcnnRuntime:
     def load(self, paths: Sequence[Path], *, threads: int, half: bool) -> Session:
         """See `Runtime`."""
         package = require("ncnn", "ncnn")
-        with loading(self.name, paths[0]), silenced() as said:
+        with loading(self.name, paths[0]), silenced() as printed:
             net = package.Net()
             net.opt.num_threads = threads
             net.opt.use_vulkan_compute = False
             net.opt.use_bf16_storage = False
             for switch in _NARROW:
                 setattr(net.opt, switch, half)
-            # The text form is parsed by ncnn itself; a file of another kind gives a code, not an exception.
+            # ncnn parses the text form itself; for another kind of file it returns an error code, not an exception.
             if net.load_param(str(paths[0])) or net.load_model(str(paths[1])):
-                lines = said().split("\n")
+                lines = printed().split("\n")
                 raise RuntimeFailure(f"ncnn cannot load '{paths[0].name}': {lines[0] or 'it is not a network'}")
             return _Session(package, net)
 
@@ -53,7 +53,7 @@ class _Session:
     def run(self, inputs: Tensors) -> Tensors:
         extractor = self._net.create_extractor()
         for name, value in zip(self._inputs, inputs, strict=True):
-            # A copy, as ncnn wants every channel to begin at a multiple of 16 bytes.
+            # A copy, because ncnn requires every channel to begin at a multiple of 16 bytes.
             extractor.input(name, self._package.Mat(value[0].numpy()).clone())
         results = []
         for name in self._outputs:

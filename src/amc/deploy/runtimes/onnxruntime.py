@@ -1,4 +1,4 @@
-"""ONNX Runtime on the processor."""
+"""ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ERRORS_ONLY = 3
 
 
 class OnnxRuntime:
-    """Default runtime of the project: it comes with the core and reads what everything can write."""
+    """The project's default runtime: a core dependency, and it reads ONNX, which most frameworks write."""
 
     name = "onnxruntime"
     format = "onnx"
@@ -28,7 +28,7 @@ class OnnxRuntime:
         return version_of("onnxruntime", "onnxruntime")
 
     def load(self, paths: Sequence[Path], *, threads: int, half: bool) -> Session:
-        """See `Runtime`. Kernels of the default processor provider; 16-bit weights are widened where it has none."""
+        """See `Runtime`. Uses the CPU provider; operators without a 16-bit kernel there compute in 32 bits."""
         package = require("onnxruntime", "onnxruntime")
         package.disable_telemetry_events()
         options = package.SessionOptions()
@@ -36,7 +36,7 @@ class OnnxRuntime:
         options.inter_op_num_threads = 1
         options.execution_mode = package.ExecutionMode.ORT_SEQUENTIAL
         options.log_severity_level = _ERRORS_ONLY
-        # Idle threads that spin would take the processor from the network that is timed next.
+        # Spinning idle threads would take processor time from the network that is timed next.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         with loading(self.name, paths[0]), silenced():
             session = package.InferenceSession(str(paths[0]), options, providers=["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""OpenVINO on the processor."""
+"""OpenVINO on the CPU."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _TELEMETRY = "openvino_telemetry"
 
 
 def openvino() -> ModuleType:
-    """The package, imported without its telemetry, which otherwise reports the import itself over the network."""
+    """Import the package without its telemetry, which would report the import over the network."""
     absent = _TELEMETRY not in sys.modules
     if absent:
-        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # Python's way to say: not to be had
+        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # None makes its import fail
     try:
         with silenced():
             return require("openvino", "openvino")
@@ -32,7 +32,7 @@ def openvino() -> ModuleType:
 
 
 class OpenVinoRuntime:
-    """Precision is always named: left alone, OpenVINO computes in bfloat16 where the processor has it."""
+    """The precision is always set explicitly: by default OpenVINO computes in bfloat16 if the processor supports it."""
 
     name = "openvino"
     format = "openvino"
@@ -50,7 +50,7 @@ class OpenVinoRuntime:
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
-            "ENABLE_CPU_PINNING": False,  # pinned to one core, it would wait there for whoever else runs on it
+            "ENABLE_CPU_PINNING": False,  # a pinned thread would wait for other processes on its core
             "CACHE_DIR": "",
         }
         with loading(self.name, paths[0]), silenced():

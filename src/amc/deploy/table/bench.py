@@ -1,4 +1,4 @@
-"""What times blocks and networks: this machine, or a device over the network."""
+"""Benches that time blocks and networks: this machine, or a device over the network."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from amc.deploy.table.blocks import Run
 from amc.errors import AmcError
 from amc.structure.trace import inference
 
-# Of a block: rounds are not added, as another pass is worth more than more of the same seconds.
+# Blocks get no extra rounds (max_seconds=0): a second pass, later, tells more than more rounds in the same seconds.
 BLOCK_SETTINGS = MeasureSettings(rounds=6, warmup=2, round_seconds=0.004, precision=0.05, max_seconds=0.0)
 NETWORK_SETTINGS = MeasureSettings(rounds=15, warmup=3, round_seconds=0.05, precision=0.03, max_seconds=30.0)
 
-_TOGETHER = 24  # blocks that are loaded at a time
-_PASSES = 2  # far apart in time, as a busy neighbour rarely stays; the faster one counts
-_KEPT_BYTES = 4 << 20  # files up to this are kept for the next pass
+_TOGETHER = 24  # blocks that are loaded at the same time
+_PASSES = 2  # the fastest pass counts; passes are far apart in time, because other load is usually short
+_KEPT_BYTES = 4 << 20  # largest file that is kept for the next pass
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where and how latency is measured; figures of different places must never be mixed."""
+    """Where and how latency is measured. Latencies from different places must never be mixed."""
 
     runtime: str
     version: str
@@ -44,7 +44,7 @@ class Place:
 
     @property
     def key(self) -> str:
-        """Sixteen hexadecimal digits, the same for the same kind of machine."""
+        """A hash of the kind of machine: 16 hexadecimal digits."""
         return machine.key(self.machine)
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ class Place:
 
 
 class Bench(Protocol):
-    """Times blocks by the hundred, and whole networks in alternation."""
+    """Times many blocks, and whole networks in alternation."""
 
     @property
     def place(self) -> Place: ...
@@ -65,7 +65,7 @@ class Bench(Protocol):
     def networks(
         self, networks: Mapping[str, nn.Module], example_input: Any, settings: MeasureSettings
     ) -> dict[str, Any]:
-        """Time networks in alternation; the record of `amc.deploy.latency`, the first one being the reference."""
+        """Time networks in alternation; the record of `amc.deploy.latency`, with the first network as the reference."""
         ...
 
 
@@ -112,15 +112,15 @@ class LocalBench:
 
 
 class DeviceBench:
-    """A board or a phone; files are written here and sent there."""
+    """A board or a phone; this machine writes the files and sends them to the device."""
 
     def __init__(
         self, device: Device, url: str, runtime: str, threads: int = 1, settings: MeasureSettings = BLOCK_SETTINGS
     ) -> None:
         info = device.describe()
         if runtime not in info.runtimes:
-            there = ", ".join(info.runtimes) or "none"
-            raise AmcError(f"runtime {runtime} is not on the device at {url}; it has {there}")
+            installed = ", ".join(info.runtimes) or "none"
+            raise AmcError(f"runtime {runtime} is not on the device at {url}; it has {installed}")
         check_threads(threads)
         self.device, self.settings = device, settings
         self._room = info.body_bytes
@@ -161,7 +161,7 @@ def _in_passes(
     runs: Sequence[Run],
     measure: Callable[[Path, Mapping[int, Run]], list[float]],
 ) -> list[float]:
-    """All blocks, a few at a time, in several passes; of each the best."""
+    """The best latency of each block, in ms, over several passes that time a few blocks together."""
     best = [float("inf")] * len(runs)
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(_PASSES):
@@ -176,7 +176,7 @@ def _in_passes(
 
 
 def _written(folder: Path, index: int, run: Run, runtime: str) -> list[Path]:
-    """The files of one block, written unless they are there. Nothing checks them: they are ours, and random."""
+    """The paths of one block's files, written if missing. The files are not checked: their weights are random."""
     chosen = get_format(get_runtime(runtime).format)
     paths = [folder / f"{index}{suffix}" for suffix in chosen.suffixes]
     if not all(path.exists() for path in paths):

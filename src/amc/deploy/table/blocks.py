@@ -1,7 +1,7 @@
-"""A network's operator blocks: each convolution or linear layer with its activation, as shapes and nothing else.
+"""A network's operator blocks: the shape of each convolution or linear layer with its activation.
 
-Reads the structure; of the modules only padding and dilation. A block has no weights and no channel counts: those come
-from the policy, through `Width`. Layers of equal shape are one block and are measured once.
+Reads the structure; reads only padding and dilation from the modules. A block has no weights and no channel counts: the
+policy gives the counts, through `Width`. Layers of equal shape share one block, which is measured once.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ _CONVOLUTIONS: dict[tuple[str, int], type[nn.Module]] = {
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A layer without its channel counts. Two layers with equal blocks take equally long at equal counts."""
+    """A layer without its channel counts. Two layers with equal blocks and equal counts have equal latency."""
 
     kind: str  # conv | conv_transpose | linear
-    input_size: tuple[int, ...]  # spatial; of a linear layer, how many vectors it maps
+    input_size: tuple[int, ...]  # spatial size; for a linear layer, the number of vectors
     kernel: tuple[int, ...] = ()
     stride: tuple[int, ...] = ()
     padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
-    output_padding: tuple[int, ...] = ()  # of a transposed convolution
-    groups: int = 1  # that stay as many, whatever is pruned
-    per_group: tuple[int, int] | None = None  # inputs, outputs of one where whole groups go; depthwise: (1, 1)
+    output_padding: tuple[int, ...] = ()  # transposed convolutions only
+    groups: int = 1  # convolution groups that pruning does not remove
+    per_group: tuple[int, int] | None = None  # inputs, outputs per group if whole groups are pruned; depthwise: (1, 1)
     bias: bool = True
 
     @property
     def name(self) -> str:
-        """Short and unique, such as `conv 32x32 k3x3 s1x1 p1x1 d1x1`: what tables are keyed by."""
+        """The block's key in tables, such as `conv 32x32 k3x3 s1x1 p1x1 d1x1`: short and unique."""
         parts = {
             "k": self.kernel, "s": self.stride, "p": self.padding, "d": self.dilation, "op": self.output_padding,
         }  # fmt: skip
@@ -62,16 +62,16 @@ class Block:
 
     @property
     def kernel_area(self) -> int:
-        """Positions of the kernel; 1 for a linear layer."""
+        """Number of positions in the kernel; 1 for a linear layer."""
         return math.prod(self.kernel)
 
     def module(self, inputs: int, outputs: int, copies: int) -> nn.Module:
-        """`copies` layers side by side on one input, added up, then the activation; random weights."""
-        with torch.random.fork_rng(devices=[]):  # whoever calls keeps his random numbers
+        """The sum of `copies` layers on the same input, then the activation; the weights are random."""
+        with torch.random.fork_rng(devices=[]):  # the caller's random numbers must not change
             return _Sum([self._layer(inputs, outputs) for _ in range(copies)]).eval()
 
     def example(self, inputs: int) -> Tensors:
-        """Random input of one example: [1, inputs, *input_size], for a linear layer [1, (vectors,) inputs]."""
+        """A random input with batch size one: [1, inputs, *input_size]; for a linear layer [1, (vectors,) inputs]."""
         generator = torch.Generator().manual_seed(0)
         if self.kind == "linear":
             vectors = () if self.input_size == (1,) else self.input_size
@@ -79,12 +79,12 @@ class Block:
         return (torch.randn(1, inputs, *self.input_size, generator=generator),)
 
     def macs(self, inputs: int, outputs: int) -> int:
-        """Multiply-accumulates of one layer of these counts (stride taken off, padding not counted)."""
+        """Multiply-accumulates of one layer with these channel counts; includes the stride, ignores padding."""
         area = math.prod(self.input_size) // (math.prod(self.stride) if self.kind == "conv" else 1)
         return max(1, area * math.prod(self.kernel) * inputs * outputs // self._groups(inputs))
 
     def weights(self, inputs: int, outputs: int) -> int:
-        """Weights of one layer of these counts."""
+        """Number of weights of one layer with these channel counts."""
         return math.prod(self.kernel) * inputs * outputs // self._groups(inputs)
 
     def _groups(self, inputs: int) -> int:
@@ -102,7 +102,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class BlockRun:
-    """A block with its channels, to be timed; made when it is needed, as all of a table's would fill the memory."""
+    """A block with its channel counts, to be timed. Builds its module on demand: all modules would fill the memory."""
 
     block: Block
     inputs: int
@@ -119,7 +119,7 @@ class BlockRun:
 
 
 class Run(Protocol):
-    """Something small to be timed."""
+    """A small network to be timed."""
 
     def module(self) -> nn.Module: ...
 
@@ -128,9 +128,9 @@ class Run(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ProbeRun:
-    """Three convolutions in a row, the middle of which has `width` outputs.
+    """Three consecutive convolutions; the second one has `width` outputs.
 
-    How does latency depend on it where the runtime has chosen its own layout of the channels, as inside a network?
+    Shows how latency depends on `width` when the runtime chooses the channel layout, as it does inside a network.
     """
 
     width: int
@@ -138,7 +138,7 @@ class ProbeRun:
     size: int = 16
 
     def module(self) -> nn.Module:
-        """[1, around, size, size] -> the same."""
+        """A module [1, around, size, size] -> [1, around, size, size]."""
         with torch.random.fork_rng(devices=[]):
             widths = (self.around, self.around, self.width, self.around)
             pairs = itertools.pairwise(widths)
@@ -146,12 +146,12 @@ class ProbeRun:
             return nn.Sequential(*layers).eval()
 
     def example(self) -> Tensors:
-        """Random input."""
+        """A random input [1, around, size, size]."""
         return (torch.randn(1, self.around, self.size, self.size, generator=torch.Generator().manual_seed(0)),)
 
 
 class _Sum(nn.Module):
-    """Layers that read the same input; runtimes fold the sum into the layers as they do with a shortcut."""
+    """The sum of layers that read the same input; runtimes fuse the sum into the layers, as they fuse a shortcut."""
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ class _Sum(nn.Module):
 
 @dataclass(frozen=True)
 class Width:
-    """How many channels one side of a layer has: fixed + per_channel @ keep counts, all whole numbers."""
+    """The number of channels on one side of a layer: fixed + per_channel @ keep counts, all integers."""
 
     fixed: int
     per_channel: Counts  # [groups of the structure]
@@ -179,12 +179,12 @@ class Width:
 
     @property
     def unit(self) -> int:
-        """What every possible difference of two widths is a multiple of: 1, or 49 for 7x7 flattened maps."""
+        """The greatest common divisor of all width differences: 1, or 49 for flattened 7x7 feature maps."""
         return max(1, int(np.gcd.reduce(self.per_channel, initial=0)))
 
     @classmethod
     def of(cls, slots: Slots, structure: Structure) -> Width:
-        """From a layer's `input` or `output`."""
+        """The width of a layer's `input` or `output` slots."""
         inside = [(slots >= group.offset) & (slots < group.offset + group.size) for group in structure.groups]
         per_channel = [
             np.count_nonzero(mask) // group.size for mask, group in zip(inside, structure.groups, strict=True)
@@ -194,7 +194,7 @@ class Width:
 
 @dataclass(frozen=True)
 class LayerBlock:
-    """One layer of a network: its block, and its channels on either side as functions of the policy."""
+    """One layer of a network: its block, and its input and output widths as functions of the policy."""
 
     layer: str
     block: Block
@@ -206,14 +206,14 @@ class LayerBlock:
 def blocks_of(model: nn.Module, structure: Structure) -> tuple[LayerBlock, ...]:
     """Every convolution and linear layer, in execution order.
 
-    Recurrent layers and stacks of matrices belong to the rest of the network, which the table's correction measures.
+    Recurrent layers and stacks of matrices are left out: the table's correction contains their latency.
     """
     return tuple(_layer_block(model, structure, layer) for layer in structure.layers if _is_block(layer))
 
 
 def _is_block(layer: Layer) -> bool:
-    one = layer.kind in ("conv", "conv_transpose") or (layer.kind == "linear" and layer.groups == 1)
-    return one and layer.macs > 0
+    known = layer.kind in ("conv", "conv_transpose") or (layer.kind == "linear" and layer.groups == 1)
+    return known and layer.macs > 0
 
 
 def _layer_block(model: nn.Module, structure: Structure, layer: Layer) -> LayerBlock:
@@ -229,13 +229,13 @@ def _layer_block(model: nn.Module, structure: Structure, layer: Layer) -> LayerB
 
 
 def _block(model: nn.Module, layer: Layer, positions: int) -> Block:
-    bias = layer.bias is not None or layer.kind != "linear"  # a batch norm, once folded, leaves a bias behind
+    bias = layer.bias is not None or layer.kind != "linear"  # a folded batch norm adds a bias
     if layer.kind == "linear":
         return Block("linear", (positions,), bias=bias)
     whole = layer.groups > 1 and not layer.tied_across
     module = dict(model.named_modules()).get(layer.name)
     rank = len(layer.kernel)
-    same = tuple(size // 2 for size in layer.kernel)  # of a functional convolution nothing else is known
+    same = tuple(size // 2 for size in layer.kernel)  # a functional convolution has no module to read it from
     padding, dilation, output_padding = (
         _tuple(getattr(module, name, default), rank, default)
         for name, default in (("padding", same), ("dilation", (1,) * rank), ("output_padding", (0,) * rank))

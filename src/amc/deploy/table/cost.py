@@ -1,4 +1,4 @@
-"""The latency of a policy, in closed form from a table: what the search bounds and pays with. Pure numpy."""
+"""The latency of a policy, computed from a table; the search uses it for its budget and its reward. Pure numpy."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from scipy.optimize import nnls
 from amc.deploy.table.grid import FloatArray
 from amc.deploy.table.plan import Key, Plan
 
-_PICO = 1e9  # picoseconds in a millisecond: costs are added up as whole numbers
-_LEAST_SHARE = 0.02  # of the dense latency; a straight line may promise less, far from its data
+_PICO = 1e9  # picoseconds per millisecond; costs are summed as integers
+_LEAST_SHARE = 0.02  # least predicted share of the dense latency; a linear model may predict less, far from its data
 
 
-# Shares of the dense network's weights from which on another one may cost more: as long as all of them fit into a cache
-# a weight is free, and what no longer fits has to be read anew by every call.
+# Shares of the dense network's weights at which the cost of a weight may rise. Weights are free while all of them fit
+# into a cache; every call must read the others from memory.
 _KNOTS = np.arange(10) / 10
 
 
 @dataclass(frozen=True)
 class Correction:
-    """From the table's sums to a whole network.
+    """Predicts a whole network's latency from the table's sums.
 
-    Latency is that of the dense network less so much for each ms that the sum of the blocks drops by, for each million
-    values that the layers no longer write, and for the weights that are no longer read: a convex function of their
-    number. (Alone, a block finds its weights in the nearest cache; a network does only if all of its weights fit.) No
-    slope is negative, so latency never falls where a layer grows; the dense network, which relative budgets refer to,
-    is met exactly.
+    The prediction starts at the dense network's latency. It subtracts a share for each ms of blocks, for each million
+    values that the layers no longer write, and for the weights that they no longer read. The last share is a convex
+    function of the number of weights: a block alone finds its weights in the nearest cache, but a network does so only
+    if all its weights fit. No slope is negative, so latency never falls when a layer grows. The prediction is exact for
+    the dense network, because relative budgets refer to it.
     """
 
     dense_ms: float
-    dense: FloatArray  # the dense network's sums, as `BlockSums` gives them: [3]
+    dense: FloatArray  # [3], the dense network's sums from `BlockSums`
     slopes: FloatArray  # ms per ms of blocks, per million values written, per million weights beyond each knot
 
     def at(self, sums: FloatArray) -> FloatArray:
@@ -41,14 +41,14 @@ class Correction:
         drops = _features(self.dense, self.dense) - _features(sums, self.dense)
         latency = np.full(sums.shape[:-1], self.dense_ms)
         for slope, drop in zip(self.slopes, np.moveaxis(drops, -1, 0), strict=True):
-            latency -= slope * drop  # one by one: a matrix product rounds differently in different company
+            latency -= slope * drop  # not a matrix product: its rounding depends on the batch size
         return latency
 
 
 class BlockSums:
-    """What a policy's blocks take, summed over its layers, and what passes between them.
+    """A policy's latency, written values and weights, each summed over its layers.
 
-    Sums are exact in whole picoseconds, so that a policy costs the same in whatever company it is asked for.
+    Latencies are summed exactly, in whole picoseconds, so a policy's cost does not depend on the rest of its batch.
     """
 
     def __init__(self, plan: Plan, times: Mapping[Key, float]) -> None:
@@ -57,8 +57,8 @@ class BlockSums:
         self._fixed = np.array([width.fixed for width, _ in sides], dtype=np.float64)
         self._per_channel = np.array([width.per_channel for width, _ in sides], dtype=np.float64).T
         self._low = np.array([axis.low for _, axis in sides], dtype=np.float64)
-        self._pitch = np.array([axis.pitch for _, axis in sides], dtype=np.float64)
-        self._last = np.array([len(axis.places) - 1 for _, axis in sides], dtype=np.int64)
+        self._spacing = np.array([axis.spacing for _, axis in sides], dtype=np.float64)
+        self._last = np.array([len(axis.widths) - 1 for _, axis in sides], dtype=np.int64)
         tables = plan.tables(times)
         starts: dict[int, int] = {}
         parts: list[FloatArray] = []
@@ -79,13 +79,13 @@ class BlockSums:
         self._groups = np.array([layer.spec.block.groups for layer in plan.layers], dtype=np.float64)
 
     def __call__(self, keep_counts: npt.ArrayLike) -> FloatArray:
-        """Keep counts [..., G] -> [..., 3]: ms of all blocks, millions of values they write, of weights they read."""
+        """Keep counts [..., G] -> [..., 3]: ms of all blocks, millions of values written, millions of weights read."""
         counts = np.asarray(keep_counts, dtype=np.float64)
         widths = counts @ self._per_channel + self._fixed
-        places = np.ceil((widths - self._low) / self._pitch).astype(np.int64)
-        places = np.clip(places, 0, self._last)
+        indices = np.ceil((widths - self._low) / self._spacing).astype(np.int64)
+        indices = np.clip(indices, 0, self._last)
         layers = len(self._starts)
-        flat = self._starts + places[..., :layers] * self._columns + places[..., layers:]
+        flat = self._starts + indices[..., :layers] * self._columns + indices[..., layers:]
         inputs, outputs = widths[..., :layers], widths[..., layers:]
         read = np.where(self._reads > 0, self._reads, np.floor(inputs / self._groups))  # inputs of one output
         weights = (self._kernels * read * outputs).sum(axis=-1)
@@ -94,7 +94,7 @@ class BlockSums:
 
 
 class LatencyCost:
-    """`CostFunction` in ms, never falling with any keep count."""
+    """A `CostFunction` in ms; the latency never falls when a keep count rises."""
 
     def __init__(self, sums: BlockSums, correction: Correction) -> None:
         self.sums, self.correction = sums, correction
@@ -106,10 +106,10 @@ class LatencyCost:
 
 
 def fit(sums: FloatArray, measured_ms: FloatArray) -> Correction:
-    """The correction, from the sums [n, 3] and latencies [n] of whole networks, of which the first is the dense one.
+    """Fit the correction to the sums [n, 3] and latencies [n] of whole networks; the dense network comes first.
 
-    Least squares of relative errors over slopes that are not negative. Raises ValueError where the measured
-    latencies do not follow the table at all.
+    Minimises the squared relative errors over nonnegative slopes. Raises ValueError if the measured latencies do not
+    follow the table.
     """
     features = _features(sums, sums[0])
     weights, scale = 1 / measured_ms[1:], np.maximum(features[0], 1e-12)
@@ -121,16 +121,16 @@ def fit(sums: FloatArray, measured_ms: FloatArray) -> Correction:
 
 
 def held_out_errors(sums: FloatArray, measured_ms: FloatArray) -> FloatArray:
-    """Relative error of every network but the dense one, each predicted from all the others: [n - 1]."""
+    """Leave-one-out relative errors [n - 1]: each network except the dense one is predicted from the others."""
     errors = []
     for index in range(1, len(measured_ms)):
         rest = np.delete(np.arange(len(measured_ms)), index)
-        found = fit(sums[rest], measured_ms[rest])
-        errors.append(float(found.at(sums[index])) / measured_ms[index] - 1)
+        correction = fit(sums[rest], measured_ms[rest])
+        errors.append(float(correction.at(sums[index])) / measured_ms[index] - 1)
     return np.array(errors)
 
 
 def _features(sums: FloatArray, dense: FloatArray) -> FloatArray:
-    """Sums [..., 3] -> what latency is linear in: blocks, values, and the weights beyond each knot."""
+    """Sums [..., 3] -> features of the linear model: ms of blocks, values written, and weights beyond each knot."""
     beyond = np.maximum(0.0, sums[..., 2:] - _KNOTS * dense[2])
     return np.concatenate([sums[..., :2], beyond], axis=-1)

@@ -1,4 +1,4 @@
-"""Measuring a latency table: the runtime's step, every block at its widths, then a few whole networks."""
+"""Measures a latency table: the runtime's step, a few whole networks, and every block at its widths."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from amc.deploy.table.plan import Key, Plan
 from amc.deploy.table.record import LatencyTable, WholeNetwork
 from amc.errors import AmcError
 
-NETWORKS = 24  # random ones, beside the dense and the least
-STEPS = (16, 8, 4)  # of the channels, that runtimes are known to like
+NETWORKS = 24  # random networks, besides the dense and the smallest one
+STEPS = (16, 8, 4)  # channel steps that runtimes are known to have
 
-_LIGHT_MACS = 50_000_000  # up to this a block is measured three times over, less once
-_TOGETHER = 6  # whole networks in memory at a time, beside the dense one
-_FLOOR_MS = 1e-5  # a difference that noise turned negative: the block takes next to nothing
-_SAME = 0.8  # share of a stair's rise that half a stair's width has taken, if there is a stair
+_LIGHT_MACS = 50_000_000  # a block up to this size is timed as three copies minus one, a larger one as two minus one
+_TOGETHER = 6  # whole networks in memory at the same time, besides the dense one
+_FLOOR_MS = 1e-5  # replaces smaller or negative differences, which are noise
+_SAME = 0.8  # a stair exists if half its width causes at least this share of its rise
 
 
 class NoiseError(AmcError):
-    """The machine is too noisy for what is to be decided."""
+    """The machine is too noisy for a decision."""
 
 
 Build = Callable[[Sequence[int]], nn.Module]
-Check = Callable[[float, float], None]  # ms of the dense and of the least network; raises what must not be searched
+Check = Callable[[float, float], None]  # ms of the dense and of the smallest network; raises to refuse the search
 
 
 def find_step(bench: Bench) -> int:
-    """The step of the runtime's latency over the channels: 16, 8, 4, or 1 where there is none."""
+    """Channels per stair of the runtime's latency: 16, 8 or 4; 1 if there is no staircase."""
     widths = sorted({32} | {32 + step for step in STEPS} | {32 + step // 2 for step in STEPS})
     times = dict(zip(widths, bench.blocks([ProbeRun(width) for width in widths]), strict=True))
     for step in STEPS:
@@ -49,16 +49,16 @@ def find_step(bench: Bench) -> int:
 def block_times(wanted: Sequence[tuple[Block, int, int]], bench: Bench) -> list[float]:
     """Latency in ms of each block at its channels in and out.
 
-    What a call costs in itself, and what it takes to bring the input into the runtime's layout and the output back,
-    happens once in a network. It is taken out here: several equal layers side by side less one alone.
+    A network pays only once for the call itself, and for the conversion of its input and output to the runtime's
+    layout. The difference between several parallel copies of the block and a single one excludes these costs.
     """
-    copies = [_copies(*each) for each in wanted]
-    runs = [BlockRun(*each, count) for each, several in zip(wanted, copies, strict=True) for count in (1, several)]
+    copies = [_copies(*block) for block in wanted]
+    runs = [BlockRun(*block, count) for block, several in zip(wanted, copies, strict=True) for count in (1, several)]
     measured = dict(zip(runs, bench.blocks(runs), strict=True))
     times = []
-    for each, several in zip(wanted, copies, strict=True):
-        alone = measured[BlockRun(*each, 1)]
-        together = measured[BlockRun(*each, several)]
+    for block, several in zip(wanted, copies, strict=True):
+        alone = measured[BlockRun(*block, 1)]
+        together = measured[BlockRun(*block, several)]
         times.append(max(_FLOOR_MS, (together - alone) / (several - 1)))
     return times
 
@@ -74,10 +74,10 @@ def measure_table(
     *,
     seed: int = 0,
 ) -> LatencyTable:
-    """Measure whole networks that `build` makes of keep counts, and everything that `plan` asks for.
+    """Measure whole networks, which `build` makes from keep counts, and then the blocks of `plan`.
 
-    Raises what `check` raises of the first two networks, before the rest is measured, and NoiseError where the whole
-    networks are too unsteady to correct the table by.
+    Calls `check` after the first networks, before the others are measured; its exceptions pass through. Raises
+    NoiseError if the whole networks are too noisy to correct the table.
     """
     began = time.perf_counter()
     policies = whole_policies(choices, NETWORKS, np.random.default_rng(seed))
@@ -86,16 +86,20 @@ def measure_table(
     table = LatencyTable(
         network, bench.place, plan.step, dict(zip(plan.keys, times, strict=True)), networks, time.perf_counter() - began
     )
-    correction_of(plan, table)  # refuses what cannot be used, before it is kept
+    correction_of(plan, table)  # refuses an unusable table before it is stored
     return table
 
 
 def measure_whole(
     policies: Sequence[tuple[int, ...]], build: Build, example_input: Any, bench: Bench, check: Check
 ) -> tuple[WholeNetwork, ...]:
-    """Networks of these keep counts, the dense one first and the least next, in shares of the dense one's best."""
+    """Latencies of the networks with these keep counts: the dense network first, the smallest second.
+
+    The dense network is timed again beside each part of the others. Each latency is its share of the dense latency in
+    that part, times the best dense latency of all parts.
+    """
     dense, *others = policies
-    references: list[WholeNetwork] = []  # the dense one, measured beside each part of the others
+    references: list[WholeNetwork] = []  # the dense network, once per part
     shares: list[tuple[tuple[int, ...], float, float]] = []  # keep counts, share of the dense latency, spread
     for start in range(0, len(others), _TOGETHER):
         part = others[start : start + _TOGETHER]
@@ -113,15 +117,15 @@ def measure_whole(
 def whole_policies(
     choices: Sequence[Sequence[int]], count: int, generator: np.random.Generator
 ) -> list[tuple[int, ...]]:
-    """The dense policy, the least, and `count` random ones at levels all the way between."""
+    """The dense policy, the smallest, and `count` random policies at evenly spread levels between them."""
     sizes, least = (np.array([options[end] for options in choices], dtype=np.float64) for end in (-1, 0))
     policies = [tuple(int(v) for v in sizes), tuple(int(v) for v in least)]
     for index in range(count):
         level = (index + generator.uniform()) / count
         position = np.clip(level + 0.5 * generator.uniform(-1, 1, len(sizes)), 0, 1)
-        wish = least + position * (sizes - least)
+        requested = least + position * (sizes - least)
         policies.append(
-            tuple(int(min(options, key=lambda k: abs(k - w))) for options, w in zip(choices, wish, strict=True))
+            tuple(int(min(options, key=lambda k: abs(k - r))) for options, r in zip(choices, requested, strict=True))
         )
     return policies
 
@@ -132,9 +136,9 @@ def bench_networks(
     example_input: Any,
     settings: MeasureSettings = NETWORK_SETTINGS,
 ) -> dict[str, Any]:
-    """Time whole networks in alternation; where that is not steady, once more and for longer.
+    """Time whole networks in alternation; an unsteady measurement is repeated once, for twice as long.
 
-    The record of `amc.deploy.latency`; its `steady` says whether it can be trusted.
+    Returns the steadier record of `amc.deploy.latency`; its field `steady` says whether the latencies are reliable.
     """
     record = bench.networks(networks, example_input, settings)
     if record["steady"]:
@@ -148,10 +152,10 @@ def bench_networks(
 
 
 def correction_of(plan: Plan, table: LatencyTable) -> tuple[LatencyCost, FloatArray]:
-    """The cost function that a table gives, and its relative error on each whole network but the dense.
+    """The table's cost function, and its relative error on each whole network except the dense one.
 
-    Every error is that of a prediction from the other networks only. Raises NoiseError where the measured networks do
-    not follow the table.
+    Each error is a leave-one-out error: the network is predicted from the other networks. Raises NoiseError if the
+    measured networks do not follow the table.
     """
     sums = BlockSums(plan, table.times)
     keep = np.array([entry.keep for entry in table.networks], dtype=np.int64)
@@ -162,8 +166,8 @@ def correction_of(plan: Plan, table: LatencyTable) -> tuple[LatencyCost, FloatAr
     except ValueError as error:
         spread = max(entry.spread for entry in table.networks)
         raise NoiseError(
-            f"latency cannot be told on this machine: {error} in {len(measured)} whole networks measured with a "
-            f"spread of {spread:.0%}; let nothing else run, or use another machine with --device-url"
+            f"latency cannot be measured reliably on this machine: {error} in {len(measured)} whole networks measured "
+            f"with a spread of {spread:.0%}; let nothing else run, or use another machine with --device-url"
         ) from None
     return LatencyCost(sums, correction), errors
 
@@ -177,5 +181,5 @@ def _worst(record: Mapping[str, Any]) -> float:
 
 
 def complete(plan: Plan, times: Mapping[Key, float]) -> bool:
-    """Whether a table holds all that the plan needs."""
+    """Whether a table holds every key of the plan."""
     return all(key in times for key in plan.keys)

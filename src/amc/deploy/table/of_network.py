@@ -1,4 +1,4 @@
-"""The latency table of a network: from the run that is resumed, from the cache, or measured now."""
+"""The latency table of a network: read from the resumed run or from the cache, or measured now."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class Latency:
     bench: Bench
     table: LatencyTable
     cost: LatencyCost
-    errors: FloatArray  # relative, of each whole network measured but the dense, predicted from the others
+    errors: FloatArray  # relative prediction error of each whole network except the dense one, leaving that network out
 
     @property
     def dense_ms(self) -> float:
-        """Of the dense network, measured whole beside the others of the table."""
+        """Latency of the dense network, measured together with the table's other whole networks."""
         return self.table.networks[0].latency_ms
 
     @property
     def unsteady(self) -> int:
-        """Whole networks whose best rounds did not agree, even after measuring for longer."""
+        """Number of whole networks whose best rounds disagreed, even in a longer measurement."""
         return sum(network.spread > NETWORK_SETTINGS.precision for network in self.table.networks)
 
     def summary(self) -> dict[str, Any]:
@@ -67,13 +67,15 @@ def latency_table(
     check: Check = lambda dense_ms, least_ms: None,
     warn: Callable[[str], None] = lambda _: None,
 ) -> Latency:
-    """The table for policies whose keep counts are among `choices`.
+    """The table for policies that take each group's keep count from `choices`.
 
-    build: keep counts -> the sliced network, for the whole networks that the table is corrected by.
-    stored: the table of the run that is being resumed. It must be used unchanged: RunError where that is impossible.
-    folder: in place of the cache directory.
-    check: called with the latency of the dense and of the least network before anything else is measured; may raise.
-    warn: called with the reason why a table in the cache is measured again, and where the predictions are poor.
+    build: keep counts -> the sliced network. It makes the whole networks that correct the table.
+    stored: the table of the run that is being resumed. It must be used unchanged; RunError if that is impossible.
+    folder: replaces the cache directory.
+    points: largest number of widths measured on each side of a layer.
+    check: called with the latency in ms of the dense and of the smallest network, before any block is measured; it may
+        raise.
+    warn: called with a message if a cached table is measured again, or if the table's predictions are poor.
     """
     if stored is not None:
         return _of_run(stored, model, structure, choices, points, bench)
@@ -96,13 +98,13 @@ def latency_table(
 
 
 def _checked(latency: Latency, warn: Callable[[str], None]) -> Latency:
-    """`latency`. Calls `warn` where the table's predictions are poor, as on a machine that does other work."""
+    """Return `latency`. Calls `warn` when the table's predictions are poor, for example on a busy machine."""
     worst, unsteady = float(abs(latency.errors).max()), latency.unsteady
     if worst > DOUBTFUL or unsteady:
         warn(
             f"the latency table is uncertain: it is off by up to {worst:.0%}, and {unsteady} of the "
-            f"{len(latency.table.networks)} networks measured were not steady; the result is measured whole all the "
-            f"same. To measure the table again on a quiet machine, delete '{cache_folder()}'"
+            f"{len(latency.table.networks)} networks measured were not steady; the search's result is measured as a "
+            f"whole network in any case. To measure the table again on a quiet machine, delete '{cache_folder()}'"
         )
     return latency
 
@@ -116,11 +118,12 @@ def _of_run(
         if table.network != network_key(model, plan, choices) or not complete(plan, table.times):
             raise TableError(f"'{stored}' is the table of another network")
     except TableError as error:
-        raise RunError(f"{error}; the search cannot go on without its own table: start a new run") from None
+        raise RunError(f"{error}; the search cannot continue without its own table: start a new run") from None
     if (table.place.runtime, table.place.version) != (bench.place.runtime, bench.place.version):
         raise RunError(
-            f"this search was started with {table.place.runtime} {table.place.version}, now there is "
-            f"{bench.place.runtime} {bench.place.version}; install that version again, or start a new run"
+            f"this search was started with {table.place.runtime} {table.place.version}, but the runtime is now "
+            f"{bench.place.runtime} {bench.place.version}; install {table.place.runtime} {table.place.version} again, "
+            "or start a new run"
         )
     if table.place.key != bench.place.key:
         raise RunError(
@@ -131,7 +134,7 @@ def _of_run(
 
 
 def _cached(path: Path, network: str, bench: Bench, warn: Callable[[str], None]) -> LatencyTable | None:
-    """The table in the cache; None where it must be measured again, and `warn` is called with the reason."""
+    """The table in the cache. If it must be measured again, calls `warn` with the reason and returns None."""
     try:
         table = read_table(path)
     except TableError as error:
@@ -139,13 +142,13 @@ def _cached(path: Path, network: str, bench: Bench, warn: Callable[[str], None])
         return None
     if table.place.version != bench.place.version:
         warn(
-            f"the latency table was measured with {bench.place.runtime} {table.place.version}, now there is "
+            f"the latency table was measured with {bench.place.runtime} {table.place.version}, but the version is now "
             f"{bench.place.version}; measuring it again"
         )
         return None
-    mine = (network, bench.place.runtime, bench.place.threads, bench.place.precision, bench.place.key)
-    its = (table.network, table.place.runtime, table.place.threads, table.place.precision, table.place.key)
-    if mine != its:
-        warn(f"latency table '{path}' is of another network or machine; measuring it again")
+    wanted = (network, bench.place.runtime, bench.place.threads, bench.place.precision, bench.place.key)
+    stored = (table.network, table.place.runtime, table.place.threads, table.place.precision, table.place.key)
+    if stored != wanted:
+        warn(f"latency table '{path}' belongs to another network or machine; measuring it again")
         return None
     return table

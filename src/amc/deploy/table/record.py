@@ -1,6 +1,6 @@
-"""A measured latency table as a record: to JSON and back, and its place in the cache.
+"""A measured latency table as a record: conversion to and from JSON, and its path in the cache.
 
-A file that is damaged, or that was measured elsewhere, is never used: it is told, and measured again.
+A table that is damaged, or measured in another place, is never used.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ VERSION = 2
 
 
 class TableError(AmcError):
-    """A latency table is damaged, or of another network or place."""
+    """A latency table is damaged, or belongs to another network or place."""
 
 
 @dataclass(frozen=True)
 class WholeNetwork:
-    """One sliced network, measured as a whole in alternation with the dense one."""
+    """One sliced network, measured as a whole in alternation with the dense network."""
 
-    keep: tuple[int, ...]
+    keep: tuple[int, ...]  # keep count of every group
     latency_ms: float
-    spread: float
+    spread: float  # see `amc.deploy.measure.Timing`
 
     def __post_init__(self) -> None:
         _positive(self.latency_ms, "a network's latency")
@@ -43,23 +43,23 @@ class WholeNetwork:
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """Everything measured for one network in one place; what follows from it is computed anew."""
+    """All measurements for one network in one place. Derived values are not stored."""
 
     network: str  # `network_key`
     place: Place
-    step: int  # of the runtime's staircase over the channels
+    step: int  # channels per stair of the runtime's latency
     times: Mapping[Key, float]  # ms
-    networks: tuple[WholeNetwork, ...]  # the dense one first
-    seconds: float  # it took
+    networks: tuple[WholeNetwork, ...]  # the dense network first
+    seconds: float  # duration of the measurement
 
     def __post_init__(self) -> None:
         for key, value in self.times.items():
             _positive(value, f"the latency of block {key[0]}")
         if len(self.networks) < 4 or self.step < 1:
-            raise TableError("a latency table needs whole networks to be corrected by")
+            raise TableError("a latency table needs at least 4 whole networks, which correct it")
 
     def to_json(self) -> dict[str, Any]:
-        """For a file."""
+        """The content of the table's file."""
         blocks: dict[str, list[list[float]]] = {}
         for (name, inputs, outputs), value in self.times.items():
             blocks.setdefault(name, []).append([inputs, outputs, value])
@@ -76,7 +76,7 @@ class LatencyTable:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LatencyTable:
-        """From a file's content; TableError, in one line, for anything else."""
+        """The table of a file's content; TableError if the content is not a table."""
         try:
             if data["format"] != FORMAT or data["version"] != VERSION:
                 raise TableError(f"it is no {FORMAT} of version {VERSION}")
@@ -93,7 +93,7 @@ class LatencyTable:
 
 
 def read_table(path: Path) -> LatencyTable:
-    """The table in a file; TableError, naming the file, where it cannot be used."""
+    """Read a table's file; TableError, naming the file, if it cannot be used."""
     try:
         data = records.unsealed(records.parse_object(records.read_bytes(path)))
         _SHAPE(data, "")
@@ -130,7 +130,7 @@ _SHAPE = records.fields(
 
 
 def write_table(path: Path, table: LatencyTable) -> None:
-    """Whole or not at all; RunError where it cannot be written."""
+    """Write a table's file atomically; RunError if it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -139,9 +139,9 @@ def write_table(path: Path, table: LatencyTable) -> None:
 
 
 def cache_path(network: str, place: Place, folder: Path | None = None) -> Path:
-    """Where the table of a network in a place is kept: in `folder`, $AMC_CACHE, or ~/.cache/amc.
+    """The file of a network's table for a place, in `folder`; default: `cache_folder()`.
 
-    The runtime's version is inside the file, not in its name, so that a new version is noticed and said.
+    The file's name does not contain the runtime's version. A table of another version is therefore read, and reported.
     """
     parts = [network, place.runtime, place.threads, place.precision, place.key, place.device]
     name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
@@ -149,7 +149,7 @@ def cache_path(network: str, place: Place, folder: Path | None = None) -> Path:
 
 
 def cache_folder() -> Path:
-    """What is kept for all runs: $AMC_CACHE, or ~/.cache/amc."""
+    """The cache that all runs share: $AMC_CACHE, or ~/.cache/amc."""
     return Path(os.environ.get("AMC_CACHE") or Path.home() / ".cache" / "amc")
 
 
