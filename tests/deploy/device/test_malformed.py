@@ -141,7 +141,7 @@ def test_files_of_another_size_than_said(server: DeviceServer, change: int) -> N
     request, _ = request_for(model(size=10))
     answer = ask(server, "PUT", new_path(), encode(request) + model(size=10 + change))
     assert (answer.status, answer.kind) == (400, "malformed")
-    assert "bytes of files, where the header says" in answer.record["error"]["message"]
+    assert "bytes of files, but the header says" in answer.record["error"]["message"]
 
 
 @pytest.mark.parametrize(

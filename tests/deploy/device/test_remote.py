@@ -131,7 +131,7 @@ def test_device_refuses_options_that_a_runtime_does_not_support(runtime: str, ha
 
 
 class Small:
-    """A device with a small limit; latency in ms is the file's bytes, and grows with every request."""
+    """A device that takes requests of at most `body_bytes`; latency in ms is the files' bytes, 10% more per request."""
 
     def __init__(self, body_bytes: int) -> None:
         self.body_bytes = body_bytes

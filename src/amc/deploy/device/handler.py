@@ -162,7 +162,7 @@ class Handler:
             check_runtime(request.runtime, [len(model.file_bytes) for model in request.models])
             self._check_version(request)
             if body.left != request.payload_bytes:
-                raise malformed(f"{body.left} bytes of files, where the header says {request.payload_bytes}")
+                raise malformed(f"{body.left} bytes of files, but the header says {request.payload_bytes}")
             for index, model in enumerate(request.models):
                 for path, size in zip(file_paths(request.runtime, index, folder), model.file_bytes, strict=True):
                     with path.open("wb") as file:
