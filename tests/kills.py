@@ -149,8 +149,8 @@ def assert_same(expected: Whole, run: Path) -> None:
 # Other signals, on the command line.
 
 SEARCH = (
-    "search", make.NETWORK, "--data", make.DATA, "--budget", "macs<=70%", "--episodes", "40", "--round-to", "1",
-    "--certify", "1", "--bn-images", "32", "--calibration-images", "64",
+    "search", make.SOURCE.model, "--data", str(make.SOURCE.data), "--budget", "macs<=70%", "--episodes", "40",
+    "--round-to", "1", "--certify", "1", "--bn-images", "32", "--calibration-images", "64",
 )  # fmt: skip
 
 

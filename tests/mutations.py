@@ -28,6 +28,7 @@ from amc import jobs
 from amc.errors import AmcError
 from amc.report import render_report
 from amc.rundir import RunDir
+from amc.settings import SessionConfig
 from amc.stored import load_run
 from tests.fixtures.runs import make, small
 
@@ -252,7 +253,7 @@ def attempt(kind: str, run: Path) -> dict[str, Any]:
         slim = load_run(run, small.network(), torch.zeros(1, *small.SHAPE))
     else:
         if kind in ("cut-tuned", "cut-candidates"):
-            jobs.finetune(run, {}, checkpoint_every=2, progress=watch)
+            jobs.finetune(run, session=SessionConfig(checkpoint_every=2), progress=watch)
         else:
             jobs.resume(run, progress=watch)
         render_report(run)

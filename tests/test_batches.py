@@ -147,7 +147,7 @@ def test_what_does_not_fit_is_refused_in_one_line(example: Any, batch: Any, mess
         (X, r"is a Tensor \[3, 2, 2, 2\] without labels; the loader must give \(images, labels\) tensors"),
         ({"image": X}, "is a dict of image without labels; .* a dict with the key labels"),
         ((X, META, Y), "without labels"),
-        ((X, Y[:2]), "a batch has 3 images and 2 labels; they must be as many"),
+        ((X, Y[:2]), "a batch has 3 images and 2 labels; give one label per image"),
         ((X, torch.tensor(1)), "a batch has 3 images and 1 labels"),
         ((X, ["cat", "dog", "cat"]), "the labels of a batch are a list of"),
         ((X, {"a": Y}), "the labels of a batch are a dict of a"),

@@ -295,15 +295,13 @@ def test_the_live_display_shows_episode_score_best_cost_and_time_left() -> None:
 
 def test_help_and_version_need_neither_torch_nor_scipy() -> None:
     program = (
-        "import sys; sys.argv = ['amc', {!r}]\n"
+        "import sys; sys.argv = ['amc', *{!r}]\n"
         "from amc.cli import main\n"
         "try: main()\n"
         "except SystemExit as end: print(sorted({{'torch', 'scipy', 'numpy'}} & sys.modules.keys()), end.code)"
     )
-    for option in ("--help", "--version"):
-        done = subprocess.run(
-            [sys.executable, "-c", program.format(option)], capture_output=True, text=True, check=True
-        )
+    for words in (["--help"], ["--version"], ["search", "--help"], ["finetune", "--help"]):
+        done = subprocess.run([sys.executable, "-c", program.format(words)], capture_output=True, text=True, check=True)
         assert done.stdout.splitlines()[-1] == "[] 0"
 
 

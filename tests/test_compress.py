@@ -244,8 +244,8 @@ def test_the_run_directory_holds_the_record(tmp_path: Path) -> None:
     assert (config["budget"], config["episodes"], config["round_to"], config["seed"]) == ("macs<=50%", 6, 1, 0)
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode() + value.numpy().tobytes())
-    assert config["weights_sha256"] == digest.hexdigest()
+        digest.update(f"{name} {value.dtype} {list(value.shape)} ".encode() + value.numpy().tobytes())
+    assert config["weights_digest"] == f"2:{digest.hexdigest()}"
     header, records = read_journal(run.file("journal.jsonl"))
     assert (header["seed"], header["agent"], len(records)) == (0, "ddpg", 6)
     assert records == result.search.episodes
@@ -257,6 +257,15 @@ def test_the_run_directory_holds_the_record(tmp_path: Path) -> None:
     seconds = sum(sum(line["seconds"].values()) for line in timings if line["agent"] == "ddpg")
     assert summary["seconds"] == pytest.approx(seconds, abs=0.051)
     assert "<html" in run.file("report.html").read_text(encoding="utf-8")
+
+
+def test_an_episode_that_repeats_a_policy_takes_no_time_to_build(tmp_path: Path) -> None:
+    one = {"lock": ("a", "b"), "round_to": 4, "budget": "params<=99%", "agent": "random", "baselines": ()}
+    result = compress(tiny(), run_dir=tmp_path / "run", episodes=3, **one)
+    assert [record.keep for record in result.search.episodes] == [(4,)] * 3  # the only policy within the budget
+    seconds = [line["seconds"] for line in RunDir.open(tmp_path / "run").read_jsonl("timings.jsonl")]
+    assert [parts["build"] > 0 for parts in seconds] == [True, False, False]
+    assert [parts["batch norm"] > 0 for parts in seconds] == [True, False, False]
 
 
 SCRIPT = """

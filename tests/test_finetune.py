@@ -20,6 +20,7 @@ from amc.evaluation import Evaluator
 from amc.progress import ProgressBar
 from amc.recovery import resume_point
 from amc.selection import by_finetuning
+from amc.settings import CandidateConfig, FineTuneConfig, SessionConfig
 from amc.stored import load_run
 from amc.zoo import load_data
 from tests.commands import amc, contents
@@ -276,7 +277,13 @@ def test_candidates_stopped_while_the_result_is_written(
 
     def tune(path: Path) -> None:
         silent = ProgressBar(Console(file=io.StringIO()))
-        jobs.finetune(path, {"epochs": 1}, candidates=3, checkpoint_every=0, device="cpu", progress=silent)
+        jobs.finetune(
+            path,
+            FineTuneConfig(epochs=1),
+            candidates=CandidateConfig(3),
+            session=SessionConfig(checkpoint_every=0, device="cpu"),
+            progress=silent,
+        )
 
     tune(whole)
     assert all(

@@ -245,7 +245,8 @@ def test_an_exhausted_machine_stops_the_search_which_then_resumes(
     with pytest.raises(ResourceError) as stop:
         run(True, tmp_path / "stopped")
     assert f"the machine is out of {what}" in str(stop.value)
-    assert f"in episode 2; those before it are kept: free some, then resume '{tmp_path / 'stopped'}'" in str(stop.value)
+    resume = f"free some, then resume '{tmp_path / 'stopped'}'"
+    assert f"in episode 2; the earlier episodes are kept: {resume}" in str(stop.value)
     assert len(read_journal(tmp_path / "stopped" / "journal.jsonl")[1]) == 2
     assert run(False, tmp_path / "stopped") == whole
 

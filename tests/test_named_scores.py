@@ -210,7 +210,7 @@ memory, disk, leave = map(fails, (memory, disk, lambda: sys.exit("no licence")))
     [
         (
             "memory",
-            "the machine is out of memory (MemoryError) in episode 3; those before it are kept: free some, then ",
+            "the machine is out of memory (MemoryError) in episode 3; the earlier episodes are kept: free some, then ",
         ),
         ("disk", "the machine is out of disk space (OSError: [Errno 28] No space left on device: '/data/cache') in "),
         ("leave", "the user's code called exit('no licence'), which ends the command; "),

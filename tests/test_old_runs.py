@@ -15,11 +15,13 @@ import torch
 
 import amc
 from amc import jobs
-from amc.errors import AmcError
+from amc.errors import AmcError, RunError
 from amc.evaluation import Evaluator
 from amc.report import render_report
 from amc.rundir import RunDir
 from amc.search import read_journal
+from amc.settings import SessionConfig
+from amc.stored import check_weights
 from tests.commands import contents
 from tests.fixtures.runs import make, small
 
@@ -109,6 +111,18 @@ def test_a_search_from_python_goes_on(runs: Path) -> None:
     assert score_of(result.model) == result.summary["slim"]["score"]
 
 
+def test_a_search_that_names_its_weights_by_the_first_digest_goes_on_with_these_only(runs: Path) -> None:
+    run = RunDir.open(runs / "cut-python")
+    assert len(run.config()["weights_sha256"]) == 64
+    assert "weights_digest" not in run.config()
+    check_weights(run, run.config(), small.network())
+    other = small.network()
+    with torch.no_grad():
+        other.head.bias[0] += 1
+    with pytest.raises(RunError, match="was started with other weights"):
+        check_weights(run, run.config(), other)
+
+
 def test_a_schedule_goes_on_in_its_second_round(runs: Path) -> None:
     run = runs / "cut-schedule"
     first = contents(run / "round-1")
@@ -125,11 +139,11 @@ def test_a_fine_tuning_goes_on_or_is_refused_in_one_line(runs: Path, kind: str) 
     """Training depends on every detail of the code, so a checkpoint is one version's own."""
     run, before, refusal = runs / kind, contents(runs / kind), "amc finetune RUN --restart"
     try:
-        jobs.finetune(run, {}, checkpoint_every=2, progress=make.Watch())
+        jobs.finetune(run, session=SessionConfig(checkpoint_every=2), progress=make.Watch())
     except AmcError as error:
         refusal = str(error)
         assert contents(run) == before
-        jobs.finetune(run, {}, restart=True, progress=make.Watch())
+        jobs.finetune(run, session=SessionConfig(restart=True), progress=make.Watch())
     assert "--restart" in refusal
     assert "\n" not in refusal
     tuned = summary(run)["slim"]["score_finetuned"]

@@ -14,6 +14,7 @@ from amc.config import SearchConfig
 from amc.errors import AmcError, EvaluationError
 from amc.search import Outcome, get_reward
 from amc.storage import unpack
+from tests.fixtures.runs.make import Watch
 from tests.tiny import EXAMPLE, compress, images, labelled, tiny
 
 METHODS = ("channel", "fine-grained", "n:2", "columns", "blocks:2x2")
@@ -54,18 +55,18 @@ def test_a_masked_network_keeps_its_shape_and_its_policy_the_shares() -> None:
 
 
 def test_layers_that_a_pattern_does_not_fit_stay_dense_and_are_named() -> None:
-    warnings: list[str] = []
-    result = compress(tiny(), method="2:4", budget="params<=96%", observer=amc.Observer(warning=warnings.append))
-    assert any("stays dense: a (its 1 inputs" in line for line in warnings)
+    watch = Watch()
+    result = compress(tiny(), method="2:4", budget="params<=96%", observer=watch)
+    assert any("stays dense: a (its 1 inputs" in line for line in watch.warnings)
     assert {entry["name"] for entry in result.summary["locked"]} == {"a", "b"}  # one and ten inputs
-    assert result.summary["warnings"] == warnings
+    assert result.summary["warnings"] == watch.warnings
 
 
 def test_few_calibration_images_are_said_with_the_number() -> None:
-    warnings: list[str] = []
-    compress(tiny(), calibration=[images(2, 1)], observer=amc.Observer(warning=warnings.append))
+    watch = Watch()
+    compress(tiny(), calibration=[images(2, 1)], observer=watch)
     # Two images of ten positions; layer b has ten inputs of nine kernel positions.
-    assert any("layer b.weight has 90 inputs and only 20 samples" in line for line in warnings)
+    assert any("layer b.weight has 90 inputs and only 20 samples" in line for line in watch.warnings)
 
 
 def test_dead_channels_do_not_stop_the_refitting() -> None:

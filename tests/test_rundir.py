@@ -12,7 +12,8 @@ import pytest
 
 from amc import rundir
 from amc.errors import RunError
-from amc.rundir import RunDir, atomic_write_bytes
+from amc.lines import atomic_write_bytes
+from amc.rundir import RunDir
 
 CONFIG = {"model": "resnet20", "budget": "macs<=50%", "episodes": 100, "seed": 0}
 

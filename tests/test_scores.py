@@ -176,7 +176,7 @@ class TestTopFive:
 
     @pytest.mark.parametrize("classes", [2, 5])
     def test_so_few_classes_are_always_right(self, classes: int) -> None:
-        with pytest.raises(EvaluationError, match=f"has {classes} classes, of which top-5 is always right"):
+        with pytest.raises(EvaluationError, match=f"has {classes} classes, so top-5 is always right"):
             score(torch.zeros(4, classes), [0, 0, 1, 1], "top5")
 
     def test_two_networks_are_compared_image_by_image(self) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from amc.evaluation import as_evaluator
 from amc.pruning import Pruner, calibrate
-from amc.scoring import PolicyScorer
+from amc.scoring import PolicyScorer, Scored, ScoreTiming
 from amc.structure import inspect
 from tests.tiny import EXAMPLE, images, labelled, tiny
 
@@ -69,9 +69,18 @@ def test_a_policy_is_measured_once() -> None:
     scorer = scorer_of(evaluate)
     assert [scorer(policy) for policy in [(4, 6, 8), (5, 6, 8), (4, 6, 8)]] == [0.1, 0.2, 0.1]
     assert calls == [(4, 6), (5, 6)]
-    assert scorer.timing.build == scorer.timing.evaluate == 0  # remembered
-    scorer((6, 6, 8))
-    assert min(scorer.timing.build, scorer.timing.evaluate) > 0
+    assert scorer.scored((4, 6, 8)) == Scored(0.1, ScoreTiming(build=0.0, batch_norm=0.0, evaluate=0.0))
+
+
+def test_a_score_comes_with_its_seconds_and_leaves_nothing_behind() -> None:
+    scorer = scorer_of(lambda module: 0.5, BATCHES)
+    before = set(vars(scorer))
+    scored = scorer.scored((6, 6, 8))
+    assert scored.score == 0.5
+    assert min(scored.timing.build, scored.timing.batch_norm, scored.timing.evaluate) > 0
+    assert scorer((6, 6, 8)) == 0.5
+    assert scored.timing.build > 0  # a record: what follows does not change it
+    assert set(vars(scorer)) == before
 
 
 def test_what_evaluate_raises_passes_and_is_not_remembered() -> None:

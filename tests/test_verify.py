@@ -20,7 +20,7 @@ from amc.errors import RunError
 from amc.provenance import data_fingerprint, execution, instructions
 from amc.rundir import RunDir
 from amc.search import load_journal
-from amc.verify import settled
+from amc.verify import reconciled
 from tests.fixtures.runs import make
 from tests.tiny import compress, images, labelled, tiny
 
@@ -89,7 +89,7 @@ def test_an_edited_score_never_becomes_the_result(cut: Path) -> None:
         search(cut, resume=True)
     edit(cut, cheat)  # with the digests put right, the network's own score tells
     with pytest.raises(
-        RunError, match=r"episode 2 in '.*journal\.jsonl' has score 0\.9999 there, and its network scores"
+        RunError, match=r"episode 2 in '.*journal\.jsonl' has the recorded score 0\.9999, and its network now scores"
     ):
         search(cut, resume=True)
     assert not (cut / "summary.json").exists()
@@ -102,7 +102,7 @@ def test_an_edited_score_of_another_place_is_measured_again(cut: Path, monkeypat
     evaluator = amc.evaluation.Evaluator(labelled(tiny(), 96, 5))
     assert result.summary["slim"]["score"] == evaluator(result.model) < 0.9999
     assert "scored 0.9999 before" in warnings(cut)
-    assert "the latter counts" in warnings(cut)
+    assert "the new one counts" in warnings(cut)
 
 
 def test_an_edited_score_of_an_old_journal_is_measured_again(cut: Path) -> None:
@@ -201,7 +201,8 @@ def width(module: nn.Module) -> float:
 def test_another_dense_score_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         search(tmp_path / "run", evaluate=width, observer=stopping())
-    with pytest.raises(RunError, match=r"the dense network of '.*' has score 1 there, and its network scores 0\.5 now"):
+    message = r"the dense network of '.*' has the recorded score 1, and its network now scores 0\.5"
+    with pytest.raises(RunError, match=message):
         search(tmp_path / "run", evaluate=lambda module: width(module) / 2, resume=True)
 
 
@@ -219,13 +220,13 @@ def test_scores_that_differ() -> None:
     def unused() -> float:
         raise AssertionError
 
-    assert settled(0.5, 0.5 + 1e-7, unused, "it", refuse=True) == (0.5, [])
-    score, told = settled(0.9, 0.5, lambda: 0.51, "it", refuse=True)
-    assert (score, len(told)) == (0.5, 1)
-    score, told = settled(0.9, 0.5, lambda: 0.5, "it", refuse=False)
-    assert (score, told[0][:50]) == (0.5, "it scored 0.9 before and 0.5 when scored again (the"[:50])
-    with pytest.raises(RunError, match=r"it has score 0\.9 there, and its network scores 0\.5 now"):
-        settled(0.9, 0.5, lambda: 0.5, "it", refuse=True)
+    assert reconciled(0.5, 0.5 + 1e-7, unused, "it", refuse=True) == (0.5, [])
+    score, warnings = reconciled(0.9, 0.5, lambda: 0.51, "it", refuse=True)
+    assert (score, len(warnings)) == (0.5, 1)
+    score, warnings = reconciled(0.9, 0.5, lambda: 0.5, "it", refuse=False)
+    assert (score, warnings[0][:50]) == (0.5, "it scored 0.9 before and 0.5 when scored again (the"[:50])
+    with pytest.raises(RunError, match=r"it has the recorded score 0\.9, and its network now scores 0\.5"):
+        reconciled(0.9, 0.5, lambda: 0.5, "it", refuse=True)
 
 
 def test_fingerprints_of_data() -> None:
@@ -255,7 +256,7 @@ def test_a_fine_tuning_that_goes_on_elsewhere_says_so(tmp_path: Path, monkeypatc
     run, watch, here = tmp_path / "run", make.Watch(), execution()
     make.KINDS["cut-tuned"](run)
     monkeypatch.setattr(jobs_finetune, "execution", lambda: here | {"threads": 99})
-    jobs.finetune(run, {}, progress=watch)
+    jobs.finetune(run, progress=watch)
     text = f"part of this fine-tuning ran elsewhere (threads {here['threads']}, now 99): the weights may differ"
     assert [warning for warning in watch.warnings if warning.startswith(text)]
     assert text in warnings(run)

@@ -1,8 +1,8 @@
-"""Batches of a loader, taken apart: what the network is called with, and the labels.
+"""Splits a loader's batches into the network's inputs and the labels.
 
-The example input says how the network is called: with how many positional arguments, or with which keywords. A batch
-may hold them flat, `(x1, x2, labels)`, grouped, `((x1, x2), labels)`, or by name, `{"x1": …, "labels": …}`. Everything
-that evaluates, calibrates or re-estimates batch norms reads its batches here.
+The example input shows how the network is called: the number of positional arguments, or the keywords. A batch may
+hold the inputs flat, `(x1, x2, labels)`, grouped, `((x1, x2), labels)`, or by name, `{"x1": …, "labels": …}`.
+Evaluation, calibration and batch-norm re-estimation read their batches with this module.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from torch.utils._pytree import tree_leaves, tree_map
 from amc.errors import DataError
 from amc.structure.trace import Example
 
-LABELS = ("labels", "label", "targets", "target", "y")  # keys of a batch that are labels, unless the network takes them
-_IMAGES = ("pixel_values", "images", "image", "inputs", "input", "x")  # the input among several tensors of a batch
+LABELS = ("labels", "label", "targets", "target", "y")  # keys of labels, unless the network has such inputs
+_IMAGES = ("pixel_values", "images", "image", "inputs", "input", "x")  # keys of the input among several tensors
 _LISTED = 4  # names in a message
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Takes batches apart the way the network is called.
+    """Splits batches into inputs and labels, by the example of the network's inputs.
 
-    `example` None: nothing is known of the network. The first part of a batch is then the input (a tuple in its place
-    the positional arguments, a mapping the keywords), and no type or shape is checked.
+    `example` None: the inputs are unknown. The first part of a batch is then the input: a tensor, a tuple of positional
+    arguments, or a mapping of keywords. Types and shapes are not checked.
     """
 
     example: Example | None = None
@@ -37,11 +37,11 @@ class Reader:
 
     @classmethod
     def of(cls, example_input: Any, name: str = "a calibration batch") -> Reader:
-        """For a network that takes `example_input`; None: unknown."""
+        """The reader for a network with this example input; None if it is unknown."""
         return cls(None if example_input is None else Example.of(example_input), name)
 
     def batches(self, source: Iterable[Any]) -> Iterable[Any]:
-        """The batches of a source; one alone (a tensor, an array, a mapping, a pair with labels) is the only one."""
+        """The batches of a source. A tensor, an array, a mapping or a pair with labels is a single batch."""
         if isinstance(source, Mapping) or self._is_pair(source):
             return [source]
         if isinstance(source, Tensor | np.ndarray):
@@ -50,26 +50,26 @@ class Reader:
         return source
 
     def inputs(self, batch: Any) -> Example:
-        """What the network is called with; labels are left out. Raises DataError for what does not fit."""
-        return self._taken_apart(batch)[0]
+        """The network's inputs in a batch, without labels. Raises DataError if the batch does not fit."""
+        return self._split(batch)[0]
 
     def labelled(self, batch: Any) -> tuple[Example, Tensor]:
-        """What the network is called with, and the labels [N, ...]. Raises DataError for what does not fit."""
-        inputs, labels = self._taken_apart(batch)
+        """The network's inputs and the labels [N, ...] of a batch. Raises DataError if the batch does not fit."""
+        inputs, labels = self._split(batch)
         if labels is None:
             raise DataError(
                 f"{self.name} is {_described(batch)} without labels; the loader must give (images, labels) tensors, or "
                 f"a dict with the key {LABELS[0]}"
             )
-        found = _label_tensor(labels)
+        tensor = _label_tensor(labels)
         count = size_of(inputs)
-        found = found.reshape(1) if found.ndim == 0 and count == 1 else found
-        if found.ndim == 0 or len(found) != count:
-            have = len(found) if found.ndim else 1
-            raise DataError(f"a batch has {count} images and {have} labels; they must be as many")
-        return inputs, found
+        tensor = tensor.reshape(1) if tensor.ndim == 0 and count == 1 else tensor
+        if tensor.ndim == 0 or len(tensor) != count:
+            have = len(tensor) if tensor.ndim else 1
+            raise DataError(f"a batch has {count} images and {have} labels; give one label per image")
+        return inputs, tensor
 
-    def _taken_apart(self, batch: Any) -> tuple[Example, Any]:
+    def _split(self, batch: Any) -> tuple[Example, Any]:
         if isinstance(batch, Example):
             inputs, labels = batch, None
         elif isinstance(batch, Mapping):
@@ -109,8 +109,8 @@ class Reader:
         if len(example.args) == 1 and not example.kwargs and len(named) == 1:
             return Example(tuple(named.values()), {}), labels
         raise DataError(
-            f"{self.name} has {_names(batch)}, and which of them the network takes cannot be told from an example "
-            "input without names; give example_input as a dict"
+            f"{self.name} has {_names(batch)}, and an example input without names does not show which of them the "
+            "network takes; give example_input as a dict"
         )
 
     def _of_sequence(self, batch: tuple[Any, ...] | list[Any]) -> tuple[Example, Any]:
@@ -128,7 +128,7 @@ class Reader:
             if len(example.kwargs) == 1:
                 return Example((), {next(iter(example.kwargs)): first}), labels
             raise self._misfit(batch)
-        if len(example.args) == 1 and _fits(example.args[0], batch):  # the network takes one list
+        if len(example.args) == 1 and _fits(example.args[0], batch):  # the network's input is one list
             return Example((batch,), {}), None
         if isinstance(first, tuple | list) and _fits(example.args, first):
             return Example(tuple(first), {}), labels
@@ -156,20 +156,20 @@ class Reader:
         )
 
     def _is_pair(self, source: Any) -> bool:
-        """Whether a tuple is (images, labels), and not two batches."""
+        """Whether a tuple is (images, labels) rather than two batches."""
         rank = self._rank()
         if rank is None or not isinstance(source, tuple) or len(source) != 2 or not all(map(_is_array, source)):
             return False
         return bool(source[0].ndim == rank > source[1].ndim)
 
     def _rank(self) -> int | None:
-        """Dimensions of the only tensor that the network takes; None where that is not so, or not known."""
+        """The number of dimensions of the network's input; None if it has several inputs or they are unknown."""
         leaves = [] if self.example is None else tree_leaves((self.example.args, dict(self.example.kwargs)))
         return leaves[0].ndim if len(leaves) == 1 and isinstance(leaves[0], Tensor) else None
 
 
 def mapped(function: Callable[[Tensor], Tensor], inputs: Example) -> Example:
-    """The inputs with every tensor replaced; what is no tensor stays."""
+    """The inputs with `function` applied to every tensor; other values stay."""
 
     def change(part: Any) -> Any:
         return function(part) if isinstance(part, Tensor) else part
@@ -178,12 +178,12 @@ def mapped(function: Callable[[Tensor], Tensor], inputs: Example) -> Example:
 
 
 def moved(inputs: Example, device: torch.device) -> Example:
-    """A copy of the inputs on that device: a forward may write into its input, and the batch serves again."""
+    """A copy of the inputs on `device`: a forward pass may write to its input, and the batch is used again."""
     return mapped(lambda tensor: tensor.to(device, copy=True), inputs)
 
 
 def size_of(inputs: Example) -> int:
-    """How many examples a batch holds: the length of its first tensor. Raises DataError where there is none."""
+    """The number of examples in a batch: the length of its first tensor. Raises DataError without a tensor."""
     for leaf in tree_leaves((inputs.args, dict(inputs.kwargs))):
         if isinstance(leaf, Tensor) and leaf.ndim:
             return len(leaf)
@@ -191,13 +191,13 @@ def size_of(inputs: Example) -> int:
 
 
 def picked(inputs: Example, index: slice | Tensor) -> Example:
-    """The examples at `index` of the batch; tensors of another length than the batch's stay whole."""
+    """The examples at `index` of the batch. Tensors without the batch's length stay whole."""
     size = size_of(inputs)
     return mapped(lambda tensor: tensor[index] if tensor.ndim and len(tensor) == size else tensor, inputs)
 
 
 def limited(source: Iterable[Any], images: int, reader: Reader | None = None) -> list[Example]:
-    """The inputs of the first `images` images, batch by batch, kept in memory. Raises DataError."""
+    """The inputs of the first `images` images, as batches in memory. Raises DataError."""
     reader = reader or Reader()
     kept: list[Example] = []
     left = images
@@ -211,7 +211,7 @@ def limited(source: Iterable[Any], images: int, reader: Reader | None = None) ->
 
 
 def examples(source: Iterable[Any], device: torch.device) -> Iterator[Example]:
-    """What a network whose example is not at hand is called with, batch by batch, on its device."""
+    """The inputs of each batch on `device`, for a network without an example input."""
     reader = Reader()
     return (moved(reader.inputs(batch), device) for batch in reader.batches(source))
 
@@ -221,7 +221,7 @@ def _is_array(part: Any) -> bool:
 
 
 def _fits(example: Any, part: Any) -> bool:
-    """Whether `part` is built like the example: the same nesting, tensors (or arrays) where it has tensors."""
+    """Whether `part` has the example's structure: the same nesting, and a tensor or array for each tensor."""
     if isinstance(example, Tensor):
         return _is_array(part)
     if isinstance(example, Mapping):
@@ -235,7 +235,7 @@ def _fits(example: Any, part: Any) -> bool:
 
 
 def _conformed(example: Any, part: Any) -> Any:
-    """`part` with tensors of the kind that the example has; DataError for what the network could not take."""
+    """`part` with tensors in the example's precision. Raises DataError if its structure or type does not fit."""
     if isinstance(example, Tensor):
         return _like(example, _tensor(part))
     if not _fits(example, part):
@@ -252,7 +252,7 @@ def _conformed(example: Any, part: Any) -> Any:
 
 
 def _like(example: Tensor, tensor: Tensor) -> Tensor:
-    """In the example's precision. Raises DataError for another kind of number, or other dimensions."""
+    """`tensor` in the example's precision. Raises DataError for another kind of number, or other dimensions."""
     if tensor.ndim != example.ndim:
         raise DataError(
             f"a batch has a tensor {list(tensor.shape)} where the example input has {list(example.shape)}; give "
@@ -276,7 +276,7 @@ def _kind(tensor: Tensor) -> str:
 
 
 def _tensors(inputs: Example) -> Example:
-    """Arrays of numpy as tensors."""
+    """The inputs with numpy arrays as tensors."""
 
     def change(part: Any) -> Any:
         return _tensor(part) if isinstance(part, np.ndarray) else part
@@ -294,7 +294,7 @@ def _tensor(part: Any) -> Tensor:
 
 
 def _label_tensor(labels: Any) -> Tensor:
-    """Labels as a tensor; a list of numbers will do."""
+    """Labels as a tensor, from a tensor, an array or a list of numbers."""
     if isinstance(labels, Tensor):
         return labels
     try:
@@ -307,7 +307,7 @@ def _label_tensor(labels: Any) -> Tensor:
 
 
 def _described(part: Any) -> str:
-    """Such as "a tuple of (Tensor [8, 3, 4, 4], int)"."""
+    """A description for messages, such as "a tuple of (Tensor [8, 3, 4, 4], int)"."""
     if _is_array(part):
         return f"a {type(part).__name__} {list(part.shape)}"
     if isinstance(part, Mapping):

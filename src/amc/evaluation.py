@@ -1,7 +1,7 @@
 """A network -> its score.
 
-`Evaluator` is the score of the method: top-1 accuracy, or another score of `amc.scores`, on a set kept in memory.
-`as_evaluator` makes one from what the user has. `PairedEvaluator` adds how sure the score is, beside the dense network.
+`Evaluator` computes top-1 accuracy, or another score of `amc.scores`, on a data set in memory. `as_evaluator` makes an
+evaluator from a user's function or data. `PairedEvaluator` adds the standard error against the dense network.
 `reestimate_batchnorm_` gives a sliced network the statistics of its own activations.
 """
 
@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from amc.batches import Reader, examples, mapped, moved, picked, size_of
 from amc.errors import AmcError, DataError, EvaluationError, NotFiniteError
-from amc.judging import EVALUATE, number_of
+from amc.judging import EVALUATE, Evaluate, number_of
 from amc.metrics import Hits, Tally, classes_of, output_of, tally
 from amc.modes import device_of, evaluating
 from amc.scores import DEFAULT, TOP1, get_score
@@ -25,14 +25,13 @@ from amc.statistics import Measured, PairedDrop, compare
 from amc.structure.trace import Example
 
 Batch = tuple[Tensor, Tensor]
-Evaluate = Callable[[nn.Module], float]  # network -> score, higher is better
 
-KEEP_FLOAT_BYTES = 1 << 30  # up to this size images are kept normalised; larger sets are normalised anew each time
+KEEP_FLOAT_BYTES = 1 << 30  # largest size of normalised images in memory; a larger set is normalised on each use
 
 
 @runtime_checkable
 class BatchSource(Protocol):
-    """Labelled images that can be gone through again and again, such as `amc.zoo.ImageSet`."""
+    """Labelled images that can be iterated repeatedly, such as `amc.zoo.ImageSet`."""
 
     def __len__(self) -> int: ...
 
@@ -43,14 +42,14 @@ class BatchSource(Protocol):
 class Evaluator:
     """A score of a network on labelled data; by default top-1 accuracy in [0, 1] of logits [B, classes].
 
-    `source`: a `BatchSource`, or an iterable of batches with labels such as a DataLoader, read once here.
-    `batch_size`: small batches keep activations in a processor's cache; on a GPU take 500 or more.
-    `autocast`: compute in bfloat16 (other scores than float32 by a few tenths of a percent; faster where the
-    processor has it). `score`: a name of `amc.scores`; an error counts with a minus, so that higher is better.
-    `example_input`: how the network is called; without it a batch is (inputs, labels), see `amc.batches`.
-    The network is used in eval mode on its own device and left in the mode it was in. docs/scores.md lists the shapes
-    of labels and outputs that are understood. Raises DataError for a set that is empty or whose batches do not fit,
-    EvaluationError for outputs that are NaN or labels that do not belong to them.
+    `source`: a `BatchSource`, or an iterable of batches with labels such as a DataLoader, which is read once.
+    `batch_size`: small batches keep activations in a processor's cache; on a GPU use 500 or more.
+    `autocast`: compute in bfloat16. Scores then differ from float32 by a few tenths of a percent; it is faster if the
+    processor supports bfloat16. `score`: a name of `amc.scores`; an error is negated, so that higher is better.
+    `example_input`: shows how the network is called. Without it a batch is (inputs, labels), see `amc.batches`.
+    The network is evaluated in eval mode on its own device; its mode is then restored. docs/scores.md lists the
+    supported shapes of labels and outputs. Raises DataError if the set is empty or a batch does not fit;
+    EvaluationError if outputs are NaN or labels do not fit them.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class Evaluator:
             raise DataError(f"batch size must be at least 1, got {batch_size}")
         self.autocast = autocast
         self.kind = get_score(score)
-        tally(self.kind)  # a package that is missing is found now
+        tally(self.kind)  # raises now if a package is missing
         self._source: BatchSource | None = None
         self._batch_size = batch_size
         self._kept: list[tuple[Example, Tensor]] = []
@@ -93,7 +92,7 @@ class Evaluator:
         return self.kind.turned(value)
 
     def correct(self, module: nn.Module) -> Tensor:
-        """Which images the network gets right: bool [N] on the CPU, always in the same order."""
+        """Mask of the images that the network has right: bool [N] on the CPU, always in the same order."""
         hits = tally(self.kind)
         if not isinstance(hits, Hits):
             raise EvaluationError(
@@ -103,7 +102,7 @@ class Evaluator:
         return hits.right()
 
     def chance(self, module: nn.Module) -> float | None:
-        """The score of blind guessing, on average; None for a score that has none."""
+        """The expected score of random guessing; None if the score has no such value."""
         if self.kind.name == "auroc":
             return 0.5
         if not self.kind.per_image and self.kind.name != "balanced-accuracy":
@@ -113,11 +112,11 @@ class Evaluator:
         return None if classes is None else (5 if self.kind.name == "top5" else 1) / classes
 
     def halves(self) -> tuple["Evaluator", "Evaluator"]:
-        """Two evaluators on half of the images each: one to search on, one to confirm on what the first found.
+        """Two evaluators on half of the images each: one for the search, one to confirm its result.
 
-        The halves are drawn at random, always the same ones: images come in an order (class by class, say, or the
-        classes in turn), and any rule that goes by place may give all images of a class to one half. Images that
-        are kept in memory are copied. Raises DataError for fewer than two images.
+        The halves are random but always the same. Data sets are often sorted, for instance by class: a rule by position
+        could put all images of a class into one half. Images in memory are copied. Raises DataError for fewer than
+        two images.
         """
         if len(self) < 2:
             raise DataError("one image cannot be divided into a half to search on and one to confirm on; give more")
@@ -135,11 +134,11 @@ class Evaluator:
 
     @property
     def held(self) -> Sequence[tuple[Example, Tensor]]:
-        """The batches that are kept in memory; none where images are read anew each time."""
+        """The batches in memory; empty if images are read again on each use."""
         return self._kept
 
     def __len__(self) -> int:
-        """How many images."""
+        """The number of images."""
         return sum(len(labels) for _, labels in self._kept) if self._source is None else len(self._source)
 
     def _counted(self, module: nn.Module, counted: Tally) -> Tally:
@@ -151,7 +150,7 @@ class Evaluator:
 
     @contextmanager
     def _running(self, module: nn.Module) -> Iterator[Callable[[Example], Tensor]]:
-        """The network in eval mode, from inputs to outputs on its own device."""
+        """Yields a function from inputs to outputs: the network in eval mode on its own device."""
         device = device_of(module)
 
         def run(inputs: Example) -> Tensor:
@@ -172,10 +171,10 @@ class Evaluator:
 
 
 class PairedEvaluator:
-    """Accuracy with the standard error of its difference from the dense network's, on the same images."""
+    """Accuracy, with the standard error of its difference from the dense network's on the same images."""
 
     def __init__(self, evaluator: Evaluator, dense: nn.Module) -> None:
-        """`dense` is evaluated here, once. EvaluationError for a score that calls no single image right or wrong."""
+        """Evaluates `dense` once. Raises EvaluationError if the score does not call single images right or wrong."""
         self.evaluator = evaluator
         self._dense = evaluator.correct(dense)
 
@@ -186,16 +185,16 @@ class PairedEvaluator:
 
     @property
     def images(self) -> int:
-        """On how many images."""
+        """The number of images."""
         return len(self._dense)
 
     def __call__(self, module: nn.Module) -> Measured:
-        """The network's accuracy, as `Evaluator` gives it, and that standard error."""
+        """The network's accuracy, equal to that of `Evaluator`, with the standard error."""
         right = self.evaluator.correct(module)
         return Measured(int(right.sum()) / len(right), compare(self._dense, right).standard_error)
 
     def compare(self, module: nn.Module) -> PairedDrop:
-        """What the network loses against the dense one, counted in images."""
+        """The network's loss against the dense one, in images."""
         return compare(self._dense, self.evaluator.correct(module))
 
 
@@ -206,10 +205,10 @@ def as_evaluator(
     score: str = DEFAULT,
     example_input: Any = None,
 ) -> Evaluate:
-    """`evaluate` as a function of a network: a callable is checked at each call, data becomes an `Evaluator`.
+    """`evaluate` as a function of a network. Data becomes an `Evaluator`; the scores of a callable are checked.
 
-    The score of a callable may be any number within ±`amc.judging.LARGEST`; EvaluationError where it is none. What it
-    raises passes through. `score` and `example_input` are for data, see `Evaluator`.
+    A callable must return a number within ±`amc.judging.LARGEST`; the checked function raises EvaluationError
+    otherwise. Errors that the callable raises pass through. `score` and `example_input` apply to data, see `Evaluator`.
     """
     if isinstance(evaluate, Evaluator | PairedEvaluator):
         return evaluate
@@ -232,9 +231,9 @@ def as_evaluator(
 def reestimate_batchnorm_(model: nn.Module, batches: Iterable[Any]) -> None:
     """Replace the running statistics of every batch norm by those of `batches` (see `amc.batches`), in place.
 
-    The mean over the images of each batch's mean and (unbiased) variance; a single image at the end is left out, as
-    some networks have no variance of it. The other layers work as in evaluation, and no other parameter, buffer or mode
-    changes. Raises DataError without a batch.
+    The new statistics are the means and (unbiased) variances of the batches, averaged by their numbers of images. A
+    last batch of one image is skipped: it may have no variance. Other layers run in eval mode, and nothing else in the
+    network changes. Raises DataError without a batch.
     """
     norms = [part for part in model.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
     if not norms:
@@ -262,7 +261,7 @@ def reestimate_batchnorm_(model: nn.Module, batches: Iterable[Any]) -> None:
 
 
 def _laid_out(inputs: Example, labels: Tensor) -> tuple[Example, Tensor]:
-    """Images channels-last in memory."""
+    """The batch with images in channels-last format."""
 
     def lay_out(tensor: Tensor) -> Tensor:
         return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
@@ -271,7 +270,7 @@ def _laid_out(inputs: Example, labels: Tensor) -> tuple[Example, Tensor]:
 
 
 class _Part:
-    """Some images of a source that is too large to keep; `chosen` [N] says which."""
+    """The images of a source at which `chosen`, bool [N], is True. The source is too large for memory."""
 
     def __init__(self, source: BatchSource, chosen: Tensor) -> None:
         self._source, self._chosen = source, chosen
@@ -285,7 +284,7 @@ class _Part:
 
 
 def _chosen(batches: Iterable[tuple[Example, Tensor]], chosen: Tensor) -> Iterator[tuple[Example, Tensor]]:
-    """The images where `chosen` [N], counted through all batches, is True; no empty batches."""
+    """The images of all batches at which `chosen`, bool [N], is True. Skips empty batches."""
     at = 0
     for inputs, labels in batches:
         wanted = chosen[at : at + len(labels)]

@@ -15,11 +15,11 @@ from amc.batches import Reader, limited
 from amc.config import SearchConfig
 from amc.deploy.table import Bench, Latency, open_bench
 from amc.errors import AmcError, EvaluationError, ResourceError
-from amc.evaluation import Evaluate, Evaluator, PairedEvaluator, as_evaluator
-from amc.judging import EVALUATE, check_resources, number_of, reason_of
+from amc.evaluation import Evaluator, PairedEvaluator, as_evaluator
+from amc.judging import EVALUATE, Evaluate, check_resources, number_of, reason_of
 from amc.kernels import slow_bfloat16
 from amc.latency import aligned, guarded, latency_of
-from amc.methods import CHANNEL, Method, create_method, problem_of
+from amc.methods import Method, create_method, problem_of
 from amc.metrics import tally
 from amc.modes import device_of, evaluating
 from amc.observer import Observer
@@ -37,7 +37,7 @@ from amc.search import (
     rewarded_metric,
 )
 from amc.selection.by_confidence import check_resolution
-from amc.structure import Certificate, Structure, certify, check_counts, inspect, restrict
+from amc.structure import Certificate, Structure, inspect
 from amc.structure.copying import copy_model
 
 DEFAULT_RUNTIME = "onnxruntime"
@@ -94,14 +94,12 @@ def prepare(
     tally(get_score(config.score))  # refuses a score whose package is not installed
     reward = inputs.reward or get_reward(config.reward)
     watch.stage("structure")
-    structure = inspect(model, example_input)
-    certificate, locks = None, {"lock": config.lock, "only": config.only}
-    if config.method != CHANNEL:
-        check_counts(model, structure, example_input)
-    else:
-        structure, certificate = _certified(model, structure, example_input, config, watch)
-        locks = {}  # they are in the structure now
-    method = create_method(config.method, model, structure, config.method_options, **locks)
+    method = create_method(
+        config.method, model, inspect(model, example_input), config.method_options, lock=config.lock, only=config.only
+    )
+    watch.stage("check of the structure")
+    method, certificate = method.checked(example_input, keep_sets=config.keep_sets)
+    structure = method.structure
     watch.structure(structure, certificate)
     rewarded = config.metric if config.max_drop is not None else rewarded_metric(reward)
     problem, latency = _problem(model, structure, example_input, method, config, rewarded, table, watch, warn)
@@ -130,7 +128,7 @@ def prepare(
     reader = Reader.of(example_input)
     batches = limited(inputs.calibration, config.calibration_images, reader)
     gathered = calibrate(model, structure, batches, layers=method.calibrated(), seed=config.seed)
-    for warning in _warnings(method, gathered):
+    for warning in (*method.warnings(), *_warnings(gathered)):
         warn(warning)
     watch.stage("ranking and reconstruction")
     again = limited(batches, config.bn_images or 0, reader)
@@ -173,19 +171,6 @@ def bench_of(config: SearchConfig) -> Bench:
     return open_bench(runtime, threads=config.latency_threads, device_url=config.device_url, token_file=token)
 
 
-def _certified(
-    model: nn.Module, structure: Structure, example_input: Any, config: SearchConfig, watch: Observer
-) -> tuple[Structure, Certificate | None]:
-    """The structure with what the user locks, and what does not hold on this network, locked."""
-    if config.lock or config.only:
-        structure = restrict(structure, lock=config.lock, only=config.only)
-    if not config.keep_sets or not structure.groups:
-        check_counts(model, structure, example_input)
-        return structure, None
-    watch.stage("certificate")
-    return certify(model, structure, example_input, keep_sets=config.keep_sets)
-
-
 def _judges(model: nn.Module, score: Evaluate, config: SearchConfig) -> tuple[Evaluate, PairedEvaluator | None, float]:
     """What scores a policy, what confirms the winner on other images, and the dense network's score.
 
@@ -198,11 +183,7 @@ def _judges(model: nn.Module, score: Evaluate, config: SearchConfig) -> tuple[Ev
     return searched, confirm, searched.dense_score
 
 
-def _warnings(method: Method, calibration: Calibration) -> Iterator[str]:
-    if not method.slices and method.whole:
-        name, reason = next(iter(method.whole.items()))
-        more = f", and {len(method.whole) - 1} more" if len(method.whole) > 1 else ""
-        yield f"stays dense: {name} ({reason}){more}"
+def _warnings(calibration: Calibration) -> Iterator[str]:
     scarce = calibration.scarcest()
     if scarce is not None:
         name, gram = scarce

@@ -1,9 +1,8 @@
-"""One rule for what a user's function raises or returns: a number, a failed policy, or the end of the job.
+"""One rule for the result of a user's function: a number, a failed policy, or the end of the job.
 
-`evaluate`, a reward and a score of policies are code of the user's own. Whatever they raise (any Exception) or return
-instead of a number becomes an EvaluationError of one printable line, and costs no more than the policy it was about.
-A machine that is out of memory or disk space says nothing about a policy: that is a ResourceError, which ends the job.
-KeyboardInterrupt and SystemExit pass through. Pure: no torch, no files.
+`evaluate`, a reward and a score of policies are user code. If one raises an Exception or does not return a number, only
+the current policy fails: with an EvaluationError of one printable line. If memory or disk space runs out, the policy is
+not at fault: a ResourceError ends the job. KeyboardInterrupt and SystemExit pass through. Pure: no torch, no files.
 """
 
 from __future__ import annotations
@@ -13,16 +12,23 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import SupportsFloat, TypeVar
+from typing import TYPE_CHECKING, SupportsFloat, TypeAlias, TypeVar
 
 from amc.errors import EvaluationError, NotFiniteError, ResourceError
 from amc.statistics import Measured
 
+if TYPE_CHECKING:
+    from torch import nn
+
 T = TypeVar("T")
 
-LARGEST = 1e15  # of a score or a reward: the agent squares rewards in 32 bits, which end at 3e38
-LINE = 300  # characters of a reason
-_MEMORY = re.compile(  # what torch says in a plain RuntimeError
+# Higher is better; a `Measured` where the standard error is known.
+Evaluate: TypeAlias = "Callable[[nn.Module], float]"  # network -> score
+Score: TypeAlias = Callable[[tuple[int, ...]], float]  # policy, as keep counts in the decisions' order -> score
+
+LARGEST = 1e15  # absolute value of a score or reward: the agent squares rewards in float32, which ends at 3e38
+LINE = 300  # largest length of a reason, characters
+_MEMORY = re.compile(  # torch's messages in a plain RuntimeError
     r"DefaultCPUAllocator: (can't allocate memory|not enough memory)|"
     r"\b(CUDA|HIP|MPS|XPU)\b.{0,40}\bout of memory\b|CUBLAS_STATUS_ALLOC_FAILED"
 )
@@ -30,7 +36,7 @@ _MEMORY = re.compile(  # what torch says in a plain RuntimeError
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """How a value that is no score is refused; `{value}` and `{type}` stand for what came."""
+    """The messages that refuse a value. `{value}` and `{type}` are those of the refused value."""
 
     not_a_number: str
     not_finite: str
@@ -50,7 +56,7 @@ EVALUATE = Wording(
 
 
 def guarded(call: Callable[[], T]) -> T:
-    """What `call` returns. Raises EvaluationError with the reason for whatever it raises, ResourceError as above."""
+    """The result of `call`. Raises EvaluationError with the reason if `call` raises, or ResourceError (see above)."""
     try:
         return call()
     except ResourceError:
@@ -63,7 +69,7 @@ def guarded(call: Callable[[], T]) -> T:
 def number_of(value: object, wording: Wording) -> float:
     """A score or a reward as a float: finite and within ±`LARGEST`. Raises EvaluationError for anything else.
 
-    Numbers of other libraries, and arrays and tensors of one element, count as numbers; truth values and text do not.
+    Numbers of other libraries and arrays or tensors of one element are numbers; booleans and text are not.
     """
     try:
         item = getattr(value, "item", None)
@@ -73,7 +79,7 @@ def number_of(value: object, wording: Wording) -> float:
         number = float(plain)
     except OverflowError:
         raise EvaluationError(wording.too_large.format(value=shown(value))) from None
-    except Exception as error:  # an array of several numbers, or the value's own methods
+    except Exception as error:  # an array of several numbers, or an error in the value's own methods
         check_resources(error)
         raise EvaluationError(
             wording.not_a_number.format(value=shown(value), type=one_line(type(value).__name__))
@@ -86,43 +92,43 @@ def number_of(value: object, wording: Wording) -> float:
 
 
 def score_of_policy(value: object) -> tuple[float, float | None]:
-    """A score and its standard error, None where it is not known. Raises EvaluationError for what is no score."""
+    """A score and its standard error (None if unknown). Raises EvaluationError if `value` is not a score."""
     return number_of(value, SCORE), value.standard_error if isinstance(value, Measured) else None
 
 
 def check_resources(error: BaseException, doing: str = "") -> None:
-    """Raise ResourceError if `error`, its causes or the members of its group mean a machine that is out of something.
+    """Raise ResourceError if `error`, one of its causes or a member of its group says that memory or disk ran out.
 
-    Such an error must not count as the fault of a policy, which it would be for ever. `doing`: said after it.
+    Otherwise the journal would record the policy as failed for ever. `doing` is the end of the message.
     """
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
-        found = waiting.pop()
-        if found is None or id(found) in seen:
+        current = waiting.pop()
+        if current is None or id(current) in seen:
             continue
-        seen.add(id(found))
-        what = _exhausted(found)
-        if what:
-            raise ResourceError(f"the machine is out of {what} ({_described(found)}){doing}") from error
-        waiting.append(found.__cause__)
-        if isinstance(found, BaseExceptionGroup):
-            waiting += found.exceptions
+        seen.add(id(current))
+        resource = _exhausted(current)
+        if resource:
+            raise ResourceError(f"the machine is out of {resource} ({_described(current)}){doing}") from error
+        waiting.append(current.__cause__)
+        if isinstance(current, BaseExceptionGroup):
+            waiting += current.exceptions
 
 
 def reason_of(error: BaseException) -> str:
-    """Why a policy failed, as one line: the kind of the error and what it says, or our own message alone."""
-    said = _message(error)
-    return said if isinstance(error, EvaluationError) and said else _described(error)
+    """Why a policy failed, as one line: the error's type and message. An EvaluationError gives its message only."""
+    message = _message(error)
+    return message if isinstance(error, EvaluationError) and message else _described(error)
 
 
 def message_of(error: BaseException) -> str:
-    """What the error says, as one line; its kind where it says nothing."""
+    """The error's message as one line, or its type if it has no message."""
     return _message(error) or type(error).__name__
 
 
 def one_line(text: str) -> str:
-    """The first line of `text` that says something, with nothing that a terminal or a file could not take."""
+    """The first non-empty line of `text`, at most `LINE` characters; unprintable characters are escaped."""
     lines = (line.strip() for line in text[: 10 * LINE].splitlines())
     line = next(filter(None, lines), "")
     plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
@@ -130,7 +136,7 @@ def one_line(text: str) -> str:
 
 
 def shown(value: object) -> str:
-    """`repr` in one line; the type where that fails."""
+    """`repr` as one line, or the type if `repr` fails."""
     try:
         return one_line(" ".join(repr(value).split()))
     except Exception:
@@ -138,7 +144,7 @@ def shown(value: object) -> str:
 
 
 def _exhausted(error: BaseException) -> str:
-    """What the machine is out of, "" for any other error."""
+    """The resource that ran out; "" for any other error."""
     if isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
         return "memory"
     if isinstance(error, OSError):
@@ -149,8 +155,8 @@ def _exhausted(error: BaseException) -> str:
 
 
 def _described(error: BaseException) -> str:
-    said = _message(error)
-    return one_line(f"{type(error).__name__}: {said}" if said else type(error).__name__)
+    message = _message(error)
+    return one_line(f"{type(error).__name__}: {message}" if message else type(error).__name__)
 
 
 def _message(error: BaseException) -> str:
@@ -158,7 +164,7 @@ def _message(error: BaseException) -> str:
 
 
 def _text(error: BaseException) -> str:
-    """What the error says; nothing where its own method fails."""
+    """The error's message; empty if its own `__str__` fails."""
     try:
         return str(error)
     except Exception:

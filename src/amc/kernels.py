@@ -1,6 +1,6 @@
-"""What a processor's kernels can be trusted with: gradients, and bfloat16.
+"""Works around a wrong gradient kernel, and warns of slow bfloat16.
 
-`docs/kernels.md` has the sweep that this follows from. Needs torch alone.
+`docs/kernels.md` describes the sweep that found both. Needs only torch.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _CONVOLUTION_BACKWARD = torch.ops.aten.convolution_backward.default
 
 
 class RightGradients(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Context of a backward pass whose convolutions avoid oneDNN's broken kernel; the forward pass needs none.
+    """A context for the backward pass that avoids a broken kernel of oneDNN. The forward pass needs no context.
 
-    oneDNN 3.12 (in torch 2.13) computes the weight gradient of a strided 1x1 convolution in channels-last format with a
-    workspace that is too small where the input has fewer channels than a vector: the gradient is wrong, or the process
-    aborts. The kernel for the default format is right. So such a convolution's tensors are brought into the default
-    format, whatever made them channels-last. All other convolutions, and other devices, are left alone.
+    oneDNN 3.12 (in torch 2.13) computes a wrong weight gradient for a strided 1x1 convolution in channels-last format,
+    or aborts the process, if the input has fewer channels than a vector register: its workspace is too small. The
+    kernel for the default format is correct. So the context converts the tensors of such a convolution to the default
+    format. Other convolutions and other devices are not changed.
     """
 
     def __init__(self) -> None:
@@ -32,13 +32,13 @@ class RightGradients(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run `func`; for the backward of a strided 1x1 convolution, on tensors in the default format."""
+        """Run `func`. The backward of a strided 1x1 convolution gets tensors in the default format."""
         if func is _CONVOLUTION_BACKWARD:
             gradient, images, weight, bias_sizes, stride, *rest = args
             if images.device.type == "cpu" and _is_strided_pointwise(weight, stride):
                 plain = map(_default_format, (gradient, images, weight))
                 of_images, *of_parameters = func(*plain, bias_sizes, stride, *rest, **(kwargs or {}))
-                # In the format of the images, as without this context: compiled networks rely on it.
+                # The gradient keeps the format of the images, because compiled networks rely on it.
                 return (of_images if of_images is None else torch.empty_like(images).copy_(of_images), *of_parameters)
         return func(*args, **(kwargs or {}))
 
@@ -50,17 +50,17 @@ def _is_strided_pointwise(weight: Tensor, stride: Sequence[int]) -> bool:
 def _default_format(tensor: Tensor) -> Tensor:
     """The same values with the strides of the default format.
 
-    `Tensor.contiguous` does not do it: dimensions of size 1 let a tensor be contiguous and channels-last at once, and
-    torch then takes the channels-last kernel.
+    `Tensor.contiguous` is not enough. With dimensions of size 1 a tensor can be contiguous and channels-last at once;
+    torch then uses the channels-last kernel.
     """
     plain = torch.empty_like(tensor, memory_format=torch.contiguous_format)
     return tensor if tensor.stride() == plain.stride() else plain.copy_(tensor)
 
 
 def slow_bfloat16(device: torch.device) -> str | None:
-    """Why bfloat16 costs more time than float32 on `device`, as one line for the user; None where it does not.
+    """A warning, one line, if bfloat16 is slower than float32 on `device`; None otherwise and for GPUs.
 
-    Heeds ONEDNN_MAX_CPU_ISA. GPUs are not looked at.
+    Respects ONEDNN_MAX_CPU_ISA.
     """
     if device.type != "cpu" or _has_bfloat16():
         return None
@@ -71,9 +71,9 @@ def slow_bfloat16(device: torch.device) -> str | None:
 
 
 def _has_bfloat16() -> bool:
-    """Whether oneDNN takes bfloat16 from torch here, and has instructions for it."""
-    taken = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # not in builds without oneDNN
-    if taken is None or not taken():
+    """Whether oneDNN supports bfloat16 here, with instructions of the processor."""
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)  # not in builds without oneDNN
+    if supported is None or not supported():
         return False
-    # On x86 oneDNN also takes it where AVX-512 alone has to emulate it.
+    # On x86, oneDNN also supports bfloat16 if AVX-512 has to emulate it.
     return platform.machine().lower() not in _X86 or bool(torch.cpu._is_avx512_bf16_supported())

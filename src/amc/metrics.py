@@ -1,7 +1,7 @@
-"""Outputs and labels -> a score. What the labels are is told by their shape; what cannot be told is refused.
+"""Outputs and labels -> a score. The shape of the labels decides their meaning; an ambiguous shape is refused.
 
-A `Tally` takes the outputs of a network batch by batch and gives the metric's own value at the end. Top-1 and top-5 are
-counted here; the others are torchmetrics' (extra `metrics`), with labels and outputs brought into its form.
+A `Tally` adds the outputs of a network batch by batch and returns the metric's own value at the end. Top-1 and top-5
+are computed here. Torchmetrics (extra `metrics`) computes the others, from labels and outputs in its format.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ _OWN = "or pass a function module -> float as evaluate"
 
 
 class Tally(Protocol):
-    """A metric over all batches of a set."""
+    """A metric over all batches of a data set."""
 
     def add(self, outputs: Tensor, labels: Tensor) -> None:
-        """One batch, both on one device. Raises EvaluationError for shapes or values that it is no metric of."""
+        """Add one batch, on one device. Raises EvaluationError for shapes or values without this metric."""
 
     def value(self) -> float:
-        """The metric's own value; not a finite number where it is not defined on this set."""
+        """The metric's own value; NaN or infinite if it is undefined on this set."""
 
 
 def tally(kind: ScoreKind) -> Tally:
-    """A new tally of that score. Raises EvaluationError where torchmetrics is needed and not installed."""
+    """A new tally of a score. Raises EvaluationError if it needs torchmetrics, which is not installed."""
     if kind.needs_torchmetrics:
         torchmetrics(kind)
     return _TALLIES[kind.name]()
 
 
 def torchmetrics(kind: ScoreKind) -> Any:
-    """The package. Raises EvaluationError, naming the extra, where it is not installed."""
-    with contextlib.suppress(ModelError):  # torchmetrics imports torchvision where it is installed: that may need help
+    """The package torchmetrics. Raises EvaluationError, with the extra's name, if it is not installed."""
+    with contextlib.suppress(ModelError):  # torchmetrics imports an installed torchvision, which may fail without this
         import_torchvision()
     try:
         return importlib.import_module("torchmetrics")
@@ -53,9 +53,9 @@ def torchmetrics(kind: ScoreKind) -> Any:
 
 
 def output_of(given: Any) -> Tensor:
-    """The logits among what a network gives: a tensor, the first of a tuple, `logits` or `out` of a mapping.
+    """The logits in a network's output: a tensor, the first of a tuple, `logits` or `out` of a mapping.
 
-    Raises EvaluationError where they cannot be told.
+    Raises EvaluationError if the output has no logits or they are ambiguous.
     """
     if isinstance(given, Tensor):
         return given
@@ -65,8 +65,8 @@ def output_of(given: Any) -> Tensor:
     if isinstance(given, Mapping):
         for name in ("logits", "out"):
             if isinstance(given.get(name), Tensor):
-                found: Tensor = given[name]
-                return found
+                named: Tensor = given[name]
+                return named
         tensors = [part for part in given.values() if isinstance(part, Tensor)]
         if len(tensors) == 1:
             return tensors[0]
@@ -82,11 +82,11 @@ def output_of(given: Any) -> Tensor:
 
 
 class Hits:
-    """Which images are right: the label is among the `top` largest logits."""
+    """Accuracy per image: an image is right if its label is among the `top` largest logits."""
 
     def __init__(self, top: int = 1) -> None:
         self._top = top
-        self._right: list[Tensor] = []  # on the device until the end: nothing waits for it in between
+        self._right: list[Tensor] = []  # stays on the device until the end, so that no batch waits for a copy
         self._single = _SingleLogit()
 
     def add(self, outputs: Tensor, labels: Tensor) -> None:
@@ -97,7 +97,7 @@ class Hits:
         count = _classes(logits)
         if self._top >= count:
             raise EvaluationError(
-                f"the network has {count} classes, of which top-{self._top} is always right; choose score top1"
+                f"the network has {count} classes, so top-{self._top} is always right; choose score top1"
             )
         self._right.append((logits.topk(self._top, dim=1).indices == classes.unsqueeze(1)).any(1))
 
@@ -112,7 +112,7 @@ class Hits:
 
 
 class _BalancedAccuracy:
-    """The share of right answers in each class, averaged over the classes that occur."""
+    """The share of right answers per class, averaged over the classes in the labels."""
 
     def __init__(self) -> None:
         self._answers = _Answers()
@@ -123,13 +123,13 @@ class _BalancedAccuracy:
     def value(self) -> float:
         answers, classes, count = self._answers.all()
         counted = _functional().multiclass_stat_scores(answers, classes, count, average=None)
-        right, support = counted[:, 0].double(), counted[:, 4].double()  # of the five columns
-        occurs = support > 0  # another class has no share of right answers, however often it is the answer
+        right, support = counted[:, 0].double(), counted[:, 4].double()  # two of five columns
+        occurs = support > 0  # a class without labels has no share of right answers
         return float((right[occurs] / support[occurs]).mean())
 
 
 class _MacroF1:
-    """The F1 of every class, or of every label where an image may have several, averaged."""
+    """F1, averaged over the classes or, if an image may have several labels, over the labels."""
 
     def __init__(self) -> None:
         self._answers = _Answers()
@@ -155,7 +155,7 @@ class _MacroF1:
 
 
 class _AUROC:
-    """The area under the ROC curve: of one logit, of each class against the others, or of each label, averaged."""
+    """Area under the ROC curve: of a single logit, or averaged over classes (one against the rest) or labels."""
 
     def __init__(self) -> None:
         self._batches: list[tuple[Tensor, Tensor]] = []
@@ -167,7 +167,7 @@ class _AUROC:
         self._batches.append((logits.cpu().double(), wanted.cpu()))
 
     def value(self) -> float:
-        """NaN where no class has both an image of it and one of another."""
+        """NaN if no class has both positive and negative images."""
         logits, wanted = (torch.cat(parts) for parts in zip(*self._batches, strict=True))
         if logits.ndim == 1:
             columns, targets = logits.unsqueeze(1), wanted.unsqueeze(1)
@@ -178,20 +178,20 @@ class _AUROC:
         areas = [
             float(_functional().binary_auroc(_ranks(column), target))
             for column, target in zip(columns.T, targets.T, strict=True)
-            if 0 < int(target.sum()) < len(target)  # else there is no such area
+            if 0 < int(target.sum()) < len(target)  # otherwise the area is undefined
         ]
         return sum(areas) / len(areas) if areas else float("nan")
 
 
 class _MeanIoU:
-    """Intersection over union of the pixels of every class that occurs, averaged; pixels labelled 255 do not count."""
+    """Intersection over union of pixels, averaged over the classes that occur; ignores pixels with label 255."""
 
     def __init__(self) -> None:
         self._metric: Any = None
         self._single = _SingleLogit()
 
     def add(self, outputs: Tensor, labels: Tensor) -> None:
-        """Outputs [N, C, ...] and labels [N, ...] or [N, 1, ...]; with C = 1 one logit a pixel."""
+        """Add outputs [N, C, ...] and labels [N, ...] or [N, 1, ...]. C = 1 means a single logit per pixel."""
         if labels.ndim == outputs.ndim and labels.shape[1:2] == (1,):
             labels = labels[:, 0]
         if outputs.ndim < 3 or labels.shape != (*outputs.shape[:1], *outputs.shape[2:]):
@@ -206,8 +206,8 @@ class _MeanIoU:
         ignored = wanted == IGNORED if count <= IGNORED else torch.zeros_like(wanted, dtype=torch.bool)
         _check_range(wanted[~ignored], count)
         if self._metric is None:
-            made = importlib.import_module("torchmetrics.classification").MulticlassJaccardIndex
-            self._metric = made(count, average="macro", ignore_index=IGNORED if count <= IGNORED else None)
+            jaccard = importlib.import_module("torchmetrics.classification").MulticlassJaccardIndex
+            self._metric = jaccard(count, average="macro", ignore_index=IGNORED if count <= IGNORED else None)
         answers = self._single.signs(logits) if outputs.shape[1] == 1 else logits.argmax(1)
         self._metric.update(answers.cpu(), wanted.cpu())
 
@@ -220,8 +220,8 @@ class _MeanSquaredError:
     """The mean over all elements of (output - label)^2."""
 
     def __init__(self) -> None:
-        made = importlib.import_module("torchmetrics.regression").MeanSquaredError
-        self._metric = made().set_dtype(torch.float64)
+        metric = importlib.import_module("torchmetrics.regression").MeanSquaredError
+        self._metric = metric().set_dtype(torch.float64)
 
     def add(self, outputs: Tensor, labels: Tensor) -> None:
         outputs = outputs.reshape(1) if outputs.ndim == 0 else outputs
@@ -249,7 +249,7 @@ _TALLIES: Mapping[str, Callable[[], Tally]] = {
 
 
 class _SingleLogit:
-    """Answers of a network; where it has one logit, its sign decides, and what is no logit is found out at the end."""
+    """Class numbers from logits. The sign of a single logit decides; `check` refuses probabilities at the end."""
 
     def __init__(self) -> None:
         self._extremes: list[Tensor] = []
@@ -259,19 +259,19 @@ class _SingleLogit:
         return logits.argmax(1) if logits.ndim == 2 else self.signs(logits)
 
     def signs(self, logits: Tensor) -> Tensor:
-        """1 where the single logit is above zero, else 0; of any shape."""
+        """1 where a single logit is above zero, else 0; any shape."""
         self._extremes.append(torch.stack([logits.min(), logits.max()]))
         return (logits > 0).long()
 
     def check(self) -> None:
-        """Raise EvaluationError if all single outputs look like probabilities, for which zero is no threshold."""
+        """Raise EvaluationError if all single outputs look like probabilities: zero is not their threshold."""
         if self._extremes:
             extremes = torch.stack(self._extremes)
             _refuse_probabilities(extremes[:, 0].min(), extremes[:, 1].max())
 
 
 class _Answers:
-    """Answers and right classes of all batches, on the CPU."""
+    """The answers and labels of all batches, on the CPU."""
 
     def __init__(self) -> None:
         self._single = _SingleLogit()
@@ -283,21 +283,21 @@ class _Answers:
         self._batches.append((self._single.answers(logits).cpu(), classes.cpu()))
 
     def all(self) -> tuple[Tensor, Tensor, int]:
-        """Answers [N], classes [N], and the number of classes."""
+        """Answers [N], labels [N], and the number of classes."""
         self._single.check()
         answers, classes = (torch.cat(parts) for parts in zip(*self._batches, strict=True))
         return answers, classes, self._count
 
 
 def classes_of(outputs: Tensor) -> int | None:
-    """How many classes logits [N, C] tell apart, two for one logit an image; None for other outputs."""
+    """The number of classes of logits [N, C]; two for a single logit per image; None for other outputs."""
     if outputs.ndim == 1 or (outputs.ndim == 2 and outputs.shape[1] == 1):
         return 2
     return outputs.shape[1] if outputs.ndim == 2 else None
 
 
 def _one_class_each(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits [N, C], or [N] for one logit, and class numbers [N]."""
+    """Logits [N, C], or [N] for a single logit, and class numbers [N]."""
     logits, wanted = _aligned(outputs, labels)
     if wanted.ndim == 1:
         return logits, wanted
@@ -310,9 +310,9 @@ def _one_class_each(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _aligned(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits [N, C], or [N] for one logit, and labels: class numbers [N], or 0 and 1 [N, C].
+    """Logits [N, C], or [N] for a single logit, and labels: class numbers [N], or 0 and 1 [N, C].
 
-    Raises EvaluationError for logits that are NaN, and for labels that do not belong to them.
+    Raises EvaluationError if logits are NaN or labels do not fit them.
     """
     images = len(labels)
     outputs = outputs.reshape(1) if outputs.ndim == 0 and images == 1 else outputs
@@ -354,7 +354,7 @@ def _classes(logits: Tensor) -> int:
 
 
 def _whole(labels: Tensor) -> Tensor:
-    """Labels as int64. Raises EvaluationError for fractions, which no class has for a number."""
+    """Labels as int64. Raises EvaluationError for fractions: they are not class numbers."""
     if labels.is_complex():
         raise EvaluationError("labels are complex; give class numbers")
     whole = labels.long()
@@ -381,7 +381,7 @@ def _refuse_nan(outputs: Tensor) -> None:
 
 
 def _refuse_probabilities(least: Tensor, most: Tensor) -> None:
-    """Outputs that all lie in [0, 1] and are not all the same are a sigmoid's: with zero as threshold all say yes."""
+    """Raise EvaluationError if all outputs are in [0, 1] and differ: a sigmoid's outputs are never below zero."""
     if 0 <= float(least) < float(most) <= 1:
         raise EvaluationError(
             "the network's outputs all lie in [0, 1]: they look like probabilities, and a single logit is compared "
@@ -394,9 +394,9 @@ def _one_hot(labels: Tensor) -> bool:
 
 
 def _log_odds(logits: Tensor) -> Tensor:
-    """Of classes that exclude each other, in the order of their probabilities; outputs that are these already stay.
+    """The log-odds [N, C] of exclusive classes. Outputs that are probabilities already stay unchanged.
 
-    In double precision and rounded: probabilities that are equal stay ties, in whatever order a processor sums.
+    Computed in double precision and rounded, so that equal probabilities stay ties whatever the order of summation.
     """
     total = logits.sum(1)
     if (logits >= 0).all() and torch.allclose(total, torch.ones_like(total), atol=1e-3):
@@ -406,7 +406,7 @@ def _log_odds(logits: Tensor) -> Tensor:
 
 
 def _ranks(column: Tensor) -> Tensor:
-    """Values [N] as places in [0, 1]: torchmetrics would squash what lies outside, and make large values equal."""
+    """The ranks of values [N], scaled to [0, 1]. Torchmetrics would apply a sigmoid to other values and create ties."""
     _, places = torch.unique(column, return_inverse=True)
     ranks: Tensor = places.double() / places.max().clamp(min=1)
     return ranks

@@ -15,15 +15,17 @@ from torch import nn
 from amc import rundir
 from amc.config import SearchConfig
 from amc.errors import AmcError, EvaluationError, RunError
-from amc.evaluation import BatchSource, Evaluate, as_evaluator
+from amc.evaluation import BatchSource, as_evaluator
 from amc.job import Inputs, Job, prepare
+from amc.judging import Evaluate
 from amc.observer import LogObserver, Observer, Together
 from amc.progress import ProgressBar
 from amc.provenance import amc_version
 from amc.pruning import Policy
 from amc.report import render_report
 from amc.rundir import RunDir
-from amc.scores import DEFAULT, ScoreKind, get_score
+from amc.scores import DEFAULT, get_score
+from amc.scoring import ScoreTiming
 from amc.search import (
     REWARDS,
     Agent,
@@ -42,10 +44,9 @@ from amc.selection import Selection, choose
 from amc.selection.by_confidence import ByConfidence
 from amc.selection.by_latency import ByLatency
 from amc.statistics import PairedDrop
-from amc.stored import fingerprint, settings_of
+from amc.stored import check_weights, settings_of, weights_key
 from amc.structure import Structure
 from amc.structure.copying import copy_model, undisturbed
-from amc.structure.declared import update_declared_sizes_
 from amc.summary import summarise
 from amc.verify import Recorded, confirmed
 
@@ -70,7 +71,6 @@ def compress(
     test: Any = None,
     run_dir: str | Path | None = None,
     resume: bool = False,
-    origin: Mapping[str, Any] | None = None,
     observer: Observer | None = None,
     progress: bool = False,
     **settings: Any,
@@ -86,7 +86,6 @@ def compress(
     test: the same for the final figures only; it never steers anything.
     reward (in settings): a name, or a function of an `amc.search.Outcome`.
     run_dir: where to keep the journal and the results; `resume` continues what an earlier call left there.
-    origin: what the command line needs to build the same network and data again; kept in config.json.
     observer: listens while the job runs. The logger `amc` gets the same, if the caller configures logging.
     progress: whether to show a progress bar on stderr.
     settings: fields of `SearchConfig`: budget, method, episodes, seed, and so on.
@@ -96,7 +95,7 @@ def compress(
     reward, config = _own_reward(settings), SearchConfig.of(settings)
     inputs = Inputs(model, example_input, calibration, evaluate, test, reward)
     with listening(observer, progress=progress) as watch, opened(run_dir, resume=resume) as run:
-        return compress_in(run, inputs, config, watch, resume=resume, origin=origin or {})
+        return compress_in(run, inputs, config, watch, resume=resume, origin={})
 
 
 @contextmanager
@@ -133,14 +132,17 @@ def compress_in(
     resume: bool,
     origin: Mapping[str, Any],
 ) -> Result:
-    """`compress` in a directory that is claimed or locked already."""
+    """`compress` in a directory that is claimed or locked already.
+
+    origin: what names the network and the data, for config.json; empty where nothing does.
+    """
     with undisturbed(inputs.model):
         inputs = replace(inputs, model=copy_model(inputs.model))  # plain; the user's own is never run
         if run is not None and resume:
             _check_config(run, config, inputs.model)
         elif run is not None:
             began = {"amc_version": amc_version(), **origin, **config.to_json()}
-            run.write_json(rundir.CONFIG, {**began, "weights_sha256": fingerprint(inputs.model)})
+            run.write_json(rundir.CONFIG, {**began, **weights_key(inputs.model)})
         journals = [] if run is None else [run.file(_journal(name, config.agent)) for name in _agents(config)]
         recorded = Recorded.at(journals)  # a damaged one is found before any work
         test = _test_score(inputs, config)
@@ -192,10 +194,9 @@ def _own_reward(settings: dict[str, Any]) -> RewardFunction | None:
 def _check_config(run: RunDir, config: SearchConfig, model: nn.Module) -> None:
     """RunError unless the run began with these settings and weights."""
     began = run.config()
-    if began.get("weights_sha256") != fingerprint(model):
-        raise RunError(f"'{run.path}' was started with other weights; resume it with the weights of its config.json")
-    wanted = SearchConfig.from_json(config.to_json()).to_json()
-    for name, value in settings_of(run, began).to_json().items():
+    check_weights(run, began, model)
+    wanted = config.to_json()
+    for name, value in settings_of(run).to_json().items():
         if value != wanted[name]:
             raise RunError(
                 f"'{run.path}' was started with {name} {value!r}, not {wanted[name]!r}; "
@@ -222,8 +223,7 @@ def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer,
     slim = job.scorer.build(choice.record.keep)
     best, warnings = confirmed(job, choice.record, slim, recorded)
     job = _warned(job, warnings, watch)
-    if job.method.slices:
-        update_declared_sizes_(slim, job.model, job.example_input)
+    job.method.finish_(slim, job.example_input)
     policy = job.scorer.builder.policy(best.keep)
     summary = summarise(job, slim, replace(choice, record=best), results, run, test)
     _check_budget(job, summary["slim"])
@@ -266,19 +266,23 @@ def _loss(job: Job, reward: SmallestWithin, record: EpisodeRecord) -> PairedDrop
 
 def _run_agent(job: Job, name: str, agent: Agent, run: RunDir | None, watch: Observer) -> SearchResult:
     config, kind = job.config, get_score(job.config.score)
+    parts: dict[tuple[int, ...], ScoreTiming] = {}  # of the policy that the episode under way has scored
+
+    def score(policy: tuple[int, ...]) -> float:
+        scored = job.scorer.scored(policy)
+        parts[policy] = scored.timing
+        return scored.score
 
     def on_episode(record: EpisodeRecord, timing: EpisodeTiming) -> None:
+        seconds = _seconds(timing, parts.pop(record.keep, ScoreTiming()))
         if run is not None and not timing.replayed:
-            part = job.scorer.timing
-            seconds = {"agent": timing.agent, "build": part.build, "batch norm": part.batch_norm}
-            seconds["score"] = max(0.0, timing.score - part.build - part.batch_norm)
-            line = {"agent": name, "episode": record.episode, "seconds": _rounded(seconds)}
+            line = {"agent": name, "episode": record.episode, "seconds": seconds}
             run.append_jsonl(rundir.TIMINGS, line, durable=False)
-        watch.episode(name, _named(record, kind), timing)
+        watch.episode(name, record.named(kind), timing)
 
     return search(
         job.problem,
-        job.scorer,
+        score,
         agent,
         episodes=config.episodes,
         seed=config.seed,
@@ -289,16 +293,14 @@ def _run_agent(job: Job, name: str, agent: Agent, run: RunDir | None, watch: Obs
     )
 
 
-def _named(record: EpisodeRecord, kind: ScoreKind) -> EpisodeRecord:
-    """The record with a score that knows what it is, for whoever shows it."""
-    return record if record.score is None else replace(record, score=kind.named(record.score))
-
-
 def _journal(name: str, main: str) -> str:
     return rundir.JOURNAL if name == main else rundir.baseline_journal(name)
 
 
-def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+def _seconds(episode: EpisodeTiming, part: ScoreTiming) -> dict[str, float]:
+    """The parts of an episode, to the microsecond; what of a score is neither build nor batch norm is "score"."""
+    rest = max(0.0, episode.score - part.build - part.batch_norm)
+    seconds = {"agent": episode.agent, "build": part.build, "batch norm": part.batch_norm, "score": rest}
     return {name: round(value, 6) for name, value in seconds.items()}
 
 

@@ -1,4 +1,4 @@
-"""Where figures come from: the version of amc, the machine, the date."""
+"""The origin of figures: the version of amc, the machine, the date; and fingerprints of data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def amc_version() -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Where the figures come from."""
+    """The machine, the versions and the date, for reports."""
     return {
         "machine": platform.machine(),
         "cpu": processor(),
@@ -36,7 +36,7 @@ def environment() -> dict[str, Any]:
 
 
 def execution() -> dict[str, Any]:
-    """What decides the last digits of a result besides the seed: versions, threads, and instruction set."""
+    """The versions, threads and instruction set: besides the seed, they decide the last digits of a result."""
     return {
         "amc": amc_version(),
         "torch": torch.__version__,
@@ -46,28 +46,28 @@ def execution() -> dict[str, Any]:
 
 
 def difference(place: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
-    """In what an earlier `execution` differs from this one, in words; None where it does not."""
+    """The differences between an earlier `execution` and this one, in words; None if they are equal."""
     names = {"amc": "amc", "torch": "torch", "threads": "threads", "instructions": "instruction set"}
     other = [key for key in names if place.get(key) != here[key]]
     return "; ".join(f"{names[key]} {place.get(key)}, now {here[key]}" for key in other) or None
 
 
 def instructions(proc: Path = Path("/proc")) -> str:
-    """The instruction sets that kernels choose by: torch's own, those of the processor, and a limit on oneDNN's."""
+    """The instruction sets that decide the choice of kernels: torch's, the processor's, and oneDNN's limit."""
     flags = set(_cpuinfo(proc).get("flags", _cpuinfo(proc).get("Features", "")).split())
     parts = [torch.backends.cpu.get_cpu_capability(), *(name for name in _DISPATCHED if name in flags)]
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA")
     return " ".join([*parts, *([f"oneDNN<={limit}"] if limit else [])])
 
 
-# What oneDNN looks for, as Linux names it, on x86 and on Arm.
+# The instruction sets that oneDNN checks for on x86 and Arm, by their names in Linux.
 _DISPATCHED = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "sve", "bf16")
 
 
 def data_fingerprint(data: Any) -> str:
     """SHA-256 of all tensors inside lists, tuples, mappings and dataclasses, in order, with their shapes and types.
 
-    What they are inside of does not count, so that the digest of the same images outlives how they are passed around.
+    The containers do not change the digest: the same images in a list or in a tuple have the same digest.
     """
     digest = hashlib.sha256()
     for tensor in _tensors(data):
@@ -91,7 +91,7 @@ def _tensors(data: Any) -> Iterator[torch.Tensor]:
 
 
 def processor(proc: Path = Path("/proc")) -> str:
-    """Name of the processor; on Arm boards, whose kernel does not say, the name of the board."""
+    """The name of the processor or, on Arm boards whose kernel does not report it, of the board."""
     fields = _cpuinfo(proc)
     if fields.get("model name"):
         return fields["model name"]
@@ -103,7 +103,7 @@ def processor(proc: Path = Path("/proc")) -> str:
 
 
 def _cpuinfo(proc: Path) -> dict[str, str]:
-    """What Linux says of the first processor; empty elsewhere."""
+    """The fields of the first processor in /proc/cpuinfo; empty on other systems than Linux."""
     try:
         lines = (proc / "cpuinfo").read_text(errors="replace").splitlines()
     except OSError:

@@ -1,7 +1,8 @@
 """JSON that was written earlier, read strictly: regular files, bounded size and depth, finite numbers, typed fields.
 
 A run lies on a disk for months and is copied, edited and damaged there. Every file of a run is read through this
-module, so that what is wrong with it is one line that names the file. Pure but for `read_bytes`.
+module, so that what is wrong with it is one line that names the file. What a device and its host send one another is
+read by the same `parse_object`. Pure but for `read_bytes` and `check_regular`.
 """
 
 from __future__ import annotations
@@ -65,27 +66,6 @@ def check_regular(path: Path, descriptor: int | None = None) -> None:
         raise RunError(f"'{path}' cannot be read ({error.strerror}); restore the file from a copy") from error
     if not stat.S_ISREG(mode):
         raise RunError(f"'{path}' is not a regular file; restore the file from a copy")
-
-
-def open_to_write(path: Path, flags: int) -> int:
-    """A descriptor of a regular file, made if it is missing; never of what a link names.
-
-    Raises RunError for a link or another kind of file, OSError where the disk refuses.
-    """
-    try:
-        descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise RunError(f"'{path}' is a symbolic link, and nothing is written through one; remove it") from error
-        if error.errno in (errno.ENXIO, errno.EISDIR):
-            raise RunError(f"'{path}' is not a regular file; remove it") from error
-        raise
-    try:
-        check_regular(path, descriptor)
-    except RunError:
-        os.close(descriptor)
-        raise
-    return descriptor
 
 
 def parse(data: bytes) -> Any:

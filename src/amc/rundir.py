@@ -7,12 +7,10 @@ since: JSON files carry a digest of themselves, and summary.json those of the ot
 fsync of directories).
 """
 
-import errno
 import fcntl
 import hashlib
 import json
 import os
-import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,6 +20,7 @@ from typing import Any, Self
 
 from amc import records, runfiles
 from amc.errors import RunError
+from amc.lines import append_line, atomic_write_bytes, is_temporary, open_to_write, unwritable, whole_lines
 
 CONFIG = "config.json"
 JOURNAL = "journal.jsonl"
@@ -168,22 +167,18 @@ class RunDir:
         path = self.file(name)
         if not path.exists():
             return []
-        lines = records.read_bytes(path).split(b"\n")
-        torn = lines.pop()  # empty after a complete last line; otherwise the write of it was cut short
-        check, found = runfiles.check_of_lines(name), list[dict[str, Any]]()
-        for number, line in enumerate(lines, start=1):
+        check, lines = runfiles.check_of_lines(name), list[dict[str, Any]]()
+        for number, line in enumerate(whole_lines(records.read_bytes(path)), start=1):
             try:
                 record = records.unsealed(records.parse_object(line))
                 check(record, "")
             except records.DamagedError as error:
-                if number == len(lines) and not torn and _json_object(line) is None:
-                    break
                 raise RunError(
                     f"'{path}' line {number} is damaged; restore the file from a copy, "
                     f"or delete that line and the ones after it, then run the command again ({error})"
                 ) from error
-            found.append(record)
-        return found
+            lines.append(record)
+        return lines
 
     def append_jsonl(self, name: str, record: Mapping[str, object], *, durable: bool = True) -> None:
         """Append one line to a line file; a torn last line is removed first.
@@ -192,24 +187,11 @@ class RunDir:
         before.
         """
         path = self.file(name)
-        line = json.dumps(record, allow_nan=False, default=_plain).encode() + b"\n"
+        line = json.dumps(record, allow_nan=False, default=_plain).encode()
         try:
-            descriptor = records.open_to_write(path, os.O_RDWR)
-            try:
-                end = _end_of_records(descriptor)
-                os.ftruncate(descriptor, end)
-                os.lseek(descriptor, end, os.SEEK_SET)
-                try:
-                    _write_all(descriptor, line)
-                    if durable:
-                        os.fsync(descriptor)
-                except BaseException:
-                    os.ftruncate(descriptor, end)
-                    raise
-            finally:
-                os.close(descriptor)
+            append_line(path, line, durable=durable)
         except OSError as error:
-            raise _unwritable(path, error) from error
+            raise unwritable(path, error) from error
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -218,9 +200,9 @@ class RunDir:
         The lock goes with the process, however it ends. Not re-entrant.
         """
         try:
-            descriptor = records.open_to_write(self.file(LOCK), os.O_RDWR)
+            descriptor = open_to_write(self.file(LOCK), os.O_RDWR)
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise unwritable(self.path, error) from error
         try:
             self._acquire(descriptor)
             self._remove_stale()
@@ -250,7 +232,7 @@ class RunDir:
         """Remove what killed writers left; a young file may be a report's (written unlocked)."""
         for path in self.path.iterdir():
             with suppress(OSError):
-                if _is_temporary(path.name) and time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                if is_temporary(path.name) and time.time() - path.stat().st_mtime > _STALE_SECONDS:
                     path.unlink()
 
     def _clear(self) -> None:
@@ -268,7 +250,7 @@ class RunDir:
         if not self.path.is_dir():
             raise RunError(f"'{self.path}' is a file; give a directory for the run")
         try:
-            names = sorted(p.name for p in self.path.iterdir() if p.name != LOCK and not _is_temporary(p.name))
+            names = sorted(p.name for p in self.path.iterdir() if p.name != LOCK and not is_temporary(p.name))
         except OSError as error:
             raise RunError(f"'{self.path}' cannot be read ({error.strerror}); choose another directory") from error
         if CONFIG in names:
@@ -293,74 +275,6 @@ class RunDir:
         )
 
 
-def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Replace the file at `path` by `data`, whole or not at all, and see it on the disk.
-
-    When it fails (`RunError`) the former file is as it was and nothing else is left behind.
-    """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
-        try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-            try:
-                _write_all(descriptor, data)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            temporary.replace(target)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
-        _sync_directory(target.parent)
-    except OSError as error:
-        raise _unwritable(target, error) from error
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:  # one call may write less than it was given
-        view = view[os.write(descriptor, view) :]
-
-
-def _sync_directory(path: Path) -> None:
-    """Make a rename in `path` durable; a file system that cannot loses only promptness."""
-    with suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _end_of_records(descriptor: int) -> int:
-    """Offset in bytes just after the last complete record, from where to go on writing.
-
-    What a cut write leaves is a line without its newline, or after a power failure one that is no JSON.
-    """
-    end = _line_start(descriptor, os.lseek(descriptor, 0, os.SEEK_END))
-    if end == 0:
-        return 0
-    start = _line_start(descriptor, end - 1)
-    return start if _json_object(os.pread(descriptor, end - start, start)) is None else end
-
-
-def _line_start(descriptor: int, end: int) -> int:
-    """Offset just after the last newline before `end`, in bytes; 0 when there is none."""
-    while end > 0:
-        start = max(0, end - 65536)
-        newline = os.pread(descriptor, end - start, start).rfind(b"\n")
-        if newline >= 0:
-            return start + newline + 1
-        end = start
-    return 0
-
-
-def _is_temporary(name: str) -> bool:
-    return name.startswith(".") and name.endswith(".tmp")
-
-
 def json_bytes(record: Mapping[str, object]) -> bytes:
     """The JSON file of a record, with the record's digest.
 
@@ -373,14 +287,6 @@ def json_bytes(record: Mapping[str, object]) -> bytes:
         raise RunError(
             f"{records.shown(error.object[max(0, error.start - 20) : error.end])} is not UTF-8; rename it"
         ) from None
-
-
-def _json_object(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):  # not JSON, or not UTF-8
-        return None
-    return record if isinstance(record, dict) else None
 
 
 def _sha256(path: Path) -> str:
@@ -407,7 +313,7 @@ def _make_directories(path: Path) -> list[Path]:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
     return new
 
 
@@ -420,9 +326,3 @@ def _plain(value: object) -> object:
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} has no JSON form")
-
-
-def _unwritable(path: Path, error: OSError) -> RunError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RunError(f"no space left to write '{path}'; free some, then run the command again (or `amc resume`)")
-    return RunError(f"'{path}' cannot be written ({error.strerror or error}); choose another directory")

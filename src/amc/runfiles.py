@@ -44,7 +44,7 @@ CONFIG = fields(
     {
         **dict.fromkeys(("amc_version", "command", "method", "reward", "score", "minimise", "agent"), text),
         **dict.fromkeys(("model", "weights", "data", "evaluate", "budget", "ranking", "runtime"), optional(text)),
-        **dict.fromkeys(("device_url", "token_file", "parent", "weights_sha256"), optional(text)),
+        **dict.fromkeys(("device_url", "token_file", "parent", "weights_digest", "weights_sha256"), optional(text)),
         **dict.fromkeys(("episodes", "latency_threads", "calibration_images"), positive),
         **dict.fromkeys(("seed", "keep_sets"), count),
         **dict.fromkeys(("round_to", "search_images", "image_size"), optional(positive)),
@@ -102,7 +102,9 @@ SUMMARY = fields(
         "groups": optional(many(fields({"name": text, "size": count, "kept": count}))),
         "locked": optional(many(fields({"name": text, "size": count, "reason": text}))),
         "warnings": optional(many(text)),
-        "certificate": optional(fields({"keep_sets": count, "worst_error": number, "locked": many(text)})),
+        "certificate": optional(
+            fields({"keep_sets": count, "worst_error": number, "passed": flag, "locked": many(text)})
+        ),
         "environment": optional(table(scalar)),
         "guarantee": optional(_GUARANTEE),
         "latency": optional(_LATENCY),

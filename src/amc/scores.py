@@ -1,4 +1,4 @@
-"""The names of scores: what each measures, in which direction, and how it is written. Pure: no torch, no files."""
+"""The named scores: their meaning, their direction and their spelling. Pure: no torch, no files."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from amc.errors import AmcError
 
 @dataclass(frozen=True, slots=True)
 class ScoreKind:
-    """A score with a name. Inside a search higher is always better: an error counts with a minus."""
+    """A named score. Within a search, higher is always better: an error is negated."""
 
     name: str
-    label: str  # inside a sentence
+    label: str  # its name within a sentence
     other_names: tuple[str, ...] = ()
-    per_image: bool = False  # every image is right or wrong, so that two networks can be compared image by image
-    is_error: bool = False  # lower is better, and the value is no share
+    per_image: bool = False  # True: each image is right or wrong, so that two networks can be compared per image
+    is_error: bool = False  # True: lower is better, and the value is not a fraction
     needs_torchmetrics: bool = True
 
     def turned(self, value: float) -> float:
-        """A score from the metric's own value, and back."""
+        """Convert the metric's own value to a score, or a score to the value."""
         return -value if self.is_error else value
 
     def named(self, score: float) -> float:
-        """The score with its kind, for reports; top-1 accuracy goes without saying."""
+        """The score with its kind, for reports. Top-1 accuracy stays a float."""
         return score if self.name == DEFAULT else NamedScore(score, self)
 
 
 class NamedScore(float):
-    """A score that knows what it is, so that it is written as such; a plain float everywhere else."""
+    """A score with its kind, which decides its format. It is a float otherwise."""
 
     __slots__ = ("kind",)
     kind: ScoreKind
 
     def __new__(cls, score: float, kind: ScoreKind) -> NamedScore:
-        made = super().__new__(cls, score)
-        made.kind = kind
-        return made
+        named = super().__new__(cls, score)
+        named.kind = kind
+        return named
 
     @property
     def error(self) -> float | None:
-        """The metric's own value where it is an error; None for any other score."""
+        """The metric's own value if it is an error; None for other scores."""
         return abs(float(self)) if self.kind.is_error else None
 
 
@@ -68,7 +68,7 @@ _SPELLINGS = {
 
 
 def get_score(name: str) -> ScoreKind:
-    """The score of that name, however its words are joined: `top-5`, `Top5`, `macro_f1`. Raises AmcError."""
+    """The score of that name in any spelling, such as `top-5`, `Top5` or `macro_f1`. Raises AmcError."""
     spelling = "".join(filter(str.isalnum, name.lower()))
     if spelling in _SPELLINGS:
         return _SPELLINGS[spelling]
@@ -78,6 +78,6 @@ def get_score(name: str) -> ScoreKind:
 
 
 def score_of_record(record: Mapping[str, object]) -> ScoreKind:
-    """The score that a config.json or summary.json names; top-1 accuracy where it names none that is known."""
+    """The score that a config.json or summary.json names; top-1 accuracy if the name is missing or unknown."""
     name = record.get("score")
     return SCORES.get(name, TOP1) if isinstance(name, str) else TOP1

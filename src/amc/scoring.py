@@ -9,17 +9,26 @@ from typing import Any
 
 from torch import nn
 
-from amc.evaluation import Evaluate, reestimate_batchnorm_
+from amc.evaluation import reestimate_batchnorm_
+from amc.judging import Evaluate
 from amc.methods import Builder
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreTiming:
-    """Seconds spent on one score."""
+    """Seconds spent on one score; zero where it was remembered."""
 
-    build: float  # slicing and refitting
-    batch_norm: float  # re-estimating statistics
-    evaluate: float
+    build: float = 0.0  # slicing and refitting
+    batch_norm: float = 0.0  # re-estimating statistics
+    evaluate: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A policy's score and what it took."""
+
+    score: float
+    timing: ScoreTiming
 
 
 class PolicyScorer:
@@ -27,39 +36,41 @@ class PolicyScorer:
 
     `batches` are calibration batches (`amc.batches`) on which batch-norm statistics are re-estimated (none: they
     stay). They stay too for the policy `dense`, which keeps everything: a few images know less of them than training
-    did. Scores are remembered, as several agents on one network ask for the same policies. `timing` is that of the
-    last call, zero if the score was remembered.
+    did. Scores are remembered, as several agents on one network ask for the same policies.
     """
 
     def __init__(
         self, builder: Builder, evaluate: Evaluate, batches: Sequence[Any] = (), dense: Sequence[int] = ()
     ) -> None:
         self.builder, self.evaluate, self.batches, self.dense = builder, evaluate, batches, tuple(dense)
-        self.timing = ScoreTiming(0.0, 0.0, 0.0)
         self._known: dict[tuple[int, ...], float] = {}
 
     def build(self, keep_counts: Sequence[int]) -> nn.Module:
         """The network that is scored, and that the user gets: pruned, refitted, batch norms re-estimated."""
-        return self._settle(self.builder.build(keep_counts), tuple(keep_counts))
+        return self._with_statistics(self.builder.build(keep_counts), tuple(keep_counts))
 
     def __call__(self, keep_counts: Sequence[int]) -> float:
-        self.timing = ScoreTiming(0.0, 0.0, 0.0)
+        return self.scored(keep_counts).score
+
+    def scored(self, keep_counts: Sequence[int]) -> Scored:
+        """The score and the seconds that it took. What `evaluate` raises passes through and is not remembered."""
         policy = tuple(keep_counts)
-        if policy not in self._known:
-            self._known[policy] = self._measured(policy)
-        return self._known[policy]
+        if policy in self._known:
+            return Scored(self._known[policy], ScoreTiming())
+        scored = self._measured(policy)
+        self._known[policy] = scored.score
+        return scored
 
-    def _measured(self, keep_counts: tuple[int, ...]) -> float:
+    def _measured(self, policy: tuple[int, ...]) -> Scored:
         began = time.perf_counter()
-        slim = self.builder.build(keep_counts)
+        slim = self.builder.build(policy)
         built = time.perf_counter()
-        slim = self._settle(slim, keep_counts)
-        settled = time.perf_counter()
+        slim = self._with_statistics(slim, policy)
+        estimated = time.perf_counter()
         score = self.evaluate(slim)
-        self.timing = ScoreTiming(built - began, settled - built, time.perf_counter() - settled)
-        return score
+        return Scored(score, ScoreTiming(built - began, estimated - built, time.perf_counter() - estimated))
 
-    def _settle(self, slim: nn.Module, keep_counts: tuple[int, ...]) -> nn.Module:
-        if self.batches and keep_counts != self.dense:
+    def _with_statistics(self, slim: nn.Module, policy: tuple[int, ...]) -> nn.Module:
+        if self.batches and policy != self.dense:
             reestimate_batchnorm_(slim, self.batches)
         return slim

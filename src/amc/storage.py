@@ -1,25 +1,26 @@
-"""State dicts on disk: safetensors, in which masked tensors take little room.
+"""State dicts on disk: safetensors files that store masked tensors compactly.
 
-A tensor of many zeros is stored in the smallest of three forms; which, follows from its size and its nonzeros alone:
+A tensor with many zeros is stored in the smallest of three forms. Its size and number of nonzeros decide the form:
 
 - *dense*: an ordinary safetensors entry.
-- *bitmask*: one bit an element, in memory order, the first in the lowest bit of the first byte; then the values.
-- *indices*: the ascending positions of the nonzeros as deltas, in the coding of Elias and Fano; then the values. The
-  `low` lowest bits of all positions follow one another (lowest bit first), padded to a byte; then, for the rest of
-  each position, as many 0 bits as it grew since the one before, and a 1; 0 bits up to the last element the tensor could
-  have; padded to a byte. `low`, 0 to 5, is the number that makes this shortest, the smallest of several.
+- *bitmask*: one bit per element, in memory order, the first in the lowest bit of the first byte; then the values.
+- *indices*: the ascending positions of the nonzeros in Elias-Fano coding; then the values. First, the `low` lowest bits
+  of every position (lowest bit first), padded to a byte. Then, for the higher bits of each position, their increase
+  since the previous position in unary: as many 0 bits, then a 1. Then 0 bits up to the tensor's last position, padded
+  to a byte. `low`, 0 to 5, gives the shortest code; of equal ones, the smallest.
 
-The last two are one U8 entry under the tensor's own name, and the metadata say how to read it: under the key
-`amc_sparse` a JSON object {"version": 1, "tensors": {name: [form, dtype, shape, nonzeros]}}. Values are little-endian
-in the tensor's own type. Everything returns exactly, except that what equals zero is dropped: -0.0 comes back as 0.0.
+A bitmask or indices entry has type U8 and the tensor's name. The metadata describe it: the key `amc_sparse` holds the
+JSON object {"version": 1, "tensors": {name: [form, dtype, shape, nonzeros]}}. Values are little-endian in the tensor's
+type. All values are restored exactly, but the sign of zero is lost: -0.0 becomes 0.0.
 
-Because sizes follow from counts, the size of a file has a closed form before any weight is known: `file_overhead` plus
-the `bound` of every sparse tensor. No file is larger. And because every stored byte speaks for at most 256 elements, a
-small file cannot ask for much memory: 1 KiB of float32 a byte.
+Sizes depend on counts only. So the largest size of a file has a closed form before any weight is known:
+`file_overhead` plus the `bound` of every sparse tensor. Each stored byte represents at most 256 elements. So a damaged
+or hostile file cannot demand much memory: at most 1 KiB of float32 per byte.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,9 +46,9 @@ ELEMENTS_A_BYTE = 256  # follows from at most 5 low bits: 8 bits of 2**5 element
 _NAMES = {dtype: name for name, dtype in SPARSE_TYPES.items()}
 _LOWS = range(6)
 _HEADER_NAMES = {**_NAMES, torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}
-_LONGEST_NAME = "F8_E5M2FNUZ"  # of all types that safetensors knows
-_ALIGNMENT = 8  # of the header, before which 8 bytes say how long it is
-_DIMENSIONS = 64  # torch has no more
+_LONGEST_NAME = "F8_E5M2FNUZ"  # longest name of a type in safetensors
+_ALIGNMENT = 8  # of the header, bytes; its length is in the 8 bytes before it
+_DIMENSIONS = 64  # most dimensions of a torch tensor
 
 Bytes = npt.NDArray[np.uint8]
 Counts = npt.NDArray[np.int64]
@@ -55,10 +56,9 @@ Count = TypeVar("Count", int, Counts)
 
 
 def pack(state: Mapping[str, Tensor], sparse: Iterable[str] = ()) -> bytes:
-    """A safetensors file of `state`; the tensors named in `sparse` are stored compactly where that is smaller.
+    """The bytes of a safetensors file of `state`. Tensors named in `sparse` are compact where that is smaller.
 
-    Tensors may be on any device and may share memory. Only floating-point types of 16 bits and more are stored
-    compactly.
+    Tensors may be on any device and may share memory. Only floating-point types of at least 16 bits can be compact.
     """
     stored: dict[str, Tensor] = {}
     entries: dict[str, tuple[str, str, list[int], int]] = {}
@@ -76,7 +76,7 @@ def pack(state: Mapping[str, Tensor], sparse: Iterable[str] = ()) -> bytes:
 
 
 def unpack(data: bytes) -> dict[str, Tensor]:
-    """The state dict of what `pack` made, or of any other safetensors file; RunError if it is damaged."""
+    """The state dict in a safetensors file, packed or plain. Raises RunError if it is damaged."""
     try:
         stored = safetensors.torch.load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -86,8 +86,8 @@ def unpack(data: bytes) -> dict[str, Tensor]:
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """The state dict of a safetensors file, packed or plain; RunError if it is missing or damaged."""
-    check_regular(Path(path))  # of a pipe nothing would ever be read
+    """The state dict of a safetensors file, packed or plain. Raises RunError if it is missing or damaged."""
+    check_regular(Path(path))  # reading from a pipe would never end
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -100,10 +100,19 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         raise RunError(f"weights '{path}' cannot be read: {error}") from None
 
 
-def bound(numel: int, kept: npt.ArrayLike, itemsize: int) -> Counts:
-    """Bytes of a tensor of `numel` elements of `itemsize` bytes, of which `kept` are not zero: [the shape of `kept`].
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the tensors' names, types, shapes and values, in hexadecimal; their order does not count."""
+    made = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        made.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+        made.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return made.hexdigest()
 
-    Exact, header apart, and never falling as `kept` grows, so it also bounds a tensor with fewer nonzeros.
+
+def bound(numel: int, kept: npt.ArrayLike, itemsize: int) -> Counts:
+    """Bytes of a tensor with `numel` elements of `itemsize` bytes and `kept` nonzeros: [the shape of `kept`].
+
+    Exact, without the header. It does not decrease as `kept` grows, so it also bounds tensors with fewer nonzeros.
     """
     counts = np.asarray(kept, dtype=np.int64)
     indices = np.minimum(_bitmask_bytes(numel), np.min([_index_bytes(numel, counts, low) for low in _LOWS], axis=0))
@@ -111,9 +120,9 @@ def bound(numel: int, kept: npt.ArrayLike, itemsize: int) -> Counts:
 
 
 def file_overhead(state: Mapping[str, Tensor], sparse: Iterable[str] = ()) -> int:
-    """Bytes of everything in a file but its sparse tensors: the header at its longest, and the dense tensors.
+    """Bytes of a file without its sparse tensors: the longest possible header, and the dense tensors.
 
-    Only shapes and types of `state` are read; tensors on the meta device will do.
+    Reads only shapes and types of `state`; its tensors may be on the meta device.
     """
     chosen = {name for name in sparse if name in state and state[name].dtype in _NAMES}
     dense = sum(value.numel() * value.element_size() for name, value in state.items() if name not in chosen)
@@ -121,9 +130,9 @@ def file_overhead(state: Mapping[str, Tensor], sparse: Iterable[str] = ()) -> in
 
 
 def file_bound(state: Mapping[str, Tensor], kept: Mapping[str, int]) -> int:
-    """Bytes that `pack(state, kept)` takes at most where each tensor named has at most that many nonzeros.
+    """The largest size of `pack(state, kept)`, bytes, if each tensor named in `kept` has at most that many nonzeros.
 
-    With nothing named it is the size of a plain safetensors file, which for a network of fewer channels is no larger.
+    With an empty `kept` this is the size of a plain safetensors file. It also bounds networks with fewer channels.
     """
     compact = {name: count for name, count in kept.items() if state[name].dtype in _NAMES}
     sizes = (bound(state[name].numel(), n, state[name].element_size()) for name, n in compact.items())
@@ -150,7 +159,7 @@ def _compact_bytes(form: str, numel: int, kept: int, itemsize: int) -> int:
 
 
 def _form_of(value: Tensor) -> tuple[str, int]:
-    """The smallest form, and the nonzeros."""
+    """The smallest form, and the number of nonzeros."""
     numel, kept = value.numel(), int(torch.count_nonzero(value))
     sizes = {form: _compact_bytes(form, numel, kept, value.element_size()) for form in (BITMASK, INDICES)}
     form = min(sizes, key=lambda name: sizes[name])
@@ -174,7 +183,7 @@ def _coded(positions: Counts, numel: int) -> Bytes:
 
 
 def _decoded(code: Bytes, numel: int, kept: int) -> Counts:
-    """Positions from what `_coded` made; RunError unless they are `kept` ascending ones below `numel`."""
+    """The positions that `_coded` encoded. Raises RunError unless they are `kept` ascending numbers below `numel`."""
     low = _best_low(numel, kept)
     split = -(-kept * low // 8)
     lows = _bits(code[:split], kept * low).reshape(kept, low)
@@ -188,7 +197,7 @@ def _decoded(code: Bytes, numel: int, kept: int) -> Counts:
 
 
 def _bits(code: Bytes, count: int) -> Bytes:
-    """The first `count` bits; RunError if the padding is not zero."""
+    """The first `count` bits. Raises RunError if the padding is not zero."""
     bits = np.unpackbits(code, bitorder="little")
     if bits[count:].any():
         raise RunError("its padding is not zero")
@@ -196,7 +205,7 @@ def _bits(code: Bytes, count: int) -> Bytes:
 
 
 def _expand(stored: dict[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Tensor]:
-    """Compact entries back to tensors; the others as they are."""
+    """Restore the compact entries; other entries stay unchanged."""
     if KEY not in metadata:
         return stored
     try:
@@ -215,7 +224,7 @@ def _expand(stored: dict[str, Tensor], metadata: Mapping[str, str]) -> dict[str,
 
 
 def _restored(code: Tensor | None, entry: Any) -> Tensor:
-    """The tensor that `entry`, [form, dtype, shape, nonzeros], and its bytes stand for. Trusts neither."""
+    """The tensor of `entry`, [form, dtype, shape, nonzeros], and its bytes. Both are checked."""
     if code is None or code.dtype != torch.uint8 or code.ndim != 1:
         raise RunError("its bytes are missing")
     if not isinstance(entry, list) or len(entry) != 4 or entry[0] not in (BITMASK, INDICES):
@@ -226,7 +235,7 @@ def _restored(code: Tensor | None, entry: Any) -> Tensor:
     if not isinstance(shape, list) or len(shape) > _DIMENSIONS or not all(_is_count(size) for size in (*shape, kept)):
         raise RunError("its shape or number of nonzeros is no count")
     numel, item = math.prod(shape), SPARSE_TYPES[dtype]
-    # Before anything is computed of the claim, let alone allocated: no byte stands for more elements than this.
+    # Check before any allocation: a byte represents at most `ELEMENTS_A_BYTE` elements.
     if not 0 < numel <= ELEMENTS_A_BYTE * (code.numel() + 1) or kept > numel:
         raise RunError(f"{code.numel()} bytes cannot hold {kept} nonzeros of shape {shape}")
     length = _compact_bytes(form, numel, kept, item.itemsize)
@@ -251,7 +260,7 @@ def _metadata(entries: Mapping[str, Sequence[Any]]) -> str:
 
 
 def _longest_header(state: Mapping[str, Tensor], sparse: set[str]) -> int:
-    """Bytes before the data, every number in it as long as it can get."""
+    """Bytes before the data, if every number in the header has its largest length."""
     largest = 10 ** len(str(sum(value.numel() * value.element_size() for value in state.values()))) - 1
     header: dict[str, Any] = {}
     for name, value in state.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +13,50 @@ from torch import nn
 from amc import rundir
 from amc.config import SearchConfig
 from amc.errors import AmcError, RunError
-from amc.methods import CHANNEL, apply_policy
+from amc.methods import shaped
 from amc.pruning import Policy
+from amc.records import shown
 from amc.rundir import RunDir
-from amc.structure.copying import copy_model
+from amc.storage import digest
 from amc.zoo import create_model, load_weights
 
+_RULE = "2"  # of the digest of weights; the first left out types and shapes, and has a key of its own
 
-def fingerprint(model: nn.Module) -> str:
-    """SHA-256 of all weights: a resumed search must have the same."""
-    digest = hashlib.sha256()
+
+def weights_key(model: nn.Module) -> dict[str, str]:
+    """What config.json says of the weights that a run begins with: the rule of their digest, and the digest."""
+    return {"weights_digest": f"{_RULE}:{digest(model.state_dict())}"}
+
+
+def check_weights(run: RunDir, config: Mapping[str, Any], model: nn.Module) -> None:
+    """RunError unless the run, of this config.json, began with the weights that `model` has."""
+    recorded = config.get("weights_digest")
+    if recorded is None:
+        same = config.get("weights_sha256") == _first_digest(model)
+    elif recorded.partition(":")[0] == _RULE:
+        same = recorded == weights_key(model)["weights_digest"]
+    else:
+        raise RunError(
+            f"'{run.file(rundir.CONFIG)}' has a weights_digest by another rule ({shown(recorded)}), which this version "
+            f"cannot check; update amc, or restore the file from a copy"
+        )
+    if not same:
+        raise RunError(f"'{run.path}' was started with other weights; resume it with the weights of its config.json")
+
+
+def _first_digest(model: nn.Module) -> str:
+    """SHA-256 of names and values alone, which runs before `weights_digest` have as `weights_sha256`."""
+    made = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+        made.update(name.encode())
+        made.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    return made.hexdigest()
 
 
-def settings_of(run: RunDir, config: Mapping[str, Any]) -> SearchConfig:
+def settings_of(run: RunDir) -> SearchConfig:
     """The settings in a run's config.json; RunError, naming the file, where one of them holds no longer."""
     try:
-        return SearchConfig.from_json(config)
+        return SearchConfig.from_json(run.config())
     except AmcError as error:
         raise RunError(f"'{run.file(rundir.CONFIG)}': {error}") from None
 
@@ -65,7 +88,7 @@ def _load(
     policy = Policy.from_json(run.read_json(rundir.POLICY))
     name = rundir.MODEL_FINETUNED if finetuned and _is_finetuned(run) else rundir.MODEL
     run.verify(rundir.POLICY, name)
-    slim = apply_policy(model, example_input, policy) if policy.method == CHANNEL else copy_model(model)
+    slim = shaped(model, example_input, policy)
     load_weights(slim, run.file(name))
     return slim.eval()
 

@@ -16,7 +16,6 @@ from amc.rundir import RunDir
 from amc.scores import ScoreKind, get_score
 from amc.search import EpisodeRecord, Metric, SearchResult
 from amc.selection.base import Choice, merged
-from amc.structure import Certificate
 from amc.structure.copying import copy_model
 
 
@@ -55,9 +54,9 @@ def summarise(
             {"name": decision.name, "size": decision.size, "kept": count}
             for decision, count in zip(job.problem.decisions, best.keep, strict=True)
         ],
-        "locked": _locked(job),
+        "locked": job.method.locked(),
         "warnings": list(job.warnings),
-        "certificate": _certificate(job.certificate),
+        "certificate": job.certificate.to_json() if job.certificate else None,
         "environment": environment(),
     }
     result = merged(result, choice.summary)
@@ -70,13 +69,6 @@ def summarise(
             result[which] |= {} if value is None else {"test": value}
             result["warnings"] += told
     return result
-
-
-def _locked(job: Job) -> list[dict[str, Any]]:
-    """What stays whole: channels with their number, or layers."""
-    if job.method.slices:
-        return [{"name": item.name, "size": item.size, "reason": str(item.lock)} for item in job.structure.locked]
-    return [{"name": name, "reason": reason} for name, reason in job.method.whole.items()]
 
 
 def _baselines(found: Mapping[str, SearchResult], main: str) -> dict[str, Any]:
@@ -103,16 +95,6 @@ def _outdone(found: Mapping[str, SearchResult], best: EpisodeRecord, main: str, 
     return [
         f"the {winner} baseline did better (score {theirs:.4f}) than the search ({ours:.4f}): give it more episodes"
     ]
-
-
-def _certificate(certificate: Certificate | None) -> dict[str, Any] | None:
-    if certificate is None:
-        return None
-    return {
-        "keep_sets": certificate.keep_sets,
-        "worst_error": certificate.worst_error,
-        "locked": [name for name, _ in certificate.failed],
-    }
 
 
 def _seconds(run: RunDir, agent: str) -> float:

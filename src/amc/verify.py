@@ -1,7 +1,7 @@
-"""A journal against the network and the data at hand: nothing in it becomes a result because it is written there.
+"""Checks a journal against the current network and data, so that an edited record never becomes a result.
 
-Costs and rewards are computed again from the keep counts and scores. The score of the policy that is taken is measured
-again. Another data set is refused; another processor, version or number of threads is said.
+Costs and rewards are computed again from the keep counts and scores. The score of the chosen policy is measured again.
+Another data set is refused. Another processor, version or number of threads gives a warning.
 """
 
 from __future__ import annotations
@@ -21,57 +21,57 @@ from amc.provenance import difference
 from amc.search import EpisodeRecord, JournalContent, Outcome, load_journal, rewarded
 from amc.structure.copying import copy_model
 
-TOLERANCE = 1e-6  # of a score, relative and absolute; one image of 50,000 is 2e-5
+TOLERANCE = 1e-6  # of a score, relative and absolute; one image in 50,000 is 2e-5
 _DATA = {"calibration": "calibration images", "search": "search images"}
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """The journals of a run as they were found, before this session adds to them."""
+    """The journals of a run, before this session adds records."""
 
     contents: Mapping[Path, JournalContent]
 
     @classmethod
     def at(cls, paths: Sequence[Path]) -> Recorded:
-        """Read the journals that are there; RunError for a damaged one."""
+        """Read the journals that exist. Raises RunError for a damaged one."""
         return cls({path: content for path in paths if path.exists() if (content := load_journal(path)).header})
 
     def place_of(self, record: EpisodeRecord) -> Path | None:
-        """The journal in which a record was found; None for one of this session."""
+        """The journal that contains a record; None for a record of this session."""
         return next((path for path, content in self.contents.items() if record in content.records), None)
 
     def moved(self, job: Job) -> bool:
-        """Whether any part was scored under other versions, threads or instructions, or it is not known."""
+        """Whether some record was scored with other versions, threads or instructions, or this is unknown."""
         here = job.origin["environment"]
         return any(
             not content.places or any(place != here for place in content.places) for content in self.contents.values()
         )
 
     def check(self, job: Job) -> list[str]:
-        """What there is to say of going on here; RunError for other data, another dense score, or changed records."""
-        told: list[str] = []
+        """Warnings about resuming here. Raises RunError for other data, another dense score, or changed records."""
+        warnings: list[str] = []
         for path, content in self.contents.items():
             if content.origin:
                 _check_data(path, content.origin["data"], job.origin["data"])
-                told += self._check_dense(path, content.origin["dense_score"], job)
-            told += [text for place in content.places if (text := _elsewhere(place, job.origin["environment"]))]
+                warnings += self._check_dense(path, content.origin["dense_score"], job)
+            warnings += [text for place in content.places if (text := _elsewhere(place, job.origin["environment"]))]
             for record in content.records:
                 check_record(path, record, job)
-        return list(dict.fromkeys(told))
+        return list(dict.fromkeys(warnings))
 
     def _check_dense(self, path: Path, recorded: float, job: Job) -> list[str]:
-        _, told = settled(
+        _, warnings = reconciled(
             recorded,
             job.dense_score,
             lambda: _number(score_of(job.scorer.evaluate, copy_model(job.model), "dense")),
             f"the dense network of '{path}'",
             refuse=not self.moved(job),
         )
-        return told
+        return warnings
 
 
 def check_record(path: Path, record: EpisodeRecord, job: Job) -> None:
-    """RunError unless the record's costs and reward follow from its keep counts and score."""
+    """Raise RunError unless the record's costs and reward follow from its keep counts and score."""
     where, problem = f"episode {record.episode} in '{path}'", job.problem
     remedy = f"restore the file from a copy, or delete the line of episode {record.episode} and all after it"
     fits = len(record.keep) == len(problem.decisions) and all(
@@ -92,10 +92,10 @@ def check_record(path: Path, record: EpisodeRecord, job: Job) -> None:
 
 
 def confirmed(job: Job, record: EpisodeRecord, slim: nn.Module, recorded: Recorded) -> tuple[EpisodeRecord, list[str]]:
-    """The record with the score that its network `slim` has when it is scored again, and what there is to say of it.
+    """Score the record's network `slim` again. Returns the record with the new score, and warnings.
 
-    Where the score is of an earlier session, RunError if it is another now though nothing else is, and EvaluationError
-    if the network cannot be scored. A score of this session counts where `evaluate` fails the second time.
+    For a record of an earlier session: raises RunError if only the score changed, and EvaluationError if the network
+    cannot be scored. For a record of this session: if `evaluate` fails now, the first score remains.
     """
     assert record.score is not None
     path = recorded.place_of(record)
@@ -106,25 +106,25 @@ def confirmed(job: Job, record: EpisodeRecord, slim: nn.Module, recorded: Record
 
     try:
         refuse = path is not None and not recorded.moved(job)
-        score, told = settled(record.score, again(), again, where, refuse=refuse)
+        score, warnings = reconciled(record.score, again(), again, where, refuse=refuse)
     except EvaluationError as error:
         if path is not None:
             raise
         return record, [f"the result could not be scored a second time: {error}"]
-    if not told:
+    if not warnings:
         return record, []
     dense = job.problem.policy_costs(job.problem.dense.tolist())
     reward = rewarded(job.reward, Outcome(score, record.cost, dense, record.standard_error))
-    return replace(record, score=score, reward=reward), told
+    return replace(record, score=score, reward=reward), warnings
 
 
-def settled(
+def reconciled(
     recorded: float, now: float, again: Callable[[], float], what: str, *, refuse: bool
 ) -> tuple[float, list[str]]:
-    """Which of two scores of one network counts, and what there is to say: the newer one where they differ.
+    """The valid one of two scores of a network, and a warning if they differ. The newer score is then valid.
 
-    A third score, `again`, tells whether `evaluate` gives the same network the same score. If it does, the recorded
-    one was changed, or the data was; with `refuse` that is a RunError.
+    A third score, by `again`, shows whether `evaluate` is deterministic. If it is, the recorded score or the data was
+    changed: with `refuse` this raises RunError.
     """
     if _close(recorded, now, TOLERANCE):
         return recorded, []
@@ -132,12 +132,12 @@ def settled(
         reason = "evaluate gives one network different scores"
     elif refuse:
         raise RunError(
-            f"{what} has score {recorded:.10g} there, and its network scores {now:.10g} now: the record, the data or "
-            "evaluate was changed; restore what was changed, or start a new run"
+            f"{what} has the recorded score {recorded:.10g}, and its network now scores {now:.10g}: the record, the "
+            "data or evaluate was changed; restore it, or start a new run"
         )
     else:
         reason = "the earlier score is of another session, processor or version"
-    return now, [f"{what} scored {recorded:.6g} before and {now:.6g} when scored again ({reason}); the latter counts"]
+    return now, [f"{what} scored {recorded:.6g} before and {now:.6g} when scored again ({reason}); the new one counts"]
 
 
 def _check_data(path: Path, began: Mapping[str, Any], here: Mapping[str, Any]) -> None:

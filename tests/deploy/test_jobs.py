@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,17 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import amc.cli.deploy as commands
-from amc.deploy import MeasureSettings
 from amc.deploy.runtimes import get_runtime
 from amc.errors import AmcError, DataError, ModelError, RunError
 from amc.jobs.export import export
 from amc.jobs.latency import latency
+from amc.settings import TimingConfig
 from amc.stored import load_run
 from amc.structure import count_macs, count_params
 from amc.zoo import create_model, load_data
 from tests.commands import amc
 
-QUICK = MeasureSettings(rounds=3, warmup=1, round_seconds=0.002, max_seconds=0.0)
+QUICK = TimingConfig(rounds=3, max_seconds=0.0)
 EXAMPLE = torch.zeros(1, 1, 8, 8)
 
 
@@ -75,7 +76,7 @@ def test_export_needs_a_run_and_a_known_format(tmp_path: Path, run: Path) -> Non
 
 
 def test_latency_of_a_run_has_both_networks(run: Path) -> None:
-    record = latency(str(run), settings=QUICK)
+    record = latency(str(run), config=QUICK)
     assert record["target"] == str(run)
     assert record["input"] == [1, 8, 8]
     slim, row = load_run(run), record["networks"]["slim"]
@@ -87,10 +88,10 @@ def test_latency_of_a_run_has_both_networks(run: Path) -> None:
 
 
 def test_latency_of_a_network_by_name() -> None:
-    record = latency("resnet20", batch=2, settings=QUICK)
+    record = latency("resnet20", config=replace(QUICK, batch=2))
     assert list(record["networks"]) == ["dense"]
     assert record["networks"]["dense"]["params"] == 269_722
-    assert latency("digits_cnn", input_shape="1x16x16", settings=QUICK)["input"] == [1, 16, 16]
+    assert latency("digits_cnn", input_shape="1x16x16", config=QUICK)["input"] == [1, 16, 16]
 
 
 def test_latency_refuses_what_it_cannot_find() -> None:

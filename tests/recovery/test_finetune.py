@@ -221,7 +221,7 @@ class TestFinetune:
         assert isinstance(raised.value.__context__, EvaluationError)
         assert same(state(model), before)
 
-    def test_a_score_that_fails_for_another_reason_is_told_as_that(self) -> None:
+    def test_a_score_that_fails_for_another_reason_is_no_divergence(self) -> None:
         data, model = stripes(16), small_network()
         before = state(model)
 

@@ -63,7 +63,7 @@ def test_masks_of_ones_change_nothing() -> None:
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_a_mask_that_was_broken_is_an_error_of_ours(ema: float) -> None:
+def test_a_pruned_weight_that_is_not_zero_raises_a_runtime_error(ema: float) -> None:
     model = small_network()
 
     def break_in(step: StepRecord) -> None:
@@ -78,7 +78,7 @@ def test_a_mask_that_was_broken_is_an_error_of_ours(ema: float) -> None:
         finetune(model, stripes(64), config, masks=masks, on_step=break_in)
 
 
-def test_the_next_step_mends_a_mask_before_the_average_takes_it_in() -> None:
+def test_the_next_step_repairs_a_mask_before_the_average_is_updated() -> None:
     model = small_network()
 
     def break_in(step: StepRecord) -> None:

@@ -32,6 +32,11 @@ def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
+def write_journal(path: Path, records: Iterable[Mapping[str, Any]], **header: Any) -> None:
+    """A journal of version 1, whose lines have no digests."""
+    write_lines(path, [{"journal": 1, "seed": 0, **header}, *records])
+
+
 def episode(number: int, score: float | None, error: str | None = None) -> dict[str, Any]:
     record: dict[str, Any] = {
         "episode": number,
@@ -57,8 +62,7 @@ def make_unfinished_run(path: Path, *, scored: int = 0, **config: Any) -> RunDir
     run = RunDir.create(path, CONFIG | config)
     if scored:
         values = scores(scored, warmup=25, start=0.68, end=0.74, seed=1)
-        lines = [{"journal": 1, "seed": 0}, *(episode(n, value) for n, value in enumerate(values))]
-        write_lines(run.file("journal.jsonl"), lines)
+        write_journal(run.file("journal.jsonl"), [episode(n, value) for n, value in enumerate(values)])
     return run
 
 
@@ -70,11 +74,10 @@ def make_run(path: Path, *, episodes: int = 100, finetuned: bool = True, **confi
     lines = [episode(n, value) for n, value in enumerate(values)]
     lines[episodes // 3] = episode(episodes // 3, None, "RuntimeError: <b>out of memory</b>")
     lines[episodes // 2] = episode(episodes // 2, None, "the score is NaN")
-    header = {"journal": 1, "seed": 0, "settings": {"warmup_episodes": 25}}
-    write_lines(run.file("journal.jsonl"), [header, *lines])
+    write_journal(run.file("journal.jsonl"), lines, settings={"warmup_episodes": 25})
     others = scores(episodes, warmup=episodes, start=0.685, end=0.7, seed=3)
-    write_lines(run.file("journal-random.jsonl"), [episode(n, value) for n, value in enumerate(others)])
-    write_lines(run.file("journal-uniform.jsonl"), [{"journal": 1}, episode(0, 0.7236)])
+    write_journal(run.file("journal-random.jsonl"), [episode(n, value) for n, value in enumerate(others)])
+    write_journal(run.file("journal-uniform.jsonl"), [episode(0, 0.7236)])
     seconds = {"agent": 0.011, "build": 0.034, "score": 1.93}
     write_lines(run.file("timings.jsonl"), [{"episode": n, "seconds": seconds} for n in range(episodes)])
     slim = SLIM | ({"score_finetuned": 0.8622, "test_finetuned": 0.8574} if finetuned else {})
@@ -128,13 +131,10 @@ def make_guaranteed_run(path: Path, *, confirmed: bool = True, max_drop: float |
         tried(n, 0.2 + 0.8 * noise.random() if n < 15 else 0.42 - n / 400, noise.random() * (0.1 if n < 15 else 0.004))
         for n in range(60)
     ]
-    header = {"journal": 1, "seed": 0, "settings": {"warmup_episodes": 15}}
-    write_lines(run.file("journal.jsonl"), [header, *lines])
-    write_lines(
-        run.file("journal-uniform.jsonl"),
-        [{"journal": 1}, *(tried(n, 1 - n / 11, 0.03 * (n / 11) ** 2) for n in range(10))],
-    )
-    write_lines(run.file("journal-random.jsonl"), [tried(n, 0.3 + n / 30, 0.04) for n in range(20)])
+    write_journal(run.file("journal.jsonl"), lines, settings={"warmup_episodes": 15})
+    uniform = [tried(n, 1 - n / 11, 0.03 * (n / 11) ** 2) for n in range(10)]
+    write_journal(run.file("journal-uniform.jsonl"), uniform)
+    write_journal(run.file("journal-random.jsonl"), [tried(n, 0.3 + n / 30, 0.04) for n in range(20)])
     trials = [
         {"episode": 57, "drop": 0.61, "upper": 0.88, "confirmed": False},
         {"episode": 52, "drop": 0.21, "upper": 0.46, "confirmed": True},

@@ -7,6 +7,7 @@ import pytest
 from amc.errors import RunError
 from amc.report import render_report
 from amc.rundir import RunDir
+from amc.search import EpisodeRecord, Journal
 from tests.report.pages import render, words
 from tests.report.runs import (
     SIZES,
@@ -15,7 +16,7 @@ from tests.report.runs import (
     make_guaranteed_run,
     make_run,
     make_unfinished_run,
-    write_lines,
+    write_journal,
 )
 
 
@@ -26,7 +27,7 @@ def test_full_run_shows_budget_scores_and_baselines(tmp_path: Path) -> None:
     assert "Score, test split 87.90% 75.71% 85.74% −2.16 points" in text
     assert "2 of 100 episodes failed" in text
     assert "The first 25 episodes were warm-up." in text
-    assert "The test split chose nothing." in text
+    assert "Nothing was chosen on the test split." in text
     assert "uniform policy 72.36%" in text
     assert "best of 100 random policies" in text
     assert "5 0.4 0.01 86.00%" in text  # the last epoch of fine-tuning
@@ -104,7 +105,7 @@ def test_exceeded_budget_is_not_called_held(tmp_path: Path) -> None:
 def test_search_that_loses_to_a_baseline_says_so(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     assert "did not beat every baseline" not in words(render(run))
-    write_lines(run.file("journal-uniform.jsonl"), [episode(0, 0.95)])
+    write_journal(run.file("journal-uniform.jsonl"), [episode(0, 0.95)])
     text = words(render(run))
     assert "The search did not beat every baseline" in text
     assert re.search(r"uniform policy 95.00% −\d", text)
@@ -112,7 +113,7 @@ def test_search_that_loses_to_a_baseline_says_so(tmp_path: Path) -> None:
 
 def test_unequal_numbers_of_policies_are_said(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    write_lines(run.file("journal-random.jsonl"), [episode(n, 0.5) for n in range(10)])
+    write_journal(run.file("journal-random.jsonl"), [episode(n, 0.5) for n in range(10)])
     assert "best of 10 random policies median 50.00%; compared with 100 episodes" in words(render(run))
 
 
@@ -150,7 +151,7 @@ def test_unfinished_search_shows_what_there_is(tmp_path: Path, scored: int) -> N
 
 def test_search_of_which_every_episode_failed(tmp_path: Path) -> None:
     run = make_unfinished_run(tmp_path / "run")
-    write_lines(run.file("journal.jsonl"), [episode(n, None, f"reason {n}") for n in range(25)])
+    write_journal(run.file("journal.jsonl"), [episode(n, None, f"reason {n}") for n in range(25)])
     text = words(render(run))
     assert "25 of 25 episodes failed" in text
     assert "19 reason 19" in text
@@ -190,9 +191,27 @@ def test_torn_journal_is_read_and_a_damaged_one_is_named(tmp_path: Path) -> None
     assert "3 of 100 episodes" in words(render(run))
     before = run.file("report.html").read_bytes()
     journal.write_text("{]\n" + journal.read_text())
-    with pytest.raises(RunError, match=r"journal.jsonl' line 1 is damaged"):
+    with pytest.raises(RunError, match=r"journal.jsonl is corrupt in line 1: it is not the JSON header"):
         render_report(run.path)
     assert run.file("report.html").read_bytes() == before
+
+
+@pytest.mark.parametrize(("old", "new"), [('"score": 0.', '"score": 9.'), ('"keep": [4', '"keep": [-4'), ("{", "<")])
+def test_a_report_refuses_the_journals_that_a_search_refuses_in_the_same_words(
+    tmp_path: Path, old: str, new: str
+) -> None:
+    run = make_unfinished_run(tmp_path / "run")
+    journal = Journal(run.file("journal.jsonl"), {"seed": 0})
+    for number in range(3):
+        journal.append(EpisodeRecord(number, (4, 8), {"macs": 50.0}, 0.5 + number / 10, -0.5))
+    lines = run.file("journal.jsonl").read_text().split("\n")
+    lines[2] = lines[2].replace(old, new, 1)
+    run.file("journal.jsonl").write_text("\n".join(lines))
+    with pytest.raises(RunError, match="is corrupt in line 3") as reported:
+        render_report(run.path)
+    with pytest.raises(RunError) as resumed:
+        Journal(run.file("journal.jsonl"), {"seed": 0})
+    assert str(reported.value) == str(resumed.value)
 
 
 def test_rendering_twice_gives_the_same_page_and_no_other_file(tmp_path: Path) -> None:
@@ -284,7 +303,7 @@ def test_the_best_is_the_most_rewarded_not_the_best_scored(tmp_path: Path) -> No
     run = make_unfinished_run(tmp_path / "run", budget="none", reward="r_flops")
     dense = episode(0, 0.9) | {"reward": -2.0}
     small = episode(1, 0.8) | {"reward": -1.0}
-    write_lines(run.file("journal.jsonl"), [dense, small])
+    write_journal(run.file("journal.jsonl"), [dense, small])
     assert re.search(r"Best policies .* Reward 1 80\.00% 20\.10 M −1 0 90\.00%", words(render(run)))
 
 

@@ -18,7 +18,7 @@ def play(problem, agent, episode=0):
 
 @pytest.mark.parametrize("make", [residual_problem, chain_problem])
 @pytest.mark.parametrize("budget", ["macs<=50%", "macs<=33%", "macs<=70%,params<=50%"])
-def test_random_policies_land_on_the_surface(make, budget):
+def test_random_policies_are_on_the_surface(make, budget):
     problem, _ = make(budget=budget)
     agent, bounds = RandomAgent(problem, seed=0), Bounds(problem)
     policies = [play(problem, agent, episode) for episode in range(20)]
@@ -28,18 +28,18 @@ def test_random_policies_land_on_the_surface(make, budget):
     assert len(set(policies)) == 20
 
 
-def test_landing_moves_every_group_by_the_same_amount():
+def test_projection_moves_every_group_by_the_same_amount():
     problem, _ = residual_problem(9)
     surface = Surface(problem)
-    wish = np.linspace(0.5, 0.6, 9)
-    landed = surface.land(wish)
-    assert np.ptp(landed - wish) < 1e-12
+    requested = np.linspace(0.5, 0.6, 9)
+    projected = surface.project(requested)
+    assert np.ptp(projected - requested) < 1e-12
     # macs = 442368 + sum of coefficient * keep: the surface is a plane, so the shift has a closed form.
     cost = problem.costs[problem.metric]
     dense = float(cost(problem.dense))
     slope = dense - 442_368
-    expected = 442_368 + float(np.dot(wish, np.full(9, slope / 9)))
-    assert landed[0] - wish[0] == pytest.approx((0.5 * dense - expected) / slope, abs=0.02)
+    expected = 442_368 + float(np.dot(requested, np.full(9, slope / 9)))
+    assert projected[0] - requested[0] == pytest.approx((0.5 * dense - expected) / slope, abs=0.02)
 
 
 def test_uniform_keeps_one_fraction_and_meets_the_budget():
@@ -69,11 +69,11 @@ def test_same_seed_same_random_policies():
     assert a != c
 
 
-def test_without_a_budget_wishes_are_only_clipped():
+def test_without_a_budget_requested_fractions_are_only_clipped():
     problem, _ = residual_problem(9)
     free = Surface(Problem(problem.decisions, problem.costs))
-    assert free.land(np.full(9, 2.0)).tolist() == [1.0] * 9
-    assert free.land(np.full(9, 0.0)).tolist() == free.least_fractions.tolist()
+    assert free.project(np.full(9, 2.0)).tolist() == [1.0] * 9
+    assert free.project(np.full(9, 0.0)).tolist() == free.least_fractions.tolist()
 
 
 @pytest.mark.parametrize("make", [residual_problem, chain_problem])
@@ -121,10 +121,10 @@ def test_without_a_budget_ramps_are_offered_at_every_level(name):
     assert (middle[0] - middle[-1] > 0.4) == (name == "deep")
 
 
-def test_landing_at_a_cost_takes_the_budgets_place():
+def test_projection_to_a_cost_replaces_the_budget():
     problem, _ = chain_problem()
     free = Problem(problem.decisions, problem.costs)
-    wish, dense = np.linspace(0.4, 0.9, len(free.decisions)), free.cost(free.metric, free.dense)
-    landed = Surface(free).land(wish, cost=0.3 * dense)
-    assert free.cost(free.metric, np.rint(landed * free.dense)) == pytest.approx(0.3 * dense, rel=0.02)
-    assert landed == pytest.approx(Surface(chain_problem(budget="macs<=30%")[0]).land(wish))
+    requested, dense = np.linspace(0.4, 0.9, len(free.decisions)), free.cost(free.metric, free.dense)
+    projected = Surface(free).project(requested, cost=0.3 * dense)
+    assert free.cost(free.metric, np.rint(projected * free.dense)) == pytest.approx(0.3 * dense, rel=0.02)
+    assert projected == pytest.approx(Surface(chain_problem(budget="macs<=30%")[0]).project(requested))

@@ -69,13 +69,13 @@ GRID = 200  # weights of a layer, one keep count each: sparsity in steps of half
 
 @st.composite
 def fine_grained(draw):
-    """Fine-grained pruning: the cost of a layer is its weights', so it is linear. Also which sparsity is wished."""
+    """Fine-grained pruning, whose costs are linear in the keep counts, and the sparsities to request."""
     layers = draw(st.integers(1, 8))
     weights = draw(st.lists(st.integers(1, 500), min_size=layers, max_size=layers))  # cost of one keep count
     a_max = draw(st.lists(st.sampled_from([Fraction(4, 5), Fraction(49, 50)]), min_size=layers, max_size=layers))
-    removed = draw(st.floats(0, 1))  # alpha: the share of the whole that has to go
-    wishes = draw(st.lists(st.floats(0, 1), min_size=layers, max_size=layers))
-    return weights, a_max, removed, wishes
+    removed = draw(st.floats(0, 1))  # alpha: the share of the whole cost to remove
+    requests = draw(st.lists(st.floats(0, 1), min_size=layers, max_size=layers))
+    return weights, a_max, removed, requests
 
 
 def algorithm_1(action, *, a_max, layer, rest, reduced, total, alpha):
@@ -87,7 +87,7 @@ def algorithm_1(action, *, a_max, layer, rest, reduced, total, alpha):
 @settings(max_examples=200, deadline=None)
 @given(fine_grained())
 def test_linear_costs_give_the_papers_algorithm_1(drawn):
-    weights, a_max, share, wishes = drawn
+    weights, a_max, share, requests = drawn
     choices = [tuple(range(int(GRID * (1 - a)), GRID + 1)) for a in a_max]
     decisions = tuple(Decision(f"g{i}", GRID, c, LAYER) for i, c in enumerate(choices))
     cost = ProductCost(tuple((float(w), (i,)) for i, w in enumerate(weights)))
@@ -98,16 +98,16 @@ def test_linear_costs_give_the_papers_algorithm_1(drawn):
     problem = Problem(decisions, {Metric.PARAMS: cost}, (Budget(Metric.PARAMS, absolute=float(limit)),))
     walk, bounds = Walk(problem, Bounds(problem, floor=None)), Bounds(problem, floor=None)
     reduced = Fraction(0)
-    for i, wish in enumerate(wishes):
+    for i, requested in enumerate(requests):
         layers = [Fraction(GRID * w) for w in weights]
         rest = sum((a * w for a, w in zip(a_max[i + 1 :], layers[i + 1 :], strict=True)), Fraction(0))
         paper = {"a_max": a_max[i], "layer": layers[i], "rest": rest, "reduced": reduced, "total": total}
-        bounded = [algorithm_1(Fraction(a), alpha=alpha, **paper) for a in (0.0, wish, 1.0)]
+        bounded = [algorithm_1(Fraction(a), alpha=alpha, **paper) for a in (0.0, requested, 1.0)]
         # The whole range that the paper leaves, on the grid: rounding only ever goes to the feasible side.
         most = math.floor(GRID * (1 - max(bounded[0], Fraction(0))))
         allowed = bounds.allowed(walk.keep_counts)
         assert allowed.tolist() == list(range(int(GRID * (1 - bounded[2])), most + 1))
-        executed = walk.advance(wish).action
+        executed = walk.advance(requested).action
         assert abs(executed - float(max(bounded[1], Fraction(0)))) <= 1 / GRID + 1e-12
         reduced += layers[i] * (1 - Fraction(walk.keep_counts[-1], GRID))
     assert problem.cost(Metric.PARAMS, walk.keep_counts) <= limit
@@ -141,7 +141,7 @@ def test_surface_is_met_by_exactly_the_policies_that_lie_on_it(problem, floor):
 
 @settings(max_examples=60, deadline=None)
 @given(problems(max_groups=5), st.randoms(use_true_random=False))
-def test_short_lookahead_still_meets_the_surface_if_the_decided_groups_leave_a_way(problem, random):
+def test_short_lookahead_meets_the_surface_if_some_completion_does(problem, random):
     bounds = Bounds(problem, floor=0.9, lookahead=25)
     keep = []
     for step in range(len(problem.decisions)):
@@ -158,7 +158,7 @@ def test_short_lookahead_still_meets_the_surface_if_the_decided_groups_leave_a_w
 
 
 @pytest.mark.parametrize("budget", ["macs<=50%", "macs<=33%", "params<=45%", "macs<=60%,params<=50%"])
-def test_large_problem_lands_in_the_window(budget):
+def test_large_problem_ends_within_the_window(budget):
     problem, _ = residual_problem(27, budget)
     bounds, generator = Bounds(problem), np.random.default_rng(0)
     for _ in range(5):

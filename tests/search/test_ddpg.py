@@ -119,7 +119,7 @@ def test_empty_replay_buffer_has_no_transitions():
     assert len(ReplayBuffer(3)) == 0
 
 
-def test_a_budget_that_asks_for_nothing_can_be_searched() -> None:
+def test_a_budget_of_the_dense_cost_can_be_searched() -> None:
     problem, score = residual_problem(3, "macs<=100%", 0)
     agent = DDPGAgent(problem, DDPGConfig.for_episodes(3), seed=0)
     result = search(problem, score, agent, episodes=3, seed=0)

@@ -24,7 +24,7 @@ def test_check_env_passes():
     check_env(make_env()[0], skip_render_check=True)
 
 
-def test_last_step_pays_the_policy_and_others_nothing():
+def test_only_the_last_step_has_a_reward():
     env, problem, score = make_env()
     env.reset(seed=0)
     rewards, infos, ends = [], [], []
@@ -53,7 +53,7 @@ def test_executed_action_is_that_of_the_bounded_and_rounded_keep_count():
         kept.append(info["keep_count"])
         assert info["keep_count"] in decision.choices
         assert info["executed_action"][0] == pytest.approx(1 - info["keep_count"] / decision.size)
-    # Nobody wanted to remove anything: the first groups stay dense, the last pay for the budget.
+    # All requested sparsities are 0: the first groups stay dense, the last are pruned to meet the budget.
     assert kept[0] == problem.decisions[0].size
     assert kept[-1] == problem.decisions[-1].choices[0]
     assert 0.49 <= problem.cost(Metric.MACS, kept) / problem.cost(Metric.MACS, problem.dense) <= 0.5

@@ -35,7 +35,7 @@ def test_same_seed_same_journal_byte_for_byte(tmp_path, agent):
     assert (tmp_path / "a").read_bytes() != (tmp_path / "c").read_bytes()
 
 
-def test_journal_holds_what_was_found(tmp_path):
+def test_journal_holds_every_episode(tmp_path):
     result = run(tmp_path / "j")
     header, *lines = [json.loads(line) for line in (tmp_path / "j").read_text().splitlines()]
     assert header["seed"] == 0

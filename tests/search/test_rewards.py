@@ -88,7 +88,7 @@ def test_names_and_callables():
     assert [rewarded_metric(r) for r in (r_err, mine, within)] == [None, None, Metric.PARAMS]
 
 
-def test_within_the_loss_the_share_of_the_cost_is_paid():
+def test_within_the_loss_the_reward_is_minus_the_share_of_the_cost():
     reward = SmallestWithin(0.005, 0.9, Metric.MACS, confidence=0.8)
     assert reward(outcome(0.9, macs=1e7)) == -0.25
     assert reward(outcome(0.91, macs=2e7)) == -0.5
@@ -155,7 +155,7 @@ def test_users_reward_that_fails_costs_only_its_episode():
 
 
 @pytest.mark.parametrize("answer", ["0.5", True, np.True_, None, [0.5], np.array([0.5, 0.6])])
-def test_reward_that_is_no_number_is_refused_and_it_is_the_reward_that_is_to_be_checked(answer):
+def test_reward_that_is_no_number_is_refused_and_the_message_names_the_reward(answer):
     problem, score = free_problem()
     with pytest.raises(EvaluationError) as refusal:
         search(problem, score, RandomAgent(problem, seed=0), episodes=30, seed=0, reward=lambda _: answer)
@@ -171,7 +171,7 @@ def test_reward_that_is_no_number_is_refused_and_it_is_the_reward_that_is_to_be_
         env.step([0.5])
 
 
-def test_reward_that_always_raises_is_to_be_checked_also_by_who_resumes(tmp_path):
+def test_a_resumed_search_also_names_a_reward_that_always_raises(tmp_path):
     problem, score = free_problem()
     for _ in range(2):
         with pytest.raises(EvaluationError, match=r"the last: the reward fails \(KeyError: 'fps'\); check the reward,"):
@@ -223,7 +223,7 @@ def test_standard_error_reaches_reward_journal_and_environment(tmp_path):
     assert reward == pytest.approx(-(1 - info["score"]) * math.log(info["costs"]["macs"]))
 
 
-def test_journals_of_the_error_reward_are_as_they_always_were(tmp_path):
+def test_journals_of_the_error_reward_do_not_name_it(tmp_path):
     problem, score = residual_problem(6)
     search(problem, score, RandomAgent(problem, seed=0), episodes=2, seed=0, journal_path=tmp_path / "j")
     header, first, _ = (json.loads(line) for line in (tmp_path / "j").read_text().splitlines())

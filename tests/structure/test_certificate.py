@@ -21,6 +21,7 @@ def test_a_right_structure_passes(name: str) -> None:
     structure = inspect(model, x)
     same, certificate = certify(model, structure, x, keep_sets=4, seed=3)
     assert certificate.passed
+    assert (certificate.to_json()["passed"], certificate.to_json()["locked"]) == (True, [])
     assert certificate.keep_sets == 4
     assert certificate.worst_error < 1e-12
     assert [g.name for g in same.groups] == [g.name for g in structure.groups]
@@ -41,6 +42,12 @@ def test_a_wrong_rule_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     structure, certificate = certify(model, inspect(model, x), x)
     assert [name for name, _ in certificate.failed] == ["stem"]
     assert "differs from the masked one" in certificate.failed[0][1].reason
+    assert certificate.to_json() == {
+        "keep_sets": 3,
+        "worst_error": certificate.worst_error,
+        "passed": False,
+        "locked": ["stem"],
+    }
     assert [g.name for g in structure.groups] == ["a1", "b1"]
     assert_sliced_is_masked(model, structure, x, random_keep(structure, 0))
 

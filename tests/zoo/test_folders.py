@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 from PIL import Image
 
 from amc.errors import DataError
-from amc.jobs.origin import data_of, prepare_images_
+from amc.jobs.origin import data_of, with_preprocessing
+from amc.settings import Source
 from amc.zoo import create_model, load_data
 from amc.zoo.decode import Decoder, list_images
 from amc.zoo.preprocessing import IMAGENET, Preprocessing, preprocessing_of
@@ -149,10 +151,10 @@ class TestPreprocessing:
             write_folder(tmp_path / part, classes=2, per_class=20)
         spec = f"imagefolder:{tmp_path}"
         model = Wants(input_size=(3, 16, 16), mean=(0.5, 0.25, 0), std=(0.5, 0.25, 1), crop_pct=0.8)
-        origin: dict[str, Any] = {"model": "tests.tiny:factory", "data": spec}
-        prepare_images_(origin, model)
-        assert origin["preprocessing"]["mean"] == (0.5, 0.25, 0)
-        data = data_of(json.loads(json.dumps(origin)))  # as from a run's config.json
+        source = with_preprocessing(Source("tests.tiny:factory", data=spec), model)
+        assert source.preprocessing is not None
+        assert source.preprocessing["mean"] == (0.5, 0.25, 0)
+        data = data_of(Source.from_json(json.loads(json.dumps(source.to_json()))))  # as from a run's config.json
         assert data.input_shape == (3, 16, 16)
         images, labels = next(iter(data.test.batches(40)))
         grey = (labels * 16 + torch.arange(20).repeat(2)) / 255
@@ -160,15 +162,15 @@ class TestPreprocessing:
             torch.testing.assert_close(images[:, channel], ((grey - mean) / std)[:, None, None].expand(-1, 16, 16))
         usual, _ = next(iter(load_data(spec).test.batches(40)))
         torch.testing.assert_close(usual[:, 0, 0, 0], (grey - IMAGENET.mean[0]) / IMAGENET.std[0])
-        assert data_of({**origin, "image_size": 20}).input_shape == (3, 20, 20)
+        assert data_of(replace(source, image_size=20)).input_shape == (3, 20, 20)
 
     def test_an_old_run_keeps_its_preparation_and_other_data_has_none(self, tmp_path: Path) -> None:
-        origin: dict[str, Any] = {"model": "digits_cnn", "data": "digits"}
-        prepare_images_(origin, Wants(mean=(0.5, 0.5, 0.5)))
-        assert "preprocessing" not in origin
-        kept: dict[str, Any] = {"data": f"imagefolder:{tmp_path}", "preprocessing": Preprocessing().to_json()}
-        prepare_images_(kept, Wants(mean=(0.5, 0.5, 0.5)))
-        assert kept["preprocessing"]["mean"] == IMAGENET.mean
+        wants = Wants(mean=(0.5, 0.5, 0.5))
+        other = Source("digits_cnn", data="digits")
+        assert with_preprocessing(other, wants) == other
+        assert "preprocessing" not in other.to_json()
+        kept = Source("a:b", data=f"imagefolder:{tmp_path}", preprocessing=Preprocessing().to_json())
+        assert with_preprocessing(kept, wants) == kept
 
     @pytest.mark.parametrize("damage", [{"mean": 3}, {"std": [0, 0, 0]}, {"size": "x"}, {"size": 0}, {"crop": None}])
     def test_a_damaged_record_is_refused(self, damage: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from amc.cli.common import Stopped, complain, out, stop
 from amc.cli.deploy import export, latency
 from amc.cli.device import app as device
 from amc.cli.finetune import finetune
+from amc.cli.options import PanelCommand
 from amc.cli.search import demo, inspect, report, resume, search
 
 app = typer.Typer(
@@ -43,7 +44,7 @@ def options(
 
 
 for command in (demo, inspect, search, resume, finetune, export, latency, report):
-    app.command()(command)
+    app.command(cls=PanelCommand)(command)
 app.add_typer(device, name="device")
 
 

@@ -14,23 +14,24 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from amc.config import SearchConfig
 from amc.errors import AmcError
+from amc.settings import Panel, Source, options_of
 
 out = Console(highlight=False)  # results
 err = Console(stderr=True, highlight=False)  # progress and errors
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+JsonFlag = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object for machines.", rich_help_panel=Panel.OUTPUT)
+]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The directory that `amc search --out` made.")]
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A zoo or torchvision name, timm:NAME, or package.module:factory.")
 ]
-WeightsOption = Annotated[
-    Path | None,
-    typer.Option(help="State dict of the trained network: safetensors, or torch.save of tensors only."),
-]
+WeightsOption = Annotated[Path | None, typer.Option(help=options_of(Source)["weights"].help)]
 InputOption = Annotated[str | None, typer.Option("--input", help="Shape of one example without the batch: 3x224x224.")]
-LockOption = Annotated[list[str] | None, typer.Option(help="Keep layers of this name or pattern whole (repeat).")]
-OnlyOption = Annotated[list[str] | None, typer.Option(help="Prune only layers of this name or pattern (repeat).")]
+LockOption = Annotated[list[str] | None, typer.Option(help=options_of(SearchConfig)["lock"].help)]
+OnlyOption = Annotated[list[str] | None, typer.Option(help=options_of(SearchConfig)["only"].help)]
 
 
 class Stopped(SystemExit):
@@ -75,17 +76,17 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def complain(message: str) -> None:
-    """The one line of whatever ends a command."""
+    """Print the one line that says why a command ended."""
     err.print(f"amc: {message}", style="red", soft_wrap=True, markup=False)
 
 
 @contextmanager
 def stoppable(run: Path) -> Iterator[None]:
-    """Around a job on `run`: whatever stops it is said in one line, with what the directory holds at that moment."""
+    """Around a job on `run`: if it is stopped, one line says by what, and what the directory holds."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as ended:
-        for number in (signal.SIGINT, signal.SIGTERM):  # nothing is under way any more
+        for number in (signal.SIGINT, signal.SIGTERM):  # the job has ended
             signal.signal(number, signal.SIG_IGN)
         word, code = _word_of(ended)
         complain(f"{word}; {_left_in(run)}")

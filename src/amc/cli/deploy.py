@@ -10,12 +10,13 @@ import typer
 from rich.table import Table
 
 from amc.cli.common import InputOption, JsonFlag, RunArgument, WeightsOption, err, out, print_json, reported
+from amc.cli.options import takes_settings
+from amc.settings import Panel, TimingConfig, options_of
 
 FinetunedOption = Annotated[
     bool,
     typer.Option("--finetuned/--searched", help="The fine-tuned network if there is one, or as the search left it."),
 ]
-HalfOption = Annotated[bool, typer.Option("--fp16", help="Weights in 16 bits, where the format has them.")]
 
 
 @reported
@@ -23,9 +24,14 @@ def export(
     run: RunArgument,
     format: Annotated[str, typer.Option(help="onnx, torch, executorch, openvino, litert or ncnn.")] = "onnx",
     out_path: Annotated[
-        Path | None, typer.Option("--out", help="File to write; for openvino and ncnn a directory. Default: in RUN.")
+        Path | None,
+        typer.Option(
+            "--out",
+            help="File to write; for openvino and ncnn a directory. Default: in RUN.",
+            rich_help_panel=Panel.OUTPUT,
+        ),
     ] = None,
-    fp16: HalfOption = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help=options_of(TimingConfig)["half"].help)] = False,
     dynamic: Annotated[
         bool | None,
         typer.Option("--dynamic/--fixed", help="Batches of any size. Default: where the format has them at no cost."),
@@ -47,43 +53,19 @@ def export(
 
 
 @reported
+@takes_settings
 def latency(
     target: Annotated[str, typer.Argument(metavar="MODEL|RUN", help="A run's directory, or a network's name.")],
-    runtime: Annotated[
-        str, typer.Option(help="onnxruntime, openvino, executorch, litert, ncnn or eager.")
-    ] = "onnxruntime",
-    threads: Annotated[int, typer.Option(help="Threads of the runtime.")] = 1,
-    batch: Annotated[int, typer.Option(help="Examples a call.")] = 1,
-    rounds: Annotated[int, typer.Option(help="Of each network, at least.")] = 20,
-    precision: Annotated[float, typer.Option(help="Largest spread to accept, as a share of the latency.")] = 0.03,
-    max_seconds: Annotated[float, typer.Option(help="How long to go on while the spread is larger.")] = 60.0,
-    fp16: HalfOption = False,
+    config: TimingConfig,
     weights: WeightsOption = None,
     input_shape: InputOption = None,
     finetuned: FinetunedOption = True,
-    device_url: Annotated[
-        str | None, typer.Option(help="Measure there: http://HOST:PORT of `amc device serve`, or adb://….")
-    ] = None,
-    token_file: Annotated[Path | None, typer.Option(help="Holds that server's token; else AMC_DEVICE_TOKEN.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Time a network on a runtime; of a run the dense and the slim one, in alternation."""
-    from amc.deploy.measure import MeasureSettings
     from amc.jobs.latency import latency as job
 
-    record = job(
-        target,
-        runtime=runtime,
-        threads=threads,
-        batch=batch,
-        half=fp16,
-        settings=MeasureSettings(rounds=rounds, precision=precision, max_seconds=max_seconds),
-        weights=weights,
-        input_shape=input_shape,
-        finetuned=finetuned,
-        device_url=device_url,
-        token_file=token_file,
-    )
+    record = job(target, config=config, weights=weights, input_shape=input_shape, finetuned=finetuned)
     if as_json:
         print_json(record)
     else:
@@ -156,7 +138,7 @@ def _show_latency(record: Mapping[str, Any]) -> None:
 
 
 def _beside(row: Mapping[str, Any], first: str, steady: bool) -> str:
-    """A network beside the first one: no speed where there is only noise."""
+    """How long a network takes beside the first one. It is called faster only where noise does not explain it."""
     share = f"{row['ratio']:.1%} ± {row['uncertainty']:.1%} of the time of {first}"
     if row["verdict"] == "undecided":
         return f"{share}: no difference to be told from noise"

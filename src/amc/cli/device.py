@@ -40,7 +40,7 @@ def serve(
     as_json: JsonFlag = False,
 ) -> None:
     """Wait for models and time them; Ctrl-C ends it. See docs/device.md."""
-    with _told_to_end() as stop:
+    with _stop_on_signals() as stop:
         from amc.deploy.device.limits import Limits
         from amc.deploy.device.server import DeviceServer, StoppedError
         from amc.deploy.device.token import make_token_file, new_token
@@ -63,8 +63,8 @@ def serve(
 
 
 @contextmanager
-def _told_to_end() -> Iterator[Stop]:
-    """What is set by Ctrl-C, SIGTERM and the end of the terminal.
+def _stop_on_signals() -> Iterator[Stop]:
+    """A `Stop` that is set by Ctrl-C, SIGTERM and the end of the terminal.
 
     None of these raises anything, however often they come: they cannot break the clean-up. What was ignored stays so.
     """
@@ -76,7 +76,7 @@ def _told_to_end() -> Iterator[Stop]:
         try:
             yield stop
         finally:
-            for number in ours:  # once told, this process only leaves
+            for number in ours:  # the process is about to exit
                 signal.signal(number, signal.SIG_IGN if stop.is_set() else before[number])
 
 

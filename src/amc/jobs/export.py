@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from amc.deploy.export import export_network
 from amc.deploy.formats import get_format
 from amc.deploy.formats.sparse_kernels import sparse_kernels
 from amc.errors import AmcError
-from amc.jobs.origin import config_of, data_of, network_of
+from amc.jobs.origin import data_of, network_of, source_of
 from amc.rundir import RunDir
+from amc.settings import Source
 from amc.stored import load_run
 
 REAL_IMAGES = 8  # of the calibration split, on which a file is compared with the network
@@ -32,7 +32,7 @@ def export(
     sparse: bool = False,
     finetuned: bool = True,
 ) -> dict[str, Any]:
-    """Write the network of a run, the fine-tuned one if there is one, beside it or to `out`.
+    """Write the network of a run to `out`, or into the run. It is the fine-tuned one if there is one and `finetuned`.
 
     The record: that of `amc.deploy.Export`, and run, finetuned, weight_bytes (of the tensors of the dense and the
     slim network as PyTorch holds them) and real_images (on how many it was checked; 0 with the reason in
@@ -40,10 +40,10 @@ def export(
     """
     chosen = get_format(format, sparse=sparse)
     run = RunDir.open(run_path)
-    config = config_of(run, "write result.model with amc.deploy.export_network")
+    source = source_of(run, "write result.model with amc.deploy.export_network")
     slim = load_run(run_path, finetuned=finetuned)
-    shape = config.get("input_shape") or data_of(config).input_shape
-    real, why_none = _real_images(config)
+    shape = source.input_shape or data_of(source).input_shape
+    real, why_none = _real_images(source)
     record = export_network(
         slim,
         torch.zeros(1, *shape),
@@ -59,7 +59,7 @@ def export(
     return record | {
         "run": str(run_path),
         "finetuned": finetuned and run.has(rundir.MODEL_FINETUNED),
-        "weight_bytes": {"dense": weight_bytes(network_of(config, run_path)), "slim": weight_bytes(slim)},
+        "weight_bytes": {"dense": weight_bytes(network_of(source, run_path)), "slim": weight_bytes(slim)},
         "real_images": 0 if real is None else len(real),
         "real_images_missing": why_none,
     }
@@ -76,10 +76,10 @@ def weight_bytes(model: nn.Module) -> int:
     return sum(value.nbytes for value in model.state_dict().values())
 
 
-def _real_images(config: Mapping[str, Any]) -> tuple[Tensor | None, str | None]:
+def _real_images(source: Source) -> tuple[Tensor | None, str | None]:
     """Some images of the run's data, or why there are none: the data may lie on another machine."""
     try:
-        images, _ = next(iter(data_of(config).calibration.batches(REAL_IMAGES)))
+        images, _ = next(iter(data_of(source).calibration.batches(REAL_IMAGES)))
     except AmcError as error:
         return None, str(error)
     return images.contiguous(), None

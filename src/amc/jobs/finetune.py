@@ -1,4 +1,4 @@
-"""`amc finetune`: train the slim network of a run, or the best of its candidates; go on where it was stopped.
+"""`amc finetune`: train the slim network of a run, or the best of its candidates, and resume what was stopped.
 
 RUN/finetune-state.json says what was asked for and which candidates are measured, RUN/finetune*.ckpt hold the
 training under way. Both go when the result is in the run's summary.
@@ -13,18 +13,19 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from amc import rundir
 from amc.errors import AmcError, RunError
-from amc.evaluation import Evaluate, Evaluator, as_evaluator
+from amc.evaluation import Evaluator, as_evaluator
 from amc.job import Inputs, Job, final_score, prepare, score_of
-from amc.jobs.origin import BATCH, config_of, data_of, evaluate_of, network_of
+from amc.jobs.origin import BATCH, data_of, evaluate_of, network_of, source_of
+from amc.judging import Evaluate
 from amc.kernels import slow_bfloat16
-from amc.methods import MaskedMethod, Method, create_method
+from amc.methods import Method, create_method
 from amc.observer import Observer
 from amc.provenance import difference, execution
 from amc.pruning import Policy
@@ -34,11 +35,12 @@ from amc.recovery import finetune as recover
 from amc.recovery.workers import launched
 from amc.report import render_report
 from amc.rundir import RunDir
-from amc.scores import score_of_record
+from amc.scores import get_score
 from amc.search import EpisodeRecord, read_journal
 from amc.selection import Choice
 from amc.selection.base import best_first, merged
 from amc.selection.by_finetuning import ByFineTuning, FineTuningTrial
+from amc.settings import CandidateConfig, Given, SessionConfig, Source
 from amc.stored import load_run, settings_of
 from amc.structure import inspect
 from amc.verify import Recorded, check_record, confirmed
@@ -46,40 +48,38 @@ from amc.zoo import DataSplits
 
 STATE = rundir.FINETUNE_STATE
 CHECKPOINT = "finetune.ckpt"
-CHECKPOINT_EVERY = 250  # steps
+
+T = TypeVar("T")
 
 
 def finetune(
     run_path: Path,
-    chosen: Mapping[str, Any],
+    config: FineTuneConfig | Given[FineTuneConfig] | None = None,
     *,
-    candidates: int | None = None,
-    candidate_epochs: int | None = None,
-    checkpoint_every: int = CHECKPOINT_EVERY,
-    restart: bool = False,
-    device: str | None = None,
+    candidates: CandidateConfig | Given[CandidateConfig] | None = None,
+    session: SessionConfig | None = None,
     progress: Observer,
 ) -> Path:
     """Train the slim network of a finished search and add the outcome to its summary and report.
 
-    chosen: fields of FineTuneConfig. candidates (1): how many of the journal's best policies are tried, for
-    candidate_epochs (1) each; the best of them by the run's own score becomes the run's result. restart: forget a
-    fine-tuning under way, which is otherwise gone on with. device: such as cuda:1; by default cuda if there is one.
+    An unfinished fine-tuning is resumed: settings that are not `Given` keep their values, and those that are must
+    have the same ones. With candidates, the best of them by the run's own score becomes the run's result.
 
     Started in several processes by `accelerate launch`, they train together and the first one writes.
     """
+    session = session or SessionConfig()
     run = RunDir.open(run_path)
-    config = _checked(run)
-    accelerator = launched(cpu=device == "cpu")
+    source = _checked(run)
+    accelerator = launched(cpu=session.device == "cpu")
     main = accelerator is None or accelerator.process_index == 0
-    place = accelerator.device if accelerator else _device(device)
+    place = accelerator.device if accelerator else _device(session.device)
     with run.lock() if main else nullcontext():
         state = _State(run, accelerator)
-        state.plan(chosen, {"candidates": candidates, "candidate_epochs": candidate_epochs}, restart)
+        state.plan(_given(config, FineTuneConfig), _given(candidates, CandidateConfig), session.restart)
         watch = progress if main else Observer()
         watch.stage("network and data")
         try:
-            task = _Task(run, config, data_of(config), state, place, checkpoint_every, watch)
+            task = _Task(run, source, data_of(source), state, place, session.checkpoint_every, watch)
             task.run()
         finally:
             watch.close()
@@ -88,17 +88,24 @@ def finetune(
     return run_path
 
 
-def _checked(run: RunDir) -> dict[str, Any]:
-    """The run's config.json; RunError where there is nothing to fine-tune."""
+def _given(settings: T | Given[T] | None, kind: type[T]) -> Given[T]:
+    """The fields that were given: all fields of an instance, and no field of None."""
+    if settings is None:
+        return Given(kind)
+    return settings if isinstance(settings, Given) else Given.all_of(settings)
+
+
+def _checked(run: RunDir) -> Source:
+    """The network and data of the run; RunError where there is nothing to fine-tune."""
     if run.config().get("schedule"):
         raise RunError(f"'{run.path}' is a schedule, which fine-tunes by itself; name one of its rounds")
     if not run.has(rundir.SUMMARY):
         raise RunError(f"'{run.path}' has no finished search yet; run `amc resume {run.path}` first")
-    config = config_of(run, "train result.model with amc.recovery.finetune")
-    summary = run.read_json(rundir.SUMMARY)  # one that is damaged is found before hours of training, not after
+    source = source_of(run, "train result.model with amc.recovery.finetune")
+    summary = run.read_json(rundir.SUMMARY)  # a damaged one is refused before hours of training, not after
     if "slim" not in summary:
         raise RunError(f"'{run.file(rundir.SUMMARY)}' has no slim network; restore the file from a copy")
-    return config
+    return source
 
 
 def _device(name: str | None) -> torch.device:
@@ -114,47 +121,52 @@ def _device(name: str | None) -> torch.device:
 
 
 class _State:
-    """What was asked for and what is done of it, on disk; the same for all processes."""
+    """The settings of the fine-tuning and how far it has come, on disk; the same for all processes."""
 
     def __init__(self, run: RunDir, accelerator: Any) -> None:
         self.run, self.accelerator = run, accelerator
         self.main = accelerator is None or accelerator.process_index == 0
-        self.settings = FineTuneConfig()
-        self.candidates = self.candidate_epochs = 1
+        self.settings, self.candidate_config = FineTuneConfig(), CandidateConfig()
         self.measured: list[dict[str, Any]] = []
         self.places: list[dict[str, Any]] = []  # versions, threads and instruction sets it ran under, in turn
 
-    def plan(self, settings: Mapping[str, Any], counts: Mapping[str, int | None], restart: bool) -> None:
-        """Resume an unfinished fine-tuning if its settings match, settings that are not given keeping their values.
+    def plan(self, given: Given[FineTuneConfig], candidates: Given[CandidateConfig], restart: bool) -> None:
+        """Resume an unfinished fine-tuning if its settings match; settings that are not given keep their values.
 
         Otherwise start a new one.
         """
-        FineTuneConfig(**settings)
-        asked: dict[str, Any] = {**settings, **{name: count for name, count in counts.items() if count is not None}}
-        for name in counts:
-            if asked.get(name, 1) < 1:
-                raise AmcError(f"{name.replace('_', '-')} must be at least 1, got {asked[name]}")
-        known = self._stored() if self.run.has(STATE) and not restart else None
-        if known is None and not restart and self.checkpoints():
+        settings, candidate_config = given.make().resolved(), candidates.make()
+        resumed = self.run.has(STATE) and not restart
+        if not resumed and not restart and self.checkpoints():
             raise RunError(
                 f"'{self.run.path}' has a fine-tuning under way, and {STATE}, which says with what settings, is "
                 "missing; restore it from a copy, or add --restart to begin anew"
             )
-        if known is not None:
-            before = {**known["settings"], **known}
-            differing = [name for name, value in asked.items() if before[name] != value]
-            if differing and (known["measured"] or self.checkpoints()):
-                name = differing[0]
-                raise RunError(
-                    f"'{self.run.path}' has a fine-tuning under way with {name} {before[name]!r}, not {asked[name]!r}; "
-                    f"go on with it by `amc finetune {self.run.path}`, or add --restart to begin anew"
-                )
-            known = None if differing else known
-        new = {"settings": settings, "measured": [], **{name: asked.get(name, 1) for name in counts}}
-        self._take(known or new)
+        if resumed:
+            self._take(self._stored())
+            resumed = self._continues(given, candidates)
+        if not resumed:
+            self.settings, self.candidate_config = settings, candidate_config
+            self.measured, self.places = [], []
         self.wait()
-        if known is None:
+        if not resumed:
             self.clear()
+
+    def _continues(self, given: Given[FineTuneConfig], candidates: Given[CandidateConfig]) -> bool:
+        """Whether the given settings are those of the unfinished fine-tuning.
+
+        Raises RunError where they differ and a part of the fine-tuning is done.
+        """
+        before = {**asdict(self.settings), **asdict(self.candidate_config)}
+        requested = {**asdict(given.over(self.settings).resolved()), **asdict(candidates.over(self.candidate_config))}
+        differing = [name for name in (*given.values, *candidates.values) if requested[name] != before[name]]
+        if differing and (self.measured or self.checkpoints()):
+            name = differing[0]
+            raise RunError(
+                f"'{self.run.path}' has a fine-tuning under way with {name} {before[name]!r}, not {requested[name]!r}; "
+                f"go on with it by `amc finetune {self.run.path}`, or add --restart to begin anew"
+            )
+        return not differing
 
     def save(self) -> None:
         """Write what the main process knows, and let the others know it."""
@@ -163,7 +175,7 @@ class _State:
             self.places.append(here)
         if self.main:
             record: dict[str, Any] = {"settings": asdict(self.settings), "measured": self.measured}
-            record |= {"candidates": self.candidates, "candidate_epochs": self.candidate_epochs}
+            record |= asdict(self.candidate_config)
             record["places"] = self.places
             self.run.write_json(STATE, record)
         self.wait()
@@ -172,19 +184,19 @@ class _State:
         self.wait()
 
     def wait(self) -> None:
-        """For the other processes."""
+        """Wait for the other processes."""
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()
 
     def checkpoint(self, candidate: int | None = None) -> Path:
-        """Of a candidate, or of the fine-tuning proper."""
+        """The file with the checkpoint of a candidate, or of the fine-tuning itself."""
         return self.run.file(CHECKPOINT if candidate is None else f"finetune-candidate-{candidate}.ckpt")
 
     def checkpoints(self) -> list[Path]:
         return sorted(self.run.path.glob("finetune*.ckpt"))
 
     def clear(self) -> None:
-        """Nothing is under way any more."""
+        """Remove the state and the checkpoints: the fine-tuning is finished, or forgotten."""
         if self.main:
             for path in (*self.checkpoints(), self.run.file(STATE)):  # without it checkpoints are of no use
                 path.unlink(missing_ok=True)
@@ -204,11 +216,11 @@ class _State:
 
     def _take(self, record: Mapping[str, Any]) -> None:
         self.settings = FineTuneConfig(**record["settings"]).resolved()
-        self.candidates, self.candidate_epochs = record["candidates"], record["candidate_epochs"]
+        self.candidate_config = CandidateConfig(record["candidates"], record["candidate_epochs"])
         self.measured, self.places = list(record["measured"]), list(record.get("places", ()))
 
     def elsewhere(self) -> list[str]:
-        """What there is to say of a fine-tuning that ran in more than one place."""
+        """A warning for each other kind of machine or version that a part of this fine-tuning ran on."""
         differing = (difference(place, execution()) for place in self.places)
         return [
             f"part of this fine-tuning ran elsewhere ({words}): the weights may differ in the last digits"
@@ -233,19 +245,20 @@ class _Task:
     def __init__(
         self,
         run: RunDir,
-        config: dict[str, Any],
+        source: Source,
         data: DataSplits,
         state: _State,
         device: torch.device,
         checkpoint_every: int,
         progress: Observer,
     ) -> None:
-        self.origin, self.config, self.data, self.state, self.device = run, config, data, state, device
+        self.origin, self.source, self.data, self.state, self.device = run, source, data, state, device
+        self.config = settings_of(run)
         self.checkpoint_every, self.progress = checkpoint_every, progress
         self.example = torch.zeros(1, *data.input_shape)
-        self.score = _score_on(device, config, data, settings_of(self.origin, config).score)
+        self.score = _score_on(device, source, data, self.config.score)
         distilled = state.settings.distill > 0
-        self.teacher = network_of(config, run.path).to(device) if distilled else None
+        self.teacher = network_of(source, run.path).to(device) if distilled else None
         self.slow = slow_bfloat16(device) if state.settings.precision == "bfloat16" else None
 
     def run(self) -> None:
@@ -254,7 +267,7 @@ class _Task:
             self.progress.warning(warning)
         if self.slow:
             self.progress.warning(self.slow)
-        start = self._chosen() if self.state.candidates > 1 else self._loaded()
+        start = self._chosen() if self.state.candidate_config.candidates > 1 else self._loaded()
         untrained = copy.deepcopy(start.model) if start.replacing else None
         self.state.save()
         point = resume_point(self.state.checkpoint())
@@ -266,12 +279,11 @@ class _Task:
 
     def _loaded(self) -> _Start:
         slim = load_run(self.origin.path, finetuned=False)
-        settings = settings_of(self.origin, self.config)
-        options = settings.method_options
+        config = self.config
         structure = inspect(slim, self.example)
         # Locks of a sliced network name what may be gone; they matter only for which weights are masked.
-        locks = {} if settings.method == "channel" else {"lock": settings.lock, "only": settings.only}
-        return _Start(slim, create_method(settings.method, slim, structure, options, **locks))
+        locks = {} if config.method == "channel" else {"lock": config.lock, "only": config.only}
+        return _Start(slim, create_method(config.method, slim, structure, config.method_options, **locks))
 
     def _chosen(self) -> _Start:
         """Train the best policies briefly and take the best network, as its policy prescribes it: not as trained."""
@@ -282,9 +294,11 @@ class _Task:
         if all(record.reward is None for record in episodes):
             raise RunError(f"'{self.origin.path}' has no scored policy to choose from; search again")
         self.state.save()
-        finalists = best_first(episodes)[: self.state.candidates]
+        finalists = best_first(episodes)[: self.state.candidate_config.candidates]
         training = _Candidates(self, job, journal, len(finalists))
-        selection = ByFineTuning(job.problem, job.reward, training, self.state.candidates, self.state.measured)
+        selection = ByFineTuning(
+            job.problem, job.reward, training, self.state.candidate_config.candidates, self.state.measured
+        )
         choice = selection.choose(finalists)
         policy = job.scorer.builder.policy(choice.record.keep)
         if policy.to_json() == self.origin.read_json(rundir.POLICY):
@@ -293,27 +307,26 @@ class _Task:
 
     def _prepared(self) -> Job:
         """The search's means to build any policy; RunError where candidates would break what the run promises."""
-        settings, run = settings_of(self.origin, self.config), self.origin
-        if settings.max_drop is not None:
+        path = self.origin.path
+        if self.config.max_drop is not None:
             raise RunError(
-                f"'{run.path}' was searched with max-drop, and only its own result is confirmed to hold it; "
+                f"'{path}' was searched with max-drop, and only its own result is confirmed to hold it; "
                 "leave out candidates"
             )
-        if settings.times_latency:
+        if self.config.times_latency:
             raise RunError(
-                f"'{run.path}' was searched with a latency, which is measured on its own result alone; "
-                "leave out candidates"
+                f"'{path}' was searched with a latency, which is measured on its own result alone; leave out candidates"
             )
         self.progress.stage("candidates")
-        model, evaluate = network_of(self.config, run.path), evaluate_of(self.config, self.data)
-        return prepare(Inputs(model, self.example, self.data.calibration.batches(BATCH), evaluate), settings)
+        model, evaluate = network_of(self.source, path), evaluate_of(self.source, self.data)
+        return prepare(Inputs(model, self.example, self.data.calibration.batches(BATCH), evaluate), self.config)
 
     def trained(self, slim: nn.Module, method: Method, settings: FineTuneConfig, checkpoint: Path) -> FineTuneResult:
         slim.to(self.device)
 
         def on_epoch(epoch: EpochRecord) -> float:
             value = self.score(slim)
-            self.progress.epoch(epoch, score_of_record(self.config).named(value))
+            self.progress.epoch(epoch, get_score(self.config.score).named(value))
             return value
 
         return recover(
@@ -321,7 +334,7 @@ class _Task:
             self.data.train,
             settings,
             teacher=self.teacher,
-            masks=_masks(slim, method),
+            masks=method.masks(slim),
             checkpoint=checkpoint,
             checkpoint_every=self.checkpoint_every,
             accelerator=self.state.accelerator,
@@ -330,11 +343,10 @@ class _Task:
         )
 
     def _record(self, start: _Start, untrained: nn.Module | None, result: FineTuneResult) -> None:
-        """Everything that fine-tuning adds to the run; cut short, it is done again and comes to the same."""
+        """Write what fine-tuning adds to the run. If it is interrupted, it is repeated with the same result."""
         run, slim = self.origin, start.model
         summary = run.read_json(rundir.SUMMARY)
-        score = settings_of(self.origin, self.config).score
-        test = Evaluator(self.data.test, score=score) if self.config.get("test", True) else None
+        test = Evaluator(self.data.test, score=self.config.score) if self.source.test else None
         if start.choice and start.replacing and untrained is not None:
             self._describe(summary, start.choice.record, start.replacing, start.method.recount(untrained, self.example))
             summary["slim"] |= _tested(summary, test, untrained, "slim", "test")
@@ -353,8 +365,8 @@ class _Task:
         if start.replacing and untrained is not None:
             replaced[rundir.MODEL] = start.method.stored(untrained)
             replaced[rundir.POLICY] = rundir.json_bytes(start.replacing.to_json())
-        if told := self.state.elsewhere():
-            summary["warnings"] = [*(summary.get("warnings") or ()), *told]
+        if warnings := self.state.elsewhere():
+            summary["warnings"] = [*(summary.get("warnings") or ()), *warnings]
         digests = {
             name: hashlib.sha256(data).hexdigest()
             for name, data in {rundir.MODEL_FINETUNED: tuned_model, **replaced}.items()
@@ -397,7 +409,7 @@ class _Candidates:
     def train(self, record: EpisodeRecord, number: int) -> float:
         """The score after a short training."""
         state = self.task.state
-        settings = replace(state.settings, epochs=state.candidate_epochs)
+        settings = replace(state.settings, epochs=state.candidate_config.candidate_epochs)
         slim = self.job.scorer.build(record.keep)
         result = self.task.trained(slim, self.job.method, settings, state.checkpoint(number))
         return float(result.epochs[-1].score or 0.0)
@@ -420,22 +432,14 @@ def _tested(
     """The test score under `key`; where it fails, a warning in the summary says why."""
     if test is None:
         return {}
-    value, told = final_score(test, network, which)
+    value, warnings = final_score(test, network, which)
     known = summary.get("warnings") or []
-    summary["warnings"] = [*known, *(line for line in told if line not in known)]
+    summary["warnings"] = [*known, *(line for line in warnings if line not in known)]
     return {} if value is None else {key: value}
 
 
-def _score_on(device: torch.device, config: Mapping[str, Any], data: DataSplits, name: str) -> Evaluate:
+def _score_on(device: torch.device, source: Source, data: DataSplits, name: str) -> Evaluate:
     """The run's score; a function of the user's own gets the network on the CPU, as in the search."""
-    score = as_evaluator(evaluate_of(config, data), score=name)
-    copied = bool(config.get("evaluate")) and device.type != "cpu"
+    score = as_evaluator(evaluate_of(source, data), score=name)
+    copied = bool(source.evaluate) and device.type != "cpu"
     return lambda model: score_of(score, copy.deepcopy(model).cpu() if copied else model, "fine-tuned")
-
-
-def _masks(slim: nn.Module, method: Method) -> dict[str, Tensor] | None:
-    """What a method that masks has set to zero."""
-    if not isinstance(method, MaskedMethod):
-        return None
-    named = dict(slim.named_parameters())
-    return {name: named[name].detach() != 0 for name in method.weights()}

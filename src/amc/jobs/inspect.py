@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from amc.errors import AmcError, ModelError
-from amc.methods.base import MAX_SPARSITY
 from amc.methods.channel import keep_choices
 from amc.pruning import reconstructible
-from amc.structure import Certificate, Structure, certify, restrict
+from amc.settings import MAX_SPARSITY
+from amc.structure import Certificate, Structure, certify
 from amc.structure import inspect as inspect_structure
 from amc.structure.trace import ExampleError
 from amc.zoo import create_model, load_weights, model_info
@@ -38,13 +38,11 @@ def inspect(
         raise ModelError(f"'{spec}' is your own network: give the shape of one example, such as --input 3x224x224")
     example = torch.zeros(1, *shape)
     try:
-        structure = inspect_structure(model, example)
+        structure = inspect_structure(model, example, lock=lock, only=only)
     except ExampleError as error:
         known = "x".join(map(str, info.input_shape)) if info else "3x224x224"
         remedy = f"--input is the shape of one example without the batch, such as {known}"
         raise ModelError(f"{error}; {remedy}") from error
-    if lock or only:
-        structure = restrict(structure, lock=lock, only=only)
     certificate = None
     if keep_sets and structure.groups:
         structure, certificate = certify(model, structure, example, keep_sets=keep_sets)
@@ -88,18 +86,12 @@ def structure_record(
             {"name": item.name, "size": item.size, "reason": str(item.lock), "source": item.lock.source}
             for item in structure.locked
         ],
-        "certificate": None
-        if certificate is None
-        else {
-            "keep_sets": certificate.keep_sets,
-            "worst_error": certificate.worst_error,
-            "passed": certificate.passed,
-        },
+        "certificate": certificate.to_json() if certificate else None,
     }
 
 
 def _names(structure: Structure, layers: Iterable[int]) -> list[str]:
-    """Each once: a layer that is called several times has several entries."""
+    """The names of the layers, each once: a layer that is called several times has several indices."""
     return list(dict.fromkeys(structure.layers[index].name for index in layers))
 
 

@@ -12,8 +12,9 @@ from amc.deploy.latency import latency as measure_latency
 from amc.deploy.measure import MeasureSettings
 from amc.errors import ModelError, RunError
 from amc.jobs.inspect import parse_shape
-from amc.jobs.origin import config_of, data_of, misfit, network_of
+from amc.jobs.origin import data_of, misfit, network_of, source_of
 from amc.rundir import RunDir
+from amc.settings import TimingConfig
 from amc.stored import load_run
 from amc.structure import count_macs, count_params
 from amc.zoo import create_model, load_weights, model_info
@@ -22,33 +23,30 @@ from amc.zoo import create_model, load_weights, model_info
 def latency(
     target: str,
     *,
-    runtime: str = "onnxruntime",
-    threads: int = 1,
-    batch: int = 1,
-    half: bool = False,
-    settings: MeasureSettings | None = None,
+    config: TimingConfig | None = None,
     weights: Path | None = None,
     input_shape: str | None = None,
     finetuned: bool = True,
-    device_url: str | None = None,
-    token_file: Path | None = None,
 ) -> dict[str, Any]:
     """Time `target`: a run's dense and slim network in alternation, or one network by name.
 
     The record is that of `amc.deploy.latency` with `target`, and macs and params of every network. With
-    `device_url` (see `amc.deploy.device.remote.open_device`) another machine measures.
+    `config.device_url` (see `amc.deploy.device.remote.open_device`) another machine measures.
     """
+    config = config or TimingConfig()
+    measuring = MeasureSettings(rounds=config.rounds, precision=config.precision, max_seconds=config.max_seconds)
     networks, example = _networks(target, weights, input_shape, finetuned)
-    chosen = settings or MeasureSettings()
     options: dict[str, Any] = {
-        "runtime": runtime, "threads": threads, "batch": batch, "half": half, "settings": chosen,
+        "runtime": config.runtime, "threads": config.threads, "batch": config.batch, "half": config.half,
+        "settings": measuring,
     }  # fmt: skip
-    if device_url is None:
+    if config.device_url is None:
         record = measure_latency(networks, example, **options)
     else:
         from amc.deploy.device.remote import latency_on, open_device
 
-        record = latency_on(open_device(device_url, token_file=token_file), networks, example, **options)
+        token_file = None if config.token_file is None else Path(config.token_file)
+        record = latency_on(open_device(config.device_url, token_file=token_file), networks, example, **options)
     for name, model in networks.items():
         costs = {"macs": count_macs(model, example), "params": count_params(model)}
         record["networks"][name] = costs | record["networks"][name]
@@ -64,9 +62,9 @@ def _networks(
         run = RunDir.open(path)
         if weights is not None or input_shape is not None:
             raise RunError("a run has its own weights and input; leave --weights and --input out")
-        config = config_of(run, "time result.model with amc.deploy.latency")
-        size = config.get("input_shape") or data_of(config).input_shape
-        dense, slim = network_of(config, path), load_run(path, finetuned=finetuned)
+        source = source_of(run, "time result.model with amc.deploy.latency")
+        size = source.input_shape or data_of(source).input_shape
+        dense, slim = network_of(source, path), load_run(path, finetuned=finetuned)
         return {"dense": dense, "slim": slim}, torch.zeros(1, *size)
     if path.is_absolute() or "/" in target.partition(":")[0]:
         raise RunError(f"no run directory '{target}'; give the directory of a run, or the name of a network")

@@ -1,9 +1,10 @@
-"""From a run's config.json back to the network, the data and the score it is about."""
+"""From the names in a `Source` to the network, the data and the score."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from amc.errors import DataError, EvaluationError, ModelError, RunError
 from amc.judging import message_of
 from amc.rundir import RunDir
+from amc.settings import Source
 from amc.stored import load_run
 from amc.structure.copying import copy_model
 from amc.zoo import DataSplits, create_model, load_data, load_weights, model_info
@@ -22,56 +24,61 @@ from amc.zoo.preprocessing import Preprocessing, preprocessing_of
 BATCH = 256  # images a calibration batch
 
 
-def config_of(run: RunDir, remedy: str) -> dict[str, Any]:
-    """The config.json of a run whose network and data can be built again by name."""
+def source_of(run: RunDir, remedy: str) -> Source:
+    """The network and the data of a run, by name; RunError with the remedy where the network has none."""
     config = run.config()
     if not config.get("model"):
         raise RunError(f"'{run.path}' was started from Python, with a network that has no name; {remedy}")
-    return config
+    return Source.from_json(config)
 
 
-def network_of(origin: Mapping[str, Any], run_path: Path | None = None) -> nn.Module:
-    """The trained network a run is about: a zoo name or factory, and its weights; or what another run came to.
+def network_of(source: Source, run_path: Path | None = None) -> nn.Module:
+    """The trained network that the source names: a zoo network, a factory's, or the result of the run `source.parent`.
 
-    `origin["parent"]` is the path of that other run, from `run_path`.
+    The path of that run is relative to `run_path`.
     """
-    if origin.get("parent"):
-        return load_run(os.path.normpath((run_path or Path()) / str(origin["parent"])))  # run_path may not exist yet
-    spec = str(origin["model"])
-    model = create_model(spec)
-    info = model_info(spec)
-    weights = origin.get("weights") or (info.weights if info else None)
+    if source.parent:
+        return load_run(os.path.normpath((run_path or Path()) / source.parent))  # run_path may not exist yet
+    model = create_model(source.model)
+    info = model_info(source.model)
+    weights = source.weights or (info.weights if info else None)
     if weights:
         load_weights(model, Path(weights))
     elif info is not None:
-        raise ModelError(f"'{spec}' has no built-in weights; give those of a trained network with --weights FILE")
+        raise ModelError(
+            f"'{source.model}' has no built-in weights; give those of a trained network with --weights FILE"
+        )
     return model.eval()
 
 
-def data_of(origin: Mapping[str, Any]) -> DataSplits:
-    """The data set a run is about; a zoo network with its own data set needs none given."""
-    info = model_info(str(origin["model"]))
-    spec = origin.get("data") or (info.data if info else None)
+def data_of(source: Source) -> DataSplits:
+    """The data set; a zoo network with its own data set needs none given."""
+    info = model_info(source.model)
+    spec = source.data or (info.data if info else None)
     if not spec:
         raise DataError("no data set given; write --data cifar10:ROOT, imagefolder:ROOT or package.module:factory")
-    given = {name: origin[name] for name in ("search_images", "image_size") if origin.get(name) is not None}
-    prepared = origin.get("preprocessing")
-    return load_data(str(spec), **given, preprocessing=Preprocessing.from_json(prepared) if prepared else None)
+    given = {"search_images": source.search_images, "image_size": source.image_size}
+    prepared = source.preprocessing
+    return load_data(
+        spec,
+        **{name: count for name, count in given.items() if count is not None},
+        preprocessing=Preprocessing.from_json(prepared) if prepared else None,
+    )
 
 
-def prepare_images_(origin: dict[str, Any], model: nn.Module) -> None:
-    """Write into `origin` how the network wants an imagefolder's images, if it says so and nothing else is written.
+def with_preprocessing(source: Source, model: nn.Module) -> Source:
+    """The source with the preprocessing that the network asks for, where an imagefolder has no other one yet.
 
-    It is kept in the run's config.json: fine-tuning and resuming must prepare the images in the same way.
+    The run's config.json keeps it: fine-tuning and resuming must prepare the images in the same way.
     """
-    if origin.get("preprocessing") is None and str(origin.get("data")).startswith("imagefolder:"):
-        found = preprocessing_of(model)
-        if found is not None:
-            origin["preprocessing"] = found.to_json()
+    if source.preprocessing is not None or not str(source.data).startswith("imagefolder:"):
+        return source
+    wanted = preprocessing_of(model)
+    return source if wanted is None else replace(source, preprocessing=wanted.to_json())
 
 
 def misfit(model: nn.Module, input_shape: Sequence[int]) -> str | None:
-    """Why the network cannot take one example of this shape, in one line; None where it can: one forward pass tells."""
+    """The reason, in one line, why a forward pass on one example of this shape fails; None where it does not fail."""
     try:
         with torch.inference_mode():
             copy_model(model)(torch.zeros(1, *input_shape))
@@ -80,7 +87,6 @@ def misfit(model: nn.Module, input_shape: Sequence[int]) -> str | None:
     return None
 
 
-def evaluate_of(origin: Mapping[str, Any], data: DataSplits) -> Any:
+def evaluate_of(source: Source, data: DataSplits) -> Any:
     """The user's own function, or the search split for top-1 accuracy."""
-    spec = origin.get("evaluate")
-    return import_factory(str(spec), EvaluationError) if spec else data.search
+    return import_factory(source.evaluate, EvaluationError) if source.evaluate else data.search

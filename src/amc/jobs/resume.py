@@ -12,7 +12,7 @@ from amc.rundir import RunDir
 
 
 def resume(run_path: Path, *, round_lr: float | None = None, progress: Observer) -> Path:
-    """Go on with the search, or the schedule of searches, in `run_path`; `round_lr` as in `resume_schedule`."""
+    """Resume the search or the schedule in `run_path`; `round_lr` as in `resume_schedule`."""
     if RunDir.open(run_path).config().get("schedule"):
         return resume_schedule(run_path, round_lr=round_lr, progress=progress)
     if round_lr is not None:

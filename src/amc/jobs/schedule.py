@@ -6,9 +6,9 @@ schedule is a run directory with an ordinary run a round; whatever is finished t
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from amc import rundir
 from amc.config import NO_BUDGET, SearchConfig
 from amc.errors import AmcError, BudgetError, RunError
 from amc.jobs.finetune import finetune
-from amc.jobs.origin import config_of, data_of, network_of
+from amc.jobs.origin import data_of, network_of, source_of
 from amc.jobs.search import resume_search, search, with_parent
 from amc.methods import CHANNEL, create_method, problem_of
 from amc.observer import Observer
@@ -28,115 +28,111 @@ from amc.recovery import DivergenceError, FineTuneConfig
 from amc.report import render_schedule
 from amc.rundir import RunDir
 from amc.search import Budget, Metric, Problem, parse_budgets
-from amc.stored import load_run, round_path
-from amc.structure import inspect, restrict
+from amc.settings import SessionConfig, Source, parse_schedule
+from amc.stored import load_run, round_path, settings_of
+from amc.structure import inspect
 
 
-def parse_schedule(text: str) -> tuple[float, ...]:
-    """`0.5,0.35,0.25` -> fractions of the dense network's cost, falling; AmcError for anything else."""
-    try:
-        fractions = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise AmcError(f"schedule {text!r} is malformed; write falling fractions, such as 0.5,0.35,0.25,0.2") from None
-    for fraction in fractions:
-        if not 0 < fraction < 1:
-            raise AmcError(f"schedule {text!r} has {fraction:g}; every round keeps a fraction between 0 and 1")
-    for before, after in itertools.pairwise(fractions):
-        if after >= before:
-            raise AmcError(f"schedule {text!r} rises from {before:g} to {after:g}; every round must keep less")
-    return fractions
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """What a schedule adds to the settings of a search."""
+
+    fractions: tuple[float, ...]  # of the dense network's cost, falling, in (0, 1)
+    tuning: FineTuneConfig  # after the search of every round
+    budget: str | None = None  # a metric, or the last round's budget; None: parameters for masks, MACs for channels
 
 
-def schedule(
-    out: Path,
-    origin: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    fractions: Sequence[float],
-    tuning: Mapping[str, Any],
-    *,
-    progress: Observer,
-) -> Path:
-    """A new schedule in `out`, run to its end; returns its path.
-
-    The budget of `settings` names the metric, by default parameters for masks and MACs for channels; if it has a
-    fraction, that must be the last round's. `tuning` are fields of `FineTuneConfig`, for every round.
-    """
-    config = SearchConfig(**{**settings, "budget": None})
-    FineTuneConfig(**tuning)
-    metric = _metric(settings.get("budget"), config, fractions)
-    record = {
-        "amc_version": amc_version(),
-        **origin,
-        **config.to_json(),
-        "budget": str(Budget(metric, fraction=fractions[-1])),
-        "command": "schedule",
-        "schedule": list(fractions),
-        "tuning": dict(tuning),
-    }
+def schedule(out: Path, source: Source, config: SearchConfig, rounds: Rounds, *, progress: Observer) -> Path:
+    """Run a new schedule in `out`; returns its path. Every round has its own budget in place of that of `config`."""
+    budget = Budget(_metric(rounds.budget, config, rounds.fractions), fraction=rounds.fractions[-1])
+    plan = _Plan(source, replace(config, budget=str(budget)), rounds.fractions, rounds.tuning)
     with RunDir.claim(out) as run:
-        run.write_json(rundir.CONFIG, record)
-        _check_reachable(with_parent(origin, out), out, config, Budget(metric, fraction=fractions[-1]))
-        _run_rounds(run, run.config(), progress, restart=False)
+        run.write_json(rundir.CONFIG, plan.to_json())
+        _check_reachable(with_parent(source, out), out, config, budget)
+        _run_rounds(run, plan, progress, restart=False)
     return out
 
 
 def resume_schedule(run_path: Path, *, round_lr: float | None = None, progress: Observer) -> Path:
-    """Go on with a schedule, between rounds or inside one.
+    """Resume a schedule that was stopped between rounds or inside one.
 
-    `round_lr` is from now on the learning rate of all rounds; a fine-tuning under way begins anew.
+    `round_lr` becomes the learning rate of all rounds to come; an unfinished fine-tuning starts again with it.
     """
     run = RunDir.open(run_path)
     with run.lock():
-        config = config_of(run, "start it from the command line")
+        plan = _Plan.of(run)
         if round_lr is not None:
-            config["tuning"] = {**config.get("tuning", {}), "lr": round_lr}
-            FineTuneConfig(**config["tuning"])
-            run.write_json(rundir.CONFIG, config)
-        _run_rounds(run, config, progress, restart=round_lr is not None)
+            plan = replace(plan, tuning=replace(plan.tuning, lr=round_lr))
+            run.write_json(rundir.CONFIG, {**run.config(), "tuning": asdict(plan.tuning)})
+        _run_rounds(run, plan, progress, restart=round_lr is not None)
     return run_path
 
 
-def _run_rounds(run: RunDir, config: Mapping[str, Any], progress: Observer, *, restart: bool) -> None:
-    """Whatever is not finished, in a directory that is claimed or locked."""
-    budget = _budget_of(run, config)
-    for number, fraction in enumerate(config["schedule"], start=1):
-        progress.stage(f"round {number} of {len(config['schedule'])}: {budget.metric} at {fraction:.0%}")
-        _run_round(run, config, number, budget.metric, progress, restart=restart)
-        run.write_json(rundir.SUMMARY, _summary(run, config))
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A schedule as its config.json describes it."""
+
+    source: Source
+    config: SearchConfig  # its budget is the last round's
+    fractions: tuple[float, ...]
+    tuning: FineTuneConfig
+
+    @property
+    def metric(self) -> Metric:
+        """What the rounds make small."""
+        return self.config.budgets[0].metric
+
+    def to_json(self) -> dict[str, Any]:
+        """For config.json."""
+        return {
+            "amc_version": amc_version(),
+            **self.source.to_json(),
+            **self.config.to_json(),
+            "command": "schedule",
+            "schedule": list(self.fractions),
+            "tuning": asdict(self.tuning),
+        }
+
+    @classmethod
+    def of(cls, run: RunDir) -> _Plan:
+        """From a run's config.json. RunError, naming the file, for settings that no schedule is made with."""
+        source, record = source_of(run, "start it from the command line"), run.config()
+        config = settings_of(run)
+        try:
+            fractions = parse_schedule(",".join(map(str, record["schedule"])))
+            tuning = FineTuneConfig(**record["tuning"])
+            parse_budgets(str(record["budget"]))
+        except (AmcError, KeyError, TypeError) as error:
+            raise RunError(f"'{run.file(rundir.CONFIG)}': {error}; restore the file from a copy") from None
+        return cls(source, config, fractions, tuning)
+
+
+def _run_rounds(run: RunDir, plan: _Plan, progress: Observer, *, restart: bool) -> None:
+    """Run the rounds that are not finished, in a directory that is claimed or locked."""
+    for number, fraction in enumerate(plan.fractions, start=1):
+        progress.stage(f"round {number} of {len(plan.fractions)}: {plan.metric} at {fraction:.0%}")
+        _run_round(run, plan, number, progress, restart=restart)
+        run.write_json(rundir.SUMMARY, _summary(run, plan))
         render_schedule(run)
 
 
-def _budget_of(run: RunDir, config: Mapping[str, Any]) -> Budget:
-    """Of the last round. RunError, naming the file, for settings that no schedule is made with."""
-    try:
-        parse_schedule(",".join(map(str, config["schedule"])))
-        FineTuneConfig(**config["tuning"])
-        return parse_budgets(str(config["budget"]))[0]
-    except (AmcError, KeyError, TypeError) as error:
-        raise RunError(f"'{run.file(rundir.CONFIG)}': {error}; restore the file from a copy") from None
-
-
-def _run_round(
-    run: RunDir, config: Mapping[str, Any], number: int, metric: Metric, progress: Observer, *, restart: bool
-) -> None:
+def _run_round(run: RunDir, plan: _Plan, number: int, progress: Observer, *, restart: bool) -> None:
     path = round_path(run, number)
     if not (path / rundir.CONFIG).exists():
-        origin = {name: config[name] for name in _ORIGIN if name in config} | {"command": "search"}
+        source = replace(plan.source, command="search")
         if number > 1:
-            origin["model"] = str(round_path(run, number - 1))
-        settings = SearchConfig.from_json(config).to_json()
-        settings["budget"] = str(_budget(run, config, number, metric))
+            source = replace(source, model=str(round_path(run, number - 1)))
         try:
-            search(path, origin, settings, progress=progress)
+            search(path, source, replace(plan.config, budget=str(_budget(run, plan, number))), progress=progress)
         except BudgetError:
             if number == 1:
                 raise
-            raise _out_of_reach(run, config, number, metric) from None
+            raise _out_of_reach(run, plan, number) from None
     elif not (path / rundir.SUMMARY).exists():
         resume_search(path, progress=progress)
     if not _finished(path):
         try:
-            finetune(path, config["tuning"], restart=restart, progress=progress)
+            finetune(path, plan.tuning, session=SessionConfig(restart=restart), progress=progress)
         except DivergenceError as error:
             raise DivergenceError(
                 f"round {number} of '{run.path}': {error}; "
@@ -144,14 +140,14 @@ def _run_round(
             ) from None
 
 
-def _out_of_reach(run: RunDir, config: Mapping[str, Any], number: int, metric: Metric) -> BudgetError:
-    """What this round could reach instead, of the network that the schedule began with."""
-    settings, before = SearchConfig.from_json(config), round_path(run, number - 1)
-    problem = _problem(load_run(before), RunDir.open(before).config()["input_shape"], settings)
+def _out_of_reach(run: RunDir, plan: _Plan, number: int) -> BudgetError:
+    """The error that says which shares of the first network's cost this round could keep."""
+    metric, before = plan.metric, round_path(run, number - 1)
+    problem = _problem(load_run(before), RunDir.open(before).config()["input_shape"], plan.config)
     least, most = (problem.cost(metric, counts) for counts in (problem.least, problem.dense))
     first = RunDir.open(round_path(run, 1)).read_json(rundir.SUMMARY)["dense"][metric]
     return BudgetError(
-        f"round {number} of '{run.path}' cannot keep {config['schedule'][number - 1]:g} of the {metric}: from where "
+        f"round {number} of '{run.path}' cannot keep {plan.fractions[number - 1]:g} of the {metric}: from where "
         f"round {number - 1} ended, {math.ceil(1000 * least / first) / 1000:g} to {most / first:.3f} can be reached; "
         f"start another schedule, or go on with the network of that round: `amc search {before} "
         f'--budget "{metric}<={math.ceil(1000 * least / most) / 10:g}%" --out DIR` is the least'
@@ -159,30 +155,26 @@ def _out_of_reach(run: RunDir, config: Mapping[str, Any], number: int, metric: M
 
 
 def _finished(path: Path) -> bool:
-    """Whether a round is searched and fine-tuned, down to its summary, which is written last."""
+    """Whether the round has its summary with a fine-tuned score; the summary is written last."""
     summary = RunDir.open(path).read_json(rundir.SUMMARY) if (path / rundir.SUMMARY).exists() else {}
     return "score_finetuned" in summary.get("slim", {})
 
 
-def _check_reachable(origin: Mapping[str, Any], out: Path, config: SearchConfig, last: Budget) -> None:
-    """Refuse at once what the last round could not reach, and not after all rounds before it.
+def _check_reachable(source: Source, out: Path, config: SearchConfig, last: Budget) -> None:
+    """Raise BudgetError before the first round if the last one cannot reach its budget.
 
     Slicing starts every round from a smaller network, so only there the least is not known yet.
     """
     if config.method == CHANNEL:
         return
-    _problem(network_of(origin, out), data_of(origin).input_shape, config, last)
+    _problem(network_of(source, out), data_of(source).input_shape, config, last)
 
 
 def _problem(model: nn.Module, input_shape: Sequence[int], config: SearchConfig, *budgets: Budget) -> Problem:
-    """What a search of this network would decide; BudgetError for a budget that it cannot reach."""
-    structure, locks = inspect(model, torch.zeros(1, *input_shape)), {"lock": config.lock, "only": config.only}
-    if config.method == CHANNEL:
-        structure, locks = restrict(structure, **locks), {}
-    return problem_of(create_method(config.method, model, structure, config.method_options, **locks), budgets)
-
-
-_ORIGIN = ("model", "weights", "data", "evaluate", "search_images", "image_size", "test")
+    """The problem that a search of this network would solve. Raises BudgetError if a budget cannot be reached."""
+    structure = inspect(model, torch.zeros(1, *input_shape))
+    method = create_method(config.method, model, structure, config.method_options, lock=config.lock, only=config.only)
+    return problem_of(method, budgets)
 
 
 def _metric(budget: str | None, config: SearchConfig, fractions: Sequence[float]) -> Metric:
@@ -205,19 +197,19 @@ def _metric(budget: str | None, config: SearchConfig, fractions: Sequence[float]
     return parsed[0].metric
 
 
-def _budget(run: RunDir, config: Mapping[str, Any], number: int, metric: Metric) -> Budget:
+def _budget(run: RunDir, plan: _Plan, number: int) -> Budget:
     """The round's limit. A later round starts from a smaller network: there it is an absolute cost."""
-    fraction = config["schedule"][number - 1]
+    budget = Budget(plan.metric, fraction=plan.fractions[number - 1])
     if number == 1:
-        return Budget(metric, fraction=fraction)
-    dense = RunDir.open(round_path(run, 1)).read_json(rundir.SUMMARY)["dense"][metric]
-    return Budget(metric, absolute=int(Budget(metric, fraction=fraction).limit(dense)))
+        return budget
+    dense = RunDir.open(round_path(run, 1)).read_json(rundir.SUMMARY)["dense"][plan.metric]
+    return Budget(plan.metric, absolute=int(budget.limit(dense)))
 
 
-def _summary(run: RunDir, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The rounds so far, and the whole way: from the first round's dense network to the last one's slim."""
+def _summary(run: RunDir, plan: _Plan) -> dict[str, Any]:
+    """The finished rounds, and the dense network that the first one started from."""
     rounds = []
-    for number, fraction in enumerate(config["schedule"], start=1):
+    for number, fraction in enumerate(plan.fractions, start=1):
         if not _finished(round_path(run, number)):
             break
         summary = RunDir.open(round_path(run, number)).read_json(rundir.SUMMARY)
@@ -229,8 +221,8 @@ def _summary(run: RunDir, config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "amc_version": amc_version(),
         **{name: first.get(name) for name in kept},
-        "budget": config["budget"],
-        "schedule": config["schedule"],
+        "budget": plan.config.budget,
+        "schedule": list(plan.fractions),
         "dense": first["dense"],
         "rounds": rounds,
         "environment": environment(),

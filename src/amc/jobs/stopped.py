@@ -1,4 +1,4 @@
-"""What a stopped job left in its directory, and the command that goes on with it: read from the disk, so it is true."""
+"""What a stopped job left in its directory, as read from the disk, and the command that resumes it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _left_in_search(run: RunDir, episodes: int) -> str:
 
 
 def _steps(run: RunDir) -> str:
-    """How far the fine-tuning under way has come."""
+    """The last stored step of the unfinished fine-tuning."""
     for path in (run.file("finetune.ckpt"), *sorted(run.path.glob("finetune-candidate-*.ckpt"))):
         point = resume_point(path)
         if point is not None:

@@ -14,7 +14,7 @@ from amc.methods.masked import MaskedMethod
 from amc.pruning import GroupPolicy, LayerPolicy, Policy
 from amc.pruning.masks import parse_pattern
 from amc.structure import Structure, inspect, slice_model
-from amc.structure.copying import plain
+from amc.structure.copying import copy_model, plain
 from amc.structure.declared import update_declared_sizes_
 
 
@@ -40,12 +40,11 @@ def create_method(
 ) -> Method:
     """The method of this name for one network; AmcError if there is none.
 
-    `lock` and `only`: patterns of layer names, for a method that masks; groups of channels are locked in the
-    structure (`amc.structure.restrict`).
+    `lock` and `only`: patterns of the names of layers, or of groups of channels (`amc.structure.patterns`).
     """
     options = options or MethodOptions()
     if name == CHANNEL:
-        return ChannelMethod(model, structure, options)
+        return ChannelMethod(model, structure, options, lock=lock, only=only)
     return MaskedMethod(model, structure, options, parse_pattern(name), lock=lock, only=only)
 
 
@@ -69,6 +68,14 @@ def apply_policy(model: nn.Module, example_input: Any, policy: Policy, structure
         _check_entry(name, entry.size, sizes, "weights or units")
     counts = [kept[name].kept if name in kept else size for name, size in sizes.items()]
     return method.builder(None).build(counts)
+
+
+def shaped(model: nn.Module, example_input: Any, policy: Policy) -> nn.Module:
+    """A network of the shapes that `policy` leaves, into which its weights can be loaded; `model` is untouched.
+
+    Raises ModelError if the policy was made for another network.
+    """
+    return apply_policy(model, example_input, policy) if policy.method == CHANNEL else copy_model(model)
 
 
 def _sliced(model: nn.Module, policy: Policy, structure: Structure) -> nn.Module:
@@ -98,4 +105,5 @@ __all__ = [
     "check_method",
     "create_method",
     "problem_of",
+    "shaped",
 ]

@@ -6,16 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from amc.errors import BudgetError
 from amc.pruning import Calibration, Policy
-from amc.pruning.ranking import Ranking
 from amc.search import Budget, CostFunction, Decision, Metric, Problem
-from amc.structure import Layer, Structure
-
-MAX_SPARSITY = 0.8  # of a group's channels, or of a convolution's weights (arXiv 1802.03494, section 4)
-MAX_SPARSITY_LINEAR = 0.98  # of a linear layer's weights (there)
+from amc.settings import MAX_SPARSITY, MAX_SPARSITY_LINEAR, Ranking
+from amc.structure import Certificate, Layer, Structure
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +41,11 @@ class Builder(Protocol):
 class Method(Protocol):
     """A way of compressing one network: what the agent decides, what that costs, and how it is built.
 
-    `slices`: whether layers become smaller; otherwise weights are set to zero. `whole`: what stays as it is, by
-    name, with the reason.
+    `whole`: what stays as it is, by name, with the reason: locked by the user's patterns or by the network itself.
     """
 
     @property
     def name(self) -> str: ...
-
-    @property
-    def slices(self) -> bool: ...
 
     @property
     def structure(self) -> Structure: ...
@@ -68,12 +61,37 @@ class Method(Protocol):
     @property
     def whole(self) -> Mapping[str, str]: ...
 
+    def checked(self, example_input: Any, *, keep_sets: int) -> tuple[Method, Certificate | None]:
+        """The method on what holds on this network, after its costs were compared with torch's counter.
+
+        A method that slices certifies `keep_sets` random keep sets (0: none) and locks the groups that fail (see
+        `amc.structure.certify`); another has no certificate. Raises ModelError where nothing prunable is left, or
+        where a cost differs.
+        """
+        ...
+
+    def locked(self) -> list[dict[str, Any]]:
+        """What stays whole, as summary.json lists it: its name, the reason, and of channels their number (`size`)."""
+        ...
+
+    def warnings(self) -> list[str]:
+        """What the user should know before the search, a line each."""
+        ...
+
     def calibrated(self) -> Mapping[str, Layer]:
         """The layers whose inputs the method wants to know, by weight name."""
         ...
 
     def builder(self, calibration: Calibration | None) -> Builder:
         """Rank, factorise, and be ready to build; without a calibration by magnitude and without refitting."""
+        ...
+
+    def finish_(self, slim: nn.Module, example_input: Any) -> None:
+        """Bring what a built network declares of its own sizes in line, in place; only slicing changes any."""
+        ...
+
+    def masks(self, slim: nn.Module) -> dict[str, Tensor] | None:
+        """For training: by name, the weights of a built network that may not be zero (True); None: no mask."""
         ...
 
     def stored(self, model: nn.Module) -> bytes:
@@ -99,14 +117,14 @@ def problem_of(
     `decisions`: in place of the method's own. `measured`: costs beside its closed forms, such as the latency.
     """
     decisions = decisions or method.decisions
-    if not decisions and not method.slices:  # a masked layer may be left alone without being locked
-        raise BudgetError(_nothing_to_mask(method))
+    if not decisions:  # a masked layer may be left alone without being locked
+        raise BudgetError(_nothing_to_prune(method))
     costs = {**method.costs, **(measured or {})}
     first = {metric: costs[metric]} if metric is not None and metric in costs else {}
     return Problem(decisions, {**first, **costs}, budgets)
 
 
-def _nothing_to_mask(method: Method) -> str:
+def _nothing_to_prune(method: Method) -> str:
     nothing = f"there is nothing to prune: method {method.name} leaves every layer as it is"
     if not method.structure.layers:
         return (

@@ -12,11 +12,23 @@ import numpy.typing as npt
 from torch import nn
 
 from amc.errors import ModelError
-from amc.methods.base import MAX_SPARSITY, MethodOptions
+from amc.methods.base import MethodOptions
 from amc.pruning import Calibration, Pruner, reconstructible
 from amc.search import CostFunction, Decision, LayerFeatures, Metric
+from amc.settings import MAX_SPARSITY
 from amc.storage import file_overhead, pack
-from amc.structure import Group, Layer, Structure, count_macs, count_params
+from amc.structure import (
+    Certificate,
+    Group,
+    Layer,
+    Structure,
+    certify,
+    check_counts,
+    count_macs,
+    count_params,
+    restrict,
+)
+from amc.structure.declared import update_declared_sizes_
 
 LEAST_CHOICES = 8  # rounding leaves a group at least this many keep counts
 ROUND_TO = 8  # channel counts that vector units like
@@ -28,10 +40,18 @@ class ChannelMethod:
     """`Method` for whole channels, coarse-grained pruning in the paper's words."""
 
     name = NAME
-    slices = True
 
-    def __init__(self, model: nn.Module, structure: Structure, options: MethodOptions) -> None:
-        self.model, self.structure, self.options = model, structure, options
+    def __init__(
+        self,
+        model: nn.Module,
+        structure: Structure,
+        options: MethodOptions,
+        *,
+        lock: tuple[str, ...] = (),
+        only: tuple[str, ...] = (),
+    ) -> None:
+        self.model, self.options = model, options
+        self.structure = structure = restrict(structure, lock=lock, only=only)
         if not structure.groups:
             raise ModelError(f"there is nothing to prune in {type(model).__name__}: {_reasons(structure)}")
 
@@ -47,6 +67,19 @@ class ChannelMethod:
     def whole(self) -> Mapping[str, str]:
         return {item.name: str(item.lock) for item in self.structure.locked}
 
+    def checked(self, example_input: Any, *, keep_sets: int) -> tuple[ChannelMethod, Certificate | None]:
+        if not keep_sets:
+            check_counts(self.model, self.structure, example_input)
+            return self, None
+        structure, certificate = certify(self.model, self.structure, example_input, keep_sets=keep_sets)
+        return ChannelMethod(self.model, structure, self.options), certificate
+
+    def locked(self) -> list[dict[str, Any]]:
+        return [{"name": item.name, "size": item.size, "reason": str(item.lock)} for item in self.structure.locked]
+
+    def warnings(self) -> list[str]:
+        return []
+
     def calibrated(self) -> Mapping[str, Layer]:
         return reconstructible(self.structure)[0]
 
@@ -58,6 +91,12 @@ class ChannelMethod:
             ranking=self.options.ranking or "elimination",
             reconstruct=self.options.reconstruct,
         )
+
+    def finish_(self, slim: nn.Module, example_input: Any) -> None:
+        update_declared_sizes_(slim, self.model, example_input)
+
+    def masks(self, slim: nn.Module) -> None:
+        """None: what a slice has left may take any value."""
 
     def stored(self, model: nn.Module) -> bytes:
         return pack(model.state_dict())

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +17,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from amc.errors import ModelError
 from amc.methods.base import MethodOptions
 from amc.methods.channel import layer_features
 from amc.pruning import Calibration, LayerPolicy, Policy
@@ -28,8 +26,9 @@ from amc.pruning.masks import FineGrained, NestedMasks, Pattern, importance
 from amc.pruning.reconstruction import SolutionCache, as_filters, as_stored
 from amc.search import CostFunction, Decision, Metric
 from amc.storage import bound, file_overhead, pack
-from amc.structure import Layer, Structure, count_macs, count_params
+from amc.structure import Certificate, Layer, Structure, check_counts, count_macs, count_params
 from amc.structure.copying import with_tensors
+from amc.structure.patterns import kept_whole
 
 Counts = npt.NDArray[np.int64]
 
@@ -58,8 +57,6 @@ class _Target:
 class MaskedMethod:
     """`Method` that masks weights by a pattern. Decisions are named after layers."""
 
-    slices = False
-
     def __init__(
         self,
         model: nn.Module,
@@ -72,8 +69,8 @@ class MaskedMethod:
     ) -> None:
         self.model, self.structure, self.options, self.pattern = model, structure, options, pattern
         self.whole: dict[str, str] = {}
-        locked = _locked([layer.name for layer in structure.layers], lock, only)
-        self._targets = self._find_targets(locked)
+        names = {layer.name: (layer.name,) for layer in structure.layers}
+        self._targets = self._find_targets(kept_whole(names, lock=lock, only=only, kind="layer"))
 
     @property
     def name(self) -> str:
@@ -95,6 +92,21 @@ class MaskedMethod:
             Metric.SIZE: self._stored_size(),
         }
 
+    def checked(self, example_input: Any, *, keep_sets: int) -> tuple[MaskedMethod, Certificate | None]:
+        """Nothing is sliced, so `keep_sets` does not matter and there is no certificate."""
+        check_counts(self.model, self.structure, example_input)
+        return self, None
+
+    def locked(self) -> list[dict[str, Any]]:
+        return [{"name": name, "reason": reason} for name, reason in self.whole.items()]
+
+    def warnings(self) -> list[str]:
+        if not self.whole:
+            return []
+        name, reason = next(iter(self.whole.items()))
+        more = f", and {len(self.whole) - 1} more" if len(self.whole) > 1 else ""
+        return [f"stays dense: {name} ({reason}){more}"]
+
     def calibrated(self) -> Mapping[str, Layer]:
         return {target.weight: target.layer for target in self._targets if target.refitted}
 
@@ -104,6 +116,13 @@ class MaskedMethod:
     def weights(self) -> tuple[str, ...]:
         """The weights that may be masked, by name."""
         return tuple(target.weight for target in self._targets)
+
+    def finish_(self, slim: nn.Module, example_input: Any) -> None:
+        """Nothing: the network keeps its sizes."""
+
+    def masks(self, slim: nn.Module) -> dict[str, Tensor]:
+        named = dict(slim.named_parameters())
+        return {name: named[name].detach() != 0 for name in self.weights()}
 
     def stored(self, model: nn.Module) -> bytes:
         return min(pack(model.state_dict(), self.weights()), pack(model.state_dict()), key=len)
@@ -185,19 +204,6 @@ class MaskedMethod:
     def _weights_kept(self, keep_counts: Counts) -> Counts:
         counts = np.asarray(keep_counts, dtype=np.int64)
         return np.stack([target.kept(counts[..., i]) for i, target in enumerate(self._targets)], axis=-1)
-
-
-def _locked(names: Sequence[str], lock: tuple[str, ...], only: tuple[str, ...]) -> dict[str, str]:
-    """Layers that the user keeps whole, with the reason; ModelError for a pattern that matches nothing."""
-
-    def matches(name: str, pattern: str) -> bool:
-        return fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
-
-    for pattern in (*lock, *only):
-        if not any(matches(name, pattern) for name in names):
-            raise ModelError(f"pattern {pattern!r} matches no layer; `amc inspect` lists their names")
-    chosen = {name: "not chosen by --only" for name in names if only and not any(matches(name, p) for p in only)}
-    return chosen | {name: "locked by --lock" for name in names if any(matches(name, p) for p in lock)}
 
 
 class MaskBuilder:

@@ -12,7 +12,7 @@ import numpy as np
 
 from amc import records, runfiles
 from amc.errors import RunError
-from amc.rundir import atomic_write_bytes
+from amc.lines import atomic_write_bytes
 
 
 @dataclass(frozen=True, slots=True)

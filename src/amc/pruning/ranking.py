@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,6 @@ from torch import Tensor
 
 from amc.structure import Group, Layer, Structure
 
-Ranking = Literal["magnitude", "elimination"]
 Order = npt.NDArray[np.int64]  # channels of a group, most valuable first
 
 STEPS = 128  # a wide group is eliminated in at most about this many steps, several channels at a time

@@ -1,14 +1,15 @@
 """Fine-tuning a pruned network: schedules, distillation, averaging, enforced masks, exact resume.
 
-The result is the network after the last epoch (or its moving average), never the best of several: choosing would
-need a split to choose on.
+The result is the network after the last epoch, or its moving average. It is never the best of several epochs: that
+choice would need a split of its own.
 """
 
 from amc.recovery.checkpoint import ResumePoint, resume_point
-from amc.recovery.config import EpochRecord, FineTuneConfig, FineTuneResult, StepRecord
 from amc.recovery.data import ShareableTrainingSet, TrainingSet
 from amc.recovery.optimiser import learning_rate
+from amc.recovery.records import EpochRecord, FineTuneResult, StepRecord
 from amc.recovery.train import DivergenceError, finetune
+from amc.settings import FineTuneConfig
 
 __all__ = [
     "DivergenceError",

@@ -1,8 +1,8 @@
-"""Training state on disk, from which training goes on exactly.
+"""The training state on disk. Training that resumes from it continues exactly.
 
-One safetensors file, replaced whole: the network, the optimiser, the moving average and the random generators as
-tensors; settings, records and the position as JSON in its metadata. Nothing is pickled, and a digest of all tensors
-tells a damaged file from a good one.
+The state is one safetensors file, which each save replaces. The tensors are the network, the optimiser, the moving
+average and the random generators. The metadata holds settings, records and the position as JSON. Nothing is pickled. A
+digest of the header and the tensors detects a damaged file.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from torch import Tensor
 
 from amc import records
 from amc.errors import RunError
-from amc.recovery.config import EpochRecord
-from amc.recovery.tensors import digest
-from amc.rundir import atomic_write_bytes
+from amc.lines import atomic_write_bytes
+from amc.recovery.records import EpochRecord
+from amc.storage import digest
 
 _KEY = "amc_finetune"
 _BEGIN_ANEW = "give what it was made with, or remove it to begin anew (`amc finetune RUN --restart`)"
@@ -33,17 +33,17 @@ Identity = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far training has come."""
+    """The progress of the training."""
 
     records: tuple[EpochRecord, ...] = ()  # of whole epochs
-    step: int = 0  # batches done of the epoch under way
+    step: int = 0  # batches done of the current epoch
     loss: float = 0.0  # sum over those batches
-    seconds: float = 0.0  # spent on them
+    seconds: float = 0.0  # time of those batches
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingState:
-    """All that the rest of training depends on."""
+    """Everything that the rest of the training depends on."""
 
     position: Position
     tensors: Mapping[str, Tensor]
@@ -52,7 +52,7 @@ class TrainingState:
 
 @dataclass(frozen=True, slots=True)
 class ResumePoint:
-    """Where a checkpoint would go on."""
+    """The position and settings at which a checkpoint resumes."""
 
     step: int  # steps done
     total_steps: int
@@ -61,7 +61,7 @@ class ResumePoint:
 
 
 def resume_point(path: str | Path) -> ResumePoint | None:
-    """What the checkpoint at `path` holds; None if there is none, RunError if it is damaged."""
+    """The position in the checkpoint at `path`; None if no file exists. Raises RunError if it is damaged."""
     path = Path(path)
     if not path.exists():
         return None
@@ -72,7 +72,7 @@ def resume_point(path: str | Path) -> ResumePoint | None:
 
 
 def save(path: Path, state: TrainingState, identity: Identity) -> None:
-    """Replace the checkpoint; RunError, with the former one intact, where the disk refuses."""
+    """Replace the checkpoint. Raises RunError if writing fails; the old checkpoint then remains."""
     stored, orders = {}, {}
     for name, tensor in state.tensors.items():
         stored[name], order = _flattened(tensor)
@@ -93,9 +93,9 @@ def save(path: Path, state: TrainingState, identity: Identity) -> None:
 
 
 def load(path: Path, identity: Identity) -> TrainingState | None:
-    """The state at `path`; None if there is none.
+    """The state at `path`; None if no file exists.
 
-    RunError if the file is damaged, or was made for another network, setting or data set than `identity` says.
+    Raises RunError if the file is damaged, or was made for another network, setting or data set than `identity`.
     """
     if not path.exists():
         return None
@@ -124,7 +124,7 @@ def _read(path: Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict[str, 
         with safetensors.safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(_KEY)
             names: Iterable[str] = file.keys() if with_tensors else ()
-            # A copy: the file behind the tensors is replaced while training goes on.
+            # A copy: training replaces the file that the tensors are mapped from.
             tensors = {name: file.get_tensor(name).clone() for name in names}
     except (OSError, safetensors.SafetensorError, ValueError, RuntimeError) as error:
         raise RunError(_damaged(path, str(error).splitlines()[0])) from None
@@ -163,23 +163,23 @@ _HEADER = records.fields(
 )
 
 
-def _check_identity(path: Path, made: Identity, now: Identity) -> None:
-    for name in sorted({*made["config"], *now["config"]}):
-        first, second = made["config"].get(name), now["config"].get(name)
+def _check_identity(path: Path, stored: Identity, now: Identity) -> None:
+    for name in sorted({*stored["config"], *now["config"]}):
+        first, second = stored["config"].get(name), now["config"].get(name)
         if first != second:
             raise RunError(f"'{path}' was made with {name} {first!r}, not {second!r}; {_BEGIN_ANEW}")
     what = {
         "network": "another network, or other weights to start from",
         "masks": "other masks",
         "teacher": "another teacher",
-        "images": f"{made.get('images')} training images or batches, not {now.get('images')}",
-        "steps": f"{made.get('steps')} steps an epoch, not {now.get('steps')}",
-        "device": f"the device {made.get('device')!r}, not {now.get('device')!r}",
-        "processes": f"{made.get('processes')} processes, not {now.get('processes')}",
+        "images": f"{stored.get('images')} training images or batches, not {now.get('images')}",
+        "steps": f"{stored.get('steps')} steps an epoch, not {now.get('steps')}",
+        "device": f"the device {stored.get('device')!r}, not {now.get('device')!r}",
+        "processes": f"{stored.get('processes')} processes, not {now.get('processes')}",
         "version": "another version of amc",
     }
     for name, text in what.items():
-        if made.get(name) != now.get(name):
+        if stored.get(name) != now.get(name):
             raise RunError(f"'{path}' was made with {text}; {_BEGIN_ANEW}")
 
 
@@ -188,9 +188,9 @@ def _damaged(path: Path, reason: str) -> str:
 
 
 def _flattened(tensor: Tensor) -> tuple[Tensor, list[int]]:
-    """The tensor with its dimensions in the order of memory, and that order.
+    """The tensor with its dimensions permuted to memory order, and the permutation.
 
-    Arithmetic on a tensor in another order of memory may round differently, so the order is part of the state.
+    Arithmetic may round differently in another memory order, so the order is part of the state.
     """
     strides = tensor.stride()
     order = sorted(range(tensor.dim()), key=lambda dim: -strides[dim])

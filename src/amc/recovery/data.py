@@ -1,4 +1,4 @@
-"""The batches of an epoch: from its beginning or from the middle, whole or one process's share."""
+"""The batches of an epoch, from its first batch or a later one. With several processes, each gets a share."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ Batch = tuple[Tensor, Tensor]
 
 @runtime_checkable
 class TrainingSet(Protocol):
-    """Labelled images that give a new epoch of batches each time.
+    """Labelled images that yield a new epoch of batches on each call.
 
-    What an epoch holds may depend on nothing but the generator's state when it begins, so that an epoch can be
-    gone through again up to where training stopped.
+    An epoch may depend only on the generator's state at its start. A resumed training can then repeat the epoch up to
+    the batch where it stopped.
     """
 
     def __len__(self) -> int: ...
 
     def training_batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
-        """One shuffled epoch; a last smaller batch is left out unless it is the only one."""
+        """One shuffled epoch. An incomplete last batch is dropped unless it is the only one."""
 
 
 @runtime_checkable
 class ShareableTrainingSet(TrainingSet, Protocol):
-    """One that skips batches, and makes a part of each, without making the rest; such as `amc.zoo.ImageSet`."""
+    """A training set that loads only the requested share of the requested batches, e.g. `amc.zoo.ImageSet`."""
 
     def training_share(
         self, batch_size: int, generator: torch.Generator, *, skip: int = 0, rank: int = 0, ranks: int = 1
     ) -> Iterator[Batch]:
-        """`training_batches` without the first `skip`, and of each batch the share `rank` of `ranks` equal ones.
+        """`training_batches` without the first `skip` batches; each batch is reduced to share `rank` of `ranks`.
 
-        All shares draw the same from the generator; what is left over is dropped.
+        Every share draws the same random numbers from the generator. Images that do not divide evenly are dropped.
         """
 
 
 class Stream:
-    """Epoch after epoch of batches for process `rank` of `ranks`.
+    """The batches of successive epochs for process `rank` of `ranks`.
 
-    A plain loader must itself give each process its own part, and cannot be joined in the middle of an epoch.
-    Raises AmcError where the number of batches cannot be told or a batch cannot be shared.
+    A plain loader must itself yield each process's own part, and it cannot skip batches. Raises AmcError if the number
+    of batches is unknown or `ranks` does not divide a batch.
     """
 
     def __init__(self, train: TrainingSet | Iterable[Batch], batch_size: int, *, rank: int = 0, ranks: int = 1) -> None:
         self.train, self.batch_size, self.rank, self.ranks = train, batch_size, rank, ranks
         self.can_skip = isinstance(train, TrainingSet)
         if isinstance(train, TrainingSet):
-            self.size = len(train)  # images, or batches of a loader
+            self.size = len(train)  # images; for a loader, batches
             self.steps = max(1, self.size // batch_size)
             if batch_size % ranks or self.size < ranks:
                 raise AmcError(
@@ -81,6 +81,6 @@ class Stream:
 
 
 def share(count: int, rank: int, ranks: int) -> slice:
-    """Where the share `rank` of `count` things lies when each of `ranks` gets as many; the rest is nobody's."""
+    """The slice of share `rank` when `count` items are split into `ranks` equal shares. Drops the remainder."""
     each = count // ranks
     return slice(rank * each, (rank + 1) * each)

@@ -1,4 +1,4 @@
-"""A moving average of the weights, which generalises better than the last of them (Polyak averaging)."""
+"""A moving average of the weights (Polyak averaging). It generalises better than the last weights."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from amc.recovery.tensors import snapshot, tensors_of
 
 
 class MovingAverage:
-    """Exponential moving average of parameters and floating-point buffers; other buffers are the latest.
+    """Exponential moving average of parameters and floating-point buffers; other buffers keep their latest value.
 
-    average <- d·average + (1 - d)·value with d = min(decay, (1 + n) / (10 + n)) after step n, so that the first
-    weights do not linger when there are few steps.
+    average <- d·average + (1 - d)·value with d = min(decay, (1 + n) / (10 + n)) after step n. A smaller d in
+    the first steps removes the initial weights from the average, also in a short training.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -24,7 +24,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update_(self, step: int) -> None:
-        """Take in the weights after `step` (from 1)."""
+        """Add the weights after `step` (from 1) to the average."""
         share = 1 - min(self.decay, (1 + step) / (10 + step))
         for name, tensor in tensors_of(self.model).items():
             if tensor.is_floating_point():
@@ -42,7 +42,7 @@ class MovingAverage:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The network is its average inside the block."""
+        """Within the block the network has the averaged weights."""
         self.swap_()
         try:
             yield
@@ -51,6 +51,6 @@ class MovingAverage:
 
     @torch.no_grad()
     def restore_(self, values: Mapping[str, Tensor]) -> None:
-        """Go on from averages that were saved."""
+        """Restore saved averages."""
         for name, value in self.values.items():
             value.copy_(values[name])

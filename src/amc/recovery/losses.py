@@ -1,4 +1,4 @@
-"""What fine-tuning minimises."""
+"""The loss that fine-tuning minimises."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from amc.modes import evaluating
-from amc.recovery.config import FineTuneConfig
+from amc.settings import FineTuneConfig
 
 
 class Loss:
@@ -32,5 +32,5 @@ class Loss:
             log_target=True,
             reduction="batchmean",
         )
-        # T^2 keeps the gradient's size the same at every temperature (section 2 there).
+        # The factor T^2 makes the gradient's size independent of the temperature (section 2 of the paper).
         return (1 - config.distill) * loss + config.distill * config.temperature**2 * divergence

@@ -1,4 +1,4 @@
-"""Weights that were pruned stay zero."""
+"""Masks that keep the pruned weights zero during training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from amc.recovery.tensors import tensors_of
 class WeightMasks:
     """Masks of a network's parameters: bool, of the parameter's shape, True = kept.
 
-    AmcError for a mask of no parameter or of another shape.
+    Raises AmcError if a mask has an unknown parameter name or another shape.
     """
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
@@ -39,16 +39,16 @@ class WeightMasks:
 
     @torch.no_grad()
     def mask_gradients_(self) -> None:
-        """Zero the dropped weights' gradients, so that no optimiser gathers momentum for them."""
+        """Zero the dropped weights' gradients, so that the optimiser accumulates no momentum for them."""
         for _, parameter, dropped in self._dropped:
             if parameter.grad is not None:
                 parameter.grad.masked_fill_(dropped, 0)
 
     def verify(self, model: nn.Module) -> None:
-        """RuntimeError if a dropped weight of `model` is not zero: a fault of ours, or of a callback."""
-        found = tensors_of(model)
+        """Raise RuntimeError if a dropped weight of `model` is not zero: a fault in amc or in a callback."""
+        tensors = tensors_of(model)
         for name, parameter, dropped in self._dropped:
-            value = found.get(name, parameter)
+            value = tensors.get(name, parameter)
             alive = int(value.detach()[dropped].count_nonzero())
             if alive:
                 raise RuntimeError(f"{alive} pruned weights of {name!r} are no longer zero")

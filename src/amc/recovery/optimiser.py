@@ -7,11 +7,11 @@ import math
 import torch
 from torch import nn
 
-from amc.recovery.config import FineTuneConfig
+from amc.settings import FineTuneConfig
 
 
 def learning_rate(step: int, total_steps: int, config: FineTuneConfig) -> float:
-    """For step 1 to `total_steps`: linear up to the peak rate, then half a cosine down (arXiv 1608.03983)."""
+    """The rate at `step`, 1 to `total_steps`: linear warm-up, then cosine decay (arXiv 1608.03983)."""
     warm = round(config.warmup * total_steps)
     if step <= warm:
         return config.peak_lr * step / warm
@@ -19,8 +19,8 @@ def learning_rate(step: int, total_steps: int, config: FineTuneConfig) -> float:
 
 
 def make_optimiser(model: nn.Module, config: FineTuneConfig) -> torch.optim.Optimizer:
-    """Nesterov's SGD or AdamW (arXiv 1711.05101) over all parameters; only weights are decayed."""
-    # Decaying batch norms and biases only drags the scale that the pruned network still relies on.
+    """Nesterov's SGD or AdamW (arXiv 1711.05101) over all parameters, with weight decay on weights only."""
+    # Batch norms and biases are not decayed: the pruned network still needs their scale.
     weights = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     others = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
     groups = [

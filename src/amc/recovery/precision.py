@@ -1,4 +1,4 @@
-"""In which arithmetic a step is computed."""
+"""The numeric precision of a training step."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 
 from amc.errors import AmcError
 from amc.kernels import RightGradients
-from amc.recovery.config import PrecisionName
+from amc.settings import PrecisionName
 
 _DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Arithmetic:
-    """Forward pass in `precision`, weights and optimiser in float32 (arXiv 1710.03740).
+    """Runs the forward pass in `precision`; weights and optimiser stay in float32 (arXiv 1710.03740).
 
-    float16 has so little range that gradients vanish: the loss is scaled up before the backward pass, the gradients
-    down after it, and a step whose gradients overflow is left out.
+    Small gradients underflow in float16. So the loss is scaled up before the backward pass, and the gradients are
+    scaled down after it. A step whose gradients overflow is skipped.
     """
 
     def __init__(self, precision: PrecisionName, device: torch.device) -> None:
@@ -30,11 +30,11 @@ class Arithmetic:
         self.scaler = torch.amp.GradScaler(device.type) if precision == "float16" else None
 
     def forward(self) -> AbstractContextManager[Any]:
-        """Context of the forward pass."""
+        """The context of the forward pass."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def backward_(self, loss: Tensor, optimiser: torch.optim.Optimizer) -> None:
-        """Gradients of `loss`, at their own scale."""
+        """Compute the gradients of `loss`, without the loss scale."""
         if self.scaler is not None:
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             self.scaler.unscale_(optimiser)
@@ -45,7 +45,7 @@ class Arithmetic:
             loss.backward()  # type: ignore[no-untyped-call]
 
     def step_(self, optimiser: torch.optim.Optimizer) -> None:
-        """Move the weights."""
+        """Update the weights."""
         if self.scaler is None:
             optimiser.step()
         else:
@@ -53,10 +53,10 @@ class Arithmetic:
             self.scaler.update()
 
     def state(self) -> dict[str, float]:
-        """What has to be remembered from step to step."""
+        """The loss scaler's state; empty if the precision needs no scaler."""
         return {} if self.scaler is None else dict(self.scaler.state_dict())
 
     def restore_(self, state: dict[str, float]) -> None:
-        """Go on from what `state` gave."""
+        """Restore a state that `state` returned."""
         if self.scaler is not None:
             self.scaler.load_state_dict(state)

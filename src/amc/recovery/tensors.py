@@ -1,8 +1,7 @@
-"""The tensors that make up a network's state, and a fingerprint of tensors."""
+"""The tensors that make up a network's state."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 
 import torch
@@ -10,16 +9,16 @@ from torch import Tensor, nn
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, the ones in use, each once.
+    """The network's own parameters and buffers by name, not copies.
 
-    Unlike a state dict this holds buffers that are not saved with the network and names tied parameters once.
+    Unlike a state dict, this includes non-persistent buffers and names tied parameters once.
     """
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 @torch.no_grad()
 def copy_into_(model: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Give the network's tensors the `values` of the same names."""
+    """Copy `values` into the network's tensors of the same names."""
     for name, tensor in tensors_of(model).items():
         tensor.copy_(values[name])
 
@@ -27,12 +26,3 @@ def copy_into_(model: nn.Module, values: Mapping[str, Tensor]) -> None:
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
     """Copies of `tensors_of`."""
     return {name: tensor.detach().clone() for name, tensor in tensors_of(model).items()}
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, types, shapes and values."""
-    made = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        made.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
-        made.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return made.hexdigest()

@@ -1,4 +1,4 @@
-"""The training loop: step, average, check, save; and going on from a checkpoint to the bit."""
+"""The training loop: step, average, check, save. A resumed training is bit-identical to an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from torch import Tensor, nn
 from amc.errors import AmcError, EvaluationError, NotFiniteError
 from amc.recovery import checkpoint as storage
 from amc.recovery.checkpoint import Position, TrainingState
-from amc.recovery.config import EpochRecord, FineTuneConfig, FineTuneResult, StepRecord
 from amc.recovery.data import Batch, Stream, TrainingSet
 from amc.recovery.ema import MovingAverage
 from amc.recovery.losses import Loss
 from amc.recovery.masks import WeightMasks
 from amc.recovery.optimiser import learning_rate, make_optimiser
 from amc.recovery.precision import Arithmetic
-from amc.recovery.tensors import copy_into_, digest, snapshot, tensors_of
+from amc.recovery.records import EpochRecord, FineTuneResult, StepRecord
+from amc.recovery.tensors import copy_into_, snapshot, tensors_of
 from amc.recovery.workers import Accelerated, Alone, Workers
+from amc.settings import FineTuneConfig
+from amc.storage import digest
 
 VERSION = 1  # of the checkpoint
 
@@ -33,7 +35,7 @@ OnEpoch = Callable[[EpochRecord], float | None]
 
 
 class DivergenceError(AmcError):
-    """Training left the finite numbers; the network was put back."""
+    """A loss, weight or score is no longer finite; the network was restored to its last good state."""
 
 
 def finetune(
@@ -49,26 +51,26 @@ def finetune(
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> FineTuneResult:
-    """Train `model` **in place**, on its own device, and leave it in eval mode; every parameter is trained.
+    """Train all parameters of `model` **in place**, on its own device. The network is then in eval mode.
 
-    train: a `TrainingSet`, or a sized iterable of (images, labels) such as a DataLoader, gone through once an epoch.
+    train: a `TrainingSet`, or a sized iterable of (images, labels) such as a DataLoader, iterated once per epoch.
     teacher: the dense network, on the same device, for `config.distill` > 0.
-    masks: by parameter name, bool of its shape, True = kept; the other weights are zeroed, stay so, and are checked
-        after every epoch (RuntimeError).
-    checkpoint: a file written after every epoch and, with a TrainingSet, every `checkpoint_every` steps (0: not
-        between epochs). If it is there already, training goes on from it: `model`, `config`, `train`, `masks` and
-        `teacher` must be what they were at the start, and on a CPU the result is that of an uninterrupted training
-        to the bit. For a loader that holds only if torch's global generator is all that decides its order.
-    accelerator: an `accelerate.Accelerator`: the processes share every batch of a TrainingSet (a loader must give
-        each its own part), the network is moved to its device, and rank 0 alone writes and is called back.
-        Each process has its own batch-norm statistics; those of rank 0 count.
-    on_step, on_epoch: told what happened; the network may be evaluated in them, and in `on_epoch` it is the moving
-        average if there is one. What `on_epoch` returns is kept as the epoch's score.
+    masks: by parameter name, bool of its shape, True = kept. The other weights are set to zero and stay zero; this is
+        checked after every epoch (RuntimeError).
+    checkpoint: a file, written after every epoch and, with a TrainingSet, every `checkpoint_every` steps (0: only
+        after epochs). Training resumes from an existing file. `model`, `config`, `train`, `masks` and `teacher` must
+        then be the same as at the start. On a CPU the result is bit-identical to that of an uninterrupted training;
+        with a loader, only if its order depends on torch's global generator alone.
+    accelerator: an `accelerate.Accelerator`. The processes share every batch of a TrainingSet; a loader must yield
+        each process its own part. The network is moved to the accelerator's device. Only rank 0 writes files and
+        calls the callbacks. Each process has its own batch-norm statistics; the result has those of rank 0.
+    on_step, on_epoch: called after each step and epoch; they may evaluate the network. In `on_epoch` the network has
+        the moving average of the weights if `config.ema` is set. `on_epoch` returns the epoch's score, or None.
 
-    Raises AmcError. DivergenceError where the loss, a weight, a statistic or what `on_epoch` scores is no longer
-    finite, EvaluationError where `on_epoch` raises it otherwise: the network is as after the last whole epoch (or as
-    resumed) and the last checkpoint kept.
-    RunError for a checkpoint of something else or one that cannot be written.
+    Raises AmcError for unusable arguments; DivergenceError if the loss, a weight, a statistic or the score of
+    `on_epoch` is no longer finite; EvaluationError if `on_epoch` raises it for another reason; RunError if the
+    checkpoint belongs to another training or cannot be written. After a DivergenceError or EvaluationError the network
+    is that of the last whole epoch (or the resumed one), and the last checkpoint remains.
     """
     config = config or FineTuneConfig()
     if config.distill > 0 and teacher is None:
@@ -103,7 +105,7 @@ def finetune(
 
 @contextmanager
 def _own_random(device: torch.device, seed: int) -> Iterator[None]:
-    """Dropout draws from the global generators, which are put back afterwards."""
+    """Seed the global generators, which dropout uses, and restore them afterwards."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
@@ -111,7 +113,7 @@ def _own_random(device: torch.device, seed: int) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _Saver:
-    """Where and when checkpoints are written, and what they belong to."""
+    """Where and when checkpoints are written, and the training that they belong to."""
 
     path: Path
     every: int  # steps
@@ -120,7 +122,7 @@ class _Saver:
 
 @dataclass
 class _Trainer:
-    """One training, from its beginning or from a checkpoint, to its end."""
+    """One training, from its start or from a checkpoint, to its end."""
 
     model: nn.Module
     config: FineTuneConfig
@@ -137,18 +139,18 @@ class _Trainer:
         self.masks.apply_()
         self.optimiser = make_optimiser(self.model, self.config)
         self.average = MovingAverage(self.model, self.config.ema) if self.config.ema > 0 else None
-        self.generator = torch.Generator().manual_seed(self.config.seed)  # of the data; the same in every process
+        self.generator = torch.Generator().manual_seed(self.config.seed)  # of the data order; the same in every process
         self.epoch_began = self.generator.get_state()
         self.position = Position()
-        self.good = self._result()  # to go back to if training diverges
+        self.good = self._result()  # restored if training diverges
 
     def run(self) -> tuple[EpochRecord, ...]:
-        """All epochs that are left; the records of all."""
+        """Train the remaining epochs. Returns the records of all epochs."""
         self._resume()
         network = self.workers.wrap(self.model)
         for number in range(len(self.position.records) + 1, self.config.epochs + 1):
             self.good = self._result()
-            record = self._told(self._epoch(network, number))
+            record = self._checked(self._epoch(network, number))
             self.epoch_began = self.generator.get_state()
             self.position = Position((*self.position.records, record))
             self._save()
@@ -156,15 +158,15 @@ class _Trainer:
             self.average.swap_()
         return self.position.records
 
-    def _told(self, record: EpochRecord) -> EpochRecord:
-        """The epoch's checks and callback; the record with its score."""
+    def _checked(self, record: EpochRecord) -> EpochRecord:
+        """Check the network after an epoch and call `on_epoch`. Returns the record with its score."""
         self._check_finite(record.epoch)
         self.masks.verify(self.model)
         try:
             with self.average.in_place() if self.average else nullcontext():
                 self.masks.verify(self.model)
                 score = self.on_epoch(record) if self.on_epoch is not None and self.workers.rank == 0 else None
-        except NotFiniteError as error:  # what was scored before training is only now too large to be
+        except NotFiniteError as error:  # the score was finite before training, so training diverged
             self._diverged(record.epoch, str(error).partition(";")[0])
         except EvaluationError as error:
             copy_into_(self.model, self.good)
@@ -172,7 +174,7 @@ class _Trainer:
         return record if score is None else replace(record, score=float(score))
 
     def _epoch(self, network: nn.Module, number: int) -> EpochRecord:
-        """The rest of epoch `number`."""
+        """Train the remaining batches of epoch `number`."""
         total_steps = self.stream.steps * self.config.epochs
         step, total, rate = self.position.step, self.position.loss, 0.0
         began = time.perf_counter() - self.position.seconds
@@ -195,7 +197,7 @@ class _Trainer:
         return EpochRecord(number, total / step, rate, time.perf_counter() - began)
 
     def _step(self, network: nn.Module, images: Tensor, labels: Tensor, rate: float, done: int) -> float:
-        """One step of the optimiser; the loss before it, not finite if the step was left out for that."""
+        """One step of the optimiser. Returns the loss before it; if that is not finite, the step is skipped."""
         network.train()
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -220,15 +222,15 @@ class _Trainer:
         return self.saver is not None and self.stream.can_skip and self.saver.every > 0 and done % self.saver.every == 0
 
     def _result(self) -> dict[str, Tensor]:
-        """A copy of the network as training would leave it now."""
+        """A copy of the tensors that the network would have if training ended now."""
         if self.average:
             return {name: value.clone() for name, value in self.average.values.items()}
         return snapshot(self.model)
 
     def _check_finite(self, number: int) -> None:
-        """A gradient or an activation may overflow under a finite loss: weights and statistics show it.
+        """Raise DivergenceError if a weight or statistic has become non-finite: this can happen under a finite loss.
 
-        What never was finite, such as an attention's mask of -inf, may stay so.
+        A tensor that was never finite, such as an attention mask of -inf, is ignored.
         """
         for name, tensor in tensors_of(self.model).items():
             if not tensor.isfinite().all() and self.good[name].isfinite().all():
@@ -261,7 +263,7 @@ class _Trainer:
         )
 
     def _resume(self) -> None:
-        """Go on from the checkpoint, if there is one."""
+        """Restore the checkpoint if one exists."""
         if self.saver is None:
             return
         state = storage.load(self.saver.path, self.saver.identity)
@@ -279,7 +281,7 @@ class _Trainer:
         self.arithmetic.restore_(dict(state.scaler))
         self.epoch_began = tensors["random.data"]
         self.generator.set_state(self.epoch_began)
-        # Clones: torch 2.13 reads the state of a row that does not begin its storage from somewhere else.
+        # Clones: torch 2.13 reads a generator state from the wrong place if the tensor has a storage offset.
         torch.set_rng_state(tensors["random.global"][rank].clone())
         if self.workers.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["random.device"][rank].clone(), self.workers.device)

@@ -1,7 +1,7 @@
-"""One process or many: what training needs to know of the others.
+"""Training in one process or several.
 
-Many processes come from `accelerate launch`; the accelerator only wraps the network and carries numbers, so that
-the training code is the same for one device.
+`accelerate launch` starts several processes. The accelerator only wraps the network and exchanges numbers, so the
+training code is the same as for one device.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from amc.modes import device_of
 def launched(*, cpu: bool = False) -> Any:
     """The accelerator of this process if `accelerate launch` (or torchrun) started several, else None.
 
-    AmcError without the extra `accelerate`.
+    Raises AmcError if the extra `accelerate` is not installed.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return None
@@ -36,18 +36,18 @@ def launched(*, cpu: bool = False) -> Any:
 class Workers(Protocol):
     """The processes that train one network together."""
 
-    rank: int  # of this process, from 0; only rank 0 writes files and hears callbacks
-    count: int
+    rank: int  # of this process, from 0; only rank 0 writes files and calls callbacks
+    count: int  # of processes
     device: torch.device  # of this process
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The network to call in training: its gradients are means over the processes."""
+        """The network to call in training. Its gradients are averaged over the processes."""
 
     def mean(self, value: Tensor) -> float:
-        """Mean of a scalar over the processes; NaN if it is NaN anywhere."""
+        """Mean of a scalar over the processes; NaN if one process has NaN."""
 
     def gather(self, row: Tensor) -> Tensor:
-        """[count, n] on the CPU: `row` [n] of every process. Waits for them."""
+        """The `row` [n] of every process: [count, n] on the CPU. Waits for all processes."""
 
 
 class Alone:
@@ -70,7 +70,7 @@ class Alone:
 
 
 class Accelerated:
-    """The processes of an `accelerate.Accelerator`; the network is moved to the device of this one."""
+    """The processes of an `accelerate.Accelerator`; the network is moved to this process's device."""
 
     def __init__(self, accelerator: Any, model: nn.Module) -> None:
         if accelerator.mixed_precision != "no":
@@ -91,7 +91,7 @@ class Accelerated:
         model.to(self.device)
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        # Not accelerator.prepare(), which keeps every network it has seen alive.
+        # Not accelerator.prepare(): it keeps every prepared network in memory.
         if self.count == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
@@ -101,5 +101,5 @@ class Accelerated:
         return float(self.accelerator.reduce(value, reduction="mean"))
 
     def gather(self, row: Tensor) -> Tensor:
-        found: Tensor = self.accelerator.gather(row.detach().to(self.device).unsqueeze(0))
-        return found.cpu()
+        rows: Tensor = self.accelerator.gather(row.detach().to(self.device).unsqueeze(0))
+        return rows.cpu()

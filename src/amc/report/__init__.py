@@ -1,4 +1,4 @@
-"""A run directory as tables and as one HTML page."""
+"""Reports of a run directory: tables for the terminal, and one HTML page."""
 
 import os
 from pathlib import Path
@@ -23,10 +23,10 @@ from amc.rundir import RunDir
 
 
 def render_report(run: str | os.PathLike[str] | RunDir) -> Path:
-    """Write RUN/report.html, whole or not at all, and return its path; of a schedule, over all its rounds.
+    """Write RUN/report.html atomically and return its path. The page of a schedule covers all its rounds.
 
-    A search that is not finished gives a page of what there is so far. Raises `RunError` for a directory that
-    is no run or holds a damaged file.
+    The page of an unfinished search shows the episodes so far. Raises `RunError` if the directory is not a run or
+    contains a damaged file.
     """
     directory = open_run(run)
     return render_schedule(directory) if directory.config().get("schedule") else render_run(directory)

@@ -11,20 +11,20 @@ from amc.report.tables import format_score
 
 @dataclass(frozen=True, slots=True)
 class LearningCurve:
-    """Scores in the order of their episodes; None for an episode that failed."""
+    """The scores of a search by episode, and its baselines. A failed episode has None."""
 
     scores: Sequence[float | None]
     first: int  # number of the first episode
-    planned: int  # episodes that the search was asked for; the axis reaches that far
-    warmup: int  # leading episodes that explored at random
-    uniform: float | None
-    random: Sequence[float | None]
+    planned: int  # number of episodes requested; the axis has this length
+    warmup: int  # first episodes, which explored at random
+    uniform: float | None  # score of the uniform policy
+    random: Sequence[float | None]  # scores of the random policies
     percent: bool  # write scores as percentages
     quantity: str = "score"  # or "reward", or another score's name
 
 
 def learning_curve(curve: LearningCurve, frame: Frame, *, name: str) -> Markup:
-    """Draw scores, their best so far, and the baselines; `name` keeps the ids of one page apart."""
+    """Draw the scores, the best so far, and the baselines. `name` makes the SVG's ids unique on the page."""
     count = max(curve.planned, len(curve.scores), len(curve.random), 2)
     x = Scale(curve.first - 0.5, curve.first + count - 0.5, frame.left, frame.end)
     values = [score for score in (*curve.scores, *running_best(curve.random), curve.uniform) if score is not None]
@@ -33,7 +33,7 @@ def learning_curve(curve: LearningCurve, frame: Frame, *, name: str) -> Markup:
     parts = [
         _warmup_band(curve, frame, x),
         value_axis(frame, y, percent=curve.percent),
-        # There is no episode 2.5.
+        # Only whole numbers: no episode has number 2.5.
         floor_axis(frame, x, [(value, f"{value:g}") for value in numbers if value == int(value)], "episode"),
         level(frame, y, curve.uniform, "c-uniform"),
         _steps(running_best(curve.random), curve.first, x, y, kind="random"),
@@ -44,7 +44,7 @@ def learning_curve(curve: LearningCurve, frame: Frame, *, name: str) -> Markup:
 
 
 def running_best(scores: Iterable[float | None]) -> list[float | None]:
-    """Largest score up to each episode; None before the first one that did not fail."""
+    """The largest score up to each episode; None before the first scored episode."""
     best: float | None = None
     result = []
     for score in scores:
@@ -55,7 +55,7 @@ def running_best(scores: Iterable[float | None]) -> list[float | None]:
 
 
 def describe(curve: LearningCurve) -> str:
-    """The drawing in words, for those who cannot see it."""
+    """A description of the chart, for readers who cannot see it."""
     best = running_best(curve.scores)
     if not best or best[-1] is None:
         return "No episode has a score yet."
@@ -91,15 +91,15 @@ def _warmup_band(curve: LearningCurve, frame: Frame, x: Scale) -> str:
 
 
 def _steps(best: Sequence[float | None], first: int, x: Scale, y: Scale, *, kind: str) -> str:
-    """A staircase: the best score holds until a better one comes."""
+    """A staircase: each best score continues until a better one."""
     path: list[str] = []
-    former: float | None = None
+    previous: float | None = None
     for number, value in enumerate(best, start=first):
-        if value is None or value == former:
+        if value is None or value == previous:
             continue
-        path.append(f"M{x(number):.1f} {y(value):.1f}" if former is None else f"H{x(number):.1f}V{y(value):.1f}")
-        former = value
-    if former is None:
+        path.append(f"M{x(number):.1f} {y(value):.1f}" if previous is None else f"H{x(number):.1f}V{y(value):.1f}")
+        previous = value
+    if previous is None:
         return ""
     return f'<path class="c-{kind}" d="{"".join(path)}H{x(first + len(best) - 1):.1f}"/>'
 

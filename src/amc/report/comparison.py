@@ -1,4 +1,4 @@
-"""The search beside its baselines: like with like, on the search split and without fine-tuning."""
+"""Compares the search with its baselines, on the search split and before fine-tuning."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,26 +6,27 @@ from statistics import median
 from typing import Any
 
 from amc.report.figures import baseline_of, best_of, scores_of
-from amc.report.record import Episode, RunRecord
+from amc.report.record import RunRecord, merit
 from amc.report.tables import DASH, format_difference, format_ratio, format_score, part_of
 from amc.report.words import metric_of
+from amc.search import EpisodeRecord
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The best policy of the search beside one baseline."""
+    """The best policy of the search compared with one baseline, as text."""
 
     baseline: str
     score: str
-    difference: str  # of the search over the baseline: in score, or in reward where there is no budget
-    ahead: bool | None  # None: not known
+    difference: str  # search minus baseline: of the score or, without a budget, of the reward
+    ahead: bool | None  # True if the search is better; None if unknown
     detail: str
     left: str = ""  # share of the dense cost; only without a budget
     reward: str = ""
 
 
 def score_comparisons(record: RunRecord, *, percent: bool) -> list[Comparison]:
-    """Under a budget: the higher score is the better policy."""
+    """Comparisons with a budget: the policy with the higher score is better."""
     best = record.best
     if not best:
         return []
@@ -56,7 +57,7 @@ def score_comparisons(record: RunRecord, *, percent: bool) -> list[Comparison]:
 
 
 def reward_comparisons(record: RunRecord, *, percent: bool) -> list[Comparison]:
-    """Without a budget: every agent's most rewarded policy, which may differ in score and in cost."""
+    """Comparisons without a budget: each agent's policy with the highest reward. Scores and costs may differ."""
     best = best_of(record.episodes)
     if best is None:
         return []
@@ -70,20 +71,20 @@ def reward_comparisons(record: RunRecord, *, percent: bool) -> list[Comparison]:
     return lines
 
 
-def _beside(name: str, other: Episode, best: Episode, record: RunRecord, *, percent: bool) -> Comparison:
+def _beside(name: str, other: EpisodeRecord, best: EpisodeRecord, record: RunRecord, *, percent: bool) -> Comparison:
     return Comparison(
         baseline=name,
         score=format_score(other.score, percent=percent),
-        difference=format_difference(other.merit, best.merit, percent=False),
-        ahead=best.merit > other.merit,
+        difference=format_difference(merit(other), merit(best), percent=False),
+        ahead=merit(best) > merit(other),
         detail="",
         left=share_left(other.cost, record),
-        reward=format_score(other.merit, percent=False).replace("-", "−"),
+        reward=format_score(merit(other), percent=False).replace("-", "−"),
     )
 
 
 def _summarised(name: str, baseline: Mapping[str, Any], record: RunRecord, *, percent: bool) -> Comparison:
-    """A baseline whose journal is gone: what the summary still has."""
+    """A baseline without a journal, from the summary."""
     return Comparison(
         baseline=f"best {name} policy",
         score=format_score(baseline["score"], percent=percent),
@@ -96,6 +97,6 @@ def _summarised(name: str, baseline: Mapping[str, Any], record: RunRecord, *, pe
 
 
 def share_left(cost: Mapping[str, Any], record: RunRecord) -> str:
-    """A policy's cost as a share of the dense network's, in the metric that the search was about."""
+    """A policy's cost as a share of the dense network's, in the search's metric."""
     metric = metric_of({**record.config, **record.summary})
     return format_ratio(part_of(record.summary, "dense").get(metric), cost.get(metric))

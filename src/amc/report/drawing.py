@@ -1,7 +1,8 @@
-"""What the charts share: sizes, scales, ticks and axes, as SVG text.
+"""The parts that all charts share: sizes, scales, ticks and axes, as SVG text.
 
-Colours come from the page's style sheet (classes), so that one drawing serves light and dark; text sizes do not
-scale with the page, so the page draws one wide and one narrow version and shows the one that fits. Pure: no files.
+Colours come from the page's style sheet (classes), so that a chart works on light and dark pages. Text sizes do not
+scale with the page. So a page has a wide and a narrow version of each chart and shows the one that fits. Pure: no
+files.
 """
 
 import math
@@ -24,12 +25,12 @@ class Frame:
 
     @property
     def end(self) -> int:
-        """Where the plot ends to the right."""
+        """The right edge of the plot, pixels."""
         return self.width - self.right
 
     @property
     def floor(self) -> int:
-        """Where the plot ends below."""
+        """The lower edge of the plot, pixels."""
         return self.height - self.bottom
 
 
@@ -52,7 +53,7 @@ class Scale:
 
 
 def drawing(parts: Iterable[str], frame: Frame, *, name: str, title: str, description: str) -> Markup:
-    """The parts as one SVG; `name` keeps the ids of one page apart, its last word is the class."""
+    """The parts as one SVG. `name` makes its ids unique on the page; the last word of `name` is its class."""
     label = escape(name)
     return Markup(
         f'<svg class="chart {escape(name.rpartition("-")[2])}" viewBox="0 0 {frame.width} {frame.height}" role="img" '
@@ -63,7 +64,7 @@ def drawing(parts: Iterable[str], frame: Frame, *, name: str, title: str, descri
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round numbers in [low, high], a step of 1, 2 or 5 times a power of ten apart."""
+    """About `count` round numbers in [low, high]. Their step is 1, 2 or 5 times a power of ten."""
     raw = (high - low) / max(count, 1)
     power = 10.0 ** math.floor(math.log10(raw))
     step = next((factor * power for factor in (1, 2, 5) if factor * power >= raw), 10 * power)
@@ -72,7 +73,7 @@ def ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def vertical_scale(values: Sequence[float], frame: Frame) -> Scale:
-    """Over all `values`, with a margin; [0, 1] where there are none."""
+    """The vertical scale of all `values`, with a margin; [0, 1] without values."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     margin = 0.06 * (high - low) or 0.05 * (abs(high) or 1.0)
     return Scale(low - margin, high + margin, frame.floor, frame.top)
@@ -92,7 +93,7 @@ def value_axis(frame: Frame, y: Scale, *, percent: bool) -> str:
 
 
 def floor_axis(frame: Frame, x: Callable[[float], float], marks: Iterable[tuple[float, str]], label: str) -> str:
-    """The line below, with its marks as (value, text), and what it counts."""
+    """The horizontal axis with its marks, (value, text), and its label."""
     parts = [
         f'<text class="tick" x="{x(value):.1f}" y="{frame.floor + 17}" text-anchor="middle">{text}</text>'
         for value, text in marks
@@ -106,7 +107,7 @@ def floor_axis(frame: Frame, x: Callable[[float], float], marks: Iterable[tuple[
 
 
 def level(frame: Frame, y: Scale, value: float | None, kind: str) -> str:
-    """A line across the plot at one value; nothing for None."""
+    """A horizontal line at `value`; empty for None."""
     if value is None:
         return ""
     at = f"{y(value):.1f}"
@@ -114,6 +115,6 @@ def level(frame: Frame, y: Scale, value: float | None, kind: str) -> str:
 
 
 def _digits(values: Sequence[float], *, percent: bool) -> int:
-    """Decimals that tell neighbouring ticks apart."""
+    """The number of decimals at which neighbouring ticks differ."""
     step = (values[1] - values[0]) * (100 if percent else 1) if len(values) > 1 else 1.0
     return max(0, -math.floor(math.log10(step) + 1e-9))

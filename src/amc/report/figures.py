@@ -1,4 +1,4 @@
-"""The figures of one run: which numbers of its record each chart shows."""
+"""The charts of one run, made from the numbers of its record."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -7,15 +7,16 @@ from markupsafe import Markup
 
 from amc.report.charts import LearningCurve, learning_curve
 from amc.report.drawing import NARROW, WIDE
-from amc.report.record import Episode, RunRecord, ranked
+from amc.report.record import RunRecord, ranked
 from amc.report.tables import part_of, scores_are_fractions
 from amc.report.tradeoff import Point, TradeOff, tradeoff_chart
 from amc.report.words import metric_label, metric_of
 from amc.scores import TOP1, score_of_record
+from amc.search import EpisodeRecord
 
 
-def scores_of(episodes: Iterable[Episode]) -> list[float]:
-    """The scores of those that have one."""
+def scores_of(episodes: Iterable[EpisodeRecord]) -> list[float]:
+    """The scores of the episodes that did not fail."""
     return [episode.score for episode in episodes if episode.score is not None]
 
 
@@ -26,12 +27,12 @@ def is_percent(record: RunRecord) -> bool:
 
 
 def baseline_of(summary: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """What the summary says of a baseline."""
+    """A baseline's results in the summary; empty if absent."""
     return part_of(part_of(summary, "baselines"), name)
 
 
 def score_curve(record: RunRecord) -> LearningCurve:
-    """Scores by episode: under a budget every policy costs about the same."""
+    """Scores by episode, for a search with a budget: all policies cost about the same."""
     uniform = baseline_of(record.summary, "uniform").get("score")
     return LearningCurve(
         scores=[episode.score for episode in record.episodes],
@@ -46,13 +47,13 @@ def score_curve(record: RunRecord) -> LearningCurve:
 
 
 def _quantity(record: RunRecord) -> str:
-    """What the axis shows: higher is better, so that an error stands there with a minus."""
+    """The name of the score on the axis. An error has a minus sign, because higher is better."""
     kind = score_of_record({**record.config, **record.summary})
     return "score" if kind is TOP1 else f"{'−' if kind.is_error else ''}{kind.label}"
 
 
 def reward_curve(record: RunRecord) -> LearningCurve:
-    """Rewards by episode: without a budget, a score alone says nothing."""
+    """Rewards by episode, for a search without a budget: scores alone ignore the cost."""
     return LearningCurve(
         scores=[episode.reward for episode in record.episodes],
         first=_first(record),
@@ -66,7 +67,7 @@ def reward_curve(record: RunRecord) -> LearningCurve:
 
 
 def trade_off(record: RunRecord) -> TradeOff:
-    """Score and cost of every policy, for a search without a budget."""
+    """The score and cost of every policy, for a search without a budget."""
     summary = {**record.config, **record.summary}
     metric = metric_of(summary)
     dense = part_of(record.summary, "dense")
@@ -93,28 +94,28 @@ def both_widths(chart: LearningCurve | TradeOff, name: str) -> list[Markup]:
 _FRAMES = ((WIDE, "wide"), (NARROW, "narrow"))
 
 
-def best_of(episodes: Iterable[Episode]) -> Episode | None:
-    """The most rewarded one."""
-    found = ranked(episodes)
-    return found[0] if found else None
+def best_of(episodes: Iterable[EpisodeRecord]) -> EpisodeRecord | None:
+    """The episode with the highest reward; None without a reward."""
+    best = ranked(episodes)
+    return best[0] if best else None
 
 
 def _points(
-    episodes: Iterable[Episode], metric: str, dense: Mapping[str, Any], *, warmup: int = 0
+    episodes: Iterable[EpisodeRecord], metric: str, dense: Mapping[str, Any], *, warmup: int = 0
 ) -> tuple[Point, ...]:
-    """Those with a score and a cost, as shares of the dense cost; none while that is not known."""
+    """The scored episodes, with costs as shares of the dense cost; none if the dense cost is unknown."""
     whole = dense.get(metric)
     if not whole:
         return ()
     return tuple(
-        Point(episode.number, episode.cost[metric] / whole, episode.score, explored=episode.number < warmup)
+        Point(episode.episode, episode.cost[metric] / whole, episode.score, explored=episode.episode < warmup)
         for episode in episodes
         if episode.score is not None and metric in episode.cost
     )
 
 
 def _first(record: RunRecord) -> int:
-    return record.episodes[0].number if record.episodes else 0
+    return record.episodes[0].episode if record.episodes else 0
 
 
 def _planned(record: RunRecord) -> int:

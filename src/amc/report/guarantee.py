@@ -1,4 +1,4 @@
-"""What `max_drop` promises of a result, in words. Reads the dictionary of `summary.json`; pure: no files."""
+"""The guarantee of `max_drop` in words. Reads the dictionary of `summary.json`. Pure: no files."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ def guarantee_verdict(summary: Mapping[str, Any]) -> Verdict | None:
 
 
 def guaranteed_episode(summary: Mapping[str, Any]) -> int | None:
-    """Episode whose loss was confirmed, or else is best supported; None without a guarantee."""
+    """The episode with a confirmed loss, else the one with the smallest upper bound; None without a guarantee."""
     trials = records_of(part_of(summary, "guarantee").get("trials"))
     if not trials:
         return None

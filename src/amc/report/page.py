@@ -1,7 +1,6 @@
-"""The page: a record of a run into RUN/report.html.
+"""Writes the page of one search: RUN/report.html.
 
-One file that works offline and without scripts; everything that comes from the run is escaped by the template
-engine.
+The page is one file that works offline and without scripts. The template engine escapes all text from the run.
 """
 
 import json
@@ -27,13 +26,13 @@ _SHOWN_LOCKS = 12
 
 
 def render_run(run: RunDir) -> Path:
-    """Write the page of one search, whole or not at all, and return its path."""
+    """Write the page of one search atomically and return its path."""
     run.write_text(rundir.REPORT, render_page(load_record(run)))
     return run.file(rundir.REPORT)
 
 
 def open_run(run: str | os.PathLike[str] | RunDir) -> RunDir:
-    """The run directory itself, or the one at a path; `RunError` when there is none."""
+    """The run directory at a path, or the argument itself if it is one. Raises `RunError` if there is none."""
     return run if isinstance(run, RunDir) else RunDir.open(run)
 
 
@@ -43,7 +42,7 @@ def render_page(record: RunRecord) -> str:
 
 
 def render_template(name: str, context: Mapping[str, object]) -> str:
-    """One of this package's templates with the style sheet in it."""
+    """Render one of this package's templates, with the style sheet."""
     environment = Environment(
         loader=PackageLoader("amc.report", "."),
         autoescape=True,
@@ -58,7 +57,7 @@ def render_template(name: str, context: Mapping[str, object]) -> str:
 
 
 def _context(record: RunRecord) -> dict[str, object]:
-    summary = {**record.config, **record.summary}  # the summary repeats what it needs of the configuration
+    summary = {**record.config, **record.summary}  # the summary's keys override those of the configuration
     rows = summary_table(summary) if record.summary else []
     locked = records_of(summary.get("locked"))
     dense, slim = part_of(summary, "dense"), part_of(summary, "slim")

@@ -14,25 +14,7 @@ from amc.report.guarantee import guaranteed_episode
 from amc.report.tables import named_scores, part_of, records_of
 from amc.rundir import RunDir
 from amc.scores import ScoreKind, score_of_record
-from amc.search import load_journal
-
-
-@dataclass(frozen=True, slots=True)
-class Episode:
-    """One scored policy, as the journal has it."""
-
-    number: int
-    score: float | None  # None: the episode failed
-    error: str
-    keep: tuple[int, ...]  # keep counts, group by group
-    cost: Mapping[str, float]  # by metric
-    reward: float | None = None
-
-    @property
-    def merit(self) -> float:
-        """What the search went by: the reward, or the score where a journal has none."""
-        worth = self.score if self.reward is None else self.reward
-        return -math.inf if worth is None else worth
+from amc.search import EpisodeRecord, JournalContent, load_journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +39,9 @@ class RunRecord:
     path: str
     config: Mapping[str, Any]
     summary: Mapping[str, Any]  # empty while the search goes on
-    episodes: tuple[Episode, ...]
-    uniform: tuple[Episode, ...]
-    random: tuple[Episode, ...]
+    episodes: tuple[EpisodeRecord, ...]
+    uniform: tuple[EpisodeRecord, ...]
+    random: tuple[EpisodeRecord, ...]
     groups: tuple[Group, ...]
     warmup: int  # leading episodes that explored at random
     seconds: Mapping[str, float]  # mean wall-clock time of an episode, by its parts
@@ -67,12 +49,12 @@ class RunRecord:
     has_model: bool
 
     @property
-    def failed(self) -> tuple[Episode, ...]:
+    def failed(self) -> tuple[EpisodeRecord, ...]:
         """Episodes without a score."""
         return tuple(episode for episode in self.episodes if episode.score is None)
 
     @property
-    def best(self) -> tuple[Episode, ...]:
+    def best(self) -> tuple[EpisodeRecord, ...]:
         """Episodes with a score, the most rewarded first; of equal ones the earlier first."""
         return ranked(self.episodes)
 
@@ -85,12 +67,17 @@ class RunRecord:
         guaranteed = guaranteed_episode(self.summary)
         if guaranteed is not None:
             return guaranteed
-        return self.best[0].number if self.best else None
+        return self.best[0].episode if self.best else None
 
 
-def ranked(episodes: Iterable[Episode]) -> tuple[Episode, ...]:
+def merit(episode: EpisodeRecord) -> float:
+    """What the search goes by: the reward; minus infinity for an episode that failed."""
+    return -math.inf if episode.reward is None else episode.reward
+
+
+def ranked(episodes: Iterable[EpisodeRecord]) -> tuple[EpisodeRecord, ...]:
     """Those with a score, the most rewarded first; of equal ones the earlier first."""
-    return tuple(sorted((e for e in episodes if e.score is not None), key=lambda e: (-e.merit, e.number)))
+    return tuple(sorted((e for e in episodes if e.score is not None), key=lambda e: (-merit(e), e.episode)))
 
 
 def load_record(run: RunDir) -> RunRecord:
@@ -101,7 +88,7 @@ def load_record(run: RunDir) -> RunRecord:
     policy = run.read_json(rundir.POLICY) if run.has(rundir.POLICY) else {}
     journals = [rundir.JOURNAL, *map(rundir.baseline_journal, ("uniform", "random"))]
     run.verify(rundir.POLICY, *journals)
-    journal, uniform, random = (_checked_journal(run, name) for name in journals)
+    journal, uniform, random = (_journal(run, name) for name in journals)
     return RunRecord(
         path=str(run.path),
         config=config,
@@ -109,20 +96,16 @@ def load_record(run: RunDir) -> RunRecord:
         episodes=_episodes(journal, kind),
         uniform=_episodes(uniform, kind),
         random=_episodes(random, kind),
-        groups=_groups(summary, policy, _best_keep(_episodes(uniform, kind))),
-        warmup=_warmup(config, journal),
+        groups=_groups(summary, policy, _best_keep(uniform.records)),
+        warmup=_warmup(config, journal.header),
         seconds=_seconds(run.read_jsonl(rundir.TIMINGS)),
         finetune=tuple(_named(epoch, kind) for epoch in _epochs(run)),
         has_model=run.has(rundir.MODEL),
     )
 
 
-def _checked_journal(run: RunDir, name: str) -> list[dict[str, Any]]:
-    """The lines of a journal; RunError where one was changed after it was written."""
-    lines = run.read_jsonl(name)
-    if lines and lines[0].get("journal", 1) > 1:
-        load_journal(run.file(name))
-    return lines
+def _journal(run: RunDir, name: str) -> JournalContent:
+    return load_journal(run.file(name)) if run.has(name) else JournalContent({})
 
 
 def _epochs(run: RunDir) -> tuple[dict[str, Any], ...]:
@@ -140,7 +123,7 @@ def _epochs(run: RunDir) -> tuple[dict[str, Any], ...]:
     return epochs
 
 
-def _best_keep(episodes: tuple[Episode, ...]) -> tuple[int, ...]:
+def _best_keep(episodes: tuple[EpisodeRecord, ...]) -> tuple[int, ...]:
     return ranked(episodes)[0].keep if ranked(episodes) else ()
 
 
@@ -149,19 +132,8 @@ def _named(record: Mapping[str, Any], kind: ScoreKind) -> Mapping[str, Any]:
     return record if score is None else {**record, "score": kind.named(score)}
 
 
-def _episodes(records: list[dict[str, Any]], kind: ScoreKind) -> tuple[Episode, ...]:
-    return tuple(
-        Episode(
-            number=int(record["episode"]),
-            score=_named(record, kind).get("score"),
-            error=str(record.get("error") or ""),
-            keep=tuple(record.get("keep") or ()),
-            cost=record.get("cost") or {},
-            reward=record.get("reward"),
-        )
-        for record in records
-        if "episode" in record  # the first line is a header
-    )
+def _episodes(journal: JournalContent, kind: ScoreKind) -> tuple[EpisodeRecord, ...]:
+    return tuple(record.named(kind) for record in journal.records)
 
 
 def _groups(summary: Mapping[str, Any], policy: Mapping[str, Any], uniform: tuple[int, ...]) -> tuple[Group, ...]:
@@ -179,8 +151,7 @@ def _groups(summary: Mapping[str, Any], policy: Mapping[str, Any], uniform: tupl
     )
 
 
-def _warmup(config: Mapping[str, Any], journal: list[dict[str, Any]]) -> int:
-    header = journal[0] if journal and "episode" not in journal[0] else {}
+def _warmup(config: Mapping[str, Any], header: Mapping[str, Any]) -> int:
     warmup = config.get("warmup", (header.get("settings") or {}).get("warmup_episodes"))
     return warmup if isinstance(warmup, int) else 0
 

@@ -10,16 +10,16 @@ from markupsafe import Markup
 from amc.report.drawing import Frame, Scale, drawing, floor_axis, level, value_axis, vertical_scale
 from amc.report.tables import format_score
 
-_TICK_PIXELS = 36  # that a written share needs
+_TICK_PIXELS = 36  # width of a share's text
 
 
 @dataclass(frozen=True, slots=True)
 class RoundPoint:
-    """One round: what is left of the dense network, and what that scores."""
+    """One round: the remaining share of the dense cost, and the scores."""
 
     number: int  # counted from 1
     share: float  # of the dense network's cost, in (0, 1]
-    pruned: float | None  # score as the search left it
+    pruned: float | None  # score after the search
     tuned: float | None  # score after fine-tuning
 
 
@@ -35,7 +35,7 @@ class RoundsCurve:
 
 @dataclass(frozen=True, slots=True)
 class _ShareScale:
-    """Shares to pixels, the whole to the left; logarithmic, as every round removes a share of what is left."""
+    """Shares to pixels, with 100% on the left. Logarithmic: each round removes a share of the remaining cost."""
 
     logs: Scale
 
@@ -50,7 +50,7 @@ class _ShareScale:
 
 
 def rounds_chart(curve: RoundsCurve, frame: Frame, *, name: str) -> Markup:
-    """Draw the way down from the dense network, to the right; `name` keeps the ids of one page apart."""
+    """Draw the rounds from the dense network (left) to the last. `name` makes the SVG's ids unique on the page."""
     shares = [1.0, *(point.share for point in curve.rounds)]
     x = _ShareScale.over(shares, frame)
     values = [value for point in curve.rounds for value in (point.pruned, point.tuned) if value is not None]
@@ -59,14 +59,14 @@ def rounds_chart(curve: RoundsCurve, frame: Frame, *, name: str) -> Markup:
         value_axis(frame, y, percent=curve.percent),
         floor_axis(frame, x, _marks(shares, x), f"{curve.cost} left (logarithmic)"),
         level(frame, y, curve.dense, "c-dense"),
-        _way(curve, x, y),
+        _line(curve, x, y),
         *(_round(point, x, y, percent=curve.percent) for point in curve.rounds),
     ]
     return drawing(parts, frame, name=name, title="Accuracy of every round", description=describe_rounds(curve))
 
 
 def describe_rounds(curve: RoundsCurve) -> str:
-    """The drawing in words, for those who cannot see it."""
+    """A description of the chart, for readers who cannot see it."""
     if not curve.rounds:
         return "No round is finished yet."
     text = []
@@ -81,7 +81,7 @@ def describe_rounds(curve: RoundsCurve) -> str:
 
 
 def _marks(shares: Sequence[float], x: _ShareScale) -> list[tuple[float, str]]:
-    """The shares themselves are written below, as far as there is room."""
+    """The marks of the axis: the rounds' shares, without those whose text would overlap."""
     marks: list[tuple[float, str]] = []
     for share in shares:
         if not marks or x(share) - x(marks[-1][0]) >= _TICK_PIXELS:
@@ -89,8 +89,8 @@ def _marks(shares: Sequence[float], x: _ShareScale) -> list[tuple[float, str]]:
     return marks
 
 
-def _way(curve: RoundsCurve, x: _ShareScale, y: Scale) -> str:
-    """From the dense network through every fine-tuned one."""
+def _line(curve: RoundsCurve, x: _ShareScale, y: Scale) -> str:
+    """The line from the dense network through every fine-tuned one."""
     stops = [] if curve.dense is None else [(1.0, curve.dense)]
     stops += [(point.share, point.tuned) for point in curve.rounds if point.tuned is not None]
     if len(stops) < 2:

@@ -1,4 +1,4 @@
-"""The page of a schedule: all its rounds into RUN/report.html, with links to the page of each."""
+"""Writes the page of a schedule, RUN/report.html: all rounds, with links to their own pages."""
 
 import json
 import os
@@ -29,29 +29,29 @@ from amc.report.tables import (
 from amc.report.words import metric_label, metric_of, words_of
 from amc.rundir import RunDir
 
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]+")  # a directory inside the run, and no address
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]+")  # a directory inside the run, not a path or an address
 
 
 @dataclass(frozen=True, slots=True)
 class RoundRow:
-    """One round as text; costs and scores are dashes while it is not finished."""
+    """One round as text. Costs and scores of an unfinished round are dashes."""
 
     number: int
-    asked: str  # share of the dense cost that the round was to leave
+    asked: str  # requested share of the dense cost
     macs: str
     params: str
     size: str
-    pruned: str  # score on the search split as the search left it
-    tuned: str  # and after fine-tuning
-    test: str  # of the last network there is
-    link: str  # relative address of the round's own page; "" while there is none
+    pruned: str  # score on the search split after the search
+    tuned: str  # score on the search split after fine-tuning
+    test: str  # score on the test split of the round's last network
+    link: str  # relative address of the round's own page; "" if absent
 
 
 def render_schedule(run: str | os.PathLike[str] | RunDir) -> Path:
-    """Write the page of a schedule, whole or not at all, and return its path.
+    """Write the page of a schedule atomically and return its path.
 
-    A schedule that is not finished gives a page of what there is so far. Raises `RunError` for a directory that
-    is no run or holds a damaged file.
+    The page of an unfinished schedule shows the rounds so far. Raises `RunError` if the directory is not a run or
+    contains a damaged file.
     """
     directory = open_run(run)
     config = directory.config()
@@ -62,7 +62,7 @@ def render_schedule(run: str | os.PathLike[str] | RunDir) -> Path:
 
 
 def schedule_rows(summary: Mapping[str, Any], run: RunDir | None = None) -> list[RoundRow]:
-    """A row for every round that was planned; links only to pages that `run` has."""
+    """One row per planned round. Links only to pages that exist in `run`."""
     summary = named_scores(summary)
     percent, dense = scores_are_fractions(summary), part_of(summary, "dense")
     planned = summary.get("schedule") or ()
@@ -75,34 +75,34 @@ def schedule_rows(summary: Mapping[str, Any], run: RunDir | None = None) -> list
 def _row(
     number: int,
     fraction: float | None,
-    found: Mapping[str, Any],
+    result: Mapping[str, Any],
     dense: Mapping[str, Any],
     run: RunDir | None,
     *,
     percent: bool,
 ) -> RoundRow:
-    asked = found.get("fraction", fraction)
-    test = found.get("test_finetuned", found.get("test"))
+    asked = result.get("fraction", fraction)
+    test = result.get("test_finetuned", result.get("test"))
     return RoundRow(
         number=number,
         asked=DASH if asked is None else f"{asked:.0%}",
-        macs=format_ratio(dense.get("macs"), found.get("macs")),
-        params=format_ratio(dense.get("params"), found.get("params")),
-        size=format_bytes(found.get("size")),
-        pruned=format_score(found.get("score"), percent=percent),
-        tuned=format_score(found.get("score_finetuned"), percent=percent),
+        macs=format_ratio(dense.get("macs"), result.get("macs")),
+        params=format_ratio(dense.get("params"), result.get("params")),
+        size=format_bytes(result.get("size")),
+        pruned=format_score(result.get("score"), percent=percent),
+        tuned=format_score(result.get("score_finetuned"), percent=percent),
         test=format_score(test, percent=percent),
-        link=_link(run, str(found.get("run") or f"round-{number}")),
+        link=_link(run, str(result.get("run") or f"round-{number}")),
     )
 
 
 def _link(run: RunDir | None, name: str) -> str:
-    there = run is not None and _PLAIN_NAME.fullmatch(name) and run.has(f"{name}/{rundir.REPORT}")
-    return f"{name}/{rundir.REPORT}" if there else ""
+    exists = run is not None and _PLAIN_NAME.fullmatch(name) and run.has(f"{name}/{rundir.REPORT}")
+    return f"{name}/{rundir.REPORT}" if exists else ""
 
 
-def _context(run: RunDir, config: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, object]:
-    summary = named_scores({**config, **found})
+def _context(run: RunDir, config: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, object]:
+    summary = named_scores({**config, **results})
     percent, dense = scores_are_fractions(summary), part_of(summary, "dense")
     rounds, planned = records_of(summary.get("rounds")), summary.get("schedule") or ()
     curve = _curve(rounds, dense, metric_of(summary), percent=percent)
@@ -142,8 +142,8 @@ def _subtitle(summary: Mapping[str, Any], planned: Sequence[float]) -> str:
 def _curve(rounds: Sequence[Mapping[str, Any]], dense: Mapping[str, Any], metric: str, *, percent: bool) -> RoundsCurve:
     whole = dense.get(metric)
     points = [
-        RoundPoint(number, found[metric] / whole, found.get("score"), found.get("score_finetuned"))
-        for number, found in enumerate(rounds, start=1)
-        if whole and found.get(metric)
+        RoundPoint(number, result[metric] / whole, result.get("score"), result.get("score_finetuned"))
+        for number, result in enumerate(rounds, start=1)
+        if whole and result.get(metric)
     ]
     return RoundsCurve(points, dense.get("score"), metric_label(metric), percent)

@@ -1,4 +1,4 @@
-"""What the page of one run says, section by section, as text that its template lays out."""
+"""The text of a run's page, section by section. The template does the layout."""
 
 import json
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 from amc.report.charts import describe
 from amc.report.comparison import reward_comparisons, score_comparisons, share_left
 from amc.report.figures import both_widths, is_percent, reward_curve, score_curve, trade_off
-from amc.report.record import Episode, RunRecord
+from amc.report.record import RunRecord
 from amc.report.tables import (
     DASH,
     format_bytes,
@@ -22,6 +22,7 @@ from amc.report.tables import (
 )
 from amc.report.tradeoff import describe_tradeoff
 from amc.report.words import goal_of, is_priced, metric_label, metric_of
+from amc.search import EpisodeRecord
 
 _SHOWN_BEST = 5
 
@@ -37,7 +38,7 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a small table: its name, its other cells, and whether it is the one that was taken."""
+    """One row of a small table: its name, its other cells, and whether its policy is the result."""
 
     name: str
     cells: tuple[str, ...]
@@ -45,12 +46,12 @@ class Row:
 
 
 def title_of(summary: Mapping[str, Any]) -> str:
-    """Network, data and what was asked for."""
+    """The network, the data and the goal."""
     return " · ".join(str(part) for part in (summary.get("model"), summary.get("data"), goal_of(summary)) if part)
 
 
 def subtitle(summary: Mapping[str, Any]) -> str:
-    """Method, agent, length, seed and time."""
+    """The method, agent, number of episodes, seed and time."""
     parts = [f"{summary['method']} pruning" if summary.get("method") else "pruning"]
     if summary.get("agent"):
         parts.append(f"agent {summary['agent']}")
@@ -64,13 +65,13 @@ def subtitle(summary: Mapping[str, Any]) -> str:
 
 
 def tiles(dense: Mapping[str, Any], slim: Mapping[str, Any], *, percent: bool) -> list[Tile]:
-    """The headline: what is left of every cost, and the scores."""
-    found = []
+    """The headline figures: the remaining share of each cost, and the scores."""
+    headlines = []
     for label, key in (("MACs left", "macs"), ("Parameters left", "params"), ("File size left", "size")):
         if dense.get(key) and slim.get(key):
             text, word = (format_bytes, "smaller") if key == "size" else (format_count, "fewer")
             notes = (f"{text(slim[key])} of {text(dense[key])}", f"{dense[key] / slim[key]:.2f}× {word}")
-            found.append(Tile(label, format_ratio(dense[key], slim[key]), notes))
+            headlines.append(Tile(label, format_ratio(dense[key], slim[key]), notes))
     for label, key in (("Search score", "score"), ("Test score", "test")):
         before, after = slim.get(key), slim.get(f"{key}_finetuned")
         if before is None and after is None:
@@ -79,18 +80,18 @@ def tiles(dense: Mapping[str, Any], slim: Mapping[str, Any], *, percent: bool) -
         if after is not None:
             recovered = f"{format_score(before, percent=percent)} as pruned"
         notes = (f"{format_score(dense.get(key), percent=percent)} dense", recovered)
-        found.append(Tile(label, format_score(before if after is None else after, percent=percent), notes))
-    return found
+        headlines.append(Tile(label, format_score(before if after is None else after, percent=percent), notes))
+    return headlines
 
 
 def curves(record: RunRecord) -> dict[str, object]:
-    """The charts and what stands beside them: by score under a budget, by reward without."""
+    """The charts and their text: scores with a budget, rewards without one."""
     summary = {**record.config, **record.summary}
     percent, priced = is_percent(record), is_priced(summary)
     curve = reward_curve(record) if priced else score_curve(record)
     trade = trade_off(record) if priced else None
     best = record.best[0] if record.best else None
-    shown = None if best is None else best.merit if priced else best.score
+    shown = None if best is None else best.reward if priced else best.score
     others = [value for value in curve.random if value is not None]
     label = metric_label(metric_of(summary))
     cost = label[:1].upper() + label[1:]
@@ -113,25 +114,25 @@ def curves(record: RunRecord) -> dict[str, object]:
 
 
 def best_rows(record: RunRecord) -> list[Row]:
-    """The most rewarded policies; without a budget also what the reward was."""
+    """The policies with the highest rewards. Without a budget, a cell shows the reward."""
     summary, percent = {**record.config, **record.summary}, is_percent(record)
     priced = is_priced(summary)
     return [_best_row(episode, record, priced, percent=percent) for episode in record.best[:_SHOWN_BEST]]
 
 
-def _best_row(episode: Episode, record: RunRecord, priced: bool, *, percent: bool) -> Row:
+def _best_row(episode: EpisodeRecord, record: RunRecord, priced: bool, *, percent: bool) -> Row:
     metric = metric_of({**record.config, **record.summary})
     value, share = episode.cost.get(metric), share_left(episode.cost, record)
     cost = format_bytes(value) if metric == "size" else format_count(value)
     cells = [format_score(episode.score, percent=percent), cost if share == DASH else f"{cost} ({share})"]
     if priced:
         cells.append(format_score(episode.reward, percent=False).replace("-", "−"))
-    return Row(str(episode.number), tuple(cells), taken=bool(record.summary) and episode.number == record.chosen)
+    return Row(str(episode.episode), tuple(cells), taken=bool(record.summary) and episode.episode == record.chosen)
 
 
 def trial_rows(record: RunRecord) -> list[Row]:
-    """Candidates of the guarantee, in the order they were measured."""
-    cost = {episode.number: share_left(episode.cost, record) for episode in record.episodes}
+    """The candidates of the guarantee, in the order of measurement."""
+    cost = {episode.episode: share_left(episode.cost, record) for episode in record.episodes}
     return [
         Row(
             str(trial.get("episode", DASH)),
@@ -148,7 +149,7 @@ def trial_rows(record: RunRecord) -> list[Row]:
 
 
 def candidate_rows(record: RunRecord) -> list[Row]:
-    """Policies that were fine-tuned briefly before one of them was taken on."""
+    """The policies that were fine-tuned briefly, to choose one of them."""
     percent = is_percent(record)
     return [
         Row(
@@ -165,7 +166,7 @@ def candidate_rows(record: RunRecord) -> list[Row]:
 
 
 def epoch_rows(record: RunRecord) -> list[Row]:
-    """Fine-tuning, epoch by epoch."""
+    """One row per epoch of fine-tuning."""
     percent = is_percent(record)
 
     def number(epoch: Mapping[str, Any], key: str) -> str:
@@ -182,7 +183,7 @@ def epoch_rows(record: RunRecord) -> list[Row]:
 
 
 def time_rows(seconds: Mapping[str, float]) -> list[tuple[str, str, float]]:
-    """For every part of an episode: its name, its mean time and its share of the whole."""
+    """Each part of an episode: its name, mean time, and share of the episode's time."""
     total = sum(seconds.values())
     if not total:
         return []
@@ -190,7 +191,7 @@ def time_rows(seconds: Mapping[str, float]) -> list[tuple[str, str, float]]:
 
 
 def certificate_text(certificate: Any) -> str:
-    """What was proved of the structure before the search; nothing where nothing was checked."""
+    """The result of the structure check before the search; empty if nothing was checked."""
     if not isinstance(certificate, Mapping) or not certificate.get("keep_sets"):
         return ""
     text = (
@@ -202,7 +203,7 @@ def certificate_text(certificate: Any) -> str:
 
 
 def plain_items(record: Any) -> list[tuple[str, str]]:
-    """The fields of an object as text; nothing where there is none."""
+    """The fields of an object as text; empty for None."""
     return [(str(key), _plain_text(value)) for key, value in (record or {}).items()]
 
 

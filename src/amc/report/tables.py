@@ -1,6 +1,6 @@
-"""The figures of a run as ready-made text, for the command line and the page alike.
+"""The figures of a run as text, for the command line and the page.
 
-Reads the dictionary of `summary.json`; every field may be missing, and shows as a dash then. Pure: no files.
+Reads the dictionary of `summary.json`. A missing field is shown as a dash. Pure: no files.
 """
 
 import math
@@ -12,9 +12,9 @@ from amc.report.words import budgets_of, words_of
 from amc.scores import TOP1, NamedScore, score_of_record
 from amc.search.budget import Budget, Metric
 
-DASH = "–"  # shown for what a run does not have
+DASH = "–"  # shown for a missing value
 _SCORE_KEYS = ("score", "score_finetuned", "test", "test_finetuned")
-_NAMED_KEYS = (*_SCORE_KEYS, "median", "score_tuned")  # every key that a score stands under
+_NAMED_KEYS = (*_SCORE_KEYS, "median", "score_tuned")  # all keys of scores
 _LISTS = ("rounds", "candidates")
 
 
@@ -22,7 +22,7 @@ _LISTS = ("rounds", "candidates")
 class SummaryRow:
     """One quantity of the dense and the slim network, as text.
 
-    `change` compares the dense network with the last slim one there is: the fine-tuned one if any.
+    `change` compares the dense network with the fine-tuned one or, without fine-tuning, with the slim one.
     """
 
     quantity: str
@@ -34,14 +34,14 @@ class SummaryRow:
 
 @dataclass(frozen=True, slots=True)
 class BudgetLine:
-    """One budget beside the cost recounted on the result."""
+    """One budget and the recounted cost of the result."""
 
     text: str  # "macs<=50%: 49.71% recounted: held"
     held: bool | None  # None: the run has no recounted cost for this metric
 
 
 def summary_table(summary: Mapping[str, Any]) -> list[SummaryRow]:
-    """Rows for costs and scores; the file's size and the test split only where they were measured."""
+    """Rows of costs and scores. The file size and the test split have rows only if they were measured."""
     summary = named_scores(summary)
     dense, slim = part_of(summary, "dense"), part_of(summary, "slim")
     finetuned = any(_number(slim, key) is not None for key in ("score_finetuned", "test_finetuned"))
@@ -77,7 +77,7 @@ def summary_table(summary: Mapping[str, Any]) -> list[SummaryRow]:
 
 
 def budget_lines(summary: Mapping[str, Any]) -> list[BudgetLine]:
-    """Every budget of the run with the cost recounted on the result; none when there is no budget."""
+    """One line per budget of the run, with the recounted cost of the result."""
     dense, slim = part_of(summary, "dense"), part_of(summary, "slim")
     return [
         _budget_line(budget, _number(dense, budget.metric.value), _number(slim, budget.metric.value))
@@ -86,7 +86,7 @@ def budget_lines(summary: Mapping[str, Any]) -> list[BudgetLine]:
 
 
 def named_scores(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The same summary with scores that know what they are, where it names another score than top-1 accuracy."""
+    """The summary with `NamedScore` values, if its score is not top-1 accuracy."""
     kind = score_of_record(summary)
 
     def named(part: Any) -> Any:
@@ -105,7 +105,7 @@ def named_scores(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def scores_are_fractions(summary: Mapping[str, Any]) -> bool:
-    """Whether every score of the run lies in [0, 1], so that it reads well as a percentage."""
+    """Whether every score of the run is in [0, 1], so that it can be shown as a percentage."""
     if score_of_record(summary).is_error:
         return False
     rounds = summary.get("rounds") or ()
@@ -118,7 +118,7 @@ def format_count(value: float | None) -> str:
     """Text such as "20.47 M", "272.5 k" or "512": four digits and a power of 1000."""
     if value is None:
         return DASH
-    rounded = float(f"{value:.4g}")  # first, so that 999,999 is 1 M and not 1000 k
+    rounded = float(f"{value:.4g}")  # round first, so that 999,999 is 1 M and not 1000 k
     for scale, suffix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if abs(rounded) >= scale:
             scaled = rounded / scale
@@ -127,7 +127,7 @@ def format_count(value: float | None) -> str:
 
 
 def format_bytes(value: float | None) -> str:
-    """Text such as "1.079 MB", in powers of 1000 as budgets are."""
+    """Text such as "1.079 MB", in powers of 1000 as in budgets."""
     text = format_count(value)
     return text if value is None else f"{text}{'' if text[-1].isalpha() else ' '}B"
 
@@ -138,7 +138,7 @@ def format_points(value: float | None, *, unit: str = " points") -> str:
 
 
 def format_score(value: float | None, *, percent: bool = True) -> str:
-    """Text such as "71.40%", or "0.7140" when scores are no fractions."""
+    """Text such as "71.40%", or "0.7140" if scores are not fractions."""
     if value is None or not math.isfinite(value):
         return DASH
     if isinstance(value, NamedScore) and value.error is not None:
@@ -147,7 +147,7 @@ def format_score(value: float | None, *, percent: bool = True) -> str:
 
 
 def format_difference(first: float | None, second: float | None, *, percent: bool = True) -> str:
-    """How far `second` is above `first`: "−1.20 points", or "−0.012" when scores are no fractions."""
+    """`second` minus `first`, such as "−1.20 points", or "−0.012" if scores are not fractions."""
     if first is None or second is None:
         return DASH
     if isinstance(first, NamedScore) and first.kind.is_error:
@@ -157,17 +157,17 @@ def format_difference(first: float | None, second: float | None, *, percent: boo
 
 
 def format_ratio(dense: float | None, slim: float | None) -> str:
-    """Text such as "49.71%", the share of `dense` that is left."""
+    """Text such as "49.71%": `slim` as a share of `dense`."""
     return DASH if not dense or slim is None else f"{slim / dense:.2%}"
 
 
 def format_seconds(seconds: float | None) -> str:
-    """Text such as "3 min 20 s"; below a second in milliseconds."""
+    """Text such as "3 min 20 s"; times below one second are in milliseconds."""
     if seconds is None:
         return DASH
     if seconds < 1:
         return f"{seconds * 1000:.3g} ms"
-    if seconds < 59.95:  # below, rounding would give "60.0 s"
+    if seconds < 59.95:  # rounding would make a longer time "60.0 s"
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
@@ -202,7 +202,7 @@ def _cost_row(
 
 
 def _latency_row(latency: Mapping[str, Any], dense: float | None, slim: float | None, finetuned: bool) -> SummaryRow:
-    """Both networks as timed in alternation; training changes no latency."""
+    """The latencies of both networks. Fine-tuning does not change the latency."""
     change = f"{dense / slim:.2f}× as fast" if dense and slim else DASH
     if dense and slim and latency.get("steady") is False:
         change = "the machine was too busy to say"
@@ -212,18 +212,18 @@ def _latency_row(latency: Mapping[str, Any], dense: float | None, slim: float | 
 
 
 def format_milliseconds(value: float | None) -> str:
-    """Text such as "1.234 ms": four digits."""
+    """Text such as "1.234 ms", with four digits."""
     return DASH if value is None or not math.isfinite(value) else f"{value:.4g} ms"
 
 
 def part_of(summary: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """The object that `summary` has under `key`; an empty one where it has none."""
+    """The object at `key` of `summary`; empty if it is missing."""
     part = summary.get(key)
     return part if isinstance(part, Mapping) else {}
 
 
 def records_of(value: Any) -> list[Mapping[str, Any]]:
-    """The objects of a list; nothing where there is no list."""
+    """The objects in a list; empty for any other value."""
     return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
 
 

@@ -1,4 +1,4 @@
-"""Score against cost, for a search without a budget: its policies differ in both. Numbers in, SVG out."""
+"""A chart of score against cost, for a search without a budget. Numbers in, SVG out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from markupsafe import Markup
 from amc.report.drawing import Frame, Scale, drawing, floor_axis, level, ticks, value_axis, vertical_scale
 from amc.report.tables import format_score
 
-_ROOM_FOR_QUARTILES = 8  # points; fewer are shown whole
+_ROOM_FOR_QUARTILES = 8  # points; a chart with fewer points shows all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,25 +19,25 @@ class Point:
     number: int  # of its episode
     share: float  # of the dense network's cost, in (0, 1]
     score: float
-    explored: bool = False  # in the warm-up
+    explored: bool = False  # True for the warm-up
 
 
 @dataclass(frozen=True, slots=True)
 class TradeOff:
-    """What a search without a budget found."""
+    """The policies of a search without a budget."""
 
     points: Sequence[Point]
-    chosen: int | None  # episode of the policy that is the result
+    chosen: int | None  # episode of the resulting policy
     uniform: Sequence[Point]
     random: Sequence[Point]
     dense: float | None  # the dense network's score
-    least: float | None  # the score that the allowed loss leaves
+    least: float | None  # the dense score minus the allowed loss
     cost: str  # what `share` is a share of: "MACs"
     percent: bool  # write scores as percentages
 
 
 def tradeoff_chart(trade: TradeOff, frame: Frame, *, name: str) -> Markup:
-    """Draw every policy by share and score, the chosen one ringed; `name` keeps the ids of one page apart."""
+    """Draw every policy, with a ring around the chosen one. `name` makes the SVG's ids unique on the page."""
     drawn = [*trade.points, *trade.uniform, *trade.random]
     x = _horizontal_scale([point.share for point in drawn], frame)
     y = _vertical_scale(trade, frame)
@@ -60,7 +60,7 @@ def tradeoff_chart(trade: TradeOff, frame: Frame, *, name: str) -> Markup:
 
 
 def describe_tradeoff(trade: TradeOff) -> str:
-    """The drawing in words, for those who cannot see it."""
+    """A description of the chart, for readers who cannot see it."""
     if not trade.points:
         return "No episode has a score yet."
     shares, scores = [point.share for point in trade.points], [point.score for point in trade.points]
@@ -80,7 +80,7 @@ def describe_tradeoff(trade: TradeOff) -> str:
 
 
 def lowest_shown(trade: TradeOff) -> float:
-    """The least score that has room: the worst quarter of the policies must not flatten the rest."""
+    """The smallest score on the chart. The worst quarter of the policies may be below, so that the others spread."""
     scores = [point.score for point in trade.points]
     if len(scores) < _ROOM_FOR_QUARTILES:
         return min(scores, default=0.0)
@@ -111,7 +111,7 @@ _MARKS = {  # by kind: class, radius, who proposed the policy
 
 
 def _mark(point: Point, of: str, frame: Frame, x: Scale, y: Scale, trade: TradeOff) -> str:
-    """A dot, or a triangle at the foot of the plot for what lies below it."""
+    """A dot, or a triangle at the lower edge for a policy below the chart."""
     kind, radius, who = _MARKS[of]
     score = format_score(point.score, percent=trade.percent)
     title = f"<title>{who}episode {point.number}: {score} at {point.share:.1%} of the {trade.cost}</title>"
@@ -122,7 +122,7 @@ def _mark(point: Point, of: str, frame: Frame, x: Scale, y: Scale, trade: TradeO
 
 
 def _ladder(trade: TradeOff, frame: Frame, x: Scale, y: Scale) -> str:
-    """The uniform policies in order of cost, joined by a line as far as they are in the plot."""
+    """The uniform policies on the chart, joined by a line in the order of cost."""
     shown = sorted((p for p in trade.uniform if p.score >= lowest_shown(trade)), key=lambda point: point.share)
     if not shown:
         return ""

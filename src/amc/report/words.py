@@ -1,6 +1,6 @@
-"""What things are called: a method slices channels or masks weights, a search has a budget or a reward.
+"""The words of a report, which depend on the method (channels or weights) and the goal (budget or reward).
 
-Reads the dictionaries of `config.json` and `summary.json`; every field may be missing. Pure: no files.
+Reads the dictionaries of `config.json` and `summary.json`. Any field may be missing. Pure: no files.
 """
 
 from collections.abc import Mapping
@@ -17,16 +17,16 @@ _LABELS = {"macs": "MACs", "params": "parameters", "size": "file size", "latency
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """Names for one method of compression."""
+    """The words for one method of compression."""
 
     slices: bool  # layers become smaller; otherwise weights become zero
-    result: str  # the compressed network is called the "slim" or the "masked" one
-    holder: str  # what one decision is about
-    unit: str  # what is counted in it
+    result: str  # name of the compressed network: "slim" or "masked"
+    holder: str  # subject of one decision: "group" or "layer"
+    unit: str  # unit of its keep count: "channels", "weights", …
 
 
 def words_of(method: object) -> Words:
-    """The words for a method's name, as `amc.config.SearchConfig.method` has it."""
+    """The words for a method, named as in `amc.config.SearchConfig.method`."""
     name = str(method or "channel")
     if name == "channel":
         return Words(slices=True, result="slim", holder="group", unit="channels")
@@ -36,7 +36,7 @@ def words_of(method: object) -> Words:
 
 
 def budgets_of(summary: Mapping[str, Any]) -> tuple[Budget, ...]:
-    """The run's budgets; none where it has none, or none that can be read."""
+    """The run's budgets; empty without a budget or if the text is malformed."""
     text = str(summary.get("budget") or "")
     try:
         return () if text in _NO_BUDGET else parse_budgets(text)
@@ -45,12 +45,12 @@ def budgets_of(summary: Mapping[str, Any]) -> tuple[Budget, ...]:
 
 
 def is_priced(summary: Mapping[str, Any]) -> bool:
-    """Whether there is no budget, so that policies of any cost compete by what the reward makes of them."""
+    """Whether the search has no budget. Policies of any cost then compete by reward."""
     return str(summary.get("budget")) == "none"
 
 
 def metric_of(summary: Mapping[str, Any]) -> str:
-    """The cost that the search was about: "macs", "params", "size" or "latency"."""
+    """The search's metric: "macs", "params", "size" or "latency"."""
     budgets = budgets_of(summary)
     if budgets:
         return str(budgets[0].metric)
@@ -63,7 +63,7 @@ def metric_of(summary: Mapping[str, Any]) -> str:
 
 
 def metric_label(metric: str) -> str:
-    """As it reads inside a sentence: "MACs", "parameters"."""
+    """A metric's name within a sentence: "MACs", "parameters"."""
     return _LABELS.get(metric, metric)
 
 
@@ -73,7 +73,7 @@ def format_allowance(max_drop: float) -> str:
 
 
 def goal_of(summary: Mapping[str, Any]) -> str:
-    """What was asked for: the budget, the loss that was allowed, or the reward."""
+    """The goal of the search: its budget, its allowed loss, or its reward."""
     if not is_priced(summary):
         return str(summary.get("budget") or "")
     guarantee = summary.get("guarantee")

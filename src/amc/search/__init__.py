@@ -1,4 +1,4 @@
-"""The search: budgets, the environment, agents and the episode loop. Sees numbers only, never a network."""
+"""The search: budgets, the environment, agents and the episode loop. It handles numbers only, never a network."""
 
 from amc.errors import AmcError
 from amc.search.baselines import Agent, RampAgent, RandomAgent, UniformAgent
@@ -28,7 +28,7 @@ BASELINES = AGENTS[1:]
 
 
 def create_agent(name: str, problem: Problem, *, episodes: int, seed: int) -> Agent:
-    """The agent of that name, with its defaults for a search of that length. Raises AmcError if unknown."""
+    """The agent named `name`, with its default settings for `episodes` episodes. Raises AmcError for other names."""
     if name == "ddpg":
         return DDPGAgent(problem, DDPGConfig.for_episodes(episodes), seed=seed)
     if name == "random":

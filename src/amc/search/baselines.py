@@ -1,4 +1,4 @@
-"""The interface of an agent, and the two baselines every result is set beside: random and uniform policies.
+"""The interface of an agent, and the baselines that every result is compared with: random and fixed policies.
 
 Pure: no torch, no files.
 """
@@ -11,28 +11,28 @@ from amc.search.environment import Observation, Rollout
 from amc.search.problem import FloatArray, Problem
 from amc.search.surface import Surface
 
-RUNGS = 20  # policies that a baseline offers where no budget picks one
+RUNGS = 20  # policies that a fixed baseline offers when no budget selects one
 
 Setting = bool | int | float | str | None
 
 
 class Agent(Protocol):
-    """What proposes policies and learns from their rewards.
+    """An agent proposes policies and learns from their rewards.
 
-    For each episode the loop calls `begin_episode`, `act` once per group, and `end_episode`. It asks for the
-    same episode again, with `attempt` counting up, when the policy was already scored. An agent's answers are
-    a pure function of its construction and of these calls; that is what makes a search resumable.
+    For each episode the loop calls `begin_episode`, then `act` once per group, then `end_episode`. If the policy was
+    already scored, the loop repeats the episode with the next `attempt`. An agent's actions depend only on its
+    constructor's arguments and on these calls. This makes a search resumable.
     """
 
     name: str
 
     @property
     def max_episodes(self) -> int | None:
-        """How many distinct policies the agent has to offer; None: as many as wanted."""
+        """The number of distinct policies that the agent can propose; None if unlimited."""
         ...
 
     def settings(self) -> dict[str, Setting]:
-        """What the agent was built with, for the journal's header."""
+        """The agent's settings, for the journal's header."""
         ...
 
     def begin_episode(self, episode: int, attempt: int) -> None:
@@ -40,27 +40,27 @@ class Agent(Protocol):
         ...
 
     def act(self, observation: Observation) -> float:
-        """Sparsity in [0, 1] wanted for the next group, from the observation [11]."""
+        """The requested sparsity of the next group, in [0, 1], from the observation [11]."""
         ...
 
     def end_episode(self, rollout: Rollout, reward: float | None) -> None:
-        """Learn from what was executed; a failed episode has no reward."""
+        """Learn from the executed episode. A failed episode has no reward."""
         ...
 
 
 class _PlannedAgent:
-    """An agent that has decided on all groups' sparsities before the episode begins."""
+    """An agent that chooses the sparsities of all groups before the episode begins."""
 
     def __init__(self, problem: Problem) -> None:
         self._surface = Surface(problem)
         self._plan: list[float] = []
 
     def act(self, observation: Observation) -> float:
-        """The plan's next sparsity; the observation is not needed."""
+        """The next sparsity of the plan. Ignores the observation."""
         return self._plan.pop(0)
 
     def end_episode(self, rollout: Rollout, reward: float | None) -> None:
-        """Nothing is learned."""
+        """Do nothing: a planned agent does not learn."""
 
 
 class RandomAgent(_PlannedAgent):
@@ -84,29 +84,29 @@ class RandomAgent(_PlannedAgent):
 
 
 class _LadderAgent(_PlannedAgent):
-    """One wish for all groups: where it meets the budget or, without one, at `RUNGS` levels from dense to least."""
+    """Fixed keep fractions, projected onto the budget; without a budget, at `RUNGS` levels from dense to least."""
 
-    def __init__(self, problem: Problem, wish: FloatArray) -> None:
+    def __init__(self, problem: Problem, requested: FloatArray) -> None:
         super().__init__(problem)
         bounded = self._surface.bounded
-        self._policies = [self._surface.land(wish)] if bounded else self._surface.ladder(wish, RUNGS)
+        self._policies = [self._surface.project(requested)] if bounded else self._surface.ladder(requested, RUNGS)
 
     @property
     def max_episodes(self) -> int:
-        """One policy under a budget, `RUNGS` without."""
+        """One policy with a budget, `RUNGS` without."""
         return len(self._policies)
 
     def settings(self) -> dict[str, Setting]:
-        """Nothing to set."""
+        """Empty: the agent has no settings."""
         return {}
 
     def begin_episode(self, episode: int, attempt: int) -> None:
-        """Take the next policy; the environment rounds it inside the feasible set."""
+        """Plan the next policy. The environment rounds it to feasible keep counts."""
         self._plan = (1.0 - self._policies[episode]).tolist()
 
 
 class UniformAgent(_LadderAgent):
-    """The same keep fraction in every group, as large as the budget allows; without a budget, a ladder of them."""
+    """The same keep fraction in every group, as large as the budget allows; without a budget, at `RUNGS` levels."""
 
     name = "uniform"
 
@@ -117,8 +117,8 @@ class UniformAgent(_LadderAgent):
 class RampAgent(_LadderAgent):
     """The paper's handcrafted policies: "shallow" prunes early groups most, "deep" late ones (section 4.1).
 
-    The keep fraction changes linearly from first to last group, over as wide a range as the surface allows; without
-    a budget, the ramp is offered at every level.
+    The keep fraction changes linearly from the first group to the last, over the widest range that the surface
+    allows. Without a budget, the ramp is proposed at `RUNGS` levels.
     """
 
     def __init__(self, problem: Problem, name: str) -> None:

@@ -1,7 +1,7 @@
 """Feasible actions under the budgets.
 
-Reads costs, returns the keep counts the agent may choose from. It takes the place of the paper's Algorithm 1,
-for every metric and with channel rounding inside the feasible set, so that no later rounding can overshoot.
+Reads costs, returns the keep counts the agent may choose from. It replaces the paper's Algorithm 1, works for every
+metric and rounds channels within the feasible set. Thus no later rounding can exceed the budget.
 Pure: no torch, no files.
 """
 
@@ -13,28 +13,28 @@ import numpy.typing as npt
 
 from amc.search.problem import FloatArray, IntArray, Problem
 
-LOOKAHEAD = 4096  # completions that are enumerated at the end of an episode
-SURFACE_FLOOR = 0.98  # of the limit: a 50% budget is used up to at least 49%
+LOOKAHEAD = 4096  # largest number of completions that are enumerated at the end of an episode
+SURFACE_FLOOR = 0.98  # share of the limit that a policy uses at least: 49% of the dense cost for a 50% budget
 
 
 class Bounds:
     """The feasible set of every step of an episode.
 
-    Upper side (Algorithm 1): a keep count is offered only if every budget still holds with all later groups
-    at their least. Costs are monotone, so this never overshoots and never refuses a count that some
-    completion could rescue.
+    Upper bound (Algorithm 1): a keep count is allowed only if every budget holds when all later groups have their
+    least keep counts. Costs are monotone. So no allowed count exceeds a budget, and no count is refused that
+    some completion makes feasible.
 
-    Lower side ("surface"): a keep count is offered only if some budget can still be used up to `floor` of its
-    limit with all later groups dense. The paper bounds from above only; a random episode at a 50% budget then
-    lands near 30% and the agent learns far from where its answer lies.
+    Lower bound ("surface"): a keep count is allowed only if the policy uses at least `floor` of some budget's limit
+    when all later groups stay dense. The paper has the upper bound only. A random episode at a 50% budget
+    then costs about 30%, and the agent learns far from the optimum.
 
-    As soon as the remaining groups have at most `lookahead` completions these are enumerated and the set is
-    exact: the episode ends in the window [floor * limit, limit] if any completion does, else as near below
-    the limit as any completion comes.
+    When the remaining groups have at most `lookahead` completions, all of them are enumerated and the set is exact.
+    The episode's cost is then within [floor * limit, limit] if any completion's cost is. Otherwise it is the
+    largest cost below the limit that any completion has.
     """
 
     def __init__(self, problem: Problem, *, floor: float | None = SURFACE_FLOOR, lookahead: int = LOOKAHEAD) -> None:
-        """`floor` in (0, 1] of each limit; None switches the lower side off and leaves the paper's bound."""
+        """`floor` is a share of each limit, in (0, 1]. None removes the lower bound, as in the paper."""
         if floor is not None and not 0 < floor <= 1:
             raise ValueError(f"floor must be in (0, 1] or None, got {floor}")
         self.floor = floor if problem.budgets else None
@@ -50,7 +50,7 @@ class Bounds:
     def allowed(self, decided: Sequence[int]) -> IntArray:
         """Keep counts, ascending and never empty, for the group that follows the `decided` ones.
 
-        `decided` are the keep counts of all earlier groups, each taken from this method's own answer.
+        `decided` holds the keep counts of all earlier groups. Each was chosen from this method's result.
         """
         step = len(decided)
         if not self._costs:
@@ -67,12 +67,12 @@ class Bounds:
         return choices[usable] if usable.any() else choices[fits][-1:]
 
     def fullness(self, keep_counts: IntArray) -> FloatArray:
-        """How much of each limit policies use: keep counts [..., groups] -> cost / limit [..., budgets]."""
+        """The share of each limit that policies use: keep counts [..., groups] -> cost / limit [..., budgets]."""
         full: FloatArray = np.stack([cost(keep_counts) for cost in self._costs], axis=-1) / self._limits
         return full
 
     def _allowed_exactly(self, decided: Sequence[int]) -> IntArray:
-        """As `allowed`, by pricing every completion."""
+        """As `allowed`, but computes the cost of every completion."""
         assert self.floor is not None
         grids = np.meshgrid(*self._choices[len(decided) :], indexing="ij")
         completions = np.stack([grid.ravel() for grid in grids], axis=-1)
@@ -92,5 +92,5 @@ class Bounds:
 
 
 def nearest_choice(allowed: npt.NDArray[np.int64], wanted: float) -> int:
-    """The allowed keep count nearest to the wanted one; the smaller of two equally near."""
+    """The allowed keep count nearest to the wanted one; the smaller one if two are equally near."""
     return int(allowed[np.argmin(np.abs(allowed - wanted))])

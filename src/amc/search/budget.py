@@ -1,6 +1,6 @@
-"""What the compressed network may cost, as the user writes it.
+"""Budgets: the cost limits of the compressed network, parsed from the user's text.
 
-Text in, frozen records out. Pure: no torch, no files.
+Reads text, returns frozen records. Pure: no torch, no files.
 """
 
 import math
@@ -21,7 +21,7 @@ _REMEDY = 'write for example "macs<=50%" to keep half, or "params<=1.2M"'
 
 
 class Metric(StrEnum):
-    """What is counted. The paper's "FLOPs" are multiply-accumulates: `macs`."""
+    """The unit of a cost. The paper's "FLOPs" are multiply-accumulates: `macs`."""
 
     MACS = "macs"
     PARAMS = "params"
@@ -88,7 +88,7 @@ class Budget:
         """The largest allowed cost, in the metric's unit, for a dense network that costs `dense`.
 
         Exact for integer costs: 57% of 100 is 57, not 56.99999999999999. Raises BudgetError for an absolute
-        limit above the dense cost, which would ask for nothing.
+        limit above the dense cost, which would prune nothing.
         """
         if self.fraction is not None:
             return float(Fraction(repr(self.fraction)) * Fraction(dense))
@@ -107,7 +107,7 @@ class Budget:
 
 
 def parse_budgets(text: str) -> tuple[Budget, ...]:
-    """Read budgets joined with commas, e.g. "macs<=50%, params<=1.2M"; every one must hold.
+    """Read budgets separated by commas, e.g. "macs<=50%, params<=1.2M". A policy must meet all of them.
 
     Raises BudgetError for an empty text, a malformed part, or two budgets on one metric.
     """

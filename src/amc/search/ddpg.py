@@ -1,7 +1,7 @@
 """DDPG as the paper uses it (arXiv 1802.03494, section 3.2), in one file.
 
-Sees observations and rewards; imports nothing of networks or pruning. Equal seeds give equal runs bit for
-bit: all randomness comes from the agent's own generators, and torch runs on one thread in here.
+Reads observations and rewards; imports nothing about networks or pruning. Equal seeds give bit-identical runs: all
+randomness comes from the agent's own generators, and the agent runs torch on one thread.
 """
 
 import contextlib
@@ -20,7 +20,8 @@ from amc.search.environment import FEATURES, Observation, Rollout, roll_out
 from amc.search.problem import Problem
 from amc.search.surface import Surface
 
-# Without a budget, an episode around the best policy lands at this share of its cost: about as dear, and rather less.
+# Without a budget, an episode near the best policy has a cost in this range, relative to the best policy's cost.
+# Such an episode costs about the same, or slightly less.
 STEP = (0.95, 1.01)
 
 
@@ -37,12 +38,12 @@ class DDPGConfig:
     replay_size: int = 2000  # transitions
     gamma: float = 1.0
     sigma: float = 0.5  # initial standard deviation of the exploration noise
-    noise_decay: float = 0.95  # of sigma, per episode after the warm-up; the official code's
-    baseline_decay: float = 0.95  # of the moving average of rewards; the official code's
-    updates_per_episode: int = 8  # gradient steps after each episode; ours, within 2% of a score's time
-    elite_fraction: float = 0.75  # of the episodes explore around the best policy so far; ours
-    elite_sigma: float = 0.5  # of sigma, in those episodes; ours
-    elite_groups: float = 0.4  # of the groups are moved in those episodes; ours
+    noise_decay: float = 0.95  # of sigma, per episode after the warm-up; from the official code
+    baseline_decay: float = 0.95  # of the moving average of rewards; from the official code
+    updates_per_episode: int = 8  # gradient steps after each episode; ours, at most 2% of the time of a score
+    elite_fraction: float = 0.75  # share of the episodes that explore near the best policy so far; ours
+    elite_sigma: float = 0.5  # their noise, as a share of sigma; ours
+    elite_groups: float = 0.4  # the share of groups that they change; ours
 
     def __post_init__(self) -> None:
         if self.warmup_episodes < 1 or not 0 <= self.elite_fraction <= 1 or not 0 < self.elite_groups <= 1:
@@ -50,10 +51,10 @@ class DDPGConfig:
 
     @classmethod
     def for_episodes(cls, episodes: int) -> Self:
-        """The defaults for a search of that length: a quarter of it warms up, at most the paper's 100.
+        """The defaults for a search of `episodes` episodes: a quarter is warm-up, but at most the paper's 100.
 
-        The noise falls to a fifth over the rest. The official code's decay would leave none after a hundred
-        episodes, and an episode that repeats a policy teaches nothing.
+        The noise falls to a fifth over the rest. With the official code's decay the noise would vanish after a
+        hundred episodes. Episodes would then repeat policies, and the agent would learn nothing from them.
         """
         warmup = min(100, max(1, episodes // 4))
         return cls(warmup_episodes=warmup, noise_decay=0.2 ** (1 / max(1, episodes - warmup)))
@@ -62,9 +63,9 @@ class DDPGConfig:
 class DDPGAgent:
     """Deep deterministic policy gradient, one continuous action per group.
 
-    Every episode, whether it explores at random (warm-up), around the actor or around the best policy so far,
-    is first planned as a wish for all groups and moved onto the budget's surface. This needs costs only. In
-    the paper the last layers alone pay for what the noise did to the earlier ones.
+    An episode explores at random (warm-up), near the actor's policy or near the best policy so far. The agent
+    requests keep fractions for all groups before the episode begins and projects them onto the budget's surface.
+    The projection needs costs only. In the paper, only the last layers compensate for the noise on earlier layers.
     """
 
     name = "ddpg"
@@ -102,13 +103,13 @@ class DDPGAgent:
         c, draw = self.config, self._generator
         self._episode = episode
         if episode == 0 and attempt == 0 and not self.surface.bounded:
-            # Whatever the reward asks of accuracy, the dense network has it: something to climb down from.
+            # The dense network meets every limit on accuracy: a safe start for the search.
             self._plan = [0.0] * len(self._problem.decisions)
             return
         if episode < c.warmup_episodes or self._best is None:
             self._plan = (1.0 - self.surface.sample(draw)).tolist()
             return
-        # Wider after each attempt, so that a policy that was not scored before is found.
+        # The noise grows with each attempt, so that the agent leaves the policies that were already scored.
         sigma = min(1.0, c.sigma * c.noise_decay ** (episode - c.warmup_episodes) * 1.3**attempt)
         cost = None
         if draw.random() < c.elite_fraction:
@@ -123,10 +124,10 @@ class DDPGAgent:
             moved = np.ones(len(keep), dtype=bool)
         fractions = np.array(keep) / self._problem.dense
         fractions[moved] = [self._truncated_normal(fraction, sigma) for fraction in fractions[moved]]
-        self._plan = (1.0 - self.surface.land(fractions, cost=cost)).tolist()
+        self._plan = (1.0 - self.surface.project(fractions, cost=cost)).tolist()
 
     def act(self, observation: Observation) -> float:
-        """The plan's sparsity for the next group."""
+        """The planned sparsity of the next group. Ignores the observation."""
         return self._plan.pop(0)
 
     def mean_action(self, observation: Observation) -> float:
@@ -135,7 +136,7 @@ class DDPGAgent:
             return float(self._actor(torch.from_numpy(observation)))
 
     def end_episode(self, rollout: Rollout, reward: float | None) -> None:
-        """Store what was executed, and learn once the warm-up is over. A failed episode is skipped."""
+        """Store the executed transitions and, after the warm-up, learn. Skips a failed episode."""
         if reward is None:
             return
         if self._best is None or reward > self._best[0]:
@@ -152,7 +153,7 @@ class DDPGAgent:
         """One gradient step of critic and actor.
 
         Critic: y = R - b + gamma * Q'(s', mu'(s')), the mean of (y - Q(s, a))^2. R, the episode's reward,
-        is on every transition (paper, section 3.2), so with gamma = 1 Q counts it once for each step to come.
+        is on every transition (paper, section 3.2). So with gamma = 1, Q counts R once for each remaining step.
         """
         c = self.config
         rows = self._generator.integers(len(self.replay), size=c.batch_size)
@@ -181,7 +182,7 @@ class DDPGAgent:
 
 
 class ReplayBuffer:
-    """The latest transitions: executed action, explicit next state, the episode's final reward on each."""
+    """The latest transitions: the executed action, the next observation and the episode's final reward."""
 
     def __init__(self, capacity: int) -> None:
         self._observation = torch.zeros(capacity, len(FEATURES))
@@ -194,11 +195,11 @@ class ReplayBuffer:
 
     @property
     def actions(self) -> Tensor:
-        """Executed actions [stored], sparsities."""
+        """The executed sparsities [stored]."""
         return self._action[: len(self), 0]
 
     def add(self, rollout: Rollout, reward: float) -> None:
-        """Store an episode over the oldest transitions."""
+        """Store an episode. It replaces the oldest transitions if the buffer is full."""
         for transition in rollout.transitions:
             row = self._added % len(self._action)
             self._observation[row] = torch.from_numpy(transition.observation)
@@ -233,8 +234,8 @@ class _Actor(nn.Module):
         return torch.sigmoid(cast(Tensor, self.last(hidden)))
 
     def aim_at(self, sparsity: float) -> None:
-        """Let the untrained actor answer about `sparsity` everywhere."""
-        within = min(max(sparsity, 0.01), 0.99)  # a sigmoid never reaches the ends
+        """Make the untrained actor return about `sparsity` for every observation."""
+        within = min(max(sparsity, 0.01), 0.99)  # a sigmoid never reaches 0 or 1
         with torch.no_grad():
             self.last.bias.fill_(math.log(within / (1 - within)))
 
@@ -255,7 +256,7 @@ class _Critic(nn.Module):
 
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator, bound: float | None = None) -> nn.Linear:
-    """A layer drawn from our generator; torch's own initialisation would draw from the global one."""
+    """A layer with weights from `generator`. Torch's own initialisation would use the global generator."""
     layer = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
     bound = 1 / math.sqrt(inputs) if bound is None else bound
     with torch.no_grad():
@@ -266,7 +267,7 @@ def _linear(inputs: int, outputs: int, generator: torch.Generator, bound: float 
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Run torch on one thread: small matrices gain nothing from more, and sums then have one order."""
+    """Run torch on one thread: sums then have a fixed order, and more threads do not speed up small matrices."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

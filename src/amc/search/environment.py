@@ -1,7 +1,7 @@
 """The pruning environment: one episode decides every group once, in execution order.
 
-Transitions need costs only, so an episode is rolled out in a millisecond; the score of the finished policy is
-asked for once, at the end. `Walk` is the pure part, `PruningEnv` dresses it as a `gymnasium.Env`.
+Transitions need costs only, so an episode takes about a millisecond. The finished policy is scored once, at the end.
+`Walk` is the pure part; `PruningEnv` makes it a `gymnasium.Env`.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
-from amc.judging import REWARD, number_of, score_of_policy
+from amc.judging import REWARD, Score, number_of, score_of_policy
 from amc.search.bounds import SURFACE_FLOOR, Bounds, nearest_choice
 from amc.search.problem import IntArray, Problem
 from amc.search.rewards import Outcome, RewardFunction, r_err
@@ -20,12 +20,11 @@ from amc.search.rewards import Outcome, RewardFunction, r_err
 FEATURES = ("t", "n", "c", "h", "w", "stride", "k", "macs", "reduced", "rest", "previous_action")
 
 Observation = npt.NDArray[np.float32]
-Score = Callable[[tuple[int, ...]], float]  # of a policy; a `Measured` if it knows its standard error
 
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """One step as it was executed."""
+    """One executed step."""
 
     observation: Observation  # [11]
     action: float  # executed sparsity, after bounding and rounding; in [0, 1)
@@ -35,14 +34,14 @@ class Transition:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """A finished, not yet scored episode."""
+    """A finished episode, before its policy is scored."""
 
     keep_counts: tuple[int, ...]
     transitions: tuple[Transition, ...]
 
 
 class Walk:
-    """One episode in progress; without the score it is a pure function of the actions."""
+    """One episode in progress. It depends only on the actions; nothing is scored."""
 
     def __init__(self, problem: Problem, bounds: Bounds) -> None:
         self._problem, self._bounds = problem, bounds
@@ -78,17 +77,17 @@ class Walk:
         return transition
 
     def finish(self) -> Rollout:
-        """The whole episode; every group must be decided."""
+        """The finished episode. Every group must be decided."""
         assert self.done, f"{len(self._dense) - len(self._keep)} groups are undecided"
         return Rollout(self.keep_counts, tuple(self._transitions))
 
     def _observe(self, previous_action: float) -> Observation:
         """The paper's eleven features (section 3.1), each in [0, 1].
 
-        `reduced` and `rest` are in the first budget's metric, as fractions of the dense cost: what the
-        decided groups removed, and what the groups after this one can still remove. The paper's `rest` is the
-        whole cost of the layers to come; what they can remove is the part Algorithm 1 reasons with, is exact
-        where one group touches several layers (depthwise ones included), and ends at zero.
+        `reduced` and `rest` are fractions of the dense cost, in the first budget's metric. `reduced` is the cost
+        that the decided groups removed. `rest` is the cost that the groups after this one can still remove. The
+        paper's `rest` is the whole cost of the later layers. Ours is the quantity that Algorithm 1 uses; it is
+        exact where one group belongs to several layers (also depthwise ones), and it ends at zero.
         """
         step, groups = len(self._keep), len(self._dense)
         dense_rest, least_rest = self._dense.copy(), self._dense.copy()
@@ -114,9 +113,9 @@ class PruningEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
     """The search as a gymnasium environment, for any reinforcement-learning library.
 
     Observation: the eleven `FEATURES`, float32 [11] in [0, 1]. Action: sparsity, the fraction of the group's
-    units to remove, float32 [1] in [0, 1]. The step after the last group ends the episode with the
-    policy's reward; all others pay 0. `info` holds `executed_action` [1] and `keep_count`; the last one also
-    `policy`, `costs`, `score` and `standard_error` (None if the score is a plain number).
+    units to remove, float32 [1] in [0, 1]. The last group's step ends the episode and returns the policy's
+    reward; all other rewards are 0. `info` holds `executed_action` [1] and `keep_count`. The last step's `info`
+    also holds `policy`, `costs`, `score` and `standard_error` (None if the score is a plain number).
     """
 
     def __init__(
@@ -139,7 +138,7 @@ class PruningEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Begin an episode. The environment itself is deterministic; `seed` has no effect on it."""
+        """Begin an episode. `seed` has no effect: the environment is deterministic."""
         super().reset(seed=seed)
         self._walk = Walk(self.problem, self._bounds)
         return self._walk.observation, {}
@@ -147,7 +146,7 @@ class PruningEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
     def step(
         self, action: npt.NDArray[np.float32] | Sequence[float]
     ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Decide the next group. Raises EvaluationError if the policy's score or reward is no finite number."""
+        """Decide the next group. Raises EvaluationError if the policy's score or reward is not a finite number."""
         if self._walk.done:
             raise gym.error.ResetNeeded("the episode is over; call reset() first")
         transition = self._walk.advance(float(np.asarray(action, dtype=np.float64).reshape(-1)[0]))

@@ -7,20 +7,20 @@ dense score, and digests of the data. A search that goes on somewhere else adds 
 with a digest of itself and of all lines before it, so that a line that was changed, moved or left out is found.
 """
 
-import contextlib
-import errno
 import hashlib
 import json
-import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from amc import records as reading
 from amc.errors import RunError
+from amc.lines import append_line, is_full, repair, whole_lines
 from amc.runfiles import EPISODE
+from amc.scores import ScoreKind
 
 VERSION = 2  # 1: no digests, and a header that does not say where the journal came from
 _SEAL = re.compile(rb', "sum": "([0-9a-f]{16})"\}\Z')
@@ -43,6 +43,10 @@ class EpisodeRecord:
             raise ValueError(f"episode {self.episode} must have either a score and a reward, or an error")
         if self.standard_error is not None and (self.score is None or self.standard_error < 0):
             raise ValueError(f"episode {self.episode} has a standard error of {self.standard_error} for no score")
+
+    def named(self, kind: ScoreKind) -> Self:
+        """The record with a score that knows what it is, for whoever shows it."""
+        return self if self.score is None else replace(self, score=kind.named(self.score))
 
     def to_line(self) -> str:
         """The journal's line, without the newline."""
@@ -108,21 +112,19 @@ class Journal:
         self.path = path
         self.records: tuple[EpisodeRecord, ...] = ()
         self._header = {"journal": VERSION, **header, **({"origin": dict(origin)} if origin else {})}
-        data = reading.read_bytes(path) if path.exists() else b""
-        lines = _whole_lines(path, data)
+        lines = _lines_of(path) if path.exists() else []
         content = _content(path, lines)
         self._last = _seal_of(lines[-1]) if lines else ""  # None: of version 1, whose lines have no digests
         if lines:
             self._check_header(content.header)
             self.records = content.records
-        self._size = sum(len(line) + 1 for line in lines)
-        if self._size < len(data):
-            self._truncate()
         if not lines:
             self._write(json.dumps(self._header, allow_nan=False))
-            self._sync_directory()
         elif origin and content.places and content.places[-1] != origin["environment"]:
             self._write(json.dumps({"environment": origin["environment"]}, allow_nan=False))
+        else:
+            with self._writing():
+                repair(path)
 
     def append(self, record: EpisodeRecord) -> None:
         """Add an episode and wait until it is on disk. Raises RunError if it cannot be written."""
@@ -132,50 +134,28 @@ class Journal:
     def _write(self, line: str) -> None:
         if self._last is not None:
             line = _sealed(line, self._last)
-        data = line.encode() + b"\n"
+        with self._writing():
+            append_line(self.path, line.encode())
+        self._last = _seal_of(line.encode())
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """RunError, with the way to go on, where the disk refuses what is done inside."""
         try:
-            descriptor = reading.open_to_write(self.path, os.O_WRONLY | os.O_APPEND)
-            try:
-                _write_all(descriptor, data)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            yield
         except OSError as error:
-            with contextlib.suppress(OSError):
-                self._truncate()
-            remedy = (
-                "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the path and its rights"
-            )
+            remedy = "free some space" if is_full(error) else "check the path and its rights"
             raise RunError(
                 f"journal {self.path} cannot be written: {error.strerror}; {remedy} and resume, "
                 f"the {len(self.records)} episodes before are safe"
             ) from error
-        self._size += len(data)
-        self._last = _seal_of(line.encode())
 
-    def _truncate(self) -> None:
-        """Cut off whatever follows the last whole line."""
-        descriptor = reading.open_to_write(self.path, os.O_WRONLY)
-        try:
-            os.ftruncate(descriptor, self._size)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-    def _sync_directory(self) -> None:
-        """Make the new file's name durable."""
-        descriptor = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-    def _check_header(self, found: Mapping[str, Any]) -> None:
+    def _check_header(self, recorded: Mapping[str, Any]) -> None:
         wanted = json.loads(json.dumps(self._header))
-        for key in sorted({*wanted, *found} - {"journal", "origin"}):
-            if wanted.get(key) != found.get(key):
+        for key in sorted({*wanted, *recorded} - {"journal", "origin"}):
+            if wanted.get(key) != recorded.get(key):
                 raise RunError(
-                    f"journal {self.path} belongs to another search: its {key} is {found.get(key)!r}, "
+                    f"journal {self.path} belongs to another search: its {key} is {recorded.get(key)!r}, "
                     f"this search's is {wanted.get(key)!r}; use another directory or the same settings"
                 )
 
@@ -188,23 +168,16 @@ def read_journal(path: Path) -> tuple[dict[str, Any], tuple[EpisodeRecord, ...]]
 
 def load_journal(path: Path) -> JournalContent:
     """All of a journal, not touching it; a torn last line is left out. Raises RunError."""
-    return _content(path, _whole_lines(path, reading.read_bytes(path)))
+    return _content(path, _lines_of(path))
 
 
-def _whole_lines(path: Path, content: bytes) -> list[bytes]:
-    """The lines that were written to the end.
-
-    Left out are what follows the last newline, and a last line that is no JSON: a file system may keep a torn
-    line's length and lose its bytes.
-    """
-    lines = content.split(b"\n")[:-1]
-    if lines:
-        try:
-            json.loads(lines[-1])
-        except (ValueError, RecursionError):
-            if len(lines) == 1 and lines[0].strip(b"\0 "):
-                raise RunError(_corrupt(path, 1, "it is not the JSON header of a journal")) from None
-            lines.pop()
+def _lines_of(path: Path) -> list[bytes]:
+    """The whole lines of a journal. RunError for a file whose only line was never that of a journal."""
+    data = reading.read_bytes(path)
+    lines = whole_lines(data)
+    first, newline, _ = data.partition(b"\n")
+    if newline and not lines and first.strip(b"\0 "):  # a torn header has lost its bytes
+        raise RunError(_corrupt(path, 1, "it is not the JSON header of a journal"))
     return lines
 
 
@@ -306,11 +279,6 @@ def _corrupt(path: Path, number: int, reason: str) -> str:
         f"journal {path} is corrupt in line {number}: {reason}; restore the file from a copy, "
         f"or delete line {number} and all after it, then resume"
     )
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]
 
 
 def _plain(value: float) -> int | float:

@@ -1,23 +1,22 @@
-"""A policy, scored and rewarded, as the journal's record; one that fails too."""
+"""Scores a policy, computes its reward and makes the journal's record. A failed policy gets a record too."""
 
 from functools import partial
 
 from amc.errors import AmcError, EvaluationError
-from amc.judging import REWARD, check_resources, guarded, number_of, reason_of, score_of_policy
-from amc.search.environment import Score
+from amc.judging import REWARD, Score, check_resources, guarded, number_of, reason_of, score_of_policy
 from amc.search.journal import EpisodeRecord
 from amc.search.problem import Problem
 from amc.search.rewards import Outcome, RewardFunction
 
-REWARD_FAULT = "the reward"  # how the record of an episode begins that the reward failed
+REWARD_FAULT = "the reward"  # first words of the record's `error` if the reward failed
 
 
 def judged(
     problem: Problem, score: Score, reward: RewardFunction, policy: tuple[int, ...], episode: int
 ) -> EpisodeRecord:
-    """The record of `policy`: its score and reward, or the reason why it has none, by the rule of `amc.judging`.
+    """The record of `policy`: its score and reward, or the reason for a failure by the rule of `amc.judging`.
 
-    An AmcError that the reward raises passes through (see `RewardFunction`), and so does a ResourceError.
+    Raises ResourceError, and any AmcError that the reward raises (see `RewardFunction`).
     """
     costs = problem.policy_costs(policy)
     failed = partial(EpisodeRecord, episode, policy, costs, None, None)
@@ -33,22 +32,22 @@ def judged(
 
 
 class RewardError(EvaluationError):
-    """The reward raised, or returned no finite number, for one policy."""
+    """The reward raised an error, or did not return a finite number, for one policy."""
 
 
 def rewarded(reward: RewardFunction, outcome: Outcome) -> float:
-    """What the reward makes of a scored policy.
+    """The reward of a scored policy.
 
-    Raises RewardError where it fails on this policy; the reward's own AmcError passes through.
+    Raises RewardError if the reward fails for this policy, and any AmcError that the reward raises.
     """
     try:
-        paid = reward(outcome)
+        value = reward(outcome)
     except AmcError:
         raise
     except Exception as error:  # a user's function may raise anything
         check_resources(error)
         raise RewardError(f"{REWARD_FAULT} fails ({reason_of(error)})") from error
     try:
-        return number_of(paid, REWARD)
+        return number_of(value, REWARD)
     except EvaluationError as error:
         raise RewardError(str(error)) from error

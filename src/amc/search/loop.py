@@ -1,7 +1,7 @@
-"""The episode loop: propose a policy, score it, write it down, learn from it.
+"""The episode loop: propose a policy, score it, append it to the journal, learn from it.
 
-Resuming replays the journal through the agent, with the recorded scores in place of scoring, and goes on; the
-result is that of an uninterrupted search with the same seed.
+A resumed search replays the journal through the agent with the recorded scores, then continues. Its result equals that
+of an uninterrupted search with the same seed.
 """
 
 import time
@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from amc.errors import EvaluationError, ResourceError, RunError
+from amc.judging import Score
 from amc.search.baselines import Agent
 from amc.search.bounds import SURFACE_FLOOR, Bounds
-from amc.search.environment import Rollout, Score, roll_out
+from amc.search.environment import Rollout, roll_out
 from amc.search.journal import EpisodeRecord, Journal
 from amc.search.judge import REWARD_FAULT, judged
 from amc.search.problem import Problem
 from amc.search.rewards import RewardFunction, check_costs, r_err, reward_name
 
-MAX_ATTEMPTS = 10  # at a policy that was not scored before
-HOPELESS_AFTER = 10  # failures in a row from the start
+MAX_ATTEMPTS = 10  # proposals per episode until one is a new policy
+HOPELESS_AFTER = 10  # the search stops if this many first episodes all fail
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +35,14 @@ class EpisodeTiming:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """All episodes and the best one: highest reward, the earliest of equals."""
+    """All episodes and the best one: the highest reward, and the earliest episode if rewards are equal."""
 
     best: EpisodeRecord
     episodes: tuple[EpisodeRecord, ...]
 
     @property
     def failed(self) -> int:
-        """How many episodes could not be scored."""
+        """The number of episodes that failed."""
         return sum(record.error is not None for record in self.episodes)
 
 
@@ -63,16 +64,15 @@ def search(
 ) -> SearchResult:
     """Run `episodes` episodes, or the agent's `max_episodes` if that is fewer.
 
-    `score` maps a policy (keep counts in the order of the decisions) to a finite number, higher is better; it
-    is called once per distinct policy. If it raises, or returns anything else, the episode is recorded as
-    failed with the reason and the search goes on (`amc.judging` has the rule). A `Measured` score brings its
-    standard error along. A journal that exists is continued. `seed` and `origin` (see `JournalContent`) are written
-    in its header.
+    `score` maps a policy (keep counts in the order of the decisions) to a finite number, higher is better. It is
+    called once per distinct policy. If it raises an error or returns anything else, the episode is recorded as failed
+    with the reason, and the search continues (see `amc.judging`). A `Measured` score includes its standard error. An
+    existing journal is continued. `seed` and `origin` (see `JournalContent`) are written to the journal's header.
 
-    Raises EvaluationError if all episodes, or the first ten, fail; what `reward` raises as an AmcError, before the
-    first episode where the costs are to blame; ResourceError where the machine is out of memory or disk space;
-    RunError for a journal that is corrupt, belongs to another search or cannot be written. KeyboardInterrupt passes
-    through; the journal then holds every finished episode.
+    Raises EvaluationError if all episodes, or the first ten, fail; any AmcError that `reward` raises; AmcError before
+    the first episode if the reward's cost is unknown; ResourceError if memory or disk space runs out; RunError if the
+    journal is corrupt, belongs to another search or cannot be written. After a KeyboardInterrupt the journal holds
+    every finished episode.
     """
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
@@ -102,7 +102,7 @@ def search(
 
 
 class _Loop:
-    """State of a search in progress."""
+    """The state of a search in progress."""
 
     def __init__(self, problem: Problem, score: Score, agent: Agent, reward: RewardFunction, bounds: Bounds) -> None:
         self._problem, self._score, self._agent = problem, score, agent
@@ -112,7 +112,7 @@ class _Loop:
         self._known: dict[tuple[int, ...], EpisodeRecord] = {}
 
     def run_episode(self, episode: int, replayed: EpisodeRecord | None) -> tuple[EpisodeRecord, EpisodeTiming]:
-        """Propose, score (or take the score from the journal) and learn."""
+        """Propose a policy, score it (or read its score from the journal) and learn."""
         began = time.perf_counter()
         rollout = self._propose(episode)
         proposed = time.perf_counter()
@@ -143,7 +143,7 @@ class _Loop:
         return SearchResult(best, tuple(self._records))
 
     def _propose(self, episode: int) -> Rollout:
-        """A finished episode; transitions are free, so a policy that was scored before is drawn again."""
+        """Play an episode. If its policy was scored before, play again: transitions cost almost no time."""
         for attempt in range(MAX_ATTEMPTS):
             self._agent.begin_episode(episode, attempt)
             rollout = roll_out(self._problem, self._bounds, self._agent.act)
@@ -152,13 +152,13 @@ class _Loop:
         return rollout
 
     def _judge(self, episode: int, policy: tuple[int, ...]) -> EpisodeRecord:
-        """Score a policy, or copy what is known of it."""
+        """Score a policy, or copy its earlier record."""
         if policy in self._known:
             return replace(self._known[policy], episode=episode)
         return judged(self._problem, self._score, self._reward, policy, episode)
 
     def _replay(self, rollout: Rollout, record: EpisodeRecord) -> EpisodeRecord:
-        """The journal's record, which must be of the policy the agent proposes again."""
+        """The journal's record. Raises RunError if the agent proposes another policy than the recorded one."""
         if record.keep != rollout.keep_counts:
             raise RunError(
                 f"journal does not replay: episode {record.episode} kept {list(record.keep)}, the agent now "
@@ -176,20 +176,20 @@ class _Loop:
 
 
 def _header(problem: Problem, agent: Agent, seed: int, floor: float | None, reward: RewardFunction) -> dict[str, Any]:
-    paid = {} if reward is r_err else {"reward": reward_name(reward)}  # journals of r_err never named it
+    named = {} if reward is r_err else {"reward": reward_name(reward)}  # journals never name r_err
     return {
         "seed": seed,
         "agent": agent.name,
         "decisions": problem.fingerprint(),
         "floor": floor,
         "settings": agent.settings(),
-        **paid,
+        **named,
     }
 
 
 def _stopped(error: ResourceError, episode: int, journal_path: Path | None) -> ResourceError:
-    """What is finished is kept: the policy under way is scored again by whoever resumes."""
+    """The error with its episode and remedy. A resumed search scores this episode's policy again."""
     if journal_path is None:
         return ResourceError(f"{error} in episode {episode}; free some, then start again")
     run = journal_path.parent
-    return ResourceError(f"{error} in episode {episode}; those before it are kept: free some, then resume '{run}'")
+    return ResourceError(f"{error} in episode {episode}; the earlier episodes are kept: free some, then resume '{run}'")

@@ -1,6 +1,6 @@
-"""A pruning search as numbers: which keep counts may be chosen, what each choice costs, and the limits.
+"""A pruning problem in numbers: the allowed keep counts, the cost of each policy, and the budgets.
 
-The search sees nothing else of the network. Pure: no torch, no files.
+The search knows nothing else about the network. Pure: no torch, no files.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class LayerFeatures:
-    """The layer that a group is the input of; kernel [n, c, k, k], input [c, h, w] (paper, section 3.1)."""
+    """The layer that reads a group: kernel [n, c, k, k], input [c, h, w] (paper, section 3.1)."""
 
     n: int  # output channels
     c: int  # input channels
@@ -30,7 +30,7 @@ class LayerFeatures:
     w: int  # input width, pixels
     stride: int
     k: int  # kernel size, pixels
-    macs: int  # of the layer(s) the group is the input of, in the dense network
+    macs: int  # of the layer(s) that read the group, in the dense network
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +60,12 @@ class CostFunction(Protocol):
 class Problem:
     """Everything a search needs to know, apart from the score of a policy.
 
-    With several budgets every one must hold. Without any, every choice is feasible (the paper's
-    accuracy-guaranteed protocol). The first budget's metric is the unit of the state features `reduced` and
-    `rest`.
+    A policy must meet every budget. Without a budget, every policy is feasible (the paper's accuracy-guaranteed
+    protocol). The first budget's metric is the unit of the observation's features `reduced` and `rest`.
     """
 
     decisions: tuple[Decision, ...]  # in execution order
-    costs: Mapping[Metric, CostFunction]  # all are journalled; every budget's metric must be among them
+    costs: Mapping[Metric, CostFunction]  # the journal holds all of them; every budget's metric must be a key
     budgets: tuple[Budget, ...] = ()
 
     def __post_init__(self) -> None:

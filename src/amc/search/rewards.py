@@ -1,7 +1,7 @@
-"""What the agent is paid for a policy. Pure: no torch, no files.
+"""The agent's reward for a policy. Pure: no torch, no files.
 
-The paper's two protocols (arXiv 1802.03494, section 3.2): with a budget, `r_err`; without one, a reward that
-pays for small networks. `SmallestWithin` is what users ask for: the smallest network within a loss of accuracy.
+The paper has two protocols (arXiv 1802.03494, section 3.2): `r_err` with a budget and, without a budget, a reward that
+grows as the network shrinks. `SmallestWithin` adds a third: the smallest network within a limit on the accuracy loss.
 """
 
 import math
@@ -16,9 +16,9 @@ from amc.statistics import CONFIDENCE, quantile, upper_bound
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A scored policy, as a reward sees it."""
+    """A scored policy: the argument of a reward."""
 
-    score: float  # higher is better; an accuracy in [0, 1] unless the user's own
+    score: float  # higher is better; an accuracy in [0, 1], or a user's score on any scale
     costs: Mapping[str, float]  # of the policy, by metric name, in the metric's unit
     dense: Mapping[str, float]  # of the dense network
     standard_error: float | None = None  # of the score's difference from the dense score; None: unknown
@@ -27,7 +27,7 @@ class Outcome:
 class RewardFunction(Protocol):
     """The reward of a scored policy.
 
-    An AmcError that it raises ends the search: what cannot be paid for once cannot be paid for at all.
+    An AmcError that the function raises ends the search, because no later policy could be rewarded either.
     """
 
     def __call__(self, outcome: Outcome, /) -> float:
@@ -38,8 +38,8 @@ class RewardFunction(Protocol):
 def r_err(outcome: Outcome, /) -> float:
     """R_err = -Error, for the resource-constrained protocol.
 
-    The error is 1 - score. A user's own score on another scale only moves this by a constant, which the
-    agent's reward baseline takes out again.
+    The error is 1 - score. A user's score may have another scale: the constant 1 then has no meaning, and the
+    agent's reward baseline removes it.
     """
     return -(1.0 - outcome.score)
 
@@ -48,15 +48,15 @@ def r_err(outcome: Outcome, /) -> float:
 class LogCostReward:
     """-Error * log(cost), for the accuracy-guaranteed protocol.
 
-    The logarithm is that of the absolute count, as in the paper: one factor of cost is worth the same share of
-    the error everywhere. A latency counts in microseconds, so that its logarithm is not negative.
+    The cost is an absolute count, as in the paper. A latency is converted to microseconds, so that its logarithm is not
+    negative.
     """
 
     name: str
     metric: Metric
 
     def __call__(self, outcome: Outcome, /) -> float:
-        """At most 0. Raises AmcError if the cost is not known or the score is no accuracy."""
+        """At most 0. Raises AmcError if the cost is unknown or the score is not in [0, 1]."""
         cost = _cost(outcome.costs, self.metric, self.name)
         if not 0.0 <= outcome.score <= 1.0:
             raise EvaluationError(
@@ -69,15 +69,15 @@ class LogCostReward:
 
 @dataclass(frozen=True, slots=True)
 class SmallestWithin:
-    """The smallest network that loses at most `max_drop`, with the uncertainty of the score on its side.
+    """The smallest network whose score drops by at most `max_drop`, with the score's uncertainty included.
 
-    A policy is feasible if the upper bound of its drop is within `max_drop`. It is then paid minus its share of
-    the dense cost, in [-1, 0]; any other is paid less than -1, the less the more it exceeds the limit.
+    A policy is feasible if the upper confidence bound of its drop is at most `max_drop`. A feasible policy's reward is
+    minus its share of the dense cost, in [-1, 0]. Any other reward is below -1 by the excess over `max_drop`.
     """
 
     max_drop: float  # in the score's unit: 0.005 is half a point of accuracy
     dense_score: float
-    metric: Metric  # what is made small
+    metric: Metric  # the cost to minimise
     confidence: float = CONFIDENCE  # one-sided, of one comparison; in [0.5, 1)
 
     def __post_init__(self) -> None:
@@ -87,16 +87,16 @@ class SmallestWithin:
 
     @property
     def name(self) -> str:
-        """For the journal's header; without the dense score, which another machine may see a rounding away."""
+        """The name in the journal's header. Omits the dense score: its last digits differ between machines."""
         return f"fewest {self.metric} within a drop of {self.max_drop:g} at confidence {self.confidence:g}"
 
     def excess(self, drop: float, standard_error: float | None) -> float:
-        """By how much the upper bound of a drop exceeds the limit; feasible if at most 0."""
-        # A drop of exactly max_drop holds; binary fractions may miss it by their last digit.
+        """The upper confidence bound of a drop, minus `max_drop`. The policy is feasible if this is at most 0."""
+        # A drop of exactly max_drop is feasible; the tolerance covers the rounding of binary fractions.
         return upper_bound(drop, standard_error, self.confidence) - self.max_drop - 1e-12
 
     def __call__(self, outcome: Outcome, /) -> float:
-        """At most 0. Raises AmcError if the cost is not known."""
+        """The reward, see the class. Raises AmcError if the cost is unknown."""
         share = _cost(outcome.costs, self.metric, self.name) / _cost(outcome.dense, self.metric, self.name)
         excess = self.excess(self.dense_score - outcome.score, outcome.standard_error)
         return -share if excess <= 0 else -1.0 - excess
@@ -111,7 +111,7 @@ REWARDS: Mapping[str, RewardFunction] = {
 
 
 def get_reward(reward: str | Callable[[Outcome], float]) -> RewardFunction:
-    """The reward of that name, or the callable itself; AmcError for anything else."""
+    """The reward of that name, or the callable itself. Raises AmcError for anything else."""
     if isinstance(reward, str):
         if reward not in REWARDS:
             raise AmcError(f"reward {reward!r} is unknown; use one of {', '.join(REWARDS)}")
@@ -122,17 +122,17 @@ def get_reward(reward: str | Callable[[Outcome], float]) -> RewardFunction:
 
 
 def reward_name(reward: RewardFunction) -> str:
-    """What a journal's header calls it."""
+    """The reward's name in a journal's header."""
     return str(getattr(reward, "name", None) or getattr(reward, "__name__", None) or type(reward).__name__)
 
 
 def rewarded_metric(reward: RewardFunction) -> Metric | None:
-    """The cost that the reward pays for; None if it pays for none, or is the user's own."""
+    """The cost that the reward depends on; None if it depends on none, or is a user's function."""
     return reward.metric if isinstance(reward, LogCostReward | SmallestWithin) else None
 
 
 def check_costs(reward: RewardFunction, costs: Mapping[str, float]) -> None:
-    """Raise AmcError if the reward pays for a cost that is not among those known, before anything is scored."""
+    """Raise AmcError if the reward depends on a cost that is not in `costs`. Call this before any score."""
     metric = rewarded_metric(reward)
     if metric is not None:
         _cost(costs, metric, reward_name(reward))

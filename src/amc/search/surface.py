@@ -1,6 +1,7 @@
-"""Policies that use the budget up: landing a wish for every group on the budget's surface.
+"""Policies that use the whole budget: requested keep fractions are projected onto the budget's surface.
 
-Without a budget there is no surface; wishes then cover the whole range from dense to the least.
+The surface is the set of policies whose cost equals the limit. A problem without a budget has no surface; its
+policies range from the dense network to the smallest keep counts.
 
 Reads costs only. Pure: no torch, no files.
 """
@@ -12,14 +13,14 @@ import numpy as np
 from amc.search.problem import CostFunction, FloatArray, Problem
 
 _GRID = 33  # shifts tried at once
-_ROUNDS = 3  # the shift is found to 2 / 32**3
-_SPREAD = 0.5  # largest distance of a group from the common level, of its range
+_ROUNDS = 3  # rounds of refinement; the shift is accurate to 2 / 32**3
+_SPREAD = 0.5  # largest distance of a group from the common level, as a share of the group's range
 
 
 class Surface:
     """The policies of a problem whose cost is at the limit of its tightest budget."""
 
-    bounded: bool  # whether there is a budget
+    bounded: bool  # True if the problem has a budget
 
     def __init__(self, problem: Problem) -> None:
         self._sizes = problem.dense.astype(np.float64)
@@ -33,11 +34,11 @@ class Surface:
         """Smallest allowed keep fractions [groups]."""
         return self._least / self._sizes
 
-    def land(self, fractions: FloatArray, *, cost: float | None = None) -> FloatArray:
-        """Shift keep fractions [groups] by one common amount, so that the tightest budget is just met.
+    def project(self, fractions: FloatArray, *, cost: float | None = None) -> FloatArray:
+        """Shift requested keep fractions [groups] by one common amount until the tightest budget is just met.
 
-        The result stays within [least_fractions, 1]. Without a budget the fractions are only clipped; then a `cost`,
-        in the unit of the problem's metric, may take the budget's place.
+        The result is clipped to [least_fractions, 1]. Without a budget the fractions are only clipped. A `cost`, in
+        the unit of the problem's metric, replaces the budgets.
         """
         limits = self._costs if cost is None else [(self._cost, cost)]
         if not limits:
@@ -52,28 +53,28 @@ class Surface:
 
     def uniform(self) -> FloatArray:
         """One common keep fraction for every group, as large as the budgets allow: [groups]."""
-        return self.land(np.full(len(self._sizes), 0.5))
+        return self.project(np.full(len(self._sizes), 0.5))
 
     def sample(self, generator: np.random.Generator) -> FloatArray:
-        """Random keep fractions [groups], landed.
+        """Random keep fractions [groups], projected onto the surface.
 
-        Without a budget: a common level, and the groups spread around it by a random amount. Independent draws
-        would all cost about the same, half-way between the ends.
+        Without a budget, a random common level is drawn and the groups are spread around it. Independent draws
+        would all cost about the same: half-way between the least and the dense cost.
         """
         least = self.least_fractions
         if self.bounded:
-            return self.land(generator.uniform(least, 1.0))
+            return self.project(generator.uniform(least, 1.0))
         level, spread = generator.uniform(), generator.uniform(0.0, _SPREAD)
         position = level + spread * generator.uniform(-1.0, 1.0, len(least))
         return least + (1.0 - least) * np.clip(position, 0.0, 1.0)
 
-    def ladder(self, wish: FloatArray, rungs: int) -> list[FloatArray]:
-        """Keep fractions that fall from dense to the least: the wish [groups], shifted down by equal steps."""
-        shifts = np.linspace(1.0 - wish.min(), self.least_fractions.min() - wish.max(), rungs)
-        return [np.clip(wish + shift, self.least_fractions, 1.0) for shift in shifts]
+    def ladder(self, requested: FloatArray, rungs: int) -> list[FloatArray]:
+        """Policies from dense to the least: the requested fractions [groups], shifted down by equal steps."""
+        shifts = np.linspace(1.0 - requested.min(), self.least_fractions.min() - requested.max(), rungs)
+        return [np.clip(requested + shift, self.least_fractions, 1.0) for shift in shifts]
 
     def _fits(self, fractions: FloatArray, limits: Sequence[tuple[CostFunction, float]]) -> np.ndarray:
-        """Which rows [rows, groups] of wished fractions, clipped to what is allowed, hold every limit."""
+        """Mask [rows]: whether the requested fractions [rows, groups], once clipped, are within every limit."""
         counts = np.rint(np.clip(fractions * self._sizes, self._least, self._sizes)).astype(np.int64)
         fits = np.ones(len(counts), dtype=bool)
         for cost, limit in limits:

@@ -18,9 +18,10 @@ from amc.deploy.measure import MeasureSettings
 from amc.deploy.table import Latency, NoiseError, bench_networks
 from amc.deploy.table.measuring import Build
 from amc.errors import AmcError, BudgetError, EvaluationError
+from amc.judging import Score
 from amc.latency import GUARD, limit_ms
 from amc.search import Bounds, Budget, EpisodeRecord, Metric, Problem, RewardFunction, judged, roll_out
-from amc.search.environment import Observation, Score
+from amc.search.environment import Observation
 from amc.search.problem import FloatArray
 from amc.search.surface import Surface
 from amc.selection.base import Choice
@@ -243,7 +244,7 @@ class _Timings:
 
 def _projected(problem: Problem, surface: Surface, bounds: Bounds, requested: FloatArray) -> Policy:
     """Keep counts near the requested keep fractions [groups], on the budget's surface."""
-    sparsities = iter((1.0 - surface.land(requested)).tolist())
+    sparsities = iter((1.0 - surface.project(requested)).tolist())
 
     def act(_: Observation) -> float:
         return float(next(sparsities))

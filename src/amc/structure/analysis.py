@@ -19,7 +19,7 @@ from amc.structure.copying import copy_model, undisturbed
 from amc.structure.cost import CostModel, Term
 from amc.structure.grouping import FIXED, Grouping, group_channels
 from amc.structure.propagate import Propagation, propagate
-from amc.structure.structure import Attribute, Group, Layer, Locked, Slots, Structure, lock_groups, restrict
+from amc.structure.structure import Group, Layer, Locked, Slots, Structure, lock_groups, restrict
 from amc.structure.trace import Example, Trace, dry_run, trace
 
 INSEPARABLE = Lock("its channels are all tied together, so none can go without the rest")
@@ -45,7 +45,7 @@ def inspect(
     structure = _assemble(propagate(traced), traced)
     structure = replace(structure, locked=explained(structure.locked, model))
     structure = lock_groups(structure, {group.name: INSEPARABLE for group in structure.groups if group.size == 1})
-    return restrict(structure, lock=lock, only=only) if lock or only else structure
+    return restrict(structure, lock=lock, only=only)
 
 
 def _assemble(walk: Propagation, traced: Trace) -> Structure:
@@ -85,7 +85,7 @@ def _assemble(walk: Propagation, traced: Trace) -> Structure:
         layers=layers,
         tensors=tensors,
         shapes=shapes,
-        attributes=tuple(Attribute(use.module, use.name, slots(use.ids), use.value) for use in walk.attributes),
+        attributes=tuple(replace(each, counted=slots(each.counted)) for each in walk.attributes),
         cost=cost,
     )
 
@@ -114,19 +114,10 @@ def _layer(use: LayerUse, name: str, macs: int, slots: Callable[[Ids], Slots], o
     inputs = [found for ids in use.input_ids if ((found := slots(ids)) != FIXED).any()]
     outputs = [found for ids in use.output_ids if ((found := slots(ids)) != FIXED).any()]
     return Layer(
+        **use.shared(),
         name=name,
-        kind=use.kind,
-        weight=use.weight,
-        bias=use.bias,
         input=inputs[0] if inputs else np.full(use.inputs, FIXED, dtype=np.int64),
         output=outputs[0] if outputs else np.full(use.outputs, FIXED, dtype=np.int64),
-        input_dims=use.input_dims,
-        order=use.order,
-        kernel=use.kernel,
-        stride=use.stride,
-        groups=use.groups,
-        tied_across=use.tied_across,
-        input_size=use.input_size,
         macs=macs,
         obstacle=SEVERAL if len(inputs) > 1 else obstacle,
     )

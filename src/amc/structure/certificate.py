@@ -39,6 +39,15 @@ class Certificate:
     worst_error: float  # relative to the largest output, over the keep sets that passed
     failed: tuple[tuple[str, Lock], ...]
 
+    def to_json(self) -> dict[str, Any]:
+        """As summary.json and `amc inspect --json` have it; `locked` names the groups that failed."""
+        return {
+            "keep_sets": self.keep_sets,
+            "worst_error": self.worst_error,
+            "passed": self.passed,
+            "locked": [name for name, _ in self.failed],
+        }
+
     @property
     def passed(self) -> bool:
         return not self.failed

@@ -17,6 +17,7 @@ from torch.fx import Node
 from amc.structure.channels import ChannelTable, Ids, Lock
 from amc.structure.literals import Literal
 from amc.structure.source import line_of_node
+from amc.structure.structure import Attribute, WeightUse
 from amc.structure.trace import module_path
 
 Dims = tuple[Ids | None, ...]
@@ -64,38 +65,18 @@ class Term:
 
 
 @dataclass(frozen=True, slots=True)
-class LayerUse:
-    """One use of a weight that is contracted with an activation; `amc.structure.Layer` says what the fields mean.
+class LayerUse(WeightUse):
+    """A layer whose channels are ids still; it becomes an `amc.structure.Layer` once they are resolved.
 
     `input_ids` and `output_ids`: of every input and output channel. Where several dimensions of the weight together
     make the channels there is one entry a dimension that has ids, each over all channels.
     """
 
     module: str
-    kind: str
-    weight: str  # empty if it is no parameter
-    bias: str | None
     input_ids: tuple[Ids, ...]
     output_ids: tuple[Ids, ...]
     inputs: int
     outputs: int
-    input_dims: tuple[int, ...]
-    order: tuple[int, ...]
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    groups: int
-    tied_across: bool
-    input_size: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class AttributeUse:
-    """An integer attribute of a module that counts channels: it shrinks in proportion to `ids`."""
-
-    module: str
-    name: str
-    ids: Ids
-    value: int  # of the dense network
 
 
 SplitKey = tuple[str, tuple[int, ...]]  # module path and shape: queries, keys and values are split alike
@@ -125,7 +106,7 @@ class Context:
     unruled: bool = False  # whether the operator was locked for want of a rule
     terms: list[Term] = field(default_factory=list)
     layers: list[LayerUse] = field(default_factory=list)
-    attributes: list[AttributeUse] = field(default_factory=list)
+    attributes: list[Attribute] = field(default_factory=list)
     splits: list[Split] = field(default_factory=list)
     free: list[Ids] = field(default_factory=list)  # dimensions that repeat one value
     used: dict[str, str] = field(default_factory=dict)  # parameters that other operators than layers use, and which
@@ -203,11 +184,11 @@ class Context:
         if ids is None:
             return True
         if name and self.attributes_known.get(self.module, {}).get(name) == size:
-            self.attributes.append(AttributeUse(self.module, name, ids, size))
+            self.attributes.append(Attribute(self.module, name, ids, size))
             return True
         for literal in self._literals():
             if literal.size == size and place in (None, literal.place):
-                self.attributes.append(AttributeUse(literal.module, literal.name, ids, literal.value))
+                self.attributes.append(Attribute(literal.module, literal.name, ids, literal.value))
                 return True
         return False
 

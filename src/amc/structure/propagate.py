@@ -13,10 +13,11 @@ import torch
 from torch.fx import GraphModule, Node
 
 from amc.structure.channels import ChannelTable, Lock, Resolution
-from amc.structure.context import AttributeUse, Context, Dims, LayerUse, Split, SplitKey, Term, Tracked
+from amc.structure.context import Context, Dims, LayerUse, Split, SplitKey, Term, Tracked
 from amc.structure.count import operator_macs
 from amc.structure.rules import apply_rule
 from amc.structure.rules.registry import no_rule, operator_name
+from amc.structure.structure import Attribute
 from amc.structure.trace import Trace
 
 VIEWS = frozenset({  # through which a weight stays the same weight
@@ -35,7 +36,7 @@ class Propagation:
     tensors: dict[str, Dims]  # ids of every parameter and buffer, in order of first use
     terms: list[Term]
     layers: list[LayerUse]
-    attributes: list[AttributeUse]
+    attributes: list[Attribute]
     used: dict[str, str]  # parameters that other operators than layers use, and which
 
 
@@ -269,11 +270,11 @@ def _lock_unused(ctx: Context, tensors: dict[str, Dims]) -> None:
 
 def _tie_attributes(ctx: Context) -> None:
     """One attribute that counts several dimensions has one value: they shrink together."""
-    first: dict[tuple[str, str], AttributeUse] = {}
-    for use in ctx.attributes:
-        other = first.setdefault((use.module, use.name), use)
-        if other.ids.size == use.ids.size:
-            ctx.table.tie(other.ids, use.ids)
+    first: dict[tuple[str, str], Attribute] = {}
+    for each in ctx.attributes:
+        other = first.setdefault((each.module, each.name), each)
+        if other.counted.size == each.counted.size:
+            ctx.table.tie(other.counted, each.counted)
 
 
 def _lock_free(ctx: Context, tensors: dict[str, Dims]) -> None:

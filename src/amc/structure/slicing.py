@@ -75,9 +75,9 @@ def _tensors(model: nn.Module, structure: Structure) -> list[tuple[str, torch.Te
 
 def _update_attributes_(slim: nn.Module, structure: Structure, mask: Mask) -> None:
     """Bring the sizes that torch's modules keep as attributes in line with their tensors."""
-    for use in structure.attributes:
-        kept = int(np.count_nonzero(_kept(use.slots, mask)))
-        setattr(slim.get_submodule(use.module), use.name, kept * use.value // use.slots.size)
+    for each in structure.attributes:
+        kept = int(np.count_nonzero(_kept(each.counted, mask)))
+        setattr(slim.get_submodule(each.module), each.name, kept * each.value // each.counted.size)
     for module in slim.modules():
         _update_sizes_(module)
     avoid_nested_tensors_(slim)

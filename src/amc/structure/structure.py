@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,25 +13,19 @@ from amc.errors import ModelError
 from amc.structure.channels import Lock
 from amc.structure.cost import CostModel
 from amc.structure.grouping import FIXED
+from amc.structure.patterns import kept_whole
 
 Slots = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
-    """One use of a weight: a convolution, a linear layer however it is written, or a matrix of a recurrent layer.
+class WeightUse:
+    """How a weight is contracted with an activation: what is known of it before and after its channels are numbered."""
 
-    `input` and `output` give, for each input and output channel, the number of its prunable channel, or -1. Those
-    of several groups follow one another.
-    """
-
-    name: str
     kind: str  # "conv" | "conv_transpose" | "linear" | "recurrent"
     weight: str  # the parameter's name; empty where the weight is no parameter
     bias: str | None
-    input: Slots
-    output: Slots
     input_dims: tuple[int, ...]  # dimensions of the weight that run over the input
     order: tuple[int, ...]  # the weight's dimensions as (stack, outputs, inputs, kernel): how `filters` is laid out
     kernel: tuple[int, ...]
@@ -39,6 +33,23 @@ class Layer:
     groups: int  # of a convolution, or matrices in a stack, each with inputs of its own
     tied_across: bool  # groups lose the same places in each; otherwise whole groups go
     input_size: tuple[int, ...]  # spatial
+
+    def shared(self) -> dict[str, Any]:
+        """The fields of a `WeightUse` by name, for what is made of it."""
+        return {item.name: getattr(self, item.name) for item in fields(WeightUse)}
+
+
+@dataclass(frozen=True, slots=True)
+class Layer(WeightUse):
+    """One use of a weight: a convolution, a linear layer however it is written, or a matrix of a recurrent layer.
+
+    `input` and `output` give, for each input and output channel, the number of its prunable channel, or -1. Those
+    of several groups follow one another.
+    """
+
+    name: str
+    input: Slots
+    output: Slots
     macs: int  # dense, on the example input
     obstacle: str = ""  # why the weight cannot be refitted after its inputs were pruned; empty if it can
 
@@ -73,11 +84,14 @@ class Locked:
 
 @dataclass(frozen=True, slots=True)
 class Attribute:
-    """An integer attribute of a module that counts channels: it shrinks in proportion to `slots`."""
+    """An integer attribute of a module that counts channels: it shrinks in proportion to those of `counted`.
+
+    `counted`: the ids of these channels while the network is walked through, their slots in a `Structure`.
+    """
 
     module: str
     name: str
-    slots: Slots
+    counted: npt.NDArray[np.int64]
     value: int  # of the dense network
 
 
@@ -145,26 +159,16 @@ class Structure:
 
 
 def restrict(structure: Structure, *, lock: tuple[str, ...] = (), only: tuple[str, ...] = ()) -> Structure:
-    """The same structure with groups locked by name pattern; ModelError for a pattern that matches nothing."""
-    matched = {pattern: set(_matching(structure, pattern)) for pattern in (*lock, *only)}
-    for pattern, names in matched.items():
-        if not names:
-            raise ModelError(f"pattern {pattern!r} matches no prunable group; `amc inspect` lists their names")
-    reasons: dict[str, Lock] = {}
-    chosen = set().union(*(matched[pattern] for pattern in only)) if only else None
-    for group in structure.groups:
-        if any(group.name in matched[pattern] for pattern in lock):
-            reasons[group.name] = Lock("locked by --lock")
-        elif chosen is not None and group.name not in chosen:
-            reasons[group.name] = Lock("not chosen by --only")
-    return lock_groups(structure, reasons)
+    """The same structure with groups locked by patterns of their names or of the layers that produce them.
 
-
-def _matching(structure: Structure, pattern: str) -> Iterator[str]:
-    for group in structure.groups:
-        names = (group.name, *(structure.layers[index].name for index in group.producers))
-        if any(fnmatchcase(name, pattern) or name.startswith(f"{pattern}.") for name in names):
-            yield group.name
+    `amc.structure.patterns` says what a pattern matches. ModelError for a pattern that matches nothing.
+    """
+    names = {
+        group.name: (group.name, *(structure.layers[index].name for index in group.producers))
+        for group in structure.groups
+    }
+    reasons = kept_whole(names, lock=lock, only=only, kind="prunable group")
+    return lock_groups(structure, {name: Lock(reason) for name, reason in reasons.items()}) if reasons else structure
 
 
 def lock_groups(structure: Structure, reasons: Mapping[str, Lock]) -> Structure:
@@ -192,6 +196,6 @@ def lock_groups(structure: Structure, reasons: Mapping[str, Lock]) -> Structure:
             name: tuple(None if dim is None else renumber[dim] for dim in dims)
             for name, dims in structure.tensors.items()
         },
-        attributes=tuple(replace(use, slots=renumber[use.slots]) for use in structure.attributes),
+        attributes=tuple(replace(each, counted=renumber[each.counted]) for each in structure.attributes),
         cost=replace(cost, fixed=fixed, per_channel=cost.per_channel[:, kept]),
     )

@@ -1,4 +1,4 @@
-"""The paper's networks and the data they are pruned on."""
+"""The paper's networks, and the data to prune them on."""
 
 from amc.zoo.data import load_data
 from amc.zoo.images import Augmentation, FolderSet, ImageSet, Normalisation

@@ -1,6 +1,6 @@
-"""`package.module:factory` -> the callable, for networks and data that are the user's own.
+"""Imports a user's factory of networks or data: `package.module:factory` -> the callable.
 
-The folder the user stands in is searched too, as `python -m` does, because a console script does not.
+The current folder is searched too, as with `python -m`. A console script does not search it by itself.
 """
 
 import importlib
@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 
 
 def import_factory(spec: str, error: type[AmcError]) -> Callable[..., Any]:
-    """The callable that `spec` = "package.module:factory" names; `error` says why there is none."""
+    """The callable that `spec` = "package.module:factory" names. Raises `error` if it cannot be imported."""
     module_name, _, attribute = spec.partition(":")
     if not module_name or not attribute:
         raise error(f"factory '{spec}' must be written package.module:factory")
@@ -26,9 +26,9 @@ def import_factory(spec: str, error: type[AmcError]) -> Callable[..., Any]:
     if added:
         sys.path.insert(0, here)
     try:
-        found: Any = _helped_by_torchvision(lambda: importlib.import_module(module_name))
+        target: Any = _helped_by_torchvision(lambda: importlib.import_module(module_name))
         for name in attribute.split("."):
-            found = getattr(found, name)
+            target = getattr(target, name)
     except Exception as problem:
         raise error(
             f"factory '{spec}' cannot be imported ({_in_one_line(problem)}); check the name and the path"
@@ -36,14 +36,14 @@ def import_factory(spec: str, error: type[AmcError]) -> Callable[..., Any]:
     finally:
         if added and here in sys.path:
             sys.path.remove(here)
-    if not callable(found):
-        kind = type(found).__name__
+    if not callable(target):
+        kind = type(target).__name__
         raise error(f"factory '{spec}' is a {kind}, not a callable; name a function or a class")
-    return found  # type: ignore[no-any-return]
+    return target  # type: ignore[no-any-return]
 
 
 def call_factory(spec: str, error: type[AmcError], **kwargs: Any) -> Any:
-    """What the factory returns; `error` if it raises."""
+    """Call the factory and return its result. Raises `error` if the factory raises."""
     factory = import_factory(spec, error)
     try:
         return _helped_by_torchvision(lambda: factory(**kwargs))
@@ -58,7 +58,7 @@ def call_factory(spec: str, error: type[AmcError], **kwargs: Any) -> Any:
 
 
 def _helped_by_torchvision(action: Callable[[], _T]) -> _T:
-    """`action`, tried again after a torchvision that does not import by itself was imported for it."""
+    """The result of `action`. If torchvision fails to import there, import it our way and try again."""
     try:
         return action()
     except RuntimeError as problem:

@@ -1,4 +1,4 @@
-"""Data sets by name: the built-in digits, CIFAR-10 on disk, a folder of images, or the user's own factory."""
+"""Data sets by name: the built-in digits, CIFAR-10 on disk, a folder of images, or a user's factory."""
 
 import difflib
 import importlib.util
@@ -17,8 +17,8 @@ from amc.zoo.preprocessing import IMAGENET, Preprocessing
 from amc.zoo.splits import DataSplits, Indices, Plan, Source, balanced_order, splits_from_mapping
 
 DIGITS = Normalisation((0.3056,), (0.3766,))  # of the train split
-DIGITS_SEARCH = DIGITS_TEST = 400  # of 1,797; 997 are left to train on
-FOLDER_SEARCH = 3000  # held out of a folder's train/, as the paper does for ImageNet; at most a tenth of it
+DIGITS_SEARCH = DIGITS_TEST = 400  # of 1,797 images; 997 remain for training
+FOLDER_SEARCH = 3000  # images held out of a folder's train/, as in the paper for ImageNet; at most a tenth of them
 _CIFAR_RECORD = 1 + 3 * 32 * 32  # bytes of one image in the binary version: label, then three colour planes
 
 
@@ -29,15 +29,15 @@ def load_data(
     image_size: int | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> DataSplits:
-    """The data set `spec` names; files are listed now and decoded when a split is first used.
+    """The data set that `spec` names. Files are listed now; a split is decoded on its first use.
 
     `digits` (built in) · `cifar10:ROOT` (train/<class>/ and test/<class>/ of 32x32 images, or the binary
     version) · `imagefolder:ROOT` (train/<class>/ and val/ or test/, resized and cropped to `image_size`) ·
-    `package.module:factory`, which returns a DataSplits or a mapping as `splits_from_mapping` takes it.
+    `package.module:factory`, which returns a DataSplits or a mapping for `splits_from_mapping`.
 
-    `search_images` keeps that many of the search split, drawn evenly from the classes, always the same ones.
-    `image_size` and `preprocessing` are for an imagefolder; without them its images are prepared as torchvision's
-    networks have them: 224 pixels, ImageNet's mean and standard deviation.
+    `search_images` limits the search split to that number of images. They are drawn evenly from the classes and are
+    always the same. `image_size` and `preprocessing` apply to an imagefolder. By default its images are prepared for
+    torchvision's networks: 224 pixels, ImageNet's mean and standard deviation.
     Raises DataError.
     """
     if search_images is not None and search_images < 1:
@@ -71,22 +71,22 @@ def load_data(
 
 
 def _from_factory(spec: str, search_images: int | None) -> DataSplits:
-    made = call_factory(spec, DataError)
-    if isinstance(made, DataSplits):
+    result = call_factory(spec, DataError)
+    if isinstance(result, DataSplits):
         if search_images is not None:
             raise DataError(f"factory '{spec}' returns its own splits; limit the search images ({search_images}) there")
-        return made
-    if isinstance(made, Mapping):
-        return splits_from_mapping(spec, made, search_images=search_images)
+        return result
+    if isinstance(result, Mapping):
+        return splits_from_mapping(spec, result, search_images=search_images)
     raise DataError(
-        f"factory '{spec}' returned a {type(made).__name__}; it must return a mapping of splits or DataSplits"
+        f"factory '{spec}' returned a {type(result).__name__}; it must return a mapping of splits or DataSplits"
     )
 
 
 def _digits(search_images: int | None) -> DataSplits:
     with np.load(Path(__file__).parent / "digits.npz", allow_pickle=False) as digits:  # see DIGITS.md beside it
         levels, labels = digits["images"], digits["labels"].astype(np.int64)
-    # Seventeen grey levels, brought to [0, 255] like every other image.
+    # Seventeen grey levels, scaled to [0, 255] like every other image.
     images = torch.from_numpy(np.round(levels * (255 / 16)).astype(np.uint8)).unsqueeze(1)
     everything = ImageSet(images, torch.from_numpy(labels), DIGITS, Augmentation(pad=1, flip=False))
 
@@ -124,8 +124,8 @@ def _cifar10(spec: str, root: Path, search_images: int | None) -> DataSplits:
         return _cifar_set(images, torch.tensor(files.targets))
 
     source = Source(np.array(train.targets), lambda part: read(train.pick(part)))
-    made = _cifar_plan(source, lambda: read(test)).assemble(spec, 10, (3, 32, 32), search_images)
-    return replace(made, warnings=_warnings(train, test))
+    splits = _cifar_plan(source, lambda: read(test)).assemble(spec, 10, (3, 32, 32), search_images)
+    return replace(splits, warnings=_warnings(train, test))
 
 
 def _cifar10_binary(spec: str, folder: Path, search_images: int | None) -> DataSplits:
@@ -134,7 +134,7 @@ def _cifar10_binary(spec: str, folder: Path, search_images: int | None) -> DataS
         images = torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32))
         return _cifar_set(images.contiguous(memory_format=torch.channels_last), torch.from_numpy(records[:, 0]).long())
 
-    train = read(*(f"data_batch_{i}.bin" for i in range(1, 6)))  # nothing to decode: a moment
+    train = read(*(f"data_batch_{i}.bin" for i in range(1, 6)))  # fast: nothing to decode
     source = Source(train.labels.numpy(), lambda part: train.subset(torch.from_numpy(part)))
     return _cifar_plan(source, lambda: read("test_batch.bin")).assemble(spec, 10, (3, 32, 32), search_images)
 
@@ -164,7 +164,7 @@ def _cifar_plan(source: Source, test: Callable[[], ImageSet]) -> Plan:
 
 
 def _imagefolder(spec: str, root: Path, search_images: int | None, prepared: Preprocessing) -> DataSplits:
-    """test/ is the test split, else val/. With both, val/ is the search split; else train/ gives it."""
+    """test/ is the test split, else val/. With both, val/ is the search split; else a part of train/ is."""
     present = [name for name in ("train", "val", "test") if (root / name).is_dir()]
     if "train" not in present or len(present) < 2:
         raise DataError(f"data '{spec}': '{root}' must hold train/ and val/ or test/, each with one folder a class")
@@ -190,8 +190,8 @@ def _imagefolder(spec: str, root: Path, search_images: int | None, prepared: Pre
         held = balanced_order(train.labels)[: min(FOLDER_SEARCH, count // 10)]
         kept = np.setdiff1d(np.arange(count), held)
     plan = Plan(train, kept, search, held, lambda: folder(listed[present[-1]]))
-    made = plan.assemble(spec, len(classes), (3, prepared.size, prepared.size), search_images)
-    return replace(made, warnings=_warnings(*listed.values()))
+    splits = plan.assemble(spec, len(classes), (3, prepared.size, prepared.size), search_images)
+    return replace(splits, warnings=_warnings(*listed.values()))
 
 
 def _warnings(*listed: ImageFiles) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from amc.errors import DataError
 from amc.judging import one_line
 
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
-_CLUTTER = ("thumbs.db", "desktop.ini")  # what systems leave behind
+_CLUTTER = ("thumbs.db", "desktop.ini")  # files that operating systems create
 _RESAMPLING = {
     name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "lanczos", "hamming", "box")
 }
@@ -28,12 +28,12 @@ INTERPOLATIONS = tuple(_RESAMPLING)
 
 @dataclass(frozen=True, slots=True)
 class ImageFiles:
-    """Files of images, one folder a class, in the order of classes and names."""
+    """Image files, with one folder per class, sorted by class and file name."""
 
     classes: tuple[str, ...]
     paths: tuple[str, ...]
     targets: tuple[int, ...]  # index into `classes` of each path
-    warnings: tuple[str, ...] = ()  # what was passed over, a line each
+    warnings: tuple[str, ...] = ()  # one line per kind of skipped entry
 
     def pick(self, indices: npt.NDArray[np.int64]) -> "ImageFiles":
         """The files at `indices`, in that order."""
@@ -43,9 +43,9 @@ class ImageFiles:
 
 
 def list_images(root: Path) -> ImageFiles:
-    """The images in root/<class>/; what else lies there is passed over, and named in `warnings` unless hidden.
+    """The images in root/<class>/. Other entries are skipped; `warnings` names those that are not hidden.
 
-    Raises DataError where a class has no image.
+    Raises DataError if a class has no image.
     """
     top = _visible(root)
     classes = [entry.name for entry in top if entry.is_dir()]
@@ -58,27 +58,27 @@ def list_images(root: Path) -> ImageFiles:
         inside = _visible(root / name)
         folders = [f"{name}/{entry.name}" for entry in inside if entry.is_dir()]
         files = [entry for entry in inside if not entry.is_dir()]
-        found = [entry.path for entry in files if entry.name.lower().endswith(_EXTENSIONS)]
-        if not found:
+        images = [entry.path for entry in files if entry.name.lower().endswith(_EXTENSIONS)]
+        if not images:
             where = f"; folders in it, such as {folders[0]}, are not searched" if folders else ""
             raise DataError(
                 f"data folder '{root / name}' has no images ({', '.join(_EXTENSIONS)}){where}; add some or remove it"
             )
-        paths += found
-        targets += [index] * len(found)
+        paths += images
+        targets += [index] * len(images)
         nested += folders
         others += [entry.name for entry in files if not entry.name.lower().endswith(_EXTENSIONS)]
-    return ImageFiles(tuple(classes), tuple(paths), tuple(targets), tuple(_passed_over(root, others, nested)))
+    return ImageFiles(tuple(classes), tuple(paths), tuple(targets), tuple(_skipped(root, others, nested)))
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
-    """What lies in a folder, by name, without what is hidden."""
+    """The entries of a folder, sorted by name, without hidden ones."""
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     return [entry for entry in entries if not entry.name.startswith(".") and entry.name.lower() not in _CLUTTER]
 
 
-def _passed_over(root: Path, others: Sequence[str], nested: Sequence[str]) -> Iterator[str]:
-    """A line about files that were not read, by the endings of their names, and one about folders inside classes."""
+def _skipped(root: Path, others: Sequence[str], nested: Sequence[str]) -> Iterator[str]:
+    """A warning about skipped files, counted by extension, and one about folders inside classes."""
     if others:
         endings = Counter(Path(name).suffix.lower() or "no ending" for name in others)
         listed = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(_SHOWN))
@@ -93,23 +93,23 @@ def _passed_over(root: Path, others: Sequence[str], nested: Sequence[str]) -> It
         )
 
 
-def _count(things: Sequence[str], what: str) -> str:
-    return f"{len(things)} {what}{'s' if len(things) != 1 else ''}"
+def _count(entries: Sequence[str], what: str) -> str:
+    return f"{len(entries)} {what}{'s' if len(entries) != 1 else ''}"
 
 
 @dataclass(frozen=True, slots=True)
 class CropBox:
-    """A random resized crop: numbers in [0, 1) that become pixels once the image's size is known."""
+    """A random resized crop, relative to an image of any size."""
 
-    area: float  # of the image, in [0.08, 1)
+    area: float  # share of the image's area, in [0.08, 1)
     log_ratio: float  # log of width over height, in [log 3/4, log 4/3)
-    left: float  # of the free play
-    top: float
+    left: float  # share of the free width to the left of the crop, in [0, 1)
+    top: float  # share of the free height above the crop, in [0, 1)
     flip: bool
 
 
 def random_crop_box(generator: torch.Generator) -> CropBox:
-    """The crop of Inception training (Szegedy et al., arXiv 1409.4842, section 6) and a coin to flip."""
+    """The crop of Inception training (Szegedy et al., arXiv 1409.4842, section 6) and a random flip."""
     area, ratio, left, top, coin = torch.rand(5, generator=generator).tolist()
     limit = math.log(4 / 3)
     return CropBox(0.08 + 0.92 * area, limit * (2 * ratio - 1), left, top, coin < 0.5)
@@ -117,31 +117,32 @@ def random_crop_box(generator: torch.Generator) -> CropBox:
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """How a file becomes `[3, H, W]` uint8.
+    """Decodes image files to `[3, H, W]` uint8.
 
-    `size` None: as it is, every image of one size. Else the short side is resized to `short` (None: size / 0.875) and
-    the centre cropped to `size`, as ImageNet is evaluated. Sixteen bits a pixel become the nearest of eight.
+    `size` None: images keep their size, and all must have the same. Otherwise the short side is resized to `short`
+    (None: size / 0.875) and the centre is cropped to `size`, as in the evaluation of ImageNet. Values of 16 bits are
+    rounded to 8.
     """
 
     size: int | None = None
     short: int | None = None
     interpolation: str = "bilinear"  # one of INTERPOLATIONS
-    threads: int = 0  # 0: one for each processor
+    threads: int = 0  # 0: one per processor
 
     @contextmanager
     def pool(self) -> Iterator[ThreadPoolExecutor]:
-        """Threads for `submit`; they are gone when the block ends."""
+        """Threads for `submit`. They end with the block."""
         with ThreadPoolExecutor(self.threads or os.cpu_count() or 1) as pool:
             yield pool
 
     def submit(
         self, pool: ThreadPoolExecutor, files: Sequence[str], boxes: Sequence[CropBox] | None
     ) -> list[Future[Tensor]]:
-        """One future a file; `boxes` are their random crops, None for the centre."""
+        """One future per file. `boxes` are their random crops; None crops the centre."""
         return [pool.submit(self._tensor, file, boxes[i] if boxes else None) for i, file in enumerate(files)]
 
     def decode(self, files: Sequence[str]) -> Tensor:
-        """All files, `[N, 3, H, W]`. Raises DataError for a file that is no image or of another size."""
+        """All files, `[N, 3, H, W]`. Raises DataError if a file is not an image or has another size."""
         first = self._array(files[0], None)
         out = np.empty((len(files), *first.shape), dtype=np.uint8)
 
@@ -156,9 +157,9 @@ class Decoder:
                 out[i] = array
 
         with self.pool() as pool:
-            # list() waits and raises what a thread raised
+            # list() waits, and raises a thread's error
             list(pool.map(fill, range(0, len(files), _CHUNK)))
-        return torch.from_numpy(out).permute(0, 3, 1, 2)  # channels-last in memory, as the networks want it
+        return torch.from_numpy(out).permute(0, 3, 1, 2)  # channels-last in memory, the networks' format
 
     def _tensor(self, file: str, box: CropBox | None) -> Tensor:
         return torch.from_numpy(self._array(file, box)).permute(2, 0, 1)
@@ -180,13 +181,13 @@ class Decoder:
         return np.array(pixels, dtype=np.uint8)
 
 
-_SHOWN = 3  # endings or folders named in a warning
-_CHUNK = 256  # files a task: small images take less time than handing one over
+_SHOWN = 3  # extensions or folders named in a warning
+_CHUNK = 256  # files per task: one small image takes less time than starting a task
 
 
 def _rgb(image: Image.Image, file: str) -> Image.Image:
-    """Eight bits for each of three channels; transparency is dropped. Raises DataError for pixels of unknown range."""
-    wide = image.mode == "I" and image.format in ("PNG", "PPM")  # 16 bits, as older versions of Pillow and PPM have it
+    """Three channels of eight bits, without transparency. Raises DataError for pixels of unknown range."""
+    wide = image.mode == "I" and image.format in ("PNG", "PPM")  # 16 bits in older versions of Pillow and in PPM
     if image.mode.startswith("I;16") or wide:
         grey = np.asarray(image).astype(np.int64)
         return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
@@ -202,7 +203,7 @@ def _centre(image: Image.Image, size: int, short: int, how: Image.Resampling) ->
     scale = short / min(image.size)
     width, height = max(short, round(image.width * scale)), max(short, round(image.height * scale))
     left, top = (width - size) / 2 / scale, (height - size) / 2 / scale
-    # Resizing the cropped box alone gives the same pixels and touches fewer.
+    # Resizing only the cropped box gives the same pixels and is faster.
     box = (left, top, min(image.width, left + size / scale), min(image.height, top + size / scale))
     return image.resize((size, size), how, box=box)
 

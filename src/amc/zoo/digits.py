@@ -1,8 +1,7 @@
-"""A small residual network for the 8x8 digits of the built-in data, the one of the demo.
+"""A small residual network for the built-in 8x8 digits: the network of the demo.
 
-`[N, 1, 8, 8]` in, logits `[N, 10]` out. Three stages at 8x8, 4x4 and 2x2 pixels. Where the width changes the
-shortcut is a 1x1 convolution, so that every residual stream can be pruned as well as the inside of the
-blocks.
+`[N, 1, 8, 8]` in, logits `[N, 10]` out. Three stages at 8x8, 4x4 and 2x2 pixels. Where the width changes, the
+shortcut is a 1x1 convolution. Thus the residual streams can be pruned, not only the inside of the blocks.
 """
 
 import torch.nn.functional as F

@@ -2,7 +2,7 @@
 
 An `ImageSet` holds its images in memory as bytes; a `FolderSet` decodes them from files batch by batch. Both
 yield `(images [B, C, H, W], labels [B])`: `batches` in order for evaluation, `training_batches` shuffled and
-augmented. Every random choice comes from the generator passed in.
+augmented. The generator argument makes every random choice.
 """
 
 from collections import deque
@@ -31,7 +31,7 @@ class Normalisation:
         scale = 255.0 if images.dtype == torch.uint8 else 1.0
         std = torch.tensor(self.std, device=images.device).view(-1, 1, 1)
         mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
-        # One multiply and one subtraction instead of three operations: this touches every training image.
+        # Two operations instead of three, because this runs on every training image.
         factor, offset = 1 / (scale * std), mean / std
         out = images.to(torch.float32, memory_format=torch.channels_last, copy=True)
         return out.mul_(factor).sub_(offset)
@@ -39,13 +39,13 @@ class Normalisation:
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
-    """Random shifts by up to `pad` pixels (zeros come in) and, if `flip`, mirroring left to right."""
+    """Random shifts by up to `pad` pixels, filled with zeros, and, if `flip`, mirroring left to right."""
 
     pad: int
     flip: bool
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """A new `[B, C, H, W]`, channels-last, each image shifted and flipped on its own."""
+        """A new `[B, C, H, W]`, channels-last. Each image gets its own shift and flip."""
         return self.apply(images, self.draw(len(images), generator))
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
@@ -55,13 +55,13 @@ class Augmentation:
         return torch.stack((*shifts, flips.long()), dim=1)
 
     def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """The images [B, C, H, W] shifted and flipped as `draw` said."""
+        """The images [B, C, H, W], shifted and flipped by what `draw` returned, [B, 3]."""
         count, _, height, width = images.shape
         padded = torch.nn.functional.pad(images.permute(0, 2, 3, 1), (0, 0, self.pad, self.pad, self.pad, self.pad))
         rows = torch.arange(height) + drawn[:, 0:1]
         columns = torch.arange(width) + drawn[:, 1:2]
         columns = torch.where(drawn[:, 2:3] > 0, columns.flip(1), columns)
-        # One gather crops and flips the whole batch; channels are innermost, so it copies whole pixels.
+        # One gather crops and flips the whole batch. Channels are innermost, so it copies whole pixels.
         batch = torch.arange(count).view(-1, 1, 1)
         cropped: Tensor = padded[batch, rows.unsqueeze(2), columns.unsqueeze(1)]
         return cropped.permute(0, 3, 1, 2)
@@ -73,8 +73,8 @@ class ImageSet:
 
     images: Tensor  # [N, C, H, W], uint8 in [0, 255] or floating point
     labels: Tensor  # [N], int64
-    normalisation: Normalisation | None = None  # None: floating-point images are ready, bytes are scaled to [0, 1]
-    augmentation: Augmentation | None = None  # of training_batches; None: shuffled only
+    normalisation: Normalisation | None = None  # None: floating-point images are unchanged, bytes are scaled to [0, 1]
+    augmentation: Augmentation | None = None  # of training_batches; None: only shuffled
 
     def __post_init__(self) -> None:
         if self.images.dim() != 4 or self.labels.shape != self.images.shape[:1]:
@@ -95,15 +95,15 @@ class ImageSet:
             yield self._ready(self.images[part]), self.labels[part]
 
     def training_batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
-        """One epoch, shuffled and augmented, without a smaller last batch (unless it is the only one)."""
+        """One shuffled, augmented epoch. An incomplete last batch is dropped unless it is the only one."""
         return self.training_share(batch_size, generator)
 
     def training_share(
         self, batch_size: int, generator: torch.Generator, *, skip: int = 0, rank: int = 0, ranks: int = 1
     ) -> Iterator[Batch]:
-        """`training_batches` without the first `skip`, and of each batch the share `rank` of `ranks` equal ones."""
+        """`training_batches` without the first `skip` batches; each batch is reduced to share `rank` of `ranks`."""
         for number, whole in enumerate(_shuffled(len(self), batch_size, generator)):
-            # Drawn for skipped batches and other shares too: what comes must not depend on them.
+            # Draw for skipped batches and other shares too, so that later batches do not depend on them.
             drawn = None if self.augmentation is None else self.augmentation.draw(len(whole), generator)
             if number < skip:
                 continue
@@ -127,9 +127,9 @@ class ImageSet:
 
 @dataclass(frozen=True, slots=True)
 class FolderSet:
-    """Images in files, decoded when a batch needs them, a few batches ahead, by a pool of threads.
+    """Images in files. A pool of threads decodes them a few batches ahead.
 
-    For splits too large to keep: memory is a few batches, whatever the number of files.
+    For splits that are too large for memory: it holds a few batches at a time.
     """
 
     files: Sequence[str]
@@ -155,15 +155,15 @@ class FolderSet:
         return self._decoded([(part, None) for part in order])
 
     def training_batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
-        """One epoch: shuffled, randomly cropped, resized and flipped; a last smaller batch is left out."""
+        """One shuffled epoch, randomly cropped, resized and flipped. An incomplete last batch is dropped."""
         return self.training_share(batch_size, generator)
 
     def training_share(
         self, batch_size: int, generator: torch.Generator, *, skip: int = 0, rank: int = 0, ranks: int = 1
     ) -> Iterator[Batch]:
-        """`training_batches` without the first `skip`, and of each batch the share `rank` of `ranks` equal ones."""
+        """`training_batches` without the first `skip` batches; each batch is reduced to share `rank` of `ranks`."""
         parts = _shuffled(len(self), batch_size, generator)
-        boxes = [[random_crop_box(generator) for _ in part] for part in parts]  # of all, whatever is decoded
+        boxes = [[random_crop_box(generator) for _ in part] for part in parts]  # for all images, decoded or not
         shares = [_share(len(part), rank, ranks) for part in parts]
         jobs = [(part[own].tolist(), box[own]) for part, box, own in zip(parts, boxes, shares, strict=True)]
         return self._decoded(jobs[skip:])
@@ -174,7 +174,7 @@ class FolderSet:
         return replace(self, files=[self.files[i] for i in chosen], targets=tuple(self.targets[i] for i in chosen))
 
     def load(self) -> ImageSet:
-        """The same images in memory, without augmentation."""
+        """The images in memory, without augmentation."""
         return ImageSet(self.decoder.decode(self.files), self.labels, self.normalisation)
 
     def _decoded(self, jobs: Sequence[tuple[list[int], list[CropBox] | None]], ahead: int = 2) -> Iterator[Batch]:
@@ -187,7 +187,7 @@ class FolderSet:
                         yield self._collect(*pending.popleft())
                 while pending:
                     yield self._collect(*pending.popleft())
-            finally:  # also when the consumer stops early
+            finally:  # also if the consumer stops early
                 pool.shutdown(cancel_futures=True)
 
     def _collect(self, part: list[int], futures: list[Future[Tensor]]) -> Batch:
@@ -196,13 +196,13 @@ class FolderSet:
 
 
 def _share(count: int, rank: int, ranks: int) -> slice:
-    """Where the share `rank` of a batch lies when each of `ranks` gets as many; what is left over is nobody's."""
+    """The slice of share `rank` when `count` images are split into `ranks` equal shares. Drops the remainder."""
     each = count // ranks
     return slice(rank * each, (rank + 1) * each)
 
 
 def _shuffled(count: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
-    # Batch norm cannot be trained on crumbs: a last batch of one 1x1 image is an error, of a few is noise.
+    # A small last batch is dropped: batch norm fails on one 1x1 image, and its statistics of a few are noise.
     order = torch.randperm(count, generator=generator)
     parts = [order[start : start + batch_size] for start in range(0, count, batch_size)]
     return parts[:-1] if len(parts) > 1 and len(parts[-1]) < batch_size else parts

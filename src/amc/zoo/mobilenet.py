@@ -1,14 +1,14 @@
 """MobileNet-V1 (Howard et al., arXiv 1704.04861, table 1), for 224x224 and for 32x32 images.
 
-The two differ in the stride of the first convolution: 2 as in the paper, 1 for small images, where a 32x32 image is
-2x2 at the last layer. `[N, 3, H, W]` in, logits `[N, num_classes]` out.
+The variants differ in the stride of the first convolution: 2 in the paper, 1 for small images. A 32x32 image then has
+2x2 pixels at the last layer. `[N, 3, H, W]` in, logits `[N, num_classes]` out.
 """
 
 from torch import Tensor, nn
 
 from amc.zoo.resnet import initialise_
 
-# (output channels at width 1, stride of the depthwise convolution), one depthwise-separable layer each
+# (output channels at width 1, stride of the depthwise convolution) of each depthwise-separable layer
 LAYERS = (
     (64, 1),
     (128, 2),

@@ -1,6 +1,7 @@
-"""Names of networks -> networks, and weights from files into them.
+"""Creates networks by name, and loads weights from files.
 
-`create_model` builds (nothing is read from disk), `load_weights` fills, `model_info` says what a name needs.
+`create_model` builds a network and reads nothing from disk; `load_weights` loads its weights; `model_info` gives a
+network's input shape, classes and data.
 """
 
 import difflib
@@ -38,36 +39,36 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet50_cifar": resnet50_cifar,
     "mobilenet_v2_cifar": mobilenet_v2_cifar,
 }
-IMAGENET = ("mobilenet_v1_imagenet",)  # for 224x224 images and 1,000 classes, as all that torchvision and timm have
+IMAGENET = ("mobilenet_v1_imagenet",)  # for 224x224 images and 1,000 classes, like torchvision's and timm's networks
 _ELSEWHERE: dict[str, Callable[..., nn.Module]] = {"torchvision": from_torchvision, "timm": from_timm}
-SCALABLE = ("vgg16", "mobilenet_v1")  # take a width factor, also as a suffix in percent: mobilenet_v1_050
+SCALABLE = ("vgg16", "mobilenet_v1")  # accept a width factor, also as a suffix in percent: mobilenet_v1_050
 _DIGITS_WEIGHTS = Path(__file__).parent / "digits_cnn.safetensors"
-_WRAPPERS = ("module", "_orig_mod")  # what DataParallel and torch.compile put before names
+_WRAPPERS = ("module", "_orig_mod")  # prefixes that DataParallel and torch.compile add to names
 _SHOWN = 3  # keys named in an error before "and N more"
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a network of the zoo is made for."""
+    """The input, classes, weights and data of a network of the zoo."""
 
     name: str
     input_shape: tuple[int, int, int]  # C, H, W of one image
-    num_classes: int  # unless create_model is told otherwise
-    weights: Path | None  # the checkpoint that comes with the package, if any
-    data: str | None  # the data set of that checkpoint, as `load_data` takes it
+    num_classes: int  # the default of create_model
+    weights: Path | None  # the checkpoint in the package, if any
+    data: str | None  # the data set of that checkpoint, a name for `load_data`
 
 
 def model_names() -> tuple[str, ...]:
-    """The names `create_model` knows, width suffixes left out."""
+    """The zoo's names for `create_model`, without width suffixes."""
     return tuple(MODELS)
 
 
 def create_model(spec: str, **kwargs: Any) -> nn.Module:
     """A network with fresh random weights, in train mode.
 
-    `spec` is a zoo name, where `_050` after mobilenet_v1 or vgg16 means half the width; a name that torchvision
-    knows; `torchvision:NAME` or `timm:NAME`; or `package.module:factory` for a callable that returns an
-    `nn.Module`. Keyword arguments (`num_classes`, `width`) go to the network or the factory. Raises ModelError.
+    `spec` is a zoo name (the suffix `_050` of mobilenet_v1 or vgg16 means half the width), a name in torchvision,
+    `torchvision:NAME`, `timm:NAME`, or `package.module:factory` for a callable that returns an `nn.Module`. Keyword
+    arguments (`num_classes`, `width`) are passed to the network or the factory. Raises ModelError.
     """
     package, colon, rest = spec.partition(":")
     if colon and package in _ELSEWHERE:
@@ -89,7 +90,7 @@ def create_model(spec: str, **kwargs: Any) -> nn.Module:
 
 
 def model_info(spec: str) -> ModelInfo | None:
-    """What the zoo knows of `spec`, None for `package.module:factory`. Raises ModelError if unknown."""
+    """The zoo's information on `spec`; None for `package.module:factory`. Raises ModelError for an unknown name."""
     if ":" in spec and spec.partition(":")[0] not in _ELSEWHERE:
         return None
     if spec in IMAGENET or ":" in spec or (spec not in MODELS and spec in torchvision_names()):
@@ -101,17 +102,17 @@ def model_info(spec: str) -> ModelInfo | None:
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Fill `model`, in place, from a state dict on disk: safetensors, or one of torch.save.
+    """Load a state dict from disk into `model`, in place: a file of safetensors or of torch.save.
 
-    Nothing but tensors is unpickled; sparse ones (`amc.storage`) come back dense. A state dict inside a checkpoint
-    (under `state_dict` or `model`) is found; what DataParallel and torch.compile add to the names (`module.`,
-    `_orig_mod.`) is taken off where the network's own have none. Raises ModelError where the file cannot be read, or
-    naming the keys and shapes that do not fit; the model is then as it was.
+    Only tensors are unpickled; sparse tensors (`amc.storage`) become dense. In a checkpoint, the state dict is read
+    from `state_dict` or `model`. The prefixes of DataParallel and torch.compile (`module.`, `_orig_mod.`) are removed
+    from the names if the network has none. Raises ModelError, and leaves the model unchanged, if the file cannot be
+    read or if keys or shapes do not fit; the message names them.
     """
     path, model = Path(path), unwrapped(model)
     own = model.state_dict()
     state = _fitting_names(_read_state(path), own)
-    # Batch counters are absent from old checkpoints and play no part in evaluation.
+    # Old checkpoints have no batch counters, and evaluation does not use them.
     counters = {key for key in own if key.endswith("num_batches_tracked") and key not in state}
     missing = [key for key in own if key not in state and key not in counters]
     unexpected = [key for key in state if key not in own]
@@ -134,7 +135,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
 
 def _split_width(spec: str) -> tuple[str, float | None]:
-    """`mobilenet_v1_050` -> (`mobilenet_v1`, 0.5); the base is a key of MODELS."""
+    """`mobilenet_v1_050` -> (`mobilenet_v1`, 0.5). The name is a key of MODELS, else ModelError."""
     if spec in MODELS:
         return spec, None
     match = re.fullmatch(r"(\w+?)_(\d{3})", spec)
@@ -160,7 +161,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
             f"weights '{path}' hold more than tensors and are not unpickled, for safety; "
             "save model.state_dict() alone, or as safetensors"
         ) from problem
-    except Exception as problem:  # readers raise anything on a damaged file
+    except Exception as problem:  # a reader may raise any error on a damaged file
         reason = str(problem).splitlines()[0] if str(problem) else type(problem).__name__
         raise ModelError(f"weights '{path}' cannot be read ({reason}); the file may be damaged") from problem
     for wrapper in ("state_dict", "model"):
@@ -172,7 +173,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _fitting_names(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict under the names that fit the network's best: its own, or without what wrappers add to them."""
+    """The state dict with its own names or without wrappers' prefixes, whichever fits the network best."""
     choices = [state]
     while any(all(key.startswith(f"{mark}.") for key in choices[-1]) for mark in _WRAPPERS if choices[-1]):
         choices.append({key.partition(".")[2]: value for key, value in choices[-1].items()})

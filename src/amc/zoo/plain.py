@@ -1,9 +1,9 @@
 """Networks without shortcuts for 32x32 images: Plain-20 and VGG-16 with batch norm.
 
-Both are one `features` sequence of (3x3 convolution, batch norm, relu) and a linear `classifier`;
-`[N, 3, 32, 32]` in, logits `[N, num_classes]` out. Plain-20 is ResNet-20 with the shortcuts taken away
-(arXiv 1512.03385, section 4.2); VGG-16 is configuration D (arXiv 1409.1556, table 1), its convolutions
-without bias, its three linear layers replaced by one.
+Both have one `features` sequence of (3x3 convolution, batch norm, relu) and a linear `classifier`;
+`[N, 3, 32, 32]` in, logits `[N, num_classes]` out. Plain-20 is ResNet-20 without shortcuts (arXiv 1512.03385,
+section 4.2). VGG-16 is configuration D (arXiv 1409.1556, table 1) without biases in its convolutions and with one
+linear layer instead of three.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ VGG16_WIDTHS = (64, 64, None, 128, 128, None, 256, 256, 256, None, 512, 512, 512
 
 
 class PlainNet(nn.Module):
-    """3x3 convolutions at `widths`, the first of every new width with stride 2, then the global mean."""
+    """3x3 convolutions at `widths`, with stride 2 where the width changes, then the global mean."""
 
     def __init__(self, widths: Sequence[int] = PLAIN20_WIDTHS, num_classes: int = 10) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class PlainNet(nn.Module):
 
 
 class VGG(nn.Module):
-    """VGG-16 at `width` times the paper's channels; five 2x2 poolings bring 32x32 down to one pixel."""
+    """VGG-16 at `width` times the paper's channels. Five 2x2 poolings reduce 32x32 pixels to one."""
 
     def __init__(self, width: float = 1.0, num_classes: int = 10) -> None:
         super().__init__()
@@ -61,6 +61,6 @@ class VGG(nn.Module):
 
 
 def conv_bn_relu(in_channels: int, channels: int, *, stride: int) -> list[nn.Module]:
-    """A 3x3 convolution that keeps the size (up to its stride), batch norm, relu."""
+    """A padded 3x3 convolution, batch norm, relu. The output size is the input size over the stride."""
     convolution = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
     return [convolution, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]

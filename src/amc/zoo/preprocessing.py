@@ -1,6 +1,6 @@
-"""How a network wants its images: size, resizing, mean and standard deviation.
+"""A network's image preprocessing: size, resizing, mean and standard deviation.
 
-A network of timm says so itself (`pretrained_cfg`); for every other one ImageNet's usual preparation is taken.
+A timm network states its own (`pretrained_cfg`). Other networks get the usual preprocessing of ImageNet.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """From the pixels of a file to the network's input: resize the short side, crop the centre, normalise."""
+    """From a file's pixels to the network's input: resize the short side, crop the centre, normalise."""
 
-    size: int = 224  # pixels of the square that the network sees
-    crop: float = 0.875  # that square's share of the short side, in (0, 1]
+    size: int = 224  # height and width of the input, pixels
+    crop: float = 0.875  # share of the short side that the crop keeps, in (0, 1]
     interpolation: str = "bilinear"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of pixels scaled to [0, 1]
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -40,7 +40,7 @@ class Preprocessing:
 
     @property
     def decoder(self) -> Decoder:
-        # The default keeps the rounding that earlier runs had; timm rounds down.
+        # The default rounds as in earlier runs; timm rounds down.
         short = None if self.crop == 0.875 else math.floor(self.size / self.crop)
         return Decoder(self.size, short, self.interpolation)
 
@@ -49,7 +49,7 @@ class Preprocessing:
         return Normalisation(self.mean, self.std)
 
     def resized(self, size: int) -> Preprocessing:
-        """The same for squares of `size` pixels."""
+        """The same preprocessing for images of `size` x `size` pixels."""
         return replace(self, size=size)
 
     def to_json(self) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, data: Any) -> Preprocessing:
-        """Raises DataError for what `to_json` cannot have written."""
+        """Read what `to_json` wrote. Raises DataError for anything else."""
         try:
             mean, std = tuple(map(float, data["mean"])), tuple(map(float, data["std"]))
             return cls(int(data["size"]), float(data["crop"]), str(data["interpolation"]), mean, std)
@@ -66,7 +66,7 @@ class Preprocessing:
 
 
 def preprocessing_of(model: nn.Module) -> Preprocessing | None:
-    """What the network's `pretrained_cfg` says; None where it has none, or one for other than colour images."""
+    """The preprocessing in the network's `pretrained_cfg`; None if absent or not for three channels."""
     config = getattr(model, "pretrained_cfg", None)
     if not isinstance(config, Mapping):
         return None

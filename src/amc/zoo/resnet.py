@@ -1,8 +1,8 @@
 """Residual networks for 32x32 images (He et al., *Deep Residual Learning*, arXiv 1512.03385, section 4.2).
 
 `[N, 3, 32, 32]` in, logits `[N, num_classes]` out. Depth 6n + 2: three stages of n blocks at widths 16, 32,
-64. Shortcuts have no parameters: where the shape changes they subsample by 2 and pad the channels with zeros
-("option A"), half of the zeros before the channels and half after, as the public CIFAR-10 weights expect.
+64. Shortcuts have no parameters ("option A"): where the shape changes, they subsample by 2 and add channels of zeros.
+Half of the zeros are before the channels and half after, as the public CIFAR-10 weights expect.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class ZeroPadShortcut(nn.Module):
-    """Every second pixel, with `before` and `after` channels of zeros around."""
+    """Every second pixel, with `before` and `after` channels of zeros added."""
 
     def __init__(self, *, before: int, after: int) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class ZeroPadShortcut(nn.Module):
         return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.after))
 
     def extra_repr(self) -> str:
-        """What print(model) shows in the brackets."""
+        """The settings that print(model) shows."""
         return f"before={self.before}, after={self.after}"
 
 
@@ -41,7 +41,7 @@ class BasicBlock(nn.Module):
             self.shortcut = self.bridge(in_channels, channels, stride)
 
     def bridge(self, in_channels: int, channels: int, stride: int) -> nn.Module:
-        """What brings the input to the output's shape."""
+        """A module that changes the input to the output's shape."""
         added = channels - in_channels
         return ZeroPadShortcut(before=added // 2, after=added - added // 2)
 

@@ -1,7 +1,7 @@
-"""Which image is for what: train, calibration, search and test.
+"""The splits of a data set: train, calibration, search and test.
 
 train (fine-tuning) · calibration (a part of train) · search (the reward; held out of train) · test (the final
-report only). The choice is fixed: it never depends on the seed of a search.
+report only). The splits are fixed: they do not depend on the seed of a search.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,28 +23,28 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class DataSplits:
-    """The four splits, each made when first asked for and kept: a search never decodes the train images."""
+    """The four splits. Each is loaded on its first use and cached, so a search never decodes the train images."""
 
-    name: str  # what load_data was given
+    name: str  # the argument of load_data
     num_classes: int
     input_shape: tuple[int, int, int]  # C, H, W of one image
     makers: Mapping[str, Callable[[], Split]] = field(repr=False)
-    warnings: tuple[str, ...] = ()  # what the user should know of the data, a line each
-    _made: dict[str, Split] = field(default_factory=dict, repr=False, init=False)
+    warnings: tuple[str, ...] = ()  # about the data, for the user; one line each
+    _loaded: dict[str, Split] = field(default_factory=dict, repr=False, init=False)
 
     @property
     def train(self) -> Split:
-        """For fine-tuning; holds the calibration images, never those of search or test."""
+        """For fine-tuning. Contains the calibration images, but none of search or test."""
         return self._get("train")
 
     @property
     def calibration(self) -> ImageSet:
-        """A part of train, in memory: for reconstruction and batch-norm statistics."""
+        """A part of train, in memory, for reconstruction and batch-norm statistics."""
         return self._in_memory("calibration")
 
     @property
     def search(self) -> ImageSet:
-        """Held out of train, in memory: what the reward is measured on."""
+        """Held out of train, in memory. The reward is measured on it."""
         return self._in_memory("search")
 
     @property
@@ -53,20 +53,20 @@ class DataSplits:
         return self._get("test")
 
     def _get(self, name: str) -> Split:
-        if name not in self._made:
-            self._made[name] = self.makers[name]()
-        return self._made[name]
+        if name not in self._loaded:
+            self._loaded[name] = self.makers[name]()
+        return self._loaded[name]
 
     def _in_memory(self, name: str) -> ImageSet:
-        made = self._get(name)
-        if isinstance(made, FolderSet):
-            made = self._made[name] = made.load()
-        return made
+        split = self._get(name)
+        if isinstance(split, FolderSet):
+            split = self._loaded[name] = split.load()
+        return split
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Labels of every image, and a way to get the images at some indices without touching the others."""
+    """The labels of all images, and a function that loads only the images at given indices."""
 
     labels: Indices  # [N]
     pick: Callable[[Indices], Split]
@@ -74,18 +74,18 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where each split comes from."""
+    """The origin of each split."""
 
     train: Source
-    kept: Indices  # into `train`: what is left of it after holding out
-    search: Source  # the same source as train, or another
-    held: Indices  # into `search`
+    kept: Indices  # into `train`: the images that are not held out
+    search: Source  # may be the same source as train
+    held: Indices  # into `search`: the images of the search split
     test: Callable[[], Split]
 
     def assemble(
         self, name: str, num_classes: int, input_shape: tuple[int, int, int], search_images: int | None
     ) -> DataSplits:
-        """The splits, nothing read yet; `search_images` limits the search split. Raises DataError."""
+        """The splits, before anything is read. `search_images` limits the search split. Raises DataError."""
         if len(self.kept) == 0 or len(self.held) == 0:
             raise DataError(
                 f"data '{name}' has too few images ({len(self.train.labels)}) to hold some out of train for the search"
@@ -105,11 +105,11 @@ class Plan:
 
 
 def splits_from_mapping(name: str, splits: Mapping[str, object], *, search_images: int | None = None) -> DataSplits:
-    """Splits of the user's own: `train` and `test` at least, as ImageSet, FolderSet or (images, labels).
+    """A user's splits: at least `train` and `test`, each an ImageSet, a FolderSet or (images, labels).
 
-    Images are [N, C, H, W]; floating-point ones are taken as they are, uint8 ones scaled to [0, 1]. Without
-    `search` a tenth of train is held out for it; without `calibration` it is a part of what is left. Raises
-    DataError.
+    Images are [N, C, H, W]; floating-point images are unchanged, uint8 images are scaled to [0, 1]. Without `search`,
+    a tenth of train is held out as search. Without `calibration`, a part of the remaining train is calibration.
+    Raises DataError.
     """
     unknown, absent = set(splits) - set(NAMES), {"train", "test"} - set(splits)
     if unknown or absent:
@@ -127,16 +127,16 @@ def splits_from_mapping(name: str, splits: Mapping[str, object], *, search_image
     images, _ = next(iter(sets["test"].batches(1)))
     shape = (images.shape[1], images.shape[2], images.shape[3])
     classes = 1 + max(int(split.labels.max()) for split in sets.values())
-    made = Plan(train, kept, search, held, lambda: sets["test"]).assemble(name, classes, shape, search_images)
+    assembled = Plan(train, kept, search, held, lambda: sets["test"]).assemble(name, classes, shape, search_images)
     if "calibration" not in sets:
-        return made
-    return DataSplits(name, classes, shape, {**made.makers, "calibration": lambda: sets["calibration"]})
+        return assembled
+    return DataSplits(name, classes, shape, {**assembled.makers, "calibration": lambda: sets["calibration"]})
 
 
 def balanced_order(labels: Indices, seed: int = 0) -> Indices:
-    """A shuffled order of all images in which every prefix holds the classes in proportion."""
-    # RandomState because numpy promises that its numbers never change, which it does not for the newer
-    # generators: another order would move images the bundled checkpoint was trained on into the test split.
+    """A shuffled order [N] of all images. Every prefix contains the classes in proportion."""
+    # RandomState, because numpy promises that its numbers never change; the newer generators have no such promise.
+    # Another order would put training images of the bundled checkpoint into the test split.
     random = np.random.RandomState(seed)
     shuffled = random.permutation(len(labels))
     position = np.empty(len(labels))

@@ -1,7 +1,7 @@
-"""Networks that torchvision and timm have (extra `vision`), by name, and the small-image variants the paper needs.
+"""Networks of torchvision and timm by name (extra `vision`), and the paper's variants for small images.
 
-`torchvision:NAME` and `timm:NAME` name the package; a bare name that the zoo lacks is looked up in torchvision.
-Weights are random: nothing is downloaded.
+`torchvision:NAME` and `timm:NAME` name the package. A name without a package is looked up in the zoo, then in
+torchvision. Weights are random: nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def from_torchvision(name: str, **kwargs: Any) -> nn.Module:
         raise ModelError(
             f"torchvision has no model {name!r}; {_like(name, models.list_models(), 'torchvision.models')}"
         )
-    if name in ("googlenet", "inception_v3"):  # they would spend a minute on initial weights, and warn
+    if name in ("googlenet", "inception_v3"):  # their initial weights take a minute and cause a warning
         kwargs.setdefault("init_weights", False)
     model: nn.Module = models.get_model(name, weights=None, **kwargs)
     return model
@@ -33,12 +33,12 @@ def from_torchvision(name: str, **kwargs: Any) -> nn.Module:
 
 def from_timm(name: str, **kwargs: Any) -> nn.Module:
     """A timm network of this name. Raises ModelError."""
-    import_torchvision()  # timm imports it, and it may need help
+    import_torchvision()  # timm imports torchvision, whose import may fail without this
     try:
         timm = importlib.import_module("timm")
     except ModuleNotFoundError as error:
         raise ModelError("timm is not installed; pip install 'amc-compress[vision]'") from error
-    if name.partition(".")[0] not in timm.list_models():  # what follows a dot names trained weights
+    if name.partition(".")[0] not in timm.list_models():  # the part after a dot names trained weights
         raise ModelError(f"timm has no model {name!r}; {_like(name, timm.list_models(), 'timm')}")
     tags = timm.list_pretrained(f"{name.partition('.')[0]}*")
     if "." in name and name not in tags:
@@ -48,14 +48,14 @@ def from_timm(name: str, **kwargs: Any) -> nn.Module:
 
 
 def _like(name: str, known: list[str], package: str) -> str:
-    """Names of which this one may be a part or a misspelling."""
+    """A hint with known names that contain `name` or are spelled like it."""
     inside = [other for other in known if name.lower() in other][:_SHOWN]
     close = inside or difflib.get_close_matches(name.lower(), known, n=_SHOWN)
     return f"did you mean {' or '.join(close)}?" if close else f"see {package}.list_models()"
 
 
 def torchvision_names() -> list[str]:
-    """Classification networks that torchvision has; empty where it is not installed."""
+    """The classification networks of torchvision; empty if it is not installed."""
     try:
         names: list[str] = import_torchvision().models.list_models(module=import_torchvision().models)
     except ModelError:
@@ -64,7 +64,7 @@ def torchvision_names() -> list[str]:
 
 
 def resnet50_cifar(num_classes: int = 10) -> nn.Module:
-    """ResNet-50 for 32x32 images: a 3x3 first convolution of stride 1 and no pooling after it."""
+    """ResNet-50 for 32x32 images: the first convolution is 3x3 with stride 1, without pooling after it."""
     model = from_torchvision("resnet50", num_classes=num_classes)
     model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     model.maxpool = nn.Identity()

@@ -5,13 +5,11 @@ Pure. What does not fit is refused with `RefusedError`, which carries the HTTP s
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Any
 
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
+from amc import records
 
 
 class RefusedError(Exception):
@@ -35,44 +33,11 @@ def malformed(message: str) -> RefusedError:
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
-    """One JSON object in UTF-8 and nothing else; no repeated keys, no NaN, no infinities, no halves of characters."""
+    """One JSON object and nothing else, within the limits that `amc.records` has for a run's own files."""
     try:
-        record = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise malformed(f"not valid JSON: {str(error) or 'nested too deeply'}") from None
-    if not isinstance(record, dict):
-        raise malformed(f"a JSON {type(record).__name__} where an object is expected")
-    for item in _scalars(record):
-        if isinstance(item, float) and not math.isfinite(item):  # 1e999
-            raise malformed("a number that is not finite")
-        if isinstance(item, str) and _SURROGATE.search(item):  # "\\ud800" alone, which no file or terminal takes
-            raise malformed("a text with half a character")
-    return record
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) != len(pairs):
-        raise ValueError("a key is given twice")
-    return record
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _scalars(record: object) -> Iterator[object]:
-    """Everything in it that is no object and no list, keys included."""
-    pending: list[object] = [record]
-    while pending:
-        item = pending.pop()
-        if isinstance(item, dict):
-            pending.extend(item)
-            pending.extend(item.values())
-        elif isinstance(item, list):
-            pending.extend(item)
-        else:
-            yield item
+        return records.parse_object(data)
+    except records.DamagedError as error:
+        raise malformed(f"the record {error}") from None
 
 
 class Fields:

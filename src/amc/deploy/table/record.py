@@ -18,7 +18,8 @@ from amc import records
 from amc.deploy.table.bench import Place
 from amc.deploy.table.plan import Key
 from amc.errors import AmcError, RunError
-from amc.rundir import atomic_write_bytes, json_bytes
+from amc.lines import atomic_write_bytes
+from amc.rundir import json_bytes
 
 FORMAT = "amc latency table"
 VERSION = 2

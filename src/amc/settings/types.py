@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from numbers import Integral, Real
 from os import PathLike
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
-
-import numpy as np
 
 from amc.errors import AmcError
 
 MAX_SEED = 2**63 - 1  # torch's generators take twice as much; processes that train together add their number
 
 _KINDS: dict[Any, tuple[Any, str]] = {
-    bool: ((bool, np.bool_), "True or False"),
+    bool: (bool, "True or False"),
     int: (Integral, "a whole number"),
     float: (Real, "a number"),
     str: ((str, PathLike), "text"),
@@ -36,7 +35,16 @@ def settle_types_(config: Any, what: str = "") -> None:
         kind = get_origin(options[0]) or options[0]
         kind = str if kind is Literal else kind
         accepted, words = _KINDS[kind]
-        fits = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
+        if kind is bool:
+            fits = isinstance(value, bool) or _is_numpy_bool(value)
+        else:
+            fits = isinstance(value, accepted) and not isinstance(value, bool)
         if not fits or (kind is tuple and not all(isinstance(part, str) for part in value)):
             raise AmcError(f"{what}{name} must be {words}, got {value!r}")
         object.__setattr__(config, name, kind(value))
+
+
+def _is_numpy_bool(value: Any) -> bool:
+    """Whether this is a truth value of NumPy, which is not imported for the question."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.bool_)

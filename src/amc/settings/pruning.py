@@ -1,0 +1,8 @@
+"""What limits and orders pruning: shared by the settings of a search and the methods."""
+
+from typing import Literal
+
+Ranking = Literal["magnitude", "elimination"]
+
+MAX_SPARSITY = 0.8  # of a group's channels, or of a convolution's weights (arXiv 1802.03494, section 4)
+MAX_SPARSITY_LINEAR = 0.98  # of a linear layer's weights (there)
