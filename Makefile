@@ -42,6 +42,7 @@ check: $(VENV)/.dev
 
 kernels: $(VENV)/.dev
 	$(BIN)/python benchmarks/kernels.py --again
+	$(BIN)/python benchmarks/render.py kernels
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .

@@ -3,8 +3,8 @@
     python benchmarks/against_torch_pruning.py --model vgg16_050 --weights W.safetensors --data cifar10:ROOT --runs DIR
 
 The search is an ordinary run directory, resumed where it stopped. torch-pruning prunes step by step, by a global
-ranking or by the same share everywhere, until torch's counter finds no more MACs than in AMC's network. The outcome
-goes to benchmarks/results/rival-MODEL.json, after each network, so that a stopped benchmark goes on.
+ranking or by the same share everywhere, until torch's counter finds no more MACs than in AMC's network. The results go
+to benchmarks/results/rival-MODEL.json after each network, so an interrupted benchmark can be resumed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
@@ -27,16 +26,20 @@ from amc.settings import Source
 from amc.stored import load_run
 from amc.structure import count_macs, count_params
 from amc.zoo import DataSplits
-from common import load, save
-from searches import parser, searched
+from common import Record, load, machine, percent, save, table
+from searches import search_parser, searched
 
-STEPS = 200  # of torch-pruning, so that it stops close to the MACs asked for
+RESULT = "rival-{model}.json"
+STEPS = 200  # of torch-pruning, so that it stops close to the requested MACs
 
 
-def main() -> None:
-    options = parser(__doc__)
-    options.set_defaults(threads=2)
-    args = options.parse_args()
+def options() -> argparse.ArgumentParser:
+    parser = search_parser(__doc__)
+    parser.set_defaults(threads=2)
+    return parser
+
+
+def measure(args: argparse.Namespace) -> Record:
     torch.set_num_threads(args.threads)
     run = searched(args, "rival", test=False)
     source = Source.from_json(run.config())
@@ -50,14 +53,15 @@ def main() -> None:
         "torch-pruning, uniform": lambda: rival(dense, example, limit, everywhere=False),
         "dense": lambda: copy.deepcopy(dense),
     }
-    result = f"rival-{args.model}.json"
-    record = {"rows": {}} | load(result)
-    for name, make in makers.items():
-        if name not in record["rows"]:
-            record["rows"][name] = measured(make(), data, example, args)
+    name = RESULT.format(model=args.model)
+    record: Record = {"rows": {}} | load(name)
+    for title, make in makers.items():
+        if title not in record["rows"]:
+            record["rows"][title] = measured(make(), data, example, args)
         record |= {"model": args.model, "epochs": args.epochs, "environment": environment()}
         record["dense_macs"] = count_macs(dense, example)
-        save(result, record)
+        save(name, record)
+    return record
 
 
 def rival(dense: nn.Module, example: torch.Tensor, limit: int, *, everywhere: bool) -> nn.Module:
@@ -82,16 +86,37 @@ def rival(dense: nn.Module, example: torch.Tensor, limit: int, *, everywhere: bo
     return model
 
 
-def measured(model: nn.Module, data: DataSplits, example: torch.Tensor, args: argparse.Namespace) -> dict[str, Any]:
+def measured(model: nn.Module, data: DataSplits, example: torch.Tensor, args: argparse.Namespace) -> Record:
     """Costs, and test accuracy as pruned, with batch norms re-estimated, and after fine-tuning."""
     test = Evaluator(data.test)
-    row: dict[str, Any] = {"macs": count_macs(model, example), "params": count_params(model), "test": test(model)}
+    row: Record = {"macs": count_macs(model, example), "params": count_params(model), "test": test(model)}
     reestimate_batchnorm_(model, limited(data.calibration.batches(jobs.BATCH), SearchConfig().bn_images or 0))
     row["test_batch_norm"] = test(model)
     finetune(model, data.train, FineTuneConfig(epochs=args.epochs, precision="bfloat16"))
     row["test_finetuned"] = test(model)
     print(row, flush=True)
     return row
+
+
+def section(record: Record) -> str:
+    rows = [
+        [
+            name, f"{row['macs'] / record['dense_macs']:.2%}", f"{row['params'] / 1e3:.1f} k",
+            percent(row["test"]), percent(row["test_batch_norm"]), percent(row["test_finetuned"]),
+        ]
+        for name, row in record["rows"].items()
+    ]  # fmt: skip
+    header = ["network", "MACs", "parameters", "test as pruned", "batch norm re-estimated", "fine-tuned"]
+    return (
+        f"## Beside torch-pruning: {record['model']}\n\n"
+        f"`python benchmarks/against_torch_pruning.py --model {record['model']} --weights W --data cifar10:DATA "
+        f"--runs DIR`: group-magnitude pruning at the same recounted MACs, {record['epochs']} epochs of the same "
+        f"fine-tuning for all (the dense network too), one seed.\n\n" + table(header, rows) + machine(record)
+    )
+
+
+def main() -> None:
+    print(section(measure(options().parse_args())))
 
 
 if __name__ == "__main__":

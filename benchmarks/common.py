@@ -1,10 +1,15 @@
-"""What the benchmarks share: their options, the trained network with its images, and the results on disk."""
+"""What the benchmarks share: options, the trained network with its images, results on disk, and tables in Markdown.
+
+Every benchmark runs as `python benchmarks/NAME.py`. Python then puts this folder on the path, so the files import each
+other by name.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,23 +20,38 @@ from torch import nn
 from amc import jobs
 from amc.batches import limited
 from amc.config import SearchConfig
-from amc.rundir import atomic_write_bytes
+from amc.lines import atomic_write_bytes
 from amc.settings import Source
 from amc.structure import Structure, inspect
 from amc.zoo import DataSplits
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+DOCS = ROOT / "docs"
+
+sys.path.insert(0, str(ROOT))  # some benchmarks use the toys, networks and cases of tests/
+
+Record = dict[str, Any]
+"""What a benchmark measured, as it lies in results/."""
 
 
-def parser(doc: str | None, *, threads: int = 1) -> argparse.ArgumentParser:
-    """The options of whatever starts from a trained network."""
-    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--model", required=True)
-    made.add_argument("--weights", type=Path, required=True)
-    made.add_argument("--data", required=True, help="cifar10:ROOT")
-    made.add_argument("--search-images", type=int, help="of the search split that are scored; default: all")
-    made.add_argument("--threads", type=int, default=threads)
-    return made
+# Options
+
+
+def plain_parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser without options that shows the benchmark's docstring as its help."""
+    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def network_parser(doc: str | None) -> argparse.ArgumentParser:
+    """The options of a benchmark that starts from a trained network."""
+    options = plain_parser(doc)
+    options.add_argument("--model", required=True)
+    options.add_argument("--weights", type=Path, required=True)
+    options.add_argument("--data", required=True, help="cifar10:ROOT")
+    options.add_argument("--search-images", type=int, help="how many of the search split are scored; default: all")
+    options.add_argument("--threads", type=int, default=1)
+    return options
 
 
 def source_of(args: argparse.Namespace, *, test: bool = True) -> Source:
@@ -52,7 +72,7 @@ class Prepared:
 
 
 def prepared(args: argparse.Namespace) -> Prepared:
-    """What `parser`'s options name."""
+    """Load what the options of `network_parser` name."""
     torch.set_num_threads(args.threads)
     source, config = source_of(args), SearchConfig()
     model, data = jobs.network_of(source), jobs.data_of(source)
@@ -61,13 +81,55 @@ def prepared(args: argparse.Namespace) -> Prepared:
     return Prepared(model, structure, data, calibration, limited(calibration, config.bn_images or 0))
 
 
+# Results
+
+
 def save(name: str, record: Mapping[str, Any]) -> None:
-    """Whole or not at all."""
+    """Write a record into results/. The old file stays if writing fails."""
     atomic_write_bytes(RESULTS / name, (json.dumps(record, indent=1) + "\n").encode())
 
 
-def load(name: str) -> dict[str, Any]:
-    """What was saved; empty where nothing was."""
+def load(name: str) -> Record:
+    """Read a record of results/. It is empty if nothing was saved."""
     path = RESULTS / name
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return found
+    record: Record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return record
+
+
+def records(name: str) -> list[Record]:
+    """All records of a figure, sorted by file name; `{model}` in `name` stands for any network."""
+    return [load(path.name) for path in sorted(RESULTS.glob(name.format(model="*")))]
+
+
+# Markdown
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]], *, rule: str = "") -> str:
+    """A table, each line ending in a line break. `rule` is its second line; by default columns are left-aligned."""
+    heads = list(header)
+    return "".join(f"{line}\n" for line in (row(heads), rule or row(["---"] * len(heads)), *map(row, rows)))
+
+
+def row(cells: Iterable[str]) -> str:
+    """One line of a table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def percent(share: float) -> str:
+    """A share in percent, with two decimals."""
+    return f"{100 * share:.2f}%"
+
+
+def machine(record: Mapping[str, Any]) -> str:
+    """The line that ends a section: where and when its figures were measured."""
+    place = record["environment"]
+    return (
+        f"\n*{place['cpu']}, {place['cores']} cores, torch {place['torch']}, Python {place['python']}, "
+        f"{place['date']}.*\n"
+    )
+
+
+def measured_on(record: Mapping[str, Any]) -> str:
+    """The same line on the page about latency."""
+    place = record["environment"]
+    return f"\nMeasured on {place['cpu']}, {place['cores']} cores, torch {place['torch']}, {place['date']}.\n"

@@ -2,11 +2,13 @@
 
     python benchmarks/compensation.py --model resnet20 --weights W.safetensors --data cifar10:ROOT
 
-Accuracy on the search split without any fine-tuning; batch norms are re-estimated. The outcome goes to
+Accuracy on the search split without any fine-tuning; batch norms are re-estimated. The results go to
 benchmarks/results/compensation-MODEL.json.
 """
 
 from __future__ import annotations
+
+import argparse
 
 import numpy as np
 
@@ -15,14 +17,19 @@ from amc.methods import MethodOptions, create_method
 from amc.provenance import environment
 from amc.pruning import calibrate
 from amc.scoring import PolicyScorer
-from common import parser, prepared, save
+from common import Record, machine, network_parser, percent, prepared, save, table
+
+RESULT = "compensation-{model}.json"
 
 CASES = (("fine-grained", 0.5), ("fine-grained", 0.3), ("fine-grained", 0.2), ("2:4", 0.5), ("1:4", 0.25),
          ("columns", 0.5), ("blocks:4x4", 0.5), ("rows", 0.75))  # fmt: skip
 
 
-def main() -> None:
-    args = parser(__doc__).parse_args()
+def options() -> argparse.ArgumentParser:
+    return network_parser(__doc__)
+
+
+def measure(args: argparse.Namespace) -> Record:
     ready = prepared(args)
     model, structure = ready.model, ready.structure
     whole = create_method("fine-grained", model, structure)
@@ -33,8 +40,8 @@ def main() -> None:
         scores = {}
         for ranking in ("magnitude", "elimination"):
             for reconstruct in (False, True):
-                options = MethodOptions(ranking=ranking, reconstruct=reconstruct)
-                method = create_method(name, model, structure, options)
+                settings = MethodOptions(ranking=ranking, reconstruct=reconstruct)
+                method = create_method(name, model, structure, settings)
                 scorer = PolicyScorer(method.builder(gathered), evaluator, ready.bn_images)
                 choices = [np.array(decision.choices) for decision in method.decisions]
                 keep = [int(c[np.abs(c - density * c[-1]).argmin()]) for c in choices]
@@ -42,7 +49,25 @@ def main() -> None:
         rows.append({"method": name, "density": density, "scores": scores})
         print(rows[-1], flush=True)
     record = {"model": args.model, "images": len(ready.data.search), "dense": evaluator(model), "rows": rows}
-    save(f"compensation-{args.model}.json", record | {"environment": environment()})
+    record["environment"] = environment()
+    save(RESULT.format(model=args.model), record)
+    return record
+
+
+def section(record: Record) -> str:
+    ways = list(record["rows"][0]["scores"])
+    rows = [[row["method"], f"{row['density']:.0%}", *map(percent, row["scores"].values())] for row in record["rows"]]
+    return (
+        f"## What ranking and compensation are worth to masks: {record['model']}\n\n"
+        f"`python benchmarks/compensation.py --model {record['model']} --weights W --data cifar10:DATA`: the same "
+        f"density in every layer, accuracy on {record['images']} search images without any fine-tuning, batch norms "
+        "re-estimated "
+        f"(dense {percent(record['dense'])}).\n\n" + table(["method", "density", *ways], rows) + machine(record)
+    )
+
+
+def main() -> None:
+    print(section(measure(options().parse_args())))
 
 
 if __name__ == "__main__":

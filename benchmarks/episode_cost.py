@@ -3,16 +3,15 @@
     python benchmarks/episode_cost.py --model resnet20 --weights W.safetensors --data cifar10:ROOT
 
 Dense and slim are scored in alternation, several rounds, and medians and the spread of the ratios are reported. The
-outcome goes to benchmarks/results/episode-MODEL.json.
+results go to benchmarks/results/episode-MODEL.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,13 +22,21 @@ from amc.methods import create_method, problem_of
 from amc.provenance import environment
 from amc.pruning import Pruner, calibrate
 from amc.scoring import PolicyScorer
-from amc.search import Bounds, create_agent, parse_budgets, roll_out
+from amc.search import Bounds, Problem, create_agent, parse_budgets, roll_out
 from amc.structure import inspect
-from common import parser, prepared, save
+from common import Record, machine, network_parser, prepared, save, table
+
+RESULT = "episode-{model}.json"
 
 
-def main() -> None:
-    args = arguments()
+def options() -> argparse.ArgumentParser:
+    parser = network_parser(__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--bf16", action="store_true")
+    return parser
+
+
+def measure(args: argparse.Namespace) -> Record:
     ready = prepared(args)
     model, example = ready.model, torch.zeros(1, *ready.data.input_shape)
     structure, structure_seconds = timed(lambda: inspect(model, example))
@@ -42,7 +49,7 @@ def main() -> None:
     policies, agent_seconds = proposals(problem, args.rounds)
     dense, parts = alternate(args.rounds, lambda: evaluator(model), scorer, policies)
     episode = [sum(part.values()) + agent_seconds for part in parts]
-    record: dict[str, Any] = {
+    record: Record = {
         "model": args.model,
         "images": len(ready.data.search),
         "threads": args.threads,
@@ -64,25 +71,19 @@ def main() -> None:
         "reconstruction_in_episodes": (fit_seconds + solve_seconds) / statistics.median(episode),
         "environment": environment(),
     }
-    save(f"episode-{args.model}.json", record)
-    print(json.dumps(record, indent=1))
-
-
-def arguments() -> argparse.Namespace:
-    options = parser(__doc__)
-    options.add_argument("--rounds", type=int, default=7)
-    options.add_argument("--bf16", action="store_true")
-    return options.parse_args()
+    save(RESULT.format(model=args.model), record)
+    return record
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """What `work` returns, and the seconds it takes."""
     began = time.perf_counter()
     result = work()
     return result, time.perf_counter() - began
 
 
-def all_keep_counts(pruner: Pruner, problem: Any) -> None:
-    """Reconstruct every layer for every keep count on offer."""
+def all_keep_counts(pruner: Pruner, problem: Problem) -> None:
+    """Reconstruct every layer for every keep count that the agent may choose."""
     dense = pruner.structure.sizes
     for index, decision in enumerate(problem.decisions):
         for count in decision.choices:
@@ -91,7 +92,7 @@ def all_keep_counts(pruner: Pruner, problem: Any) -> None:
             pruner.build(keep.tolist())
 
 
-def proposals(problem: Any, count: int) -> tuple[list[tuple[int, ...]], float]:
+def proposals(problem: Problem, count: int) -> tuple[list[tuple[int, ...]], float]:
     """Policies of a learning agent, and the median seconds of proposing and learning."""
     agent, bounds = create_agent("ddpg", problem, episodes=4 * count, seed=0), Bounds(problem)
     policies, seconds = [], []
@@ -106,20 +107,42 @@ def proposals(problem: Any, count: int) -> tuple[list[tuple[int, ...]], float]:
 
 
 def alternate(
-    rounds: int, dense: Callable[[], float], scorer: PolicyScorer, policies: list[tuple[int, ...]]
+    rounds: int, dense: Callable[[], float], scorer: PolicyScorer, policies: Sequence[tuple[int, ...]]
 ) -> tuple[list[float], list[dict[str, float]]]:
     """Seconds of scoring the dense network and, beside each, the parts of one policy's score."""
     dense()
     dense_seconds, parts = [], []
-    for round_ in range(rounds):
+    for number in range(rounds):
         dense_seconds.append(timed(dense)[1])
-        part = scorer.scored(policies[round_]).timing
+        part = scorer.scored(policies[number]).timing
         parts.append({"build": part.build, "batch norm": part.batch_norm, "score": part.evaluate})
     return dense_seconds, parts
 
 
-def spread(values: list[float]) -> dict[str, float]:
+def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+def section(record: Record) -> str:
+    seconds, speed = record["seconds"], record["speedup"]
+    rows = [[name, f"{value * 1000:.0f} ms" if value < 1 else f"{value:.2f} s"] for name, value in seconds.items()]
+    return (
+        f"## What one episode costs: {record['model']}\n\n"
+        f"`python benchmarks/episode_cost.py --model {record['model']} --weights W --data cifar10:DATA`, "
+        f"{record['images']} search images, {record['scoring']}, {record['threads']} thread(s), medians of "
+        f"{record['rounds']} rounds in which dense and slim alternate.\n\n"
+        + table(["part", "time"], rows)
+        + f"\nEverything but judging the network (re-estimating its batch norms, and the score) takes "
+        f"{record['overhead']:.1%} of an episode. Scoring at 50% of the MACs is "
+        f"{speed['median']:.2f} times as fast as scoring the dense network "
+        f"({speed['least']:.2f} to {speed['most']:.2f}). "
+        f"Ranking, factorising and solving for all keep counts, once, take as long as "
+        f"{record['reconstruction_in_episodes']:.1f} episodes.\n" + machine(record)
+    )
+
+
+def main() -> None:
+    print(section(measure(options().parse_args())))
 
 
 if __name__ == "__main__":

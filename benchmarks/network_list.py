@@ -11,7 +11,7 @@ from torch import nn
 
 from amc._torchvision import import_torchvision
 from amc.zoo import create_model
-from tests.structure import nets
+from tests.structure import nets  # on the path once `common` is imported
 
 models = import_torchvision().models  # before timm, which imports torchvision plainly
 timm = importlib.import_module("timm")

@@ -1,14 +1,15 @@
-"""What torch-pruning makes of a network: the same judgement as AMC's own certificate, on torch-pruning's result.
+"""What torch-pruning makes of a network, judged as AMC's own certificate judges.
 
-Its magnitude pruner removes half of the channels of every layer it can, told which layers make the output and
-how many heads the attentions have, as its documentation asks. All weights are distinct random numbers, so the
-numbers that are left in every tensor tell which entries were removed; the network with exactly those entries set
-to zero is the masked one. Sliced and masked outputs are compared in double precision.
+Its magnitude pruner removes half of the channels of every layer it can. As its documentation asks, it is given the
+layers that make the output and the number of heads of each attention. All weights are distinct random numbers, so the
+numbers that are left in every tensor show which entries were removed. The network with exactly those entries set to
+zero is the masked one. Sliced and masked outputs are compared in double precision.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from amc.structure import inspect
 from amc.structure.trace import inference
-from benchmarks.network_list import create
+from network_list import create
 
 TOLERANCE = 1e-6  # of the largest output: that of AMC's certificate
 RATIO = 0.5
@@ -49,15 +50,20 @@ def attempt(name: str) -> dict[str, Any]:
         pruner.step()
         for module in pruned.modules():
             if getattr(module, "qkv", None) in attentions and hasattr(module, "head_dim"):
-                module.num_heads = pruner.num_heads[module.qkv]
-                module.attn_dim = module.qkv.out_features // 3
-                module.head_dim = module.attn_dim // module.num_heads
+                _set_heads_(module, pruner.num_heads)
         sliced = _outputs(pruned, example)
     except Exception as error:  # whatever it raises is its result
         text = str(error).strip().splitlines()
         return {"verdict": "fails", "detail": f"{type(error).__name__}: {text[0][:120] if text else ''}"}
     removed = 1 - sum(p.numel() for p in pruned.parameters()) / before
     return _verdict(sliced, _outputs(_masked(model, pruned), example)) | {"removed": removed, "norms": norms}
+
+
+def _set_heads_(attention: Any, num_heads: Mapping[nn.Module, int]) -> None:
+    """Write the sizes that are left into timm's attention."""
+    attention.num_heads = num_heads[attention.qkv]
+    attention.attn_dim = attention.qkv.out_features // 3
+    attention.head_dim = attention.attn_dim // attention.num_heads
 
 
 def _verdict(sliced: list[Tensor], masked: list[Tensor]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
     python benchmarks/reconstruction.py --model resnet20 --weights W.safetensors --data cifar10:ROOT
 
-The same keep fraction in every group. The outcome goes to benchmarks/results/reconstruction-MODEL.json.
+Every group keeps the same share of its channels. The results go to benchmarks/results/reconstruction-MODEL.json.
 """
 
 from __future__ import annotations
@@ -15,11 +15,20 @@ from amc.evaluation import Evaluator, reestimate_batchnorm_
 from amc.provenance import environment
 from amc.pruning import Pruner, calibrate
 from amc.structure import restrict
-from common import parser, prepared, save
+from common import Record, machine, network_parser, percent, prepared, save, table
+
+RESULT = "reconstruction-{model}.json"
 
 
-def main() -> None:
-    args = arguments()
+def options() -> argparse.ArgumentParser:
+    parser = network_parser(__doc__)
+    parser.set_defaults(search_images=2000)
+    parser.add_argument("--fractions", type=float, nargs="+", default=[0.75, 0.5, 0.35, 0.25])
+    parser.add_argument("--lock", nargs="*", default=[], help="patterns of groups to leave whole")
+    return parser
+
+
+def measure(args: argparse.Namespace) -> Record:
     ready = prepared(args)
     model = ready.model
     structure = restrict(ready.structure, lock=tuple(args.lock)) if args.lock else ready.structure
@@ -42,15 +51,27 @@ def main() -> None:
         "model": args.model, "images": len(ready.data.search), "locked": args.lock, "rows": rows,
         "dense": evaluator(model), "environment": environment(),
     }  # fmt: skip
-    save(f"reconstruction-{args.model}.json", record)
+    save(RESULT.format(model=args.model), record)
+    return record
 
 
-def arguments() -> argparse.Namespace:
-    options = parser(__doc__)
-    options.set_defaults(search_images=2000)
-    options.add_argument("--fractions", type=float, nargs="+", default=[0.75, 0.5, 0.35, 0.25])
-    options.add_argument("--lock", nargs="*", default=[], help="patterns of groups to leave whole")
-    return options.parse_args()
+def section(record: Record) -> str:
+    rows = [
+        [f"{row['kept']:.0%}", f"{row['macs']:.1%}", row["ranking"], *(percent(score) for score in row["scores"])]
+        for row in record["rows"]
+    ]
+    lock = f" --lock {' '.join(record['locked'])}" if record["locked"] else ""
+    header = ["kept", "MACs", "ranking", "plain", "batch norm re-estimated", "least squares", "both"]
+    return (
+        f"## What ranking, least squares and batch-norm re-estimation are worth: {record['model']}\n\n"
+        f"`python benchmarks/reconstruction.py --model {record['model']} --weights W --data cifar10:DATA{lock}`: "
+        f"the same share of every group kept, accuracy on {record['images']} search images without any fine-tuning "
+        f"(dense {percent(record['dense'])}).\n\n" + table(header, rows) + machine(record)
+    )
+
+
+def main() -> None:
+    print(section(measure(options().parse_args())))
 
 
 if __name__ == "__main__":

@@ -2,60 +2,83 @@
 
     python benchmarks/rounds.py --model resnet20 --weights W.safetensors --data cifar10:ROOT --runs DIR
 
-Fine-grained, densities 0.5, 0.35, 0.25 and 0.2 of the parameters. Both are run directories under --runs, resumed where
-they stopped. The outcome goes to benchmarks/results/rounds-MODEL.json.
+Fine-grained, densities 0.5, 0.35, 0.25 and 0.2 of the parameters. All are run directories under --runs, resumed where
+they stopped. The results go to benchmarks/results/rounds-MODEL.json.
 """
 
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import torch
-from rich.console import Console
 
-from amc import jobs, rundir
-from amc.config import SearchConfig
-from amc.progress import ProgressBar
+from amc import rundir
 from amc.provenance import environment
-from amc.recovery import FineTuneConfig
 from amc.rundir import RunDir
 from amc.stored import round_path
-from common import load, save, source_of
-from searches import finetuned, on_disk, parser, public, searched
+from common import Record, load, machine, percent, save, table
+from searches import finetuned, on_disk, public, search_parser, searched, searched_in_rounds
+
+RESULT = "rounds-{model}.json"
 
 FRACTIONS = (0.5, 0.35, 0.25, 0.2)
+SETTINGS: dict[str, Any] = {"method": "fine-grained", "budget": f"params<={FRACTIONS[-1]:.0%}", "max_sparsity": 0.9}
 
 
-def main() -> None:
-    args = parser(__doc__).parse_args()
+def options() -> argparse.ArgumentParser:
+    return search_parser(__doc__)
+
+
+def measure(args: argparse.Namespace) -> Record:
     torch.set_num_threads(args.threads)
-    scheduled(args)
+    name = RESULT.format(model=args.model)
+    run = searched_in_rounds(args, "rounds", FRACTIONS, **SETTINGS)
+    common = {"model": args.model, "episodes": args.episodes, "epochs": args.epochs}
+    save(name, load(name) | common | {"search_images": args.search_images, "schedule": scheduled(run)})
     for epochs in (args.epochs, len(FRACTIONS) * args.epochs):
-        name, once = f"rounds-{args.model}.json", argparse.Namespace(**{**vars(args), "epochs": epochs})
-        run = searched(
-            once, f"once-{epochs}", budget=f"params<={FRACTIONS[-1]:.0%}", method="fine-grained", max_sparsity=0.9
-        )
-        summary = public(finetuned(once, run).read_json(rundir.SUMMARY))
+        once = argparse.Namespace(**{**vars(args), "epochs": epochs})
+        run = finetuned(once, searched(once, f"once-{epochs}", **SETTINGS))
+        summary = public(run.read_json(rundir.SUMMARY))
         summary |= {"epochs": epochs, "file": on_disk(run, rundir.MODEL_FINETUNED)}
-        record = load(name)
-        save(name, record | {f"once, {epochs} epochs": summary, "environment": environment()})
+        save(name, load(name) | {f"once, {epochs} epochs": summary, "environment": environment()})
+    return load(name)
 
 
-def scheduled(args: argparse.Namespace) -> None:
-    path, progress = args.runs / f"{args.model}-rounds", ProgressBar(Console(stderr=True))
-    config = SearchConfig(episodes=args.episodes, bf16=True, method="fine-grained", max_sparsity=0.9)
-    rounds = jobs.Rounds(FRACTIONS, FineTuneConfig(epochs=args.epochs, precision="bfloat16"), budget="params")
-    if path.exists():
-        jobs.resume(path, progress=progress)
-    else:
-        jobs.schedule(path, source_of(args), config, rounds, progress=progress)
-    run = RunDir.open(path)
+def scheduled(run: RunDir) -> Record:
+    """The summary of the rounds, each recounted on its stored file."""
     summary = public(run.read_json(rundir.SUMMARY))
     for number, row in enumerate(summary["rounds"], start=1):
         row["file"] = on_disk(RunDir.open(round_path(run, number)), rundir.MODEL_FINETUNED)
-    common = {"model": args.model, "episodes": args.episodes, "epochs": args.epochs}
-    name = f"rounds-{args.model}.json"
-    save(name, load(name) | common | {"search_images": args.search_images, "schedule": summary})
+    return summary
+
+
+def section(record: Record) -> str:
+    plan, rows = record["schedule"], []
+    epochs, dense = record["epochs"], plan["dense"]
+    for number, row in enumerate(plan["rounds"], start=1):
+        share = row["params"] / dense["params"]
+        rows.append([f"round {number}, {epochs} epochs", percent(share), percent(row["score"]), *_tests(row)])
+    for label, run in record.items():
+        if label.startswith("once"):
+            slim = run["slim"]
+            rows.append([label, percent(slim["params"] / dense["params"]), percent(slim["score"]), *_tests(slim)])
+    header = ["", "density, recounted", "score, search, as pruned", "test as pruned", "test fine-tuned"]
+    return (
+        f"## Four rounds beside one: {record['model']}, fine-grained\n\n"
+        f"`python benchmarks/rounds.py --model {record['model']} --weights W --data cifar10:DATA --runs DIR`: the "
+        f"paper's schedule of densities, {record['episodes']} episodes a search; beside it one round straight to the "
+        "last density, with as much fine-tuning as one round, and as all four. "
+        f"Dense: {percent(dense['test'])} test.\n\n" + table(header, rows) + machine(record)
+    )
+
+
+def _tests(row: Record) -> list[str]:
+    return [percent(row[name]) if name in row else "" for name in ("test", "test_finetuned")]
+
+
+def main() -> None:
+    print(section(measure(options().parse_args())))
 
 
 if __name__ == "__main__":

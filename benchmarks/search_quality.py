@@ -2,14 +2,15 @@
 
     python benchmarks/search_quality.py --model resnet20 --weights W.safetensors --data cifar10:ROOT --runs DIR
 
-Every search is an ordinary run directory under --runs, so an interrupted benchmark goes on where it stopped. The
-outcome goes to benchmarks/results/search-MODEL.json, from which benchmarks/render.py makes docs/benchmarks.md.
+Every search is an ordinary run directory under --runs, so an interrupted benchmark can be resumed. The results go to
+benchmarks/results/search-MODEL.json.
 """
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,40 +24,36 @@ from amc.recovery import FineTuneConfig, finetune
 from amc.rundir import RunDir
 from amc.search import BASELINES
 from amc.settings import Source
-from common import load, save
-from searches import parser, public, searched
+from common import Record, load, machine, percent, save, table
+from searches import public, run_path, search_parser, searched
+
+RESULT = "search-{model}.json"
 
 
-def main() -> None:
-    args = arguments()
+def options() -> argparse.ArgumentParser:
+    parser = search_parser(__doc__)
+    parser.set_defaults(epochs=5, threads=2)
+    parser.add_argument("--budget", default="macs<=50%")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="the first one is fine-tuned")
+    parser.add_argument("--tune", nargs="*", default=["uniform", "random"], help="baselines to fine-tune too")
+    parser.add_argument("--fp32", action="store_true", help="score in float32 instead of bfloat16")
+    return parser
+
+
+def measure(args: argparse.Namespace) -> Record:
     torch.set_num_threads(args.threads)
     for seed in args.seeds:
         searched(args, f"seed{seed}", budget=args.budget, seed=seed, baselines=BASELINES, bf16=not args.fp32)
         collect(args)
     if args.epochs:
         fine_tuned(args)
-        collect(args)
-
-
-def arguments() -> argparse.Namespace:
-    options = parser(__doc__)
-    options.set_defaults(epochs=5, threads=2)
-    options.add_argument("--budget", default="macs<=50%")
-    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="the first one is fine-tuned")
-    options.add_argument("--tune", nargs="*", default=["uniform", "random"], help="baselines to fine-tune too")
-    options.add_argument("--fp32", action="store_true", help="score in float32 instead of bfloat16")
-    return options.parse_args()
-
-
-def run_path(args: argparse.Namespace, seed: int) -> Path:
-    path: Path = args.runs / f"{args.model}-seed{seed}"
-    return path
+    return collect(args)
 
 
 def fine_tuned(args: argparse.Namespace) -> None:
     """Test accuracy of the best policies and of the dense network, before and after the same fine-tuning."""
-    done = load(file_of(args)).get("finetuned", {})
-    run = RunDir.open(run_path(args, args.seeds[0]))
+    done = load(RESULT.format(model=args.model)).get("finetuned", {})
+    run = RunDir.open(run_path(args, f"seed{args.seeds[0]}"))
     source = Source.from_json(run.config())
     data, dense = jobs.data_of(source), jobs.network_of(source)
     test = Evaluator(data.test)
@@ -80,22 +77,72 @@ def best_keep(run: RunDir, agent: str) -> tuple[int, ...]:
     return tuple(max(scored, key=lambda line: (line["score"], -line["episode"]))["keep"])
 
 
-def file_of(args: argparse.Namespace) -> str:
-    return f"search-{args.model}.json"
-
-
-def collect(args: argparse.Namespace, finetuned: dict[str, Any] | None = None) -> None:
-    """Collect what the finished runs say."""
-    record: dict[str, Any] = {"model": args.model, "budget": args.budget, "episodes": args.episodes}
+def collect(args: argparse.Namespace, finetuned: Mapping[str, Any] | None = None) -> Record:
+    """Save the summaries of all finished runs."""
+    name = RESULT.format(model=args.model)
+    record: Record = {"model": args.model, "budget": args.budget, "episodes": args.episodes}
     record |= {"scoring": "float32" if args.fp32 else "bfloat16", "search_images": args.search_images}
     record["seeds"] = {}
     for seed in args.seeds:
-        path = run_path(args, seed)
-        if not (path / rundir.SUMMARY).exists():
-            continue
-        record["seeds"][str(seed)] = public(RunDir.open(path).read_json(rundir.SUMMARY))
-    record["finetuned"] = load(file_of(args)).get("finetuned", {}) if finetuned is None else finetuned
-    save(file_of(args), record | {"environment": environment()})
+        path = run_path(args, f"seed{seed}")
+        if (path / rundir.SUMMARY).exists():
+            record["seeds"][str(seed)] = public(RunDir.open(path).read_json(rundir.SUMMARY))
+    record["finetuned"] = load(name).get("finetuned", {}) if finetuned is None else finetuned
+    record["environment"] = environment()
+    save(name, record)
+    return record
+
+
+def section(record: Record) -> str:
+    runs = list(record["seeds"].values())
+    if not runs:
+        return ""
+    name, episodes, dense = record["model"], record["episodes"], runs[0]["dense"]
+    text = (
+        f"## Search on {name}, {record['budget']}, {episodes} episodes\n\n"
+        f"`python benchmarks/search_quality.py --model {name} --weights W --data cifar10:DATA --runs DIR`, "
+        f"{len(runs)} seed(s), scores before fine-tuning on {record.get('search_images') or 'all'} search images in "
+        f"{record['scoring']}. Dense: {percent(dense['score'])} search"
+        f"{', ' + percent(dense['test']) + ' test' if 'test' in dense else ''}, "
+        f"{dense['macs'] / 1e6:.2f} M MACs.\n\n"
+    )
+    rows = [[agent, *_scores(runs, agent)] for agent in ("ddpg", *runs[0]["baselines"])]
+    text += table(["policy", "search, median (least to most)", "MACs, % of dense", "policies scored"], rows)
+    text += (
+        f"\nDDPG beats the best random policy by {_gains(runs, 'random')} points (seed by seed) and the uniform one by "
+        f'{_gains(runs, "uniform")}. "Uniform" keeps one share of every group, residual streams included.\n'
+    )
+    if record.get("finetuned"):
+        text += "\n" + _finetuned_table(record["finetuned"])
+    return text + machine(record)
+
+
+def _gains(runs: Sequence[Record], baseline: str) -> str:
+    """By how many points DDPG beats the baseline, seed by seed."""
+    return ", ".join(f"{100 * (run['slim']['score'] - run['baselines'][baseline]['score']):+.2f}" for run in runs)
+
+
+def _scores(runs: Sequence[Record], agent: str) -> list[str]:
+    parts = [run["slim"] if agent == "ddpg" else run["baselines"][agent] for run in runs]
+    values = [part["score"] for part in parts]
+    macs = [100 * part["macs"] / run["dense"]["macs"] for part, run in zip(parts, runs, strict=True)]
+    counts = {run["episodes"] if agent == "ddpg" else run["baselines"][agent]["episodes"] for run in runs}
+    spread = f"{percent(statistics.median(values))} ({percent(min(values))} to {percent(max(values))})"
+    return [spread, f"{min(macs):.2f} to {max(macs):.2f}", "/".join(map(str, sorted(counts)))]
+
+
+def _finetuned_table(finetuned: Mapping[str, Record]) -> str:
+    rows = [
+        [name, percent(entry["test_before"]), percent(entry["test_after"]), str(entry["epochs"])]
+        for name, entry in finetuned.items()
+    ]
+    return "Fine-tuned (first seed, last epoch, the same settings for all):\n\n" + table(
+        ["policy", "test before", "test after", "epochs"], rows
+    )
+
+
+def main() -> None:
+    print(section(measure(options().parse_args())))
 
 
 if __name__ == "__main__":

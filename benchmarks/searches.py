@@ -10,54 +10,80 @@ from typing import Any
 import torch
 from rich.console import Console
 
-import common
 from amc import jobs, rundir
 from amc.config import SearchConfig
 from amc.progress import ProgressBar
 from amc.recovery import FineTuneConfig
 from amc.rundir import RunDir
 from amc.storage import unpack
-from common import source_of
+from common import network_parser, source_of
 
 
-def parser(doc: str | None) -> argparse.ArgumentParser:
-    """The options that all of them have."""
-    made = common.parser(doc)
-    made.add_argument("--runs", type=Path, required=True, help="where the run directories go")
-    made.add_argument("--episodes", type=int, default=100)
-    made.add_argument("--epochs", type=int, default=2, help="of fine-tuning; 0: none")
-    return made
+def search_parser(doc: str | None) -> argparse.ArgumentParser:
+    """The options of a benchmark that searches."""
+    options = network_parser(doc)
+    options.add_argument("--runs", type=Path, required=True, help="where the run directories go")
+    options.add_argument("--episodes", type=int, default=100)
+    options.add_argument("--epochs", type=int, default=2, help="of fine-tuning; 0: none")
+    return options
+
+
+def run_path(args: argparse.Namespace, name: str) -> Path:
+    """Where the run of this name lies."""
+    path: Path = args.runs / f"{args.model}-{name}"
+    return path
 
 
 def searched(args: argparse.Namespace, name: str, *, test: bool = True, **settings: Any) -> RunDir:
-    """The finished search in RUNS/MODEL-NAME: resumed if it was begun, left alone if it is finished.
+    """Search in RUNS/MODEL-NAME and return the finished run.
 
-    `test`: whether dense and slim are evaluated on the test split at the end.
+    A search that was begun is resumed; a finished one stays as it is. `test` says whether the dense and the slim
+    network are evaluated on the test split at the end.
     """
-    path, progress = args.runs / f"{args.model}-{name}", ProgressBar(Console(stderr=True))
+    path = run_path(args, name)
     if not path.exists():
         config = SearchConfig(**{"episodes": args.episodes, "bf16": True} | settings)
-        jobs.search(path, source_of(args, test=test), config, progress=progress)
+        jobs.search(path, source_of(args, test=test), config, progress=progress())
     elif not RunDir.open(path).has(rundir.SUMMARY):
-        jobs.resume(path, progress=progress)
+        jobs.resume(path, progress=progress())
+    return RunDir.open(path)
+
+
+def searched_in_rounds(args: argparse.Namespace, name: str, fractions: tuple[float, ...], **settings: Any) -> RunDir:
+    """Prune and fine-tune in rounds, in RUNS/MODEL-NAME; a schedule that was begun is resumed."""
+    path = run_path(args, name)
+    if path.exists():
+        jobs.resume(path, progress=progress())
+    else:
+        config = SearchConfig(**{"episodes": args.episodes, "bf16": True} | settings)
+        rounds = jobs.Rounds(fractions, tuning(args), budget="params")
+        jobs.schedule(path, source_of(args), config, rounds, progress=progress())
     return RunDir.open(path)
 
 
 def finetuned(args: argparse.Namespace, run: RunDir) -> RunDir:
-    """The same run, fine-tuned if `--epochs` asks for it and it has not been yet."""
+    """Fine-tune the run for `--epochs`, unless it is fine-tuned already."""
     if args.epochs and not run.has(rundir.MODEL_FINETUNED):
-        config = FineTuneConfig(epochs=args.epochs, precision="bfloat16")
-        jobs.finetune(run.path, config, progress=ProgressBar(Console(stderr=True)))
+        jobs.finetune(run.path, tuning(args), progress=progress())
     return run
 
 
+def tuning(args: argparse.Namespace) -> FineTuneConfig:
+    """The settings of fine-tuning."""
+    return FineTuneConfig(epochs=args.epochs, precision="bfloat16")
+
+
+def progress() -> ProgressBar:
+    """A bar on the standard error stream."""
+    return ProgressBar(Console(stderr=True))
+
+
 def on_disk(run: RunDir, name: str = rundir.MODEL) -> dict[str, int]:
-    """Counted on a stored file: its bytes, and the parameters in it that are not zero."""
+    """Count in a stored file: its bytes, and the parameters that are not zero."""
     data = run.file(name).read_bytes()
-    state = unpack(data)
     buffers = ("running_mean", "running_var", "num_batches_tracked")
-    kept = [value for key, value in state.items() if not key.endswith(buffers)]
-    return {"bytes": len(data), "nonzero": sum(int(torch.count_nonzero(value)) for value in kept)}
+    parameters = [value for key, value in unpack(data).items() if not key.endswith(buffers)]
+    return {"bytes": len(data), "nonzero": sum(int(torch.count_nonzero(value)) for value in parameters)}
 
 
 def public(summary: Mapping[str, Any]) -> dict[str, Any]:

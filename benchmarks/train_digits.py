@@ -1,9 +1,9 @@
-"""Train the bundled `digits_cnn` on the train split of the digits: the same every time.
+"""Train the bundled `digits_cnn` on the train split of the digits: the same every time on one kind of processor.
 
     python benchmarks/train_digits.py [--out FILE]
 
-Writes src/amc/zoo/digits_cnn.safetensors unless told otherwise. The network is the one after the last epoch;
-the search and test splits are looked at once, at the end.
+Writes src/amc/zoo/digits_cnn.safetensors by default. The network is the one after the last epoch; the search and test
+splits are scored once, at the end.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from amc.evaluation import Evaluator
 from amc.recovery import EpochRecord, FineTuneConfig, finetune
 from amc.zoo import create_model, load_data, model_info
+from common import plain_parser
 
 CONFIG = FineTuneConfig(
     epochs=60,
@@ -40,14 +41,18 @@ def train() -> torch.nn.Module:
     return finetune(model, load_data("digits").train, CONFIG, on_epoch=report).model
 
 
-def main() -> None:
-    """Train, save, tell the accuracies."""
+def options() -> argparse.ArgumentParser:
     info = model_info("digits_cnn")
     assert info is not None
     assert info.weights is not None
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = plain_parser(__doc__)
     parser.add_argument("--out", type=Path, default=info.weights, help="where to write the weights")
-    out: Path = parser.parse_args().out
+    return parser
+
+
+def main() -> None:
+    """Train, save, and print the accuracies."""
+    out: Path = options().parse_args().out
     model = train()
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, out)
     data = load_data("digits")

@@ -1,39 +1,37 @@
 """What the ways around oneDNN's broken gradient cost in training, in CPU seconds a step.
 
-    python benchmarks/training_format.py [--threads 2]
+    python benchmarks/training_format.py
+    python benchmarks/training_format.py --threads 2 --remark "other work was running on the machine"
 
-Random weights and images; the ways alternate in one process. The outcome goes to results/training-format-THREADS.json.
+Weights and images are random; the ways alternate in one process. The results go to
+benchmarks/results/training-format-THREADS.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "src")]
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from amc import kernels
+from amc.provenance import environment
+from amc.zoo import create_model
+from common import Record, plain_parser, save, table
 
-from amc import kernels  # noqa: E402
-from amc.provenance import environment  # noqa: E402
-from amc.zoo import create_model  # noqa: E402
-from benchmarks.common import save  # noqa: E402
-
+RESULT = "training-format-1.json"  # the page shows the times of one thread
 MODELS = ("resnet20", "mobilenet_v1_050", "vgg16_050", "torchvision.models:resnet18")  # the last has strided 1x1
 BATCH, ROUNDS = 64, 9
 BACKWARD = torch.ops.aten.convolution_backward.default
 
 
-class EveryConvolution(TorchDispatchMode):
+class EveryConvolution(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Gradients of all convolutions from tensors in the default format."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -52,16 +50,19 @@ WAYS: dict[str, Way] = {  # name: (channels-last, context of the backward pass, 
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options() -> argparse.ArgumentParser:
+    parser = plain_parser(__doc__)
     parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
+    parser.add_argument("--remark", help="what the page adds to the machine and the date")
+    return parser
+
+
+def measure(args: argparse.Namespace) -> Record:
     torch.set_num_threads(args.threads)
-    rows = {name: measured(name) for name in MODELS}
-    save(f"training-format-{args.threads}.json", {"rows": rows, "environment": environment(), "threads": args.threads})
-    for name, ways in rows.items():
-        for way, seconds in ways.items():
-            print(f"{name:28} {way:68} {1000 * seconds:6.0f} ms")
+    record = {"rows": {name: measured(name) for name in MODELS}, "environment": environment()}
+    record |= {"threads": args.threads, "remark": args.remark}
+    save(f"training-format-{args.threads}.json", record)
+    return record
 
 
 def measured(name: str) -> dict[str, float]:
@@ -80,11 +81,26 @@ def step(
     network.zero_grad()
     began = time.process_time()
     loss = nn.functional.cross_entropy(network(inputs), labels)
-    torch.backends.mkldnn.set_flags(onednn)
+    torch.backends.mkldnn.set_flags(onednn)  # type: ignore[no-untyped-call]
     with backward():
-        loss.backward()
-    torch.backends.mkldnn.set_flags(True)
+        loss.backward()  # type: ignore[no-untyped-call]
+    torch.backends.mkldnn.set_flags(True)  # type: ignore[no-untyped-call]
     return time.process_time() - began
+
+
+def section(record: Record) -> str:
+    models, place = record["rows"], record["environment"]
+    rows = [[way, *(f"{1000 * seconds[way]:.0f}" for seconds in models.values())] for way in WAYS]
+    header = ["way", *(name.rpartition(":")[2] for name in models)]
+    remark = f"; {record['remark']}" if record.get("remark") else ""
+    return (
+        table(header, rows, rule="|---" + "|--:" * len(models) + "|")
+        + f"\n*{place['cpu']}, torch {place['torch']}, {place['date']}{remark}.*\n"
+    )
+
+
+def main() -> None:
+    print(section(measure(options().parse_args())))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from amc.provenance import amc_version
 from amc.pruning import Policy
 from amc.report import render_report
 from amc.rundir import RunDir
-from amc.scores import DEFAULT, ScoreKind, get_score
+from amc.scores import DEFAULT, get_score
 from amc.scoring import ScoreTiming
 from amc.search import (
     REWARDS,
@@ -196,7 +196,7 @@ def _check_config(run: RunDir, config: SearchConfig, model: nn.Module) -> None:
     began = run.config()
     check_weights(run, began, model)
     wanted = config.to_json()
-    for name, value in settings_of(run, began).to_json().items():
+    for name, value in settings_of(run).to_json().items():
         if value != wanted[name]:
             raise RunError(
                 f"'{run.path}' was started with {name} {value!r}, not {wanted[name]!r}; "
@@ -278,7 +278,7 @@ def _run_agent(job: Job, name: str, agent: Agent, run: RunDir | None, watch: Obs
         if run is not None and not timing.replayed:
             line = {"agent": name, "episode": record.episode, "seconds": seconds}
             run.append_jsonl(rundir.TIMINGS, line, durable=False)
-        watch.episode(name, _named(record, kind), timing)
+        watch.episode(name, record.named(kind), timing)
 
     return search(
         job.problem,
@@ -291,11 +291,6 @@ def _run_agent(job: Job, name: str, agent: Agent, run: RunDir | None, watch: Obs
         reward=job.reward,
         origin=job.origin,
     )
-
-
-def _named(record: EpisodeRecord, kind: ScoreKind) -> EpisodeRecord:
-    """The record with a score that knows what it is, for whoever shows it."""
-    return record if record.score is None else replace(record, score=kind.named(record.score))
 
 
 def _journal(name: str, main: str) -> str:

@@ -167,7 +167,7 @@ class RunDir:
         path = self.file(name)
         if not path.exists():
             return []
-        check, found = runfiles.check_of_lines(name), list[dict[str, Any]]()
+        check, lines = runfiles.check_of_lines(name), list[dict[str, Any]]()
         for number, line in enumerate(whole_lines(records.read_bytes(path)), start=1):
             try:
                 record = records.unsealed(records.parse_object(line))
@@ -177,8 +177,8 @@ class RunDir:
                     f"'{path}' line {number} is damaged; restore the file from a copy, "
                     f"or delete that line and the ones after it, then run the command again ({error})"
                 ) from error
-            found.append(record)
-        return found
+            lines.append(record)
+        return lines
 
     def append_jsonl(self, name: str, record: Mapping[str, object], *, durable: bool = True) -> None:
         """Append one line to a line file; a torn last line is removed first.

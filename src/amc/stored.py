@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +53,10 @@ def _first_digest(model: nn.Module) -> str:
     return made.hexdigest()
 
 
-def settings_of(run: RunDir, config: Mapping[str, Any]) -> SearchConfig:
+def settings_of(run: RunDir) -> SearchConfig:
     """The settings in a run's config.json; RunError, naming the file, where one of them holds no longer."""
     try:
-        return SearchConfig.from_json(config)
+        return SearchConfig.from_json(run.config())
     except AmcError as error:
         raise RunError(f"'{run.file(rundir.CONFIG)}': {error}") from None
 

@@ -8,6 +8,7 @@ import os
 import pytest
 
 from amc.errors import RunError
+from amc.scores import get_score
 from amc.search.journal import EpisodeRecord, Journal, load_journal, read_journal
 
 HEADER = {"seed": 0, "agent": "random"}
@@ -166,6 +167,13 @@ def test_record_is_either_scored_or_failed():
         EpisodeRecord(0, (1,), {}, 0.5, 0.5, "boom")
     with pytest.raises(ValueError, match="either a score and a reward, or an error"):
         EpisodeRecord(0, (1,), {}, None, None)
+
+
+def test_a_record_for_a_reader_has_a_score_that_knows_what_it_is_and_the_same_line():
+    error = get_score("mse")
+    assert FIRST.named(error).score.kind is error
+    assert FIRST.named(error).to_line() == FIRST.to_line()
+    assert SECOND.named(error) is SECOND  # it failed
 
 
 def test_a_journal_of_version_1_is_read_and_goes_on_as_it_began(path):

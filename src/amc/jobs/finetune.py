@@ -253,7 +253,7 @@ class _Task:
         progress: Observer,
     ) -> None:
         self.origin, self.source, self.data, self.state, self.device = run, source, data, state, device
-        self.config = settings_of(run, run.config())
+        self.config = settings_of(run)
         self.checkpoint_every, self.progress = checkpoint_every, progress
         self.example = torch.zeros(1, *data.input_shape)
         self.score = _score_on(device, source, data, self.config.score)

@@ -97,7 +97,7 @@ class _Plan:
     def of(cls, run: RunDir) -> _Plan:
         """From a run's config.json. RunError, naming the file, for settings that no schedule is made with."""
         source, record = source_of(run, "start it from the command line"), run.config()
-        config = settings_of(run, record)
+        config = settings_of(run)
         try:
             fractions = parse_schedule(",".join(map(str, record["schedule"])))
             tuning = FineTuneConfig(**record["tuning"])

@@ -58,7 +58,7 @@ def resume_search(run_path: Path, *, progress: Observer) -> Path:
             f"{rundir.MODEL_FINETUNED} to go back to what the search found"
         )
     with run.lock():
-        _run(run, source, settings_of(run, run.config()), progress, resuming=True)
+        _run(run, source, settings_of(run), progress, resuming=True)
     return run_path
 
 

@@ -5,7 +5,7 @@ The search may be unfinished, so every file except `config.json` may be missing.
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from amc import rundir
@@ -133,11 +133,7 @@ def _named(record: Mapping[str, Any], kind: ScoreKind) -> Mapping[str, Any]:
 
 
 def _episodes(journal: JournalContent, kind: ScoreKind) -> tuple[EpisodeRecord, ...]:
-    """The episodes of a journal, their scores with the name of the score."""
-    return tuple(
-        record if record.score is None else replace(record, score=kind.named(record.score))
-        for record in journal.records
-    )
+    return tuple(record.named(kind) for record in journal.records)
 
 
 def _groups(summary: Mapping[str, Any], policy: Mapping[str, Any], uniform: tuple[int, ...]) -> tuple[Group, ...]:

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +20,7 @@ from amc import records as reading
 from amc.errors import RunError
 from amc.lines import append_line, is_full, repair, whole_lines
 from amc.runfiles import EPISODE
+from amc.scores import ScoreKind
 
 VERSION = 2  # version 1 has no digests, and no origin in its header
 _SEAL = re.compile(rb', "sum": "([0-9a-f]{16})"\}\Z')
@@ -42,6 +43,10 @@ class EpisodeRecord:
             raise ValueError(f"episode {self.episode} must have either a score and a reward, or an error")
         if self.standard_error is not None and (self.score is None or self.standard_error < 0):
             raise ValueError(f"episode {self.episode} has a standard error of {self.standard_error} for no score")
+
+    def named(self, kind: ScoreKind) -> Self:
+        """The record with a score that knows what it is, for whoever shows it."""
+        return self if self.score is None else replace(self, score=kind.named(self.score))
 
     def to_line(self) -> str:
         """The journal's line, without the newline."""
@@ -145,12 +150,12 @@ class Journal:
                 f"the {len(self.records)} episodes before are safe"
             ) from error
 
-    def _check_header(self, found: Mapping[str, Any]) -> None:
+    def _check_header(self, recorded: Mapping[str, Any]) -> None:
         wanted = json.loads(json.dumps(self._header))
-        for key in sorted({*wanted, *found} - {"journal", "origin"}):
-            if wanted.get(key) != found.get(key):
+        for key in sorted({*wanted, *recorded} - {"journal", "origin"}):
+            if wanted.get(key) != recorded.get(key):
                 raise RunError(
-                    f"journal {self.path} belongs to another search: its {key} is {found.get(key)!r}, "
+                    f"journal {self.path} belongs to another search: its {key} is {recorded.get(key)!r}, "
                     f"this search's is {wanted.get(key)!r}; use another directory or the same settings"
                 )
 
