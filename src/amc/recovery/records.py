@@ -1,4 +1,4 @@
-"""What fine-tuning records: its steps, its epochs, and its result."""
+"""The records of fine-tuning: steps, epochs, and the result."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class EpochRecord:
     epoch: int  # from 1
     loss: float  # mean over the steps
     lr: float  # of the last step
-    seconds: float  # of training, over all sessions; without what `on_epoch` took
-    score: float | None = None  # what `on_epoch` answered
+    seconds: float  # of training, over all sessions, without `on_epoch`
+    score: float | None = None  # returned by `on_epoch`
 
 
 @dataclass(frozen=True, slots=True)
 class FineTuneResult:
-    """The trained network (the object that was passed in) and one record an epoch."""
+    """The trained network, the same object that was passed in, and one record per epoch."""
 
     model: nn.Module
     epochs: tuple[EpochRecord, ...]

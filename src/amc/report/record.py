@@ -1,6 +1,6 @@
-"""Everything that a run directory holds, read once, for the page.
+"""Reads the whole content of a run directory, for the page.
 
-A search may still be going on or have been killed, so every file but `config.json` may be missing.
+The search may be unfinished, so every file except `config.json` may be missing.
 """
 
 import math
@@ -19,16 +19,16 @@ from amc.search import EpisodeRecord, JournalContent, load_journal
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """What was kept of one group of channels, or of one layer's weights, rows, columns or blocks."""
+    """The keep count of one group of channels, or of one layer's weights, rows, columns or blocks."""
 
     name: str
     size: int
     kept: int
-    uniform: int | None  # what the best uniform policy keeps of it
+    uniform: int | None  # keep count of the best uniform policy
 
     @property
     def share(self) -> float:
-        """Fraction kept, in [0, 1]."""
+        """The kept fraction, in [0, 1]."""
         return self.kept / self.size if self.size else 0.0
 
 
@@ -38,14 +38,14 @@ class RunRecord:
 
     path: str
     config: Mapping[str, Any]
-    summary: Mapping[str, Any]  # empty while the search goes on
+    summary: Mapping[str, Any]  # empty while the search is unfinished
     episodes: tuple[EpisodeRecord, ...]
     uniform: tuple[EpisodeRecord, ...]
     random: tuple[EpisodeRecord, ...]
     groups: tuple[Group, ...]
-    warmup: int  # leading episodes that explored at random
+    warmup: int  # first episodes, which explored at random
     seconds: Mapping[str, float]  # mean wall-clock time of an episode, by its parts
-    finetune: tuple[Mapping[str, Any], ...]  # one record an epoch
+    finetune: tuple[Mapping[str, Any], ...]  # one record per epoch
     has_model: bool
 
     @property
@@ -55,12 +55,12 @@ class RunRecord:
 
     @property
     def best(self) -> tuple[EpisodeRecord, ...]:
-        """Episodes with a score, the most rewarded first; of equal ones the earlier first."""
+        """The scored episodes, highest reward first; equal rewards in the order of episodes."""
         return ranked(self.episodes)
 
     @property
     def chosen(self) -> int | None:
-        """Episode of the policy that became the result: not always the best of the search."""
+        """The episode of the resulting policy. It is not always the best of the search."""
         for candidate in records_of(self.summary.get("candidates")):
             if candidate.get("chosen"):
                 return candidate.get("episode")
@@ -71,17 +71,17 @@ class RunRecord:
 
 
 def merit(episode: EpisodeRecord) -> float:
-    """What the search goes by: the reward; minus infinity for an episode that failed."""
+    """The reward; minus infinity for a failed episode."""
     return -math.inf if episode.reward is None else episode.reward
 
 
 def ranked(episodes: Iterable[EpisodeRecord]) -> tuple[EpisodeRecord, ...]:
-    """Those with a score, the most rewarded first; of equal ones the earlier first."""
+    """The scored episodes, highest reward first; equal rewards in the order of episodes."""
     return tuple(sorted((e for e in episodes if e.score is not None), key=lambda e: (-merit(e), e.episode)))
 
 
 def load_record(run: RunDir) -> RunRecord:
-    """Read a run; `RunError` names the file that is damaged."""
+    """Read a run. Raises `RunError` with the name of a damaged file."""
     config = run.config()
     summary = named_scores(run.read_json(rundir.SUMMARY)) if run.has(rundir.SUMMARY) else {}
     kind = score_of_record({**config, **summary})
@@ -109,7 +109,7 @@ def _journal(run: RunDir, name: str) -> JournalContent:
 
 
 def _epochs(run: RunDir) -> tuple[dict[str, Any], ...]:
-    """The epochs of fine-tuning; RunError unless they are those that the summary tells of."""
+    """The epochs of fine-tuning. Raises RunError if they do not fit the summary."""
     epochs = tuple(record for record in run.read_jsonl(rundir.FINETUNE) if "epoch" in record)
     summary = run.read_json(rundir.SUMMARY) if run.has(rundir.SUMMARY) else {}
     slim = part_of(summary, "slim")
@@ -137,7 +137,7 @@ def _episodes(journal: JournalContent, kind: ScoreKind) -> tuple[EpisodeRecord, 
 
 
 def _groups(summary: Mapping[str, Any], policy: Mapping[str, Any], uniform: tuple[int, ...]) -> tuple[Group, ...]:
-    # The policy first: it is what the stored network has, whichever candidate that became.
+    # The policy takes precedence: it describes the stored network, also after a choice between candidates.
     records = policy.get("groups") or summary.get("groups") or ()
     aligned = uniform if len(uniform) == len(records) else (None,) * len(records)
     return tuple(
@@ -157,7 +157,7 @@ def _warmup(config: Mapping[str, Any], header: Mapping[str, Any]) -> int:
 
 
 def _seconds(records: list[dict[str, Any]]) -> dict[str, float]:
-    """Means over episodes; of an episode that was run again after a kill, the last time counts."""
+    """Mean seconds per episode, by part. An episode repeated after a kill counts once, with its last time."""
     by_episode = {record.get("episode"): record.get("seconds") or {} for record in records}
     totals: dict[str, float] = {}
     for parts in by_episode.values():

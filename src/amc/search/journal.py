@@ -1,10 +1,10 @@
 """The journal of a search: one JSON line per episode, on disk before the next episode begins.
 
-The journal is the truth from which a killed search goes on. It holds no wall-clock time: the same seed gives
-the same bytes on one kind of processor, with the same versions and threads. The first line is a header that ties the
-journal to its problem, agent and seed, and says where it came from: the versions, threads and instruction set, the
-dense score, and digests of the data. A search that goes on somewhere else adds a line that says where. Every line ends
-with a digest of itself and of all lines before it, so that a line that was changed, moved or left out is found.
+A killed search resumes from the journal. The journal holds no wall-clock time: the same seed gives the same bytes on
+one kind of processor, with the same versions and threads. The first line is the header. It identifies the problem, the
+agent and the seed. It also records the origin: versions, threads and instruction set, the dense score, and digests of
+the data. A search that resumes in another environment adds a line with that environment. Every line ends with a digest
+of itself and all lines before it, which detects a changed, moved or missing line.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from amc.lines import append_line, is_full, repair, whole_lines
 from amc.runfiles import EPISODE
 from amc.scores import ScoreKind
 
-VERSION = 2  # 1: no digests, and a header that does not say where the journal came from
+VERSION = 2  # version 1 has no digests, and no origin in its header
 _SEAL = re.compile(rb', "sum": "([0-9a-f]{16})"\}\Z')
 
 
@@ -85,15 +85,15 @@ class EpisodeRecord:
 
 @dataclass(frozen=True, slots=True)
 class JournalContent:
-    """What a journal holds."""
+    """The content of a journal."""
 
-    header: Mapping[str, Any]  # empty: the file has no whole line
+    header: Mapping[str, Any]  # empty if the file has no whole line
     records: tuple[EpisodeRecord, ...] = ()
-    places: tuple[Mapping[str, Any], ...] = ()  # versions, threads and instruction set it was written under, in turn
+    places: tuple[Mapping[str, Any], ...] = ()  # environments (`amc.provenance.execution`), in order
 
     @property
     def origin(self) -> Mapping[str, Any]:
-        """`environment`, `dense_score` and `data` as the header has them; empty in a journal of version 1."""
+        """The header's `environment`, `dense_score` and `data`; empty in a journal of version 1."""
         origin: Mapping[str, Any] = self.header.get("origin", {})
         return origin
 
@@ -102,19 +102,19 @@ class Journal:
     """An append-only journal on disk."""
 
     def __init__(self, path: Path, header: Mapping[str, Any], origin: Mapping[str, Any] | None = None) -> None:
-        """Open the journal at `path`, or begin it with `header`.
+        """Open the journal at `path`, or create it with `header`.
 
-        `origin`: where this session scores, as in `JournalContent.origin`. An older journal keeps its own; where
-        the `environment` is another, a line says so. A torn last line, left by a kill or a full disk, is cut off.
-        Raises RunError for a corrupt line before the last, for a header that differs from `header`, and for a disk
-        that cannot be written; existing content is then left as it was.
+        `origin` describes this session, see `JournalContent.origin`. An existing journal keeps its own origin; if the
+        `environment` differs, a line records the new one. A torn last line, left by a kill or a full disk, is removed.
+        Raises RunError, and leaves the content unchanged, if a line before the last is corrupt, if the header differs
+        from `header`, or if the disk cannot be written.
         """
         self.path = path
         self.records: tuple[EpisodeRecord, ...] = ()
         self._header = {"journal": VERSION, **header, **({"origin": dict(origin)} if origin else {})}
         lines = _lines_of(path) if path.exists() else []
         content = _content(path, lines)
-        self._last = _seal_of(lines[-1]) if lines else ""  # None: of version 1, whose lines have no digests
+        self._last = _seal_of(lines[-1]) if lines else ""  # None: version 1, without digests
         if lines:
             self._check_header(content.header)
             self.records = content.records
@@ -140,7 +140,7 @@ class Journal:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """RunError, with the way to go on, where the disk refuses what is done inside."""
+        """Raise RunError, with the remedy, if writing to the disk fails within the block."""
         try:
             yield
         except OSError as error:
@@ -161,28 +161,28 @@ class Journal:
 
 
 def read_journal(path: Path) -> tuple[dict[str, Any], tuple[EpisodeRecord, ...]]:
-    """Header and episodes of a journal, not touching it; a torn last line is left out. Raises RunError."""
+    """The header and episodes of a journal, without a torn last line. Only reads the file. Raises RunError."""
     content = load_journal(path)
     return dict(content.header), content.records
 
 
 def load_journal(path: Path) -> JournalContent:
-    """All of a journal, not touching it; a torn last line is left out. Raises RunError."""
+    """The content of a journal, without a torn last line. Only reads the file. Raises RunError."""
     return _content(path, _lines_of(path))
 
 
 def _lines_of(path: Path) -> list[bytes]:
-    """The whole lines of a journal. RunError for a file whose only line was never that of a journal."""
+    """The whole lines of a journal. Raises RunError if the file has one line, which is no journal's."""
     data = reading.read_bytes(path)
     lines = whole_lines(data)
     first, newline, _ = data.partition(b"\n")
-    if newline and not lines and first.strip(b"\0 "):  # a torn header has lost its bytes
+    if newline and not lines and first.strip(b"\0 "):  # a torn header may consist of zero bytes
         raise RunError(_corrupt(path, 1, "it is not the JSON header of a journal"))
     return lines
 
 
 def _content(path: Path, lines: Sequence[bytes]) -> JournalContent:
-    """What the lines say. RunError names the first that is damaged, changed or out of order."""
+    """The content of the lines. Raises RunError with the first line that is damaged, changed or out of order."""
     if not lines:
         return JournalContent({})
     header = _header_of(path, lines[0])
@@ -237,7 +237,7 @@ _HEADER = reading.fields({"origin": _ORIGIN})
 
 
 def _place_of(line: bytes) -> dict[str, Any] | None:
-    """What a line says of where the search goes on; None for any other line."""
+    """The environment that a line records; None for other lines."""
     try:
         place = reading.parse_object(line).get("environment")
     except reading.DamagedError:
@@ -246,7 +246,7 @@ def _place_of(line: bytes) -> dict[str, Any] | None:
 
 
 def _sealed(line: str, last: str) -> str:
-    """The line with its digest, which depends on `last`, that of the line before."""
+    """The line with its digest. The digest depends on `last`, the digest of the previous line."""
     return f'{line[:-1]}, "sum": "{_digest(line.encode(), last)}"}}'
 
 
@@ -255,12 +255,12 @@ def _digest(line: bytes, last: str) -> str:
 
 
 def _seal_of(line: bytes) -> str | None:
-    found = _SEAL.search(line)
-    return found[1].decode() if found else None
+    match = _SEAL.search(line)
+    return match[1].decode() if match else None
 
 
 def _checked_seal(path: Path, number: int, line: bytes, last: str) -> str:
-    """The digest that the line carries; RunError unless it is that of the line and of those before it."""
+    """The line's digest. Raises RunError if it does not fit the line and the lines before it."""
     seal = _seal_of(line)
     if seal is None or seal != _digest(_SEAL.sub(b"}", line), last):
         raise RunError(_corrupt(path, number, "it, or its place in the file, was changed after it was written"))
@@ -282,7 +282,7 @@ def _corrupt(path: Path, number: int, reason: str) -> str:
 
 
 def _plain(value: float) -> int | float:
-    """Whole costs without a decimal point."""
+    """The cost as an integer if it is whole."""
     return int(value) if float(value).is_integer() else value
 
 
