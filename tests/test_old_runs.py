@@ -115,12 +115,12 @@ def test_a_search_that_names_its_weights_by_the_first_digest_goes_on_with_these_
     run = RunDir.open(runs / "cut-python")
     assert len(run.config()["weights_sha256"]) == 64
     assert "weights_digest" not in run.config()
-    check_weights(run, run.config(), small.network())
+    check_weights(run, small.network())
     other = small.network()
     with torch.no_grad():
         other.head.bias[0] += 1
     with pytest.raises(RunError, match="was started with other weights"):
-        check_weights(run, run.config(), other)
+        check_weights(run, other)
 
 
 def test_a_schedule_goes_on_in_its_second_round(runs: Path) -> None:

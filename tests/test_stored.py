@@ -32,29 +32,26 @@ OTHERS = {
 }
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> RunDir:
-    return RunDir.create(tmp_path / "run", weights_key(Holder(WEIGHTS)))
-
-
 def test_the_key_names_the_rule_and_the_digest() -> None:
     by_hand = hashlib.sha256(b"held torch.float32 [6] " + WEIGHTS.numpy().tobytes()).hexdigest()
     assert weights_key(Holder(WEIGHTS)) == {"weights_digest": f"2:{by_hand}"}
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_only_the_same_weights_pass(run: RunDir, other: str) -> None:
-    check_weights(run, run.config(), Holder(WEIGHTS.clone()))
+def test_only_the_same_weights_pass(tmp_path: Path, other: str) -> None:
+    run = RunDir.create(tmp_path / "run", weights_key(Holder(WEIGHTS)))
+    check_weights(run, Holder(WEIGHTS.clone()))
     with pytest.raises(RunError, match=r"was started with other weights; resume it with the weights of its config"):
-        check_weights(run, run.config(), Holder(OTHERS[other]))
+        check_weights(run, Holder(OTHERS[other]))
 
 
-def test_a_run_with_the_first_digest_is_checked_by_the_first_rule(run: RunDir) -> None:
-    first = {"weights_sha256": hashlib.sha256(b"held" + WEIGHTS.numpy().tobytes()).hexdigest()}
+def test_a_run_with_the_first_digest_is_checked_by_the_first_rule(tmp_path: Path) -> None:
+    by_hand = hashlib.sha256(b"held" + WEIGHTS.numpy().tobytes()).hexdigest()
+    run = RunDir.create(tmp_path / "run", {"weights_sha256": by_hand})
     for same in (WEIGHTS, OTHERS["another shape"], OTHERS["another type"]):  # which it could not tell apart
-        check_weights(run, first, Holder(same))
+        check_weights(run, Holder(same))
     with pytest.raises(RunError, match="was started with other weights"):
-        check_weights(run, first, Holder(OTHERS["another value"]))
+        check_weights(run, Holder(OTHERS["another value"]))
 
 
 @pytest.mark.parametrize(
@@ -65,9 +62,9 @@ def test_a_run_with_the_first_digest_is_checked_by_the_first_rule(run: RunDir) -
         ({"weights_digest": "00ff"}, r"weights_digest by another rule \('00ff'\)"),
     ],
 )
-def test_what_cannot_be_checked_is_refused(run: RunDir, config: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_checked_is_refused(tmp_path: Path, config: dict[str, Any], message: str) -> None:
     with pytest.raises(RunError, match=message) as refusal:
-        check_weights(run, config, Holder(WEIGHTS))
+        check_weights(RunDir.create(tmp_path / "run", config), Holder(WEIGHTS))
     assert "\n" not in str(refusal.value)
 
 

@@ -193,8 +193,7 @@ def _own_reward(settings: dict[str, Any]) -> RewardFunction | None:
 
 def _check_config(run: RunDir, config: SearchConfig, model: nn.Module) -> None:
     """RunError unless the run began with these settings and weights."""
-    began = run.config()
-    check_weights(run, began, model)
+    check_weights(run, model)
     wanted = config.to_json()
     for name, value in settings_of(run).to_json().items():
         if value != wanted[name]:

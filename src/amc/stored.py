@@ -29,8 +29,9 @@ def weights_key(model: nn.Module) -> dict[str, str]:
     return {"weights_digest": f"{_RULE}:{digest(model.state_dict())}"}
 
 
-def check_weights(run: RunDir, config: Mapping[str, Any], model: nn.Module) -> None:
-    """RunError unless the run, of this config.json, began with the weights that `model` has."""
+def check_weights(run: RunDir, model: nn.Module) -> None:
+    """RunError unless `model` has the weights that the run began with."""
+    config = run.config()
     recorded = config.get("weights_digest")
     if recorded is None:
         same = config.get("weights_sha256") == _first_digest(model)

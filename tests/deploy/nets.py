@@ -1,4 +1,4 @@
-"""Networks small enough to be converted in a second, each with what makes some format stumble."""
+"""Networks that convert within a second; each has a feature that is difficult for some format."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Block(nn.Module):
 
 
 class FixedBatch(nn.Module):
-    """Writes down its batch size, so that it works for one example only."""
+    """Contains its batch size as a constant, so it works for one example only."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class FixedBatch(nn.Module):
 
 
 class Two(nn.Module):
-    """Two inputs, of which the second counts double, and two outputs in a dictionary."""
+    """Two inputs, the second with weight two, and two outputs in a dictionary."""
 
     def __init__(self) -> None:
         super().__init__()

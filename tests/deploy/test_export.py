@@ -24,7 +24,7 @@ UNBOUNDED = ("onnx", "torch", "openvino")
 
 
 def run_file(format: str, path: Path, inputs: tuple[Tensor, ...], *, half: bool = False) -> tuple[Tensor, ...]:
-    """What a runtime makes of an export."""
+    """A runtime's outputs for an export."""
     chosen = get_format(format)
     session = get_runtime(chosen.runtime).load(target_files(path, chosen.suffixes), threads=1, half=half)
     try:
@@ -99,7 +99,7 @@ def test_executorch_takes_batches_up_to_its_bound(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("format", [name for name in ("onnx", "torch") if available(name)])
 def test_a_network_that_fixes_its_batch(tmp_path: Path, format: str) -> None:
-    """By default its file has a fixed batch; asked for a dynamic one, the command says why that cannot be."""
+    """By default its file has a fixed batch; a dynamic batch is refused with the reason."""
     written = export_network(FixedBatch().eval(), EXAMPLE, tmp_path / "net", format=format)
     assert not written.dynamic_batch
     with pytest.raises(AmcError, match=r"leave --dynamic out for a fixed batch; no .* file was written"):
@@ -121,8 +121,8 @@ def test_operator_that_the_format_lacks_is_named(tmp_path: Path, format: str) ->
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_wrong_file_never_reaches_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both exporters of ONNX write another network; the earlier export stays."""
+def test_a_wrong_file_does_not_replace_an_earlier_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ONNX exporters write another network here."""
     good = export_network(block(), EXAMPLE, tmp_path / "net.onnx")
     before = (tmp_path / "net.onnx").read_bytes()
     export = torch.onnx.export
@@ -141,7 +141,7 @@ def test_a_wrong_file_never_reaches_its_place(tmp_path: Path, monkeypatch: pytes
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
 
 
-def test_second_exporter_takes_over_where_the_first_one_is_gone(
+def test_the_second_exporter_is_used_if_the_first_one_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export, asked = torch.onnx.export, []
@@ -168,7 +168,7 @@ def test_the_onnx_file_is_whole_and_valid(tmp_path: Path) -> None:
     assert not any(tensor.external_data for tensor in graph.graph.initializer)
 
 
-def test_the_network_is_left_as_it_was(tmp_path: Path) -> None:
+def test_the_network_is_not_changed(tmp_path: Path) -> None:
     model = block().train()
     model.norm.eval()
     state = copy.deepcopy(model.state_dict())
@@ -223,7 +223,7 @@ def test_operators_are_found_in_messages(message: str, operator: str | None) -> 
 
 @pytest.mark.parametrize("format", ["onnx", "torch"])
 @pytest.mark.parametrize("kind", [Grid, FirstUse, OfItsClass, Cached, Graph, WritesItsInput])
-def test_the_users_network_and_input_stay_as_they_were(kind: type[nn.Module], format: str, tmp_path: Path) -> None:
+def test_the_users_network_and_input_are_not_changed(kind: type[nn.Module], format: str, tmp_path: Path) -> None:
     module, x = kind().eval(), torch.randn(2, 3, 8, 8)
     before, attributes, given = state(module), dict(vars(kind)), x.clone()
     export_network(module, x, tmp_path / f"model.{'onnx' if format == 'onnx' else 'pt2'}", format=format)
@@ -233,7 +233,7 @@ def test_the_users_network_and_input_stay_as_they_were(kind: type[nn.Module], fo
     assert type(module(x)) is Tensor
 
 
-def test_wrapped_networks_are_exported_as_what_is_inside(tmp_path: Path) -> None:
+def test_the_network_inside_a_wrapper_is_exported(tmp_path: Path) -> None:
     inner = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
     export = export_network(nn.DataParallel(inner), torch.randn(1, 3, 8, 8), tmp_path / "model.onnx")
     assert export.errors["random"] < 1e-5

@@ -1,4 +1,4 @@
-"""Exports appear whole or not at all."""
+"""Exports are written atomically."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ amc.cli.main()
 
 
 @pytest.mark.parametrize("suffixes", [ONE, TWO])
-def test_a_failure_leaves_everything_as_it_was(tmp_path: Path, suffixes: tuple[str, ...]) -> None:
+def test_a_failure_changes_nothing(tmp_path: Path, suffixes: tuple[str, ...]) -> None:
     target = tmp_path / "net"
     write(target, suffixes, "first")
 
@@ -81,7 +81,7 @@ def test_a_failure_leaves_everything_as_it_was(tmp_path: Path, suffixes: tuple[s
 
 
 @pytest.mark.parametrize("suffixes", [ONE, TWO])
-def test_nothing_is_in_place_before_the_end(tmp_path: Path, suffixes: tuple[str, ...]) -> None:
+def test_files_appear_only_at_the_end(tmp_path: Path, suffixes: tuple[str, ...]) -> None:
     target = tmp_path / "net"
     with replacing(target, suffixes) as paths:
         for part in paths:
@@ -90,14 +90,14 @@ def test_nothing_is_in_place_before_the_end(tmp_path: Path, suffixes: tuple[str,
     assert target.exists()
 
 
-def test_what_else_a_converter_writes_does_not_stay(tmp_path: Path) -> None:
+def test_additional_files_of_a_converter_are_removed(tmp_path: Path) -> None:
     with replacing(tmp_path / "net", TWO) as paths:
         for part in (*paths, paths[0].with_name("debug.py")):
             part.write_text("x")
     assert sorted(part.name for part in (tmp_path / "net").iterdir()) == ["model.bin", "model.xml"]
 
 
-def test_an_old_folder_comes_back_when_the_new_one_cannot_be_moved(
+def test_the_old_folder_is_restored_if_the_new_one_cannot_be_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "net"

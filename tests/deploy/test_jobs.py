@@ -139,7 +139,7 @@ def test_mistakes_are_one_line(run: Path, arguments: tuple[object, ...], parts: 
 
 
 def printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], show: Any, record: Any) -> list[str]:
-    """What people see on a terminal of 80 columns; notes go to standard error."""
+    """The output on a terminal of 80 columns; notes go to standard error."""
     monkeypatch.setattr(commands, "out", Console(width=80, highlight=False))
     monkeypatch.setattr(commands, "err", Console(width=80, highlight=False))
     show(record)

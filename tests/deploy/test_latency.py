@@ -25,7 +25,7 @@ HERE = [name for name in RUNTIMES if available(get_runtime(name).format)]
 
 @pytest.mark.parametrize("runtime", HERE)
 def test_a_much_smaller_network_is_found_faster(runtime: str) -> None:
-    """64 times fewer MACs in all layers but the first: no runtime and no noise can hide that."""
+    """64 times fewer MACs in all layers except the first: a difference larger than any noise."""
     record = latency({"dense": WIDE, "slim": SLIM}, torch.zeros(1, 3, 48, 48), runtime=runtime, settings=QUICK)
     assert list(record["networks"]) == ["dense", "slim"]
     dense, slim = record["networks"].values()
@@ -36,7 +36,7 @@ def test_a_much_smaller_network_is_found_faster(runtime: str) -> None:
     assert (dense["file_bytes"] > slim["file_bytes"]) == (runtime != "eager")
 
 
-def test_the_record_says_what_the_figure_depends_on() -> None:
+def test_the_record_contains_everything_that_latency_depends_on() -> None:
     record = latency({"net": block()}, EXAMPLE, threads=2, batch=3, settings=QUICK)
     assert record["runtime"] == "onnxruntime"
     assert record["runtime_version"] == get_runtime("onnxruntime").version()
@@ -79,7 +79,7 @@ def test_ncnn_takes_one_example_at_a_time() -> None:
         latency_of_files({"net": ([], (torch.ones(4, 3, 8, 8),))}, runtime="ncnn", settings=QUICK)
 
 
-def test_nothing_is_called_float16_that_was_not_computed_so() -> None:
+def test_float16_is_only_reported_if_it_was_used() -> None:
     words = "runtime executorch has no 16-bit convolutions here; leave --fp16 out"
     with pytest.raises(AmcError, match=words):
         latency({"net": block()}, EXAMPLE, runtime="executorch", half=True, settings=QUICK)
@@ -120,7 +120,7 @@ def test_machine_key_ignores_what_changes_from_run_to_run() -> None:
     ("load", "cores", "threads", "busy"), [(0.9, 2, 1, False), (2.0, 2, 1, False), (2.5, 2, 1, True), (1.5, 2, 2, True)]
 )
 def test_busy_means_more_processes_than_cores_are_left(load: float, cores: int, threads: int, busy: bool) -> None:
-    """One of the load is the measuring process itself."""
+    """The load includes the measuring process."""
     assert machine.busy({"load": load, "cores": cores}, threads) is busy
 
 

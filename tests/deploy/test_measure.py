@@ -1,4 +1,4 @@
-"""Timing, with a clock of its own: what comes out can be worked out by hand."""
+"""Timing with a simulated clock, so that the results can be computed by hand."""
 
 from __future__ import annotations
 
@@ -43,32 +43,32 @@ def timing(*round_ms: float, precision: float = 0.03) -> Timing:
 
 def test_constant_times_are_found_exactly() -> None:
     clock = Clock()
-    found = measure({"a": clock.task("a", cycle([0.004])), "b": clock.task("b", cycle([0.010]))}, watch=clock.watch)
-    assert found["a"].latency_ms == pytest.approx(4)
-    assert found["b"].latency_ms == pytest.approx(10)
-    assert found["a"].spread == pytest.approx(0)
-    assert len(found["a"].round_ms) == len(found["b"].round_ms) == 20
-    assert found["a"].calls == pytest.approx(25, abs=1)  # a round lasts a tenth of a second
-    assert found["b"].calls == pytest.approx(10, abs=1)
-    assert found["a"].steady
+    timings = measure({"a": clock.task("a", cycle([0.004])), "b": clock.task("b", cycle([0.010]))}, watch=clock.watch)
+    assert timings["a"].latency_ms == pytest.approx(4)
+    assert timings["b"].latency_ms == pytest.approx(10)
+    assert timings["a"].spread == pytest.approx(0)
+    assert len(timings["a"].round_ms) == len(timings["b"].round_ms) == 20
+    assert timings["a"].calls == pytest.approx(25, abs=1)  # a round lasts a tenth of a second
+    assert timings["b"].calls == pytest.approx(10, abs=1)
+    assert timings["a"].steady
 
 
 def test_a_round_counts_its_median() -> None:
-    """Of calls of 1, 1, 1, 1 and 9 ms in any order, the median is 1 ms: a hiccup in a round does no harm."""
+    """Calls take 1, 1, 1, 1 and 9 ms in any order; the median is 1 ms, so one slow call does not matter."""
     clock = Clock()
     seconds = cycle([0.001, 0.001, 0.009, 0.001, 0.001])
-    found = measure({"a": clock.task("a", seconds)}, MeasureSettings(round_seconds=0.02), watch=clock.watch)["a"]
-    assert found.latency_ms == pytest.approx(1)
-    assert found.typical_ms == pytest.approx(1)
+    result = measure({"a": clock.task("a", seconds)}, MeasureSettings(round_seconds=0.02), watch=clock.watch)["a"]
+    assert result.latency_ms == pytest.approx(1)
+    assert result.typical_ms == pytest.approx(1)
 
 
 def test_networks_take_turns_forwards_and_backwards() -> None:
     clock = Clock()
     tasks = {name: clock.task(name, cycle([1.0])) for name in "abc"}
     measure(tasks, MeasureSettings(rounds=3, warmup=0, round_seconds=0.1), watch=clock.watch)
-    timed = clock.order[9:]  # the first three calls of each only say how many fill a round
+    timed = clock.order[9:]  # the first three calls of each network determine the calls per round
     turns = [name for index, name in enumerate(timed) if index == 0 or timed[index - 1] != name]
-    assert "".join(turns) == "abcbabc"  # abc, cba, abc: the last of a pass is the first of the next
+    assert "".join(turns) == "abcbabc"  # passes abc, cba, abc; equal neighbours appear once
     assert len(timed) == 3 * 3 * (1 + 3)  # one call to warm the caches and three that count
 
 
@@ -79,18 +79,18 @@ def test_warmup_is_not_timed() -> None:
 
 
 def test_noise_is_measured_longer_until_three_rounds_agree() -> None:
-    """Each round is slower or faster by its own factor: 40% apart at first, then three quiet ones."""
+    """Each round has a factor of its own: the first rounds differ by 40%, then three quiet rounds follow."""
     clock = Clock()
     factors = iter([1.0, 1.4, 1.9, 1.6, 2.0, 1.5, 1.7, 1.02, 1.01, 1.9, 1.8] + [2.0] * 100)
     per_round = 4  # a call to warm up, three to time
     seconds = (0.1 * factor for factor in factors for _ in range(per_round))
-    first = [0.1] * 3  # to see how many fill a round
+    first = [0.1] * 3  # calls that determine the calls per round
     task = clock.task("a", iter([*first, *seconds]))
-    found = measure({"a": task}, MeasureSettings(rounds=5, warmup=0, precision=0.05), watch=clock.watch)["a"]
-    assert len(found.round_ms) == 10  # five more once
-    assert found.latency_ms == pytest.approx(100)
-    assert found.spread == pytest.approx(0.02)
-    assert found.steady
+    result = measure({"a": task}, MeasureSettings(rounds=5, warmup=0, precision=0.05), watch=clock.watch)["a"]
+    assert len(result.round_ms) == 10  # five rounds, and five more
+    assert result.latency_ms == pytest.approx(100)
+    assert result.spread == pytest.approx(0.02)
+    assert result.steady
 
 
 def test_a_machine_that_stays_noisy_is_called_so() -> None:
@@ -98,13 +98,13 @@ def test_a_machine_that_stays_noisy_is_called_so() -> None:
     random_factor = random.Random(0)
     seconds = iter(lambda: 0.1 * (1 + 3 * random_factor.random()), None)
     chosen = MeasureSettings(rounds=5, precision=1e-4, max_seconds=20)
-    found = measure({"a": clock.task("a", seconds)}, chosen, watch=clock.watch)["a"]
-    assert not found.steady
-    assert found.spread > chosen.precision
-    assert 20 <= clock.now < 20 + 5 * 4 * 0.4 + 1  # the limit, and at most the rounds that were under way
+    result = measure({"a": clock.task("a", seconds)}, chosen, watch=clock.watch)["a"]
+    assert not result.steady
+    assert result.spread > chosen.precision
+    assert 20 <= clock.now < 20 + 5 * 4 * 0.4 + 1  # the limit, and at most the rounds that had begun
 
 
-def test_what_a_network_raises_passes_through() -> None:
+def test_an_exception_of_a_network_passes_through() -> None:
     def broken() -> None:
         raise ValueError("no")
 
@@ -121,15 +121,15 @@ def test_ratio_of_quiet_rounds() -> None:
 
 
 def test_a_difference_within_the_spreads_is_undecided() -> None:
-    """0.98 of the time, but the rounds of both scatter by 2%."""
+    """The ratio is 0.98, but both spreads are 2%."""
     comparison = compare(timing(0.98, 0.99, 0.9996), timing(1.0, 1.01, 1.02))
     assert comparison.ratio == pytest.approx(0.98)
     assert comparison.uncertainty == pytest.approx(0.98 * 0.04, abs=1e-3)
     assert comparison.verdict == "undecided"
 
 
-def test_one_lucky_round_is_no_speed() -> None:
-    """Three quiet rounds came to one network only: the best rounds differ by 20%, those side by side do not."""
+def test_a_lucky_network_is_not_called_faster() -> None:
+    """Only one network has three quiet rounds: the best rounds differ by 20%, but rounds at the same time agree."""
     lucky = timing(0.8, 0.8, 0.8, *[1.0] * 9)
     comparison = compare(lucky, timing(*[1.0] * 12))
     assert comparison.ratio == pytest.approx(0.8)
@@ -155,26 +155,27 @@ def test_calls_that_lose_the_processor_do_not_count() -> None:
     """Calls of 2.1 and 0.5 ms among slices of 3 ms: 7 of 10 and 1 of 6 are interrupted, for 6 ms each."""
     clock = Clock()
     tasks = {"long": preempted(clock, 0.0021, 0.003, 0.006), "short": preempted(clock, 0.0005, 0.003, 0.006)}
-    found = measure(tasks, watch=clock.watch)
-    assert found["long"].latency_ms == pytest.approx(2.1)
-    assert found["short"].latency_ms == pytest.approx(0.5)
-    assert found["long"].interrupted == pytest.approx(0.7, abs=0.02)
-    assert found["short"].interrupted == pytest.approx(1 / 6, abs=0.02)
-    assert compare(found["long"], found["short"]).ratio == pytest.approx(4.2)
+    timings = measure(tasks, watch=clock.watch)
+    assert timings["long"].latency_ms == pytest.approx(2.1)
+    assert timings["short"].latency_ms == pytest.approx(0.5)
+    assert timings["long"].interrupted == pytest.approx(0.7, abs=0.02)
+    assert timings["short"].interrupted == pytest.approx(1 / 6, abs=0.02)
+    assert compare(timings["long"], timings["short"]).ratio == pytest.approx(4.2)
 
 
 def test_a_network_that_is_always_interrupted_is_not_steady() -> None:
     clock = Clock()
-    found = measure({"a": preempted(clock, 0.05, 0.003, 0.006)}, MeasureSettings(max_seconds=1), watch=clock.watch)["a"]
-    assert found.interrupted == 1
-    assert not found.steady
+    task = preempted(clock, 0.05, 0.003, 0.006)
+    result = measure({"a": task}, MeasureSettings(max_seconds=1), watch=clock.watch)["a"]
+    assert result.interrupted == 1
+    assert not result.steady
 
 
-def test_a_switch_that_costs_nothing_is_none() -> None:
+def test_a_switch_that_costs_no_time_does_not_count() -> None:
     clock = Clock()
-    found = measure({"a": preempted(clock, 0.05, 0.003, 1e-6)}, watch=clock.watch)["a"]
-    assert found.interrupted == 0
-    assert found.steady
+    result = measure({"a": preempted(clock, 0.05, 0.003, 1e-6)}, watch=clock.watch)["a"]
+    assert result.interrupted == 0
+    assert result.steady
 
 
 @settings(max_examples=25)
@@ -193,9 +194,9 @@ def test_the_true_ratio_lies_within_the_uncertainty_of_a_steady_result(seed: int
 
     tasks = {"a": clock.task("a", seconds(0.03, leads=True)), "b": clock.task("b", seconds(0.03 * ratio, leads=False))}
     chosen = MeasureSettings(max_seconds=100)
-    found = measure(tasks, chosen, watch=clock.watch)
-    comparison = compare(found["b"], found["a"])
-    if steady(found, chosen.precision):
+    timings = measure(tasks, chosen, watch=clock.watch)
+    comparison = compare(timings["b"], timings["a"])
+    if steady(timings, chosen.precision):
         assert abs(comparison.ratio - ratio) <= comparison.uncertainty + 0.02 * ratio
 
 

@@ -13,7 +13,7 @@ from amc.errors import ModelError
 
 
 class Answers:
-    """A session that gives what it was told."""
+    """A session that returns given outputs."""
 
     def __init__(self, *outputs: Tensor) -> None:
         self.outputs = outputs

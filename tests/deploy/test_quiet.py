@@ -1,4 +1,4 @@
-"""Converters' chatter."""
+"""The output of converters is hidden."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from amc.deploy.quiet import silenced
 
 
-def test_nothing_gets_out_and_everything_comes_back(capfd: pytest.CaptureFixture[str]) -> None:
+def test_output_is_hidden_returned_and_restored_afterwards(capfd: pytest.CaptureFixture[str]) -> None:
     with silenced() as said:
         sys.stdout.write("python\n")
         os.write(1, b"native out\n")

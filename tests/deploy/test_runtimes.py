@@ -19,9 +19,9 @@ HERE = [name for name in RUNTIMES if available(get_runtime(name).format)]
 
 
 def test_the_core_brings_two_runtimes() -> None:
-    found = installed_runtimes()
-    assert {"onnxruntime", "eager"} <= set(found)
-    assert found["eager"] == torch.__version__
+    versions = installed_runtimes()
+    assert {"onnxruntime", "eager"} <= set(versions)
+    assert versions["eager"] == torch.__version__
 
 
 def test_unknown_runtime_is_refused_with_a_hint() -> None:
@@ -54,7 +54,7 @@ def test_a_file_of_another_kind_is_refused_in_one_line(
 
 @pytest.mark.parametrize("name", HERE)
 def test_outputs_are_new_at_every_run(tmp_path: Path, name: str) -> None:
-    """A runtime that hands out its own buffers would change a result that was kept."""
+    """A runtime that returns its own buffers would overwrite earlier results."""
     chosen = get_format(get_runtime(name).format)
     paths = [tmp_path / f"model{suffix}" for suffix in chosen.suffixes]
     chosen.write(block(), (EXAMPLE,), paths, dynamic=False, half=False)
@@ -67,7 +67,7 @@ def test_outputs_are_new_at_every_run(tmp_path: Path, name: str) -> None:
     session.close()
 
 
-def test_eager_puts_the_threads_back() -> None:
+def test_eager_restores_the_number_of_threads() -> None:
     before = torch.get_num_threads()
     session = get_runtime("eager").of_module(block(), threads=before + 1)  # type: ignore[attr-defined]
     assert torch.get_num_threads() == before + 1
@@ -76,7 +76,7 @@ def test_eager_puts_the_threads_back() -> None:
 
 
 class Recorder:
-    """Stands for a package: remembers the arguments of whatever is called in it."""
+    """A fake package that records the arguments of every call."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, tuple[object, ...]]] = []
@@ -116,7 +116,7 @@ def test_onnxruntime_is_told_its_threads_and_to_report_nothing(tmp_path: Path, m
 
 
 def test_executorch_keeps_its_threads_while_networks_are_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Freed under a loaded network, its pool of threads would hang the next call for good."""
+    """If the thread pool were freed while a network is loaded, the next call would hang."""
     pool = [1]
 
     class Library:
@@ -150,4 +150,4 @@ def test_openvino_is_imported_without_its_telemetry(tmp_path: Path) -> None:
     environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout == "[]\n"
-    assert list(tmp_path.iterdir()) == []  # it keeps an identifier of the user under ~/intel
+    assert list(tmp_path.iterdir()) == []  # the telemetry stores an identifier of the user in ~/intel

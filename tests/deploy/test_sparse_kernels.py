@@ -1,4 +1,4 @@
-"""The verdict whether XNNPACK takes its sparse kernels; docs/sparse.md tells how its rules were checked on arm64."""
+"""The prediction whether XNNPACK uses its sparse kernels; docs/sparse.md says how it was checked on arm64."""
 
 import importlib.util
 

@@ -1,4 +1,4 @@
-"""Networks stored sparse compute what they did, take the bytes that they should, and are refused where they must be."""
+"""Networks stored sparse compute the same outputs and have the expected size; unsuitable networks are refused."""
 
 import importlib.util
 
@@ -82,9 +82,9 @@ def test_sparse_weights_are_the_dense_ones():
     dense = mobile(0.9)
     model, _ = model_of(dense)
     weights = {t.name.decode(): (t, model.buffers[t.buffer].data) for t in model.subgraphs[0].tensors}
-    found = unpacked(sparsify_tflite(dense))
-    assert len(found) == 4  # three 1x1 convolutions and the classifier; the first layer and the depthwise one are dense
-    for name, entry in found.items():
+    sparse = unpacked(sparsify_tflite(dense))
+    assert len(sparse) == 4  # three 1x1 convolutions and the classifier; the first and the depthwise layer are dense
+    for name, entry in sparse.items():
         tensor, data = weights[name.removesuffix("/sparse")]
         np.testing.assert_array_equal(entry.dense, data.view(np.float32).reshape(tensor.shape))
         assert entry.order == list(range(len(tensor.shape)))
@@ -160,7 +160,7 @@ def test_weights_in_16_bits_stay_in_16_bits():
 
 
 @litert
-def test_weights_behind_the_tables_come_inside():
+def test_weights_after_the_tables_are_moved_into_them():
     toy = Toy((1, 4, 4, 64))
     toy.sparsity = 0.9
     inside = toy.conv(64).write()
@@ -179,7 +179,7 @@ def test_weights_behind_the_tables_come_inside():
 
 
 @litert
-def test_contents_that_two_tensors_share_stay_for_the_other_one():
+def test_contents_shared_with_another_tensor_are_kept():
     toy = Toy((1, 4, 4, 64))
     toy.sparsity = 0.9
     toy.conv(64)
@@ -209,7 +209,7 @@ def test_a_weight_of_two_layers_is_unpacked_once():
 
 
 @litert
-def test_a_mean_over_a_transposed_tensor_is_taken_where_it_lies():
+def test_a_mean_over_a_transposed_tensor_becomes_a_mean_over_the_tensor():
     def ending(toy):
         toy.sparsity = 0.9
         return toy.conv(64)
@@ -218,7 +218,7 @@ def test_a_mean_over_a_transposed_tensor_is_taken_where_it_lies():
     sparse = sparsify_tflite(dense)
     assert operators(sparse) == ["DENSIFY", "CONV_2D", "MEAN"]
     assert close(outputs(sparse), outputs(dense))
-    # over height alone [N, W, C] comes out as [N, C, W]: in another order, so it stays
+    # a mean over the height only changes the order of the axes, so it must not be replaced
     dense = ending(Toy((1, 4, 6, 64))).transpose((0, 3, 1, 2)).mean((2,)).write()
     sparse = sparsify_tflite(dense)
     assert operators(sparse) == ["DENSIFY", "CONV_2D", "TRANSPOSE", "MEAN"]
@@ -250,7 +250,7 @@ def test_what_cannot_be_stored_sparse_is_refused_with_the_reason():
 
 
 @litert
-def test_a_network_that_xnnpack_would_get_wrong_is_refused():
+def test_a_network_with_wrong_results_in_xnnpack_is_refused():
     with pytest.raises(AmcError, match=r"may give wrong results on Arm.*MAX_POOL_2D"):
         sparsify_tflite(mobile(0.9, middle=lambda toy: toy.pool()))
 
@@ -258,7 +258,7 @@ def test_a_network_that_xnnpack_would_get_wrong_is_refused():
 @litert
 @given(st.data())
 @settings(max_examples=60, deadline=None)
-def test_no_damage_escapes_as_anything_but_a_clear_error(data):
+def test_a_damaged_file_raises_a_clear_error_or_none(data):
     whole = mobile(0.9)
     cut = data.draw(st.integers(0, len(whole)))
     damaged = bytearray(whole[:cut] if data.draw(st.booleans()) else whole)
@@ -275,7 +275,7 @@ def test_no_damage_escapes_as_anything_but_a_clear_error(data):
 
 
 @litert
-def test_a_file_that_is_no_tflite_is_named_as_such():
+def test_a_file_that_is_not_tflite_is_refused():
     for data in (b"", b"TFL3", b"PK\x03\x04" + bytes(100)):
         with pytest.raises(RunError, match="no TFLite file"):
             sparsify_tflite(data)

@@ -102,10 +102,10 @@ def test_a_block_runs_at_its_widths(copies: int) -> None:
         inputs, outputs = int(spec.inputs.at([5, 7, 11])), int(spec.outputs.at([5, 7, 11]))
         run = BlockRun(spec.block, inputs, outputs, copies)
         before = torch.random.get_rng_state()
-        found = run.module()(*run.example())
+        result = run.module()(*run.example())
         assert torch.equal(torch.random.get_rng_state(), before)
-        assert found.shape[1] == outputs
-        assert found[0, 0].numel() == spec.positions
+        assert result.shape[1] == outputs
+        assert result[0, 0].numel() == spec.positions
 
 
 def test_block_times_exclude_the_cost_of_the_call_itself() -> None:
@@ -120,21 +120,21 @@ def test_the_step_of_the_staircase_is_found(law: object, expected: int) -> None:
 
 
 def test_every_policy_is_predicted_exactly_where_every_width_was_measured(folder: Path) -> None:
-    found = network(stairs, folder=folder)
-    assert found.table.step == 8
+    latency = network(stairs, folder=folder)
+    assert latency.table.step == 8
     build = made()[2].builder(None).build
     generator = np.random.default_rng(1)
     for _ in range(20):
         keep = [int(generator.choice(options)) for options in decisions()]
-        assert found.cost(np.array(keep)) == pytest.approx(found.bench.whole(build(keep), EXAMPLE), rel=2e-3)  # type: ignore[attr-defined]
-    assert abs(found.errors).max() < 2e-3
-    assert float(found.cost(np.array([options[-1] for options in decisions()]))) == found.dense_ms
+        assert latency.cost(np.array(keep)) == pytest.approx(latency.bench.whole(build(keep), EXAMPLE), rel=2e-3)  # type: ignore[attr-defined]
+    assert abs(latency.errors).max() < 2e-3
+    assert float(latency.cost(np.array([options[-1] for options in decisions()]))) == latency.dense_ms
 
 
 def test_few_widths_are_enough_for_a_smooth_law(folder: Path) -> None:
-    found = network(smooth, points=2, folder=folder)
-    assert abs(found.errors).max() < 0.01
-    assert len(found.table.times) < 30
+    latency = network(smooth, points=2, folder=folder)
+    assert abs(latency.errors).max() < 0.01
+    assert len(latency.table.times) < 30
 
 
 @settings(max_examples=25, deadline=None)
@@ -142,16 +142,16 @@ def test_few_widths_are_enough_for_a_smooth_law(folder: Path) -> None:
 def test_latency_never_falls_with_a_keep_count_and_does_not_depend_on_the_batch(
     data: st.DataObject, law: object
 ) -> None:
-    found = tables()[law]  # type: ignore[index]
+    latency = tables()[law]  # type: ignore[index]
     keep = [data.draw(st.sampled_from(options)) for options in decisions()]
     more = [
         data.draw(st.sampled_from([k for k in options if k >= low]))
         for options, low in zip(decisions(), keep, strict=True)
     ]
-    one, other = found.cost(np.array(keep)), found.cost(np.array(more))
+    one, other = latency.cost(np.array(keep)), latency.cost(np.array(more))
     assert other >= one
     rows = np.array([more, keep] * 17 + [keep])
-    assert (found.cost(rows)[1::2] == one).all()
+    assert (latency.cost(rows)[1::2] == one).all()
 
 
 @cache
@@ -164,10 +164,10 @@ def tables() -> dict[object, Latency]:
 @given(st.floats(0.5, 1), st.randoms(use_true_random=False))
 def test_every_episode_under_a_latency_budget_holds_it_by_the_table(fraction: float, chance: object) -> None:
     method = made()[2]
-    found = tables()[uneven]
-    least = float(found.cost(np.array([options[0] for options in decisions()]))) / found.dense_ms
+    latency = tables()[uneven]
+    least = float(latency.cost(np.array([options[0] for options in decisions()]))) / latency.dense_ms
     share = max(fraction, least)
-    problem = Problem(method.decisions, {Metric.LATENCY: found.cost}, (Budget(Metric.LATENCY, fraction=share),))
+    problem = Problem(method.decisions, {Metric.LATENCY: latency.cost}, (Budget(Metric.LATENCY, fraction=share),))
     for floor in (None, 0.98):
         bounds, keep = Bounds(problem, floor=floor), list[int]()
         for _ in method.decisions:
@@ -273,8 +273,8 @@ def test_latencies_that_do_not_follow_the_table_are_refused() -> None:
     with pytest.raises(NoiseError, match="cannot be measured reliably on this machine: smaller networks are no faster"):
         network(bench=OracleBench(smooth, factor=-0.001))
     sums = np.array([[3.0, 0, 0], [2.0, 0, 0], [1.0, 0, 0]])
-    found = fit(sums, np.array([7.0, 5.0, 3.0]))
-    assert found.slopes == pytest.approx([2.0] + [0.0] * 11)
+    correction = fit(sums, np.array([7.0, 5.0, 3.0]))
+    assert correction.slopes == pytest.approx([2.0] + [0.0] * 11)
 
 
 class Wide(nn.Module):
@@ -309,15 +309,15 @@ def test_waiting_for_weights_is_learnt_from_whole_networks_and_not_from_blocks(f
     structure = inspect(model, example)
     method, bench = ChannelMethod(model, structure, MethodOptions()), CachedBench(smooth)
     choices, build = [decision.choices for decision in method.decisions], method.builder(None).build
-    found = latency_table(model, structure, example, choices, build, bench, folder=folder)
-    assert max(9 * a * b for name, a, b in found.table.times if "k3x3" in name) <= CACHED_WEIGHTS
-    assert waiting(590_000) > 0.4 * found.dense_ms  # waiting is a large share of the latency
-    assert abs(found.errors).mean() < 0.03  # the cache's size lies between two knots
-    assert abs(found.errors).max() < 0.1
-    assert np.count_nonzero(found.cost.correction.slopes[2:]) > 0
+    latency = latency_table(model, structure, example, choices, build, bench, folder=folder)
+    assert max(9 * a * b for name, a, b in latency.table.times if "k3x3" in name) <= CACHED_WEIGHTS
+    assert waiting(590_000) > 0.4 * latency.dense_ms  # waiting is a large share of the latency
+    assert abs(latency.errors).mean() < 0.03  # the cache's size lies between two knots
+    assert abs(latency.errors).max() < 0.1
+    assert np.count_nonzero(latency.cost.correction.slopes[2:]) > 0
     for level in (0.3, 0.6, 0.9):
         keep = [min(options, key=lambda k: abs(k - level * options[-1])) for options in choices]
-        assert found.cost(np.array(keep)) == pytest.approx(bench.whole(build(keep), example), rel=0.1)
+        assert latency.cost(np.array(keep)) == pytest.approx(bench.whole(build(keep), example), rel=0.1)
 
 
 def test_the_least_and_the_dense_network_are_checked_before_any_block_is_measured(folder: Path) -> None:
@@ -406,5 +406,5 @@ def test_recurrent_layers_and_stacks_of_matrices_are_no_blocks() -> None:
     experts = Experts().eval()
     assert [block.layer for block in blocks_of(experts, inspect(experts, torch.zeros(5, 6)))] == ["gate", "head"]
     gpt = Gpt(depth=1).eval()
-    found = {block.layer: block.block for block in blocks_of(gpt, inspect(gpt, torch.zeros(1, 6, dtype=torch.long)))}
-    assert found["h.0.c_fc"] == Block("linear", (6,))
+    by_name = {block.layer: block.block for block in blocks_of(gpt, inspect(gpt, torch.zeros(1, 6, dtype=torch.long)))}
+    assert by_name["h.0.c_fc"] == Block("linear", (6,))

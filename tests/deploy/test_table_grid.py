@@ -16,11 +16,11 @@ TABLES = hnp.arrays(np.float64, hnp.array_shapes(min_dims=2, max_dims=2, max_sid
 
 @given(TABLES)
 def test_monotone_never_falls_and_stays_between_the_envelopes(table: np.ndarray) -> None:
-    found = monotone(table)
-    assert (np.diff(found, axis=0) >= 0).all()
-    assert (np.diff(found, axis=1) >= 0).all()
+    result = monotone(table)
+    assert (np.diff(result, axis=0) >= 0).all()
+    assert (np.diff(result, axis=1) >= 0).all()
     for i, j in np.ndindex(*table.shape):
-        assert table[i:, j:].min() / 2 + table[: i + 1, : j + 1].max() / 2 == pytest.approx(found[i, j])
+        assert table[i:, j:].min() / 2 + table[: i + 1, : j + 1].max() / 2 == pytest.approx(result[i, j])
 
 
 @given(TABLES)

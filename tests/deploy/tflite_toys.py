@@ -18,7 +18,7 @@ class Toy:
         self.graph.tensors, self.graph.operators = [], []
         self.last = self.tensor(shape)
         self.graph.inputs = [self.last]
-        self.sparsity = 0.0  # of the weights of the operators to come
+        self.sparsity = 0.0  # share of zero weights in the operators added from now on
 
     def tensor(self, shape, data=None):
         tensor = self.schema.TensorT()
@@ -149,7 +149,7 @@ def mobile(sparsity=0.9, *, stem_stride=2, classifier=None, middle=lambda toy: t
 
 
 def outputs(data, *, reference=False, seed=0):
-    """Of the interpreter on random input: with XNNPACK, or with TFLite's reference kernels."""
+    """Outputs of the interpreter on random input, with XNNPACK or with TFLite's reference kernels."""
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     kind = OpResolverType.BUILTIN_REF if reference else OpResolverType.AUTO
@@ -163,11 +163,11 @@ def outputs(data, *, reference=False, seed=0):
 
 
 def unpacked(data):
-    """Name -> what a sparse tensor stands for, entry by entry, and the widths of its index types."""
+    """Name -> a sparse tensor's dense values, unpacked entry by entry, with its index arrays and metadata."""
     from ai_edge_litert import schema_py_generated as schema
 
     model = schema.ModelT.InitFromPackedBuf(data, 0)
-    found = {}
+    tensors = {}
     for tensor in model.subgraphs[0].tensors:
         if tensor.sparsity is None:
             continue
@@ -179,9 +179,9 @@ def unpacked(data):
         for row in range(len(rows)):
             for position in range(segments[row], segments[row + 1]):
                 rows[row, indices[position]] = values[position]
-        found[tensor.name.decode()] = SimpleNamespace(
+        tensors[tensor.name.decode()] = SimpleNamespace(
             dense=rows.reshape(tensor.shape), segments=segments, indices=indices,
             sizes=[entry.denseSize for entry in tensor.sparsity.dimMetadata[:-1]],
             order=list(tensor.sparsity.traversalOrder),
         )  # fmt: skip
-    return found
+    return tensors

@@ -118,7 +118,7 @@ def latency_of_files(
             stack.callback(session.close)
             try:
                 session.run(inputs)
-            except Exception as error:  # a runtime raises whatever it likes
+            except Exception as error:  # runtimes raise exceptions of any type
                 raise RuntimeFailure(f"{runtime} fails to run model '{name}': {message_of(error)}") from error
             calls[name] = (session, inputs)
         return _measured(calls, runtime, threads, half, settings or MeasureSettings())

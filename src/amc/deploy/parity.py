@@ -54,7 +54,7 @@ def check(
         if not errors[name] <= tolerance:
             raise ParityError(
                 f"the file differs from the network by {errors[name]:.1e} of its largest output on {name} inputs, "
-                f"where {tolerance:.0e} is allowed"
+                f"more than the allowed {tolerance:.0e}"
             )
     return errors
 

@@ -1,4 +1,4 @@
-"""What someone without the token can do to a device server, and what that costs it.
+"""Attacks on a device server by clients without the token, and their cost for the server.
 
     python -m tests.deploy.device.attacks
 
@@ -29,7 +29,7 @@ _REQUEST = b"GET /v1/device HTTP/1.1\r\nHost: device\r\n"
 _STRANGER = b"Authorization: Bearer not-the-token-of-this-server\r\n"
 
 Over = threading.Event
-Attack = Callable[[socket.socket, Over], None]  # what one connection does before it waits to be hung up on
+Attack = Callable[[socket.socket, Over], None]  # the actions of one connection; afterwards the server closes it
 
 
 def huge_headers(connection: socket.socket, over: Over) -> None:
@@ -40,11 +40,11 @@ def huge_headers(connection: socket.socket, over: Over) -> None:
 
 
 def silence(connection: socket.socket, over: Over) -> None:
-    """Nothing."""
+    """Send nothing."""
 
 
 def slow_heads(connection: socket.socket, over: Over) -> None:
-    """A byte now and then, each time before anyone would call the connection idle."""
+    """Send single bytes, often enough that the connection is never idle."""
     for byte in itertools.chain(_REQUEST, itertools.cycle(b"X-Filling: a\r\n")):
         if over.wait(0.05):
             return
@@ -60,7 +60,7 @@ def bodies(connection: socket.socket, over: Over) -> None:
 
 
 def garbage(connection: socket.socket, over: Over) -> None:
-    """Requests one behind the other, no HTTP, half a request and an end, or a reset: one of them, by chance."""
+    """A random choice: several requests in a row, no HTTP, half a request, or a reset."""
     choice = random.randrange(5)
     if choice == 0:
         connection.sendall((_REQUEST + _STRANGER + b"\r\n") * 1000)
@@ -89,9 +89,9 @@ ATTACKS: Mapping[str, tuple[int, Attack]] = {
 
 @contextmanager
 def under_attack(address: tuple[str, int], connections: int, attack: Attack) -> Iterator[None]:
-    """So many connections at once do this, each again as soon as it is hung up on; every one has begun on entry.
+    """Run the attack on `connections` connections at once; each repeats it when the server closes the connection.
 
-    On leaving, each has done it at least once from beginning to end, or was hung up on in the middle.
+    All attacks have begun on entry. On exit, each has ended at least once, or the server has closed its connection.
     """
     over, begun = Over(), threading.Semaphore(0)
     threads = [
@@ -131,11 +131,11 @@ def _wait_for_the_end(connection: socket.socket, over: Over) -> None:
 
 @dataclass(frozen=True)
 class Damage:
-    """What an attack did."""
+    """The effect of an attack."""
 
     before: int  # bytes of memory
     peak: int
-    retries: int  # of a host that had a model measured meanwhile
+    retries: int  # of a host that measured a model during the attack
 
     @property
     def growth(self) -> int:
@@ -143,7 +143,7 @@ class Damage:
 
 
 def damage(server: Served, name: str) -> Damage:
-    """Attack the server, and have it measure a model meanwhile; raises where it does not."""
+    """Attack the server while it measures a model; raises if the measurement fails."""
     connections, attack = ATTACKS[name]
     server.forget_peak()
     before = server.memory()
@@ -153,9 +153,9 @@ def damage(server: Served, name: str) -> Damage:
 
 
 def main() -> None:
-    """Every attack, one line each."""
+    """Run every attack, and print one line for each."""
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as server:
-        server.measure()  # what the first request costs is no attack's
+        server.measure()  # the first request costs memory too, which is not part of an attack
         for name, (connections, _) in ATTACKS.items():
             done = damage(server, name)
             sys.stdout.write(

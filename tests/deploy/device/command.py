@@ -26,7 +26,7 @@ _ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 @dataclass(frozen=True)
 class Served:
-    """A server that listens."""
+    """A running server."""
 
     process: subprocess.Popen[str]
     url: str
@@ -42,7 +42,7 @@ class Served:
         return read_token(self.token_file)
 
     def measure(self) -> int:
-        """Have a small model measured, as a host does; how often the host had to come again."""
+        """Measure a small model, as a host does; returns the number of retries."""
         waits: list[float] = []
 
         def wait(seconds: float) -> None:
@@ -54,7 +54,7 @@ class Served:
         return len(waits)
 
     def memory(self, *, peak: bool = False) -> int:
-        """Bytes of memory of the server's process: now, or the most since `forget_peak`."""
+        """Memory of the server's process in bytes: now, or the maximum since `forget_peak`."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         found = re.search(rf"{'VmHWM' if peak else 'VmRSS'}:\s+(\d+) kB", status)
         assert found is not None
@@ -104,7 +104,7 @@ def serving(folder: Path, *options: str) -> Iterator[Served]:
 
 
 def told_to_end(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Signal after signal until it has ended; its exit code and what it said on standard error."""
+    """Send signals until the process has ended; returns its exit code and its standard error."""
     for number in cycle(_ENDINGS):
         process.send_signal(number)
         time.sleep(0.005)

@@ -23,7 +23,7 @@ STUBS = "tests.deploy.device.stubs"
 INPUT = TensorSpec((1, 3, 8, 8))
 
 
-# Times that only a server at fault uses up: this machine may be busy. A test of a limit sets that one.
+# Generous limits, because this machine may be busy; only a faulty server reaches them. A test of a limit sets its own.
 PATIENT = {"run_seconds": 300.0, "head_seconds": 300.0, "request_seconds": 300.0}
 
 
@@ -53,7 +53,7 @@ def client(server: DeviceServer, **options: Any) -> DeviceClient:
 
 
 def measured(server: DeviceServer, data: bytes) -> None:
-    """The server is well: it measures a good model."""
+    """Assert that the server works: it measures a good model."""
     request, files = request_for(data)
     assert client(server).measure(request, files)["networks"]["m0"]["latency_ms"] == 1.5
 
@@ -99,13 +99,13 @@ def no_files(server: DeviceServer) -> bool:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that happens by itself; a test in which it does not never ends."""
+    """Wait until a condition holds, without a time limit."""
     while not condition():
         time.sleep(0.01)
 
 
 def send(server: DeviceServer, *parts: bytes, ends: bool = False) -> Answer | None:
-    """Raw bytes over, the answer back; None when the connection closes without one."""
+    """Send raw bytes and return the answer; None if the connection closes without an answer."""
     with connect(server) as connection:
         try:
             for part in parts:
@@ -122,7 +122,7 @@ def send(server: DeviceServer, *parts: bytes, ends: bool = False) -> Answer | No
 
 
 def everything(connection: socket.socket) -> bytes:
-    """What still comes until the other side has no more to say."""
+    """Read until the other side closes the connection."""
     data = b""
     while piece := connection.recv(1 << 16):
         data += piece

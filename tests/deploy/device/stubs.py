@@ -1,6 +1,6 @@
 """Stands in for the runtimes: functions that run in a device server's child process, with the standard library only.
 
-A model is a TFLite file in name; what follows its eight bytes of head says what happens when it runs.
+A model looks like a TFLite file; the text after its first eight bytes is the command that it runs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 HEAD = (4).to_bytes(4, "little") + b"TFL3"
-STARTED = "started"  # written into the folder that a model names, before its run begins
+STARTED = "started"  # file that a run writes at its beginning into the folder that the model names
 MAY_GO_ON = "go-on"  # what `start-slowly` waits for in its folder
 MACHINE = {"cpu": "stub", "architecture": "paper", "cores": 2, "system": "none", "load": 0.5}
 
@@ -42,7 +42,7 @@ def describe_for_ever(argument: Any) -> dict[str, Any]:
 
 
 def prepare(argument: dict[str, Any]) -> None:
-    """What a model does in the start of its run, which the time of a measurement does not cover."""
+    """The model's actions in the start phase of its run, which does not count as measuring time."""
     for entry in argument.get("models", []):
         action, *words = _command(entry)
         if action in _STARTS:
@@ -86,17 +86,17 @@ def _hang(*_: str) -> None:
 
 
 def _dig_in(folder: str) -> None:
-    """Ignores every polite signal, and has a child of its own that would go on."""
+    """Ignores all signals that can be ignored, and starts a child process that would continue."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
     part = Path(folder, STARTED + ".part")
     part.write_text(f"{os.getpid()} {grandchild.pid}")
-    part.rename(Path(folder, STARTED))  # all of it or nothing
+    part.rename(Path(folder, STARTED))  # atomic
 
 
 def _wait_for(folder: str) -> None:
-    """Starts, and goes on when it may."""
+    """Starts, and waits for permission to continue."""
     Path(folder, STARTED).touch()
     while not Path(folder, MAY_GO_ON).exists():
         time.sleep(0.01)
@@ -140,7 +140,7 @@ def _secret() -> str | None:
 
 
 def _count(folder: str) -> int:
-    """How many runs there are at this moment, and one more run noted."""
+    """Count this run, and return the number of current runs."""
     running = Path(folder, "running")
     number = len(running.read_text()) if running.exists() else 0
     running.write_text("r" * (number + 1))

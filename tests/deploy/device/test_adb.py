@@ -1,4 +1,4 @@
-"""A phone over adb: what the benchmark programs print is read exactly, and every call to adb is the intended one."""
+"""A phone over adb: the output of the benchmark programs is parsed exactly, and adb is called as intended."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def request_for(*models: bytes, runtime: str = "litert", **fields: object) -> tu
 
 
 def test_two_models_are_timed_in_alternation_and_removed() -> None:
-    # One call of each to see how long it takes, then forwards, backwards, forwards.
+    # One call of each model to estimate its duration, then forwards, backwards, forwards.
     phone = Phone(times=[10.0, 5.0, 10.2, 5.0, 5.1, 10.0, 10.1, 5.05])
     device = AndroidDevice("/data/local/tmp/benchmark_model", adb=Adb("R5C", execute=phone))
     request, files = request_for(model(size=1), model(size=2))
@@ -213,7 +213,7 @@ def test_executor_runner_is_read_from_its_output_or_from_the_log(logcat: bool) -
     assert phone.ran()[-1][2:] == ["--num_executions=11", "--cpu_threads=2"]  # 100 ms of 12, and two to warm up
 
 
-def test_noisy_phone_is_measured_longer_and_said_to_be_noisy() -> None:
+def test_noisy_phone_is_measured_longer_and_reported_as_not_steady() -> None:
     now = iter(range(1000))
     phone = Phone(times=[10.0, 20.0, 30.0, 40.0, 50.0])
     device = AndroidDevice("/x/benchmark_model", adb=Adb(execute=phone), clock=lambda: float(next(now)))
@@ -224,7 +224,7 @@ def test_noisy_phone_is_measured_longer_and_said_to_be_noisy() -> None:
     assert record["steady"] is (record["networks"]["m0"]["spread"] <= 0.03)
 
 
-def test_what_a_phone_cannot_do_is_one_line_and_leaves_it_clean() -> None:
+def test_a_request_that_a_phone_cannot_serve_is_one_line_and_leaves_no_files() -> None:
     phone = Phone()
     device = AndroidDevice("/data/local/tmp/benchmark_model", adb=Adb(execute=phone))
     for fields, words in (
@@ -248,7 +248,7 @@ def test_what_a_phone_cannot_do_is_one_line_and_leaves_it_clean() -> None:
 
 @pytest.mark.parametrize("program", ["benchmark_model", "/data/local/tmp/other", "/", ""])
 def test_unknown_program_is_one_line(program: str) -> None:
-    with pytest.raises(DeviceError, match="no known benchmark program"):
+    with pytest.raises(DeviceError, match="not a known benchmark program"):
         AndroidDevice(program, adb=Adb(execute=Phone()))
 
 

@@ -1,4 +1,4 @@
-"""Who has not the token can neither fill the server's memory nor keep those out who have; see `attacks`."""
+"""Clients without the token can neither fill the server's memory nor block clients with the token; see `attacks`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with serving(tmp_path_factory.mktemp("server")) as device:
-        device.measure()  # what the first request costs is no attack's
+        device.measure()  # the first request costs memory too, which is not part of an attack
         yield device
 
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attack_costs_little_memory_and_token_holders_are_served(server: Served, name: str) -> None:
     assert damage(server, name).growth < 64 * MEGABYTE
-    assert "onnxruntime" in DeviceClient(server.url, server.token).describe().runtimes  # and it goes on
+    assert "onnxruntime" in DeviceClient(server.url, server.token).describe().runtimes  # the server still works

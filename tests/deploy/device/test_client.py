@@ -1,4 +1,4 @@
-"""The host's side: lost connections are retried without measuring twice; what cannot be helped is one clear line."""
+"""The client: it retries lost connections without measuring twice; other errors are one clear line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def server() -> Iterator[DeviceServer]:
 
 @contextmanager
 def answering(answer: Callable[[int, socket.socket], None]) -> Iterator[str]:
-    """URL of a listener that does as `answer` says with every connection, which it numbers from 0."""
+    """URL of a listener that calls `answer` for every connection, with the connection's number from 0."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def accept() -> None:
@@ -128,7 +128,7 @@ def test_wrong_token_is_one_line(server: DeviceServer) -> None:
 
 def test_other_version_of_the_runtime_is_one_line_and_nothing_is_sent(server: DeviceServer) -> None:
     request, files = request_for(model(), version="2.2.0")
-    with pytest.raises(DeviceError, match=r"has litert 2\.3\.0, but 2\.2\.0 is asked for; measure the table again"):
+    with pytest.raises(DeviceError, match=r"has litert 2\.3\.0, but 2\.2\.0 is required; measure the table again"):
         client(server).measure(request, files)
 
 
@@ -183,11 +183,11 @@ def test_interrupted_host_ends_the_run_on_the_device(server: DeviceServer, tmp_p
     with pytest.raises(KeyboardInterrupt):
         host.measure(request, files)
     request, files = request_for(model())
-    assert client(server).measure(request, files)  # not kept waiting by the hung one
+    assert client(server).measure(request, files)  # does not wait for the hung run
 
 
 def test_device_that_restarts_gets_the_model_again(tmp_path: Path) -> None:
-    """A second server stands for the restarted one; it knows nothing of the measurement."""
+    """A second server plays the restarted one; it does not know the measurement."""
     with served() as first, served() as second:
         request, files = request_for(model(f"count {tmp_path}"))
         switch = {"GET /v1/measurements": 0}
@@ -206,23 +206,23 @@ def test_device_that_restarts_gets_the_model_again(tmp_path: Path) -> None:
     ("answer", "words"),
     [
         (reply(b"<html>hello</html>"), "cannot be reached"),
-        (reply({"hello": 1}), "no device server of this version"),
+        (reply({"hello": 1}), "not a device server of this version"),
         (
             reply(INFO | {"machine": {"cpu": "stub"}}),
-            "no device server of this version: device.machine: 'architecture'",
+            "not a device server of this version: device.machine: 'architecture'",
         ),
         (reply({}, status=404), "HTTP status 404"),
         (reply({"error": {"kind": "fault", "message": "oops"}}, status=500), r"refuses \(fault\): oops"),
         (reply(b"x" * (5 << 20)), "answers with more than"),
     ],
 )
-def test_something_else_that_answers_is_one_line(answer: Callable[[int, socket.socket], None], words: str) -> None:
+def test_another_kind_of_server_is_one_line(answer: Callable[[int, socket.socket], None], words: str) -> None:
     with answering(answer) as url, pytest.raises(DeviceError, match=words):
         DeviceClient(url, TOKEN, sleep=lambda seconds: None).describe()
 
 
 def test_result_of_another_version_is_one_line(server: DeviceServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It lacks what this host reads: found here, not as a KeyError wherever it is read."""
+    """The result lacks a field that this host reads; the client reports it before a KeyError could occur."""
     request, files = request_for(model(), model())
     host = client(server)
     real = host._once
@@ -239,7 +239,7 @@ def test_result_of_another_version_is_one_line(server: DeviceServer, monkeypatch
 
 
 class Clock:
-    """Stands in for `time` in the client: only sleeping takes time."""
+    """Replaces `time` in the client; time passes only in `sleep`."""
 
     def __init__(self) -> None:
         self.waits: list[float] = []
@@ -251,7 +251,7 @@ class Clock:
         self.waits.append(seconds)
 
 
-def test_busy_device_is_asked_again_when_it_says_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_busy_device_is_asked_again_at_the_time_that_it_names_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr(client_module, "time", clock)
     busy = reply({"error": {"kind": "busy", "message": "3 measurements wait already"}}, 503, "Retry-After: 8\r\n")

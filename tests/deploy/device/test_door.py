@@ -1,4 +1,4 @@
-"""The door of a device server: those who are slow, silent or many, with the token and without, keep nobody out."""
+"""The door of a device server: slow, silent or many clients, with or without the token, cannot block others."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def server() -> Iterator[DeviceServer]:
 
 
 def test_slow_clients_do_not_hold_up_others(server: DeviceServer) -> None:
-    """Sixty connections from which no more comes: half a head, and half a body with the token."""
+    """Sixty connections that stop in the middle of a head, or, with the token, in the middle of a body."""
     request = f"PUT {new_path()} HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 1000\r\n\r\n".encode()
     slow = [connect(server) for _ in range(60)]
     for number, connection in enumerate(slow):
@@ -49,7 +49,7 @@ def test_slow_clients_do_not_hold_up_others(server: DeviceServer) -> None:
 
 
 def dripped(connection: socket.socket, data: bytes) -> Answer:
-    """The answer to one that sends a byte now and then, each in time."""
+    """The answer to a client that sends single bytes, so that it is never idle."""
     connection.settimeout(0.05)
     for byte in data:
         with suppress(BrokenPipeError, ConnectionResetError):
@@ -59,7 +59,7 @@ def dripped(connection: socket.socket, data: bytes) -> Answer:
     pytest.fail("no answer to the last byte")
 
 
-def test_head_has_a_time_to_arrive_however_lively_it_is() -> None:
+def test_head_has_a_time_limit_even_if_bytes_keep_arriving() -> None:
     head = f"GET /v1/device HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\n".encode() + b"X: a\r\n" * 1000
     with served(head_seconds=0.5) as device:
         with connect(device) as connection:
@@ -67,10 +67,10 @@ def test_head_has_a_time_to_arrive_however_lively_it_is() -> None:
         assert (answer.status, answer.kind) == (408, "slow")
         assert answer.record["error"]["message"] == "the head did not arrive within 0.5 s"
         with connect(device) as connection:
-            assert connection.recv(1) == b""  # who says nothing is told nothing
+            assert connection.recv(1) == b""  # a client that sends nothing gets no answer
 
 
-def test_body_has_a_time_to_arrive_however_lively_it_is() -> None:
+def test_body_has_a_time_limit_even_if_bytes_keep_arriving() -> None:
     body = body_for(model(size=5000))
     head = f"PUT {new_path()} HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {len(body)}\r\n\r\n"
     with served(request_seconds=0.5) as device:
@@ -93,7 +93,7 @@ def test_places_of_token_holders_are_limited() -> None:
         assert (refused.status, refused.kind, refused.headers["retry-after"]) == (503, "busy", "1")
         waiting.pop().close()
         device.measurements.cancel(path.rsplit("/", 1)[1])
-        measured(device, model())  # the client comes back until there is room
+        measured(device, model())  # the client retries until a place is free
         assert parse_answer(everything(waiting[0])).record["state"] == "cancelled"
         waiting[0].close()
 
@@ -113,7 +113,7 @@ def test_first_of_those_without_the_token_makes_room() -> None:
 
 
 def test_address_with_the_most_connections_makes_room() -> None:
-    """A client that is slow to speak keeps its place while another address takes all others, again and again."""
+    """A slow client keeps its place although another address repeatedly takes all other places."""
     with served(visitors=3) as device, connect(device, source="127.0.0.2") as patient:
         until(lambda: len(device._door._visitors) == 1)
         others = [connect(device) for _ in range(10)]
@@ -124,7 +124,7 @@ def test_address_with_the_most_connections_makes_room() -> None:
             connection.close()
 
 
-def test_token_is_heard_at_once_where_every_place_is_taken() -> None:
+def test_token_is_read_at_once_even_if_every_place_is_taken() -> None:
     with served(visitors=1) as device, connect(device) as silent:
         until(lambda: len(device._door._visitors) == 1)
         for _ in range(20):

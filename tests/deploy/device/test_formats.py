@@ -46,7 +46,7 @@ def external(place: str = "/etc/passwd") -> TensorProto:
 
 
 def test_files_are_those_of_the_export() -> None:
-    """Every runtime with files that carry no code, with the suffixes that its format writes."""
+    """Every runtime whose files contain no code, with the suffixes that its format writes."""
     safe = [get_runtime(name) for name in RUNTIMES if not get_runtime(name).trusted_only]
     assert {engine.name: get_format(engine.format).suffixes for engine in safe} == FILES
     assert len(FORMATS) == len(FILES) + 1
@@ -103,7 +103,7 @@ def test_wrong_number_of_files_is_refused() -> None:
 
 @pytest.mark.parametrize("nested", [False, True])
 def test_onnx_that_reads_other_files_of_the_device_is_refused(nested: bool) -> None:
-    with pytest.raises(RefusedError, match="lies in another file"):
+    with pytest.raises(RefusedError, match="is stored in another file"):
         check_model("onnxruntime", [onnx_model(external(), nested=nested).SerializeToString()])
 
 
@@ -111,13 +111,13 @@ def test_onnx_constants_and_functions_are_searched_too() -> None:
     model = onnx_model()
     constant = helper.make_node("Constant", [], ["c"], value=external())
     model.functions.append(helper.make_function("own", "F", [], ["c"], [constant], []))
-    with pytest.raises(RefusedError, match="lies in another file"):
+    with pytest.raises(RefusedError, match="is stored in another file"):
         check_model("onnxruntime", [model.SerializeToString()])
 
 
 @given(st.data())
 def test_damaged_onnx_is_refused_or_holds_no_outside_tensor(data: st.DataObject) -> None:
-    """Cut or changed anywhere: never another exception. What still parses must not name a file."""
+    """A file cut or changed anywhere raises no other exception; an accepted file must not refer to other files."""
     good = bytearray(onnx_model(external(), nested=True).SerializeToString())
     if data.draw(st.booleans()):
         good = good[: data.draw(st.integers(0, len(good) - 1))]
@@ -131,7 +131,7 @@ def test_damaged_onnx_is_refused_or_holds_no_outside_tensor(data: st.DataObject)
 
 
 def names_files(data: bytes) -> bool:
-    """By onnx's own reader."""
+    """The same check with onnx's own parser."""
     try:
         graph = onnx.load_from_string(data).graph
     except DecodeError:

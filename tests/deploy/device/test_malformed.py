@@ -1,4 +1,4 @@
-"""Property-based: whatever bytes arrive, the server answers properly or closes, leaves nothing behind and goes on."""
+"""Property-based: for any bytes, the server answers properly or closes, leaves no files behind and keeps serving."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ def test_body_without_length_or_in_chunks_is_411(server: DeviceServer) -> None:
     assert ask(server, "PUT", new_path(), headers=["Transfer-Encoding: chunked"]).status == 411
 
 
-def test_leave_to_send_a_body_is_given_to_token_holders_only(server: DeviceServer) -> None:
-    """A client with `Expect: 100-continue` sends its body when it is told to."""
+def test_only_token_holders_get_permission_to_send_a_body(server: DeviceServer) -> None:
+    """A client with `Expect: 100-continue` waits for permission to send its body."""
     body = body_for(model())
     head = f"PUT {new_path()} HTTP/1.1\r\nContent-Length: {len(body)}\r\nExpect: 100-Continue\r\n"
     with connect(server) as connection:
@@ -128,7 +128,7 @@ def test_head_requests_get_no_body(server: DeviceServer) -> None:
 
 
 def test_answer_arrives_though_the_client_goes_on_sending(server: DeviceServer) -> None:
-    """Closed at once, the connection would be reset and the answer lost."""
+    """If the server closed the connection at once, a reset would destroy the answer."""
     for token, status in (("wrong", 401), (TOKEN, 413)):
         head = f"PUT {new_path()} HTTP/1.1\r\nAuthorization: Bearer {token}\r\nContent-Length: {8 << 20}\r\n\r\n"
         answer = send(server, head.encode(), bytes(8 << 20))
@@ -141,7 +141,7 @@ def test_files_of_another_size_than_said(server: DeviceServer, change: int) -> N
     request, _ = request_for(model(size=10))
     answer = ask(server, "PUT", new_path(), encode(request) + model(size=10 + change))
     assert (answer.status, answer.kind) == (400, "malformed")
-    assert "bytes of files, where the header says" in answer.record["error"]["message"]
+    assert "bytes of files, but the header says" in answer.record["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Requests survive the way over; anything else is refused, never misread and never a crash."""
+"""Requests survive encoding and decoding; anything else is refused, without misreading and without a crash."""
 
 from __future__ import annotations
 
@@ -79,13 +79,13 @@ def record_of(request: Request) -> dict[str, Any]:
 
 
 @given(REQUESTS)
-def test_request_survives_the_way_over(request: Request) -> None:
+def test_request_survives_encoding_and_decoding(request: Request) -> None:
     assert decode(header_of(request)) == request
 
 
 @given(st.data())
 def test_header_with_one_thing_changed_is_refused_or_another_valid_request(data: st.DataObject) -> None:
-    """Never another exception, and never the same request for a different header."""
+    """It raises no other exception, and a different header never gives the same request."""
     record = record_of(GOOD)
     places: list[tuple[Any, Any]] = [(record, key) for key in record]
     places += [(record["settings"], key) for key in record["settings"]]
@@ -169,7 +169,7 @@ def test_refusal_names_the_key_and_the_rule(change: Any, words: str) -> None:
         decode(json.dumps(record).encode())
 
 
-def test_device_info_survives_the_way_over() -> None:
+def test_device_info_survives_encoding_and_decoding() -> None:
     info = DeviceInfo("0.1.0", MACHINE | {"python": "3.11.2"}, {"litert": "2.3.0"}, 1 << 29, 300.0)
     assert decode_info(json.loads(json.dumps(encode_info(info)))) == info
     with pytest.raises(RefusedError, match="speaks protocol 2"):
@@ -179,14 +179,14 @@ def test_device_info_survives_the_way_over() -> None:
 
 
 @pytest.mark.parametrize("key", list(MACHINE))
-def test_device_says_all_that_this_host_reads_of_a_machine(key: str) -> None:
+def test_machine_without_a_field_that_this_host_reads_is_refused(key: str) -> None:
     info = DeviceInfo("0.1.0", {name: value for name, value in MACHINE.items() if name != key}, {}, 1 << 29, 300.0)
     with pytest.raises(RefusedError, match=f"device.machine: '{key}' is missing"):
         decode_info(encode_info(info))
 
 
 def result_of(request: Request) -> dict[str, Any]:
-    """What a device answers, no key more than must be there."""
+    """A device's result with only the required keys."""
     timing = {"file_bytes": 100, "latency_ms": 1.5, "typical_ms": 1.6, "spread": 0.01}
     compared = {"ratio": 1.0, "uncertainty": 0.02, "verdict": "undecided"}
     networks = {model.name: timing | (compared if index else {}) for index, model in enumerate(request.models)}
@@ -208,7 +208,7 @@ PLACES = [(), ("machine",), ("settings",), ("networks", "dense"), ("networks", "
         for key in functools.reduce(lambda inner, part: inner[part], place, result_of(TWO))
     ],
 )
-def test_result_lacks_nothing_that_this_host_reads(place: tuple[str, ...], key: str) -> None:
+def test_result_without_a_field_that_this_host_reads_is_refused(place: tuple[str, ...], key: str) -> None:
     result = copy.deepcopy(result_of(TWO))
     check_result(TWO, result)
     record = functools.reduce(lambda inner, part: inner[part], place, result)

@@ -1,4 +1,4 @@
-"""From a network here to its latency over there, on the runtime that the core brings; and the command."""
+"""A network's latency on a device, with the runtime that is a core dependency; and the command."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def network(width: int) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[DeviceServer]:
-    """With the real runtimes."""
+    """A server with the real runtimes."""
     device = DeviceServer(TOKEN, port=0)
     thread = threading.Thread(target=device.serve_forever)
     thread.start()
@@ -66,7 +66,7 @@ def test_networks_are_timed_on_the_device(server: DeviceServer) -> None:
     assert record["machine"]["cores"] >= 1
 
 
-def test_a_command_has_a_network_timed_there(server: DeviceServer, tmp_path: Path) -> None:
+def test_a_command_times_a_network_on_the_device(server: DeviceServer, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text(TOKEN)
     there = ("--device-url", server.url, "--token-file", token)
@@ -121,8 +121,8 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_written(options: 
 
 
 @pytest.mark.parametrize(("runtime", "half", "batch"), [("executorch", True, 1), ("ncnn", False, 4)])
-def test_device_reports_nothing_that_was_not_computed(runtime: str, half: bool, batch: int) -> None:
-    """Whatever host asks: the child process refuses too, before it looks for the runtime."""
+def test_device_refuses_options_that_a_runtime_does_not_support(runtime: str, half: bool, batch: int) -> None:
+    """The child process refuses them too, before it imports the runtime."""
     inputs = [{"shape": [batch, 3, 8, 8], "dtype": "float32"}]
     models = [{"name": "net", "files": ["/no/such/file"], "inputs": inputs}]
     task = {"runtime": runtime, "threads": 1, "half": half, "settings": {}, "models": models}
@@ -131,7 +131,7 @@ def test_device_reports_nothing_that_was_not_computed(runtime: str, half: bool, 
 
 
 class Small:
-    """A device that takes so many bytes at once, grows warmer with every request, and is asked for bytes as ms."""
+    """A device that takes requests of at most `body_bytes`; latency in ms is the files' bytes, 10% more per request."""
 
     def __init__(self, body_bytes: int) -> None:
         self.body_bytes = body_bytes
@@ -154,8 +154,8 @@ class Small:
         return {"networks": networks, "busy": len(self.names) == 2, "steady": len(self.names) != 2, "seconds": 1.5}
 
 
-def test_networks_too_large_to_go_together_go_beside_the_first_one() -> None:
-    """Three parts, the device slower in each: ratios are those of each part, latencies those of the first."""
+def test_networks_too_large_for_one_request_are_sent_in_parts_with_the_first_one() -> None:
+    """Three parts, each slower than the last: ratios come from each part, latencies are relative to the first part."""
     networks = {"dense": network(40), "a": network(30), "b": network(20), "c": network(10), "d": network(35)}
     whole = Small(1 << 30)
     alone = latency_on(whole, networks, EXAMPLE)
@@ -172,7 +172,7 @@ def test_networks_too_large_to_go_together_go_beside_the_first_one() -> None:
     assert list(record["networks"]) == list(networks)
 
 
-def test_blocks_too_large_to_go_together_go_one_after_another() -> None:
+def test_blocks_too_large_for_one_request_are_sent_one_after_another() -> None:
     block = Block("conv", (4, 4), (1, 1), (1, 1), (0, 0), (1, 1))
     runs = [BlockRun(block, width, width, 1) for width in (64, 32, 96, 48)]
     whole, device = Small(1 << 30), Small(96 * 97 * 4 + 2000)

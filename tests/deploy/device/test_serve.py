@@ -1,4 +1,4 @@
-"""The command `amc device serve`: what it says, and that no signal makes it leave anything behind."""
+"""The command `amc device serve`: its messages, and that it leaves no files or processes after a signal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ENDED = "amc: the device server has ended\n"
         ("--max-memory", -1, "--max-memory must be at least 0"),
         ("--queue", 0, "--queue must be above 0"),
         ("--port", 70_000, "cannot listen on 127.0.0.1 port 70000"),
-        ("--host", "", "--host must be an address, got ''; use 127.0.0.1 for this machine alone, or 0.0.0.0 for every"),
+        ("--host", "", "--host must be an address, got ''; use 127.0.0.1 to serve this machine only, or 0.0.0.0 to"),
         ("--host", " ", "--host must be an address, got ' '"),
         ("--host", "no such host", "cannot listen on no such host port 8765 ("),
     ],
@@ -33,7 +33,7 @@ def test_option_that_cannot_be_is_one_line(option: str, value: object, words: st
 
 
 def test_signals_while_a_measurement_runs_leave_nothing_behind(tmp_path: Path) -> None:
-    """It listens to other machines too, and says so."""
+    """The server listens to other machines too, and warns about it."""
     with serving(tmp_path, "--host", "0.0.0.0") as server:
         host = DeviceClient(server.url, server.token)
         request, files = small_request(round_seconds=3600.0)

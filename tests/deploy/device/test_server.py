@@ -1,4 +1,4 @@
-"""A device server meets many clients, wrong ones, slow ones and bad models: it answers each and keeps serving."""
+"""A device server with many, wrong and slow clients, and with bad models: it answers each and keeps serving."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def outcome(server: DeviceServer, *models: bytes) -> tuple[str, dict[str, str]]:
 
 
 def ended(server: DeviceServer, path: str) -> dict[str, Any]:
-    """A measurement once it has ended."""
+    """Wait for a measurement to end, and return it."""
     while (record := ask(server, "GET", f"{path}?wait=15").record)["state"] in ("waiting", "running"):
         pass
     return record
@@ -62,7 +62,7 @@ def runs(server: DeviceServer, path: str) -> bool:
 
 
 def see_them_go(pids: Iterable[int]) -> None:
-    """These processes are dead; what was killed takes the kernel a moment."""
+    """Wait until these processes are dead: the kernel needs a moment after a kill."""
     for pid in pids:
         until(lambda pid=pid: not is_running(pid))
 
@@ -77,12 +77,12 @@ def is_running(pid: int) -> bool:
 
 def test_device_says_what_it_is(server: DeviceServer) -> None:
     info = client(server).describe()
-    assert info.runtimes == {"litert": "2.3.0", "onnxruntime": "1.31.1"}  # eager has no file format: never offered
+    assert info.runtimes == {"litert": "2.3.0", "onnxruntime": "1.31.1"}  # eager has no file format: not offered
     assert info.machine == MACHINE
     assert (info.body_bytes, info.run_seconds) == (1 << 20, 300.0)
 
 
-def test_models_go_over_and_the_result_comes_back(server: DeviceServer) -> None:
+def test_models_are_sent_and_the_result_comes_back(server: DeviceServer) -> None:
     request, files = request_for(model(size=5), model(size=70_000))
     result = client(server).measure(request, files)
     assert [result["networks"][name]["bytes"] for name in ("m0", "m1")] == [5, 70_000]
@@ -93,7 +93,7 @@ def test_models_go_over_and_the_result_comes_back(server: DeviceServer) -> None:
 
 
 def test_fifty_clients_at_once_all_get_their_own_result_one_run_at_a_time(tmp_path: Path) -> None:
-    with served(queue=12) as device, ThreadPoolExecutor(50) as pool:  # more clients than places: some are turned away
+    with served(queue=12) as device, ThreadPoolExecutor(50) as pool:  # some are refused and retry
 
         def one(number: int) -> tuple[int, int]:
             request, files = request_for(model(f"count {tmp_path}", size=number))
@@ -124,7 +124,7 @@ def test_full_queue_is_503_with_a_time_to_come_back() -> None:
 
 @pytest.mark.parametrize("token", [None, "", "wrong", TOKEN[:-1], TOKEN + "x", "é" * 20])
 @pytest.mark.parametrize("path", ["/v1/device", "/nowhere", "/v1/measurements/" + "0" * 32])
-def test_wrong_token_is_401_whatever_is_asked(server: DeviceServer, token: str | None, path: str) -> None:
+def test_wrong_token_is_401_for_every_path(server: DeviceServer, token: str | None, path: str) -> None:
     for method in ("GET", "PUT", "DELETE", "POST"):
         answer = ask(server, method, path, b"{}" if method == "PUT" else None, token=token)
         assert (answer.status, answer.kind) == (401, "token")
@@ -205,7 +205,7 @@ def test_hung_run_ends_with_everything_that_it_started(tmp_path: Path) -> None:
 
 
 class Clock:
-    """Stands in for `time` where a run is waited for: time passes when a test says so."""
+    """Replaces `time` while a run is awaited; a test advances it."""
 
     now = 0.0
     sleep = staticmethod(time.sleep)
@@ -215,7 +215,7 @@ class Clock:
 
 
 def test_start_of_a_run_does_not_count_as_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes 500 seconds of the 1,000 that a start has, and is measured within 10."""
+    """The start takes 500 of at most 1,000 seconds, and the measurement has a limit of 10."""
     clock = Clock()
     monkeypatch.setattr(process, "time", clock)
     child = process.Child(f"{STUBS}:measure", seconds=10.0, start_seconds=1000.0)
@@ -245,7 +245,7 @@ def slow_start(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_endless_chatter_is_dropped(server: DeviceServer) -> None:
+def test_endless_output_is_dropped(server: DeviceServer) -> None:
     assert outcome(server, model("chatter"))[0] == "done"
 
 
@@ -284,7 +284,7 @@ def test_abandoned_measurement_is_dropped_when_its_turn_comes(tmp_path: Path) ->
         first, second = new_path(), new_path()
         assert ask(device, "PUT", first, body_for(model("hang"))).status == 202
         until(lambda: runs(device, first))
-        device.measurements._abandoned_after = -1.0  # whoever waits is abandoned, however lately it asked
+        device.measurements._abandoned_after = -1.0  # every waiting measurement counts as abandoned
         assert ask(device, "PUT", second, body_for(model(f"count {tmp_path}"))).status == 202
         ask(device, "DELETE", first)
         assert ended(device, second)["error"]["kind"] == "abandoned"
@@ -320,8 +320,8 @@ def test_closing_ends_the_run(tmp_path: Path) -> None:
     see_them_go(int(pid) for pid in (tmp_path / STARTED).read_text().split())
 
 
-def test_closing_cuts_off_what_still_arrives() -> None:
-    """A body of which half has come, and a client that waits: neither holds up the end, neither leaves a file."""
+def test_closing_ends_current_uploads_and_waits() -> None:
+    """Neither half a body nor a waiting client delays the end, and neither leaves a file."""
     body = body_for(model(size=100_000))
     head = f"PUT {new_path()} HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {len(body)}\r\n\r\n"
     with served() as device:
@@ -333,8 +333,8 @@ def test_closing_cuts_off_what_still_arrives() -> None:
     silent.close()
 
 
-def test_server_that_is_told_to_stop_does_not_start() -> None:
-    """Its runtimes take an hour to look for."""
+def test_server_stops_while_it_starts() -> None:
+    """The search for its runtimes would take an hour."""
     with Stop() as stop:
         stop.set()
         with pytest.raises(StoppedError):
@@ -352,7 +352,7 @@ def test_server_that_is_told_to_stop_does_not_start() -> None:
         ({"connections": 0}, "the limit connections must be above 0"),
     ],
 )
-def test_limit_that_is_none_is_one_line(limits: dict[str, float], words: str) -> None:
+def test_invalid_limit_is_one_line(limits: dict[str, float], words: str) -> None:
     with pytest.raises(DeviceError, match=words):
         Limits(**limits)  # type: ignore[arg-type]
 
@@ -362,7 +362,7 @@ def test_unusable_settings_are_one_line() -> None:
         DeviceServer(TOKEN, host="bücher..local", port=0, describe=f"{STUBS}:describe")
     with pytest.raises(DeviceError, match="no runtime is installed here"):
         DeviceServer(TOKEN, port=0, describe=f"{STUBS}:describe_nothing")
-    with pytest.raises(DeviceError, match=r"cannot tell its runtimes.*no_such"):
+    with pytest.raises(DeviceError, match=r"cannot list the runtimes.*no_such"):
         DeviceServer(TOKEN, port=0, describe="no_such_module:describe")
     with served() as device:
         port = int(device.url.rsplit(":", 1)[1])

@@ -1,4 +1,4 @@
-"""Tokens: made well, kept private, compared whole."""
+"""Tokens are random, are stored privately, and are compared in constant time."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def test_host_finds_its_token_in_the_file_then_in_the_environment(
 def test_file_without_a_token_is_one_line_that_does_not_show_it(text: str, tmp_path: Path) -> None:
     path = tmp_path / "token"
     path.write_text(text)
-    with pytest.raises(DeviceError, match="is not one: it needs 16 to 256") as caught:
+    with pytest.raises(DeviceError, match="is not valid: a token has 16 to 256") as caught:
         read_token(path)
     assert not text or text not in str(caught.value)
 
 
-def test_only_a_file_is_read_and_not_without_end(tmp_path: Path) -> None:
+def test_only_a_regular_file_is_read_and_only_its_beginning(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero")):
         with pytest.raises(
@@ -66,7 +66,7 @@ def test_only_a_file_is_read_and_not_without_end(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match=r"cannot read the token file .* \(Is a directory\)"):
         read_token(tmp_path)
     (tmp_path / "long").write_text("t" * 5000)
-    with pytest.raises(DeviceError, match="is not one: it needs 16 to 256"):
+    with pytest.raises(DeviceError, match="is not valid: a token has 16 to 256"):
         read_token(tmp_path / "long")
 
 

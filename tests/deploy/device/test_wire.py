@@ -1,4 +1,4 @@
-"""HTTP heads are read strictly and within bounds; replies are whole."""
+"""HTTP heads are parsed strictly and have size limits; replies are complete."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def test_head_may_have_a_hundred_headers() -> None:
         (b"GET / HTTP/0.9", 505),
         (b"GET / HTTP/1.1\r\nno colon", 400),
         (b"GET / HTTP/1.1\r\n: no name", 400),
-        (b"GET / HTTP/1.1\r\nContent-Length : 5", 400),  # some read it as a length, others do not
-        (b"GET / HTTP/1.1\r\nX: 1\r\n and more", 400),  # a line that goes on, which HTTP has given up
+        (b"GET / HTTP/1.1\r\nContent-Length : 5", 400),  # servers disagree whether this is a length
+        (b"GET / HTTP/1.1\r\nX: 1\r\n and more", 400),  # a folded header, which HTTP has abolished
         (b"GET / HTTP/1.1\r\nX: 1\rAuthorization: Bearer x", 400),
         (b"GET / HTTP/1.1\r\nX: \0", 400),
     ],

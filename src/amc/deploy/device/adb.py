@@ -1,8 +1,8 @@
-"""An Android phone as a device, over adb, timed by the runtime's own benchmark program.
+"""An Android phone as a device, over adb; the runtime's own benchmark program times the models.
 
-The program (TFLite's `benchmark_model`, ExecuTorch's `executor_runner`) must lie on the phone; docs/device.md says
-where to get one. Models are pushed to a directory of their own, which is removed again whatever happens. Every round
-runs each model once, so that a phone which grows warm slows all of them alike. Touches the phone only through `Adb`.
+The program (TFLite's `benchmark_model`, ExecuTorch's `executor_runner`) must be on the phone; docs/device.md says where
+to get one. Models are pushed to a new directory, which is always removed afterwards. Every round runs each model once,
+so a phone that becomes warm slows all models equally. Accesses the phone only through `Adb`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from amc.provenance import amc_version
 
 PROGRAMS = {"benchmark_model": "litert", "executor_runner": "executorch"}
 _ROOT = "/data/local/tmp"  # where adb may write and run programs
-_LOG_TAG = "ExecuTorch"  # under which ExecuTorch logs on Android, where it prints nothing
+_LOG_TAG = "ExecuTorch"  # tag of ExecuTorch's messages in Android's log; some builds print nothing
 _BODY_BYTES = 1 << 31
 _ENDED_BY_TIMEOUT = 124
-# As in amc.deploy.measure, with a program's call in place of a round.
+# As in amc.deploy.measure; one call of the program is one round.
 _LEAST_RUNS, _MOST_RUNS = 3, 1000
 _SUPPORT = 3
 _MORE = 5
@@ -40,17 +40,17 @@ _MORE = 5
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A command that ended."""
+    """A finished command."""
 
     code: int
-    text: str  # what it printed, both streams
+    text: str  # standard output and standard error
 
 
 Execute = Callable[[Sequence[str], float], Finished]
 
 
 def execute(command: Sequence[str], seconds: float) -> Finished:
-    """Run a command on this host; `DeviceError` when there is none of this name or it takes too long."""
+    """Run a command on this host; `DeviceError` if the program does not exist or takes too long."""
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -66,15 +66,15 @@ def execute(command: Sequence[str], seconds: float) -> Finished:
 
 
 class Adb:
-    """One phone's adb; `serial` chooses among several."""
+    """adb for one phone; `serial` chooses one of several phones."""
 
     def __init__(self, serial: str | None = None, *, execute: Execute = execute) -> None:
         self._command = ["adb", *(["-s", serial] if serial else [])]
         self._execute = execute
 
     def shell(self, arguments: Sequence[str], *, seconds: float = 60.0, check: bool = True) -> str:
-        """What a command on the phone printed; `DeviceError` when it fails."""
-        line = " ".join(shlex.quote(argument) for argument in arguments)  # adb hands one line to the phone's shell
+        """The output of a command on the phone; `DeviceError` if the command fails."""
+        line = " ".join(shlex.quote(argument) for argument in arguments)  # adb passes one line to the phone's shell
         return self._run(["shell", line], seconds, check)
 
     def push(self, path: Path, target: str, *, seconds: float = 600.0) -> None:
@@ -85,14 +85,14 @@ class Adb:
         done = self._execute([*self._command, *arguments], seconds)
         if done.code == _ENDED_BY_TIMEOUT:
             raise DeviceError(f"the program on the phone did not end within {seconds:g} s and was stopped")
-        said = done.text.splitlines()
-        if done.code != 0 and (check or any(line.startswith(("adb: ", "error: ")) for line in said)):
+        lines = done.text.splitlines()
+        if done.code != 0 and (check or any(line.startswith(("adb: ", "error: ")) for line in lines)):
             raise DeviceError(_explain(arguments[0], done))
         return done.text
 
 
 def _explain(command: str, done: Finished) -> str:
-    said = complaint(done.text)
+    reason = complaint(done.text)
     advice = {
         "no devices": "connect the phone, switch on USB debugging, and see `adb devices`",
         "more than one device": "name one: adb://SERIAL/…",
@@ -101,21 +101,21 @@ def _explain(command: str, done: Finished) -> str:
         "not found": "is the serial number or the path right? `adb devices` lists phones",
     }
     hint = next((text for words, text in advice.items() if words in done.text), "see `adb devices`")
-    return f"adb {command} failed (exit code {done.code}): {said}; {hint}"
+    return f"adb {command} failed (exit code {done.code}): {reason}; {hint}"
 
 
 class AndroidDevice:
-    """A phone with a benchmark program; times models like a device server does."""
+    """A phone with a benchmark program; a `Device` like a device server."""
 
     def __init__(
         self, program: str, *, adb: Adb, run_seconds: float = 300.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`program`: absolute path on the phone; its name says which one it is. `DeviceError` when it is unknown."""
+        """`program`: absolute path on the phone; its name tells its kind. `DeviceError` if the kind is unknown."""
         name = program.rpartition("/")[2]
         kinds = [kind for kind in PROGRAMS if name.startswith(kind)]
         if not program.startswith("/") or not kinds:
             raise DeviceError(
-                f"'{program}' is no known benchmark program; give the path on the phone of one of {', '.join(PROGRAMS)}"
+                f"'{program}' is not a known benchmark program; give the path on the phone of {' or '.join(PROGRAMS)}"
             )
         self._program = program
         self._kind = kinds[0]
@@ -125,7 +125,7 @@ class AndroidDevice:
         self.runtime = PROGRAMS[self._kind]
 
     def describe(self) -> DeviceInfo:
-        """The phone, and the program by its name and checksum: neither program tells a version."""
+        """The phone, and the program's name and checksum, because the programs do not print their version."""
         line = self._adb.shell(["sha256sum", self._program])
         checksum = line.split()[0] if line.split() else ""
         if len(checksum) != 64:
@@ -147,7 +147,7 @@ class AndroidDevice:
         return _record(request, info, files, timings) | {"seconds": seconds}
 
     def _rounds(self, models: Sequence[str], threads: int, settings: MeasureSettings) -> list[Timing]:
-        """Every model once a round, forwards and backwards; more rounds while they disagree."""
+        """Run every model once per round, alternately forwards and backwards; add rounds while the timings disagree."""
         begin = self._clock()
         counts = [self._runs_a_round(model, threads, settings) for model in models]
         rounds: list[list[Reading]] = [[] for _ in models]
@@ -175,7 +175,7 @@ class AndroidDevice:
         return {
             "cpu": f"{maker} {model}".strip(),
             "architecture": abi,
-            "cores": int(cores) if cores.isdecimal() else 0,  # 0: the phone does not say
+            "cores": int(cores) if cores.isdecimal() else 0,  # 0: unknown
             "system": f"Android {release}",
             "load": float(load) if load.replace(".", "", 1).isdecimal() else 0.0,
         }
@@ -186,7 +186,7 @@ class AndroidDevice:
             raise DeviceError(f"{self._program} runs models for {self.runtime}, not for {request.runtime}")
         if request.version not in (None, has):
             raise DeviceError(
-                f"the phone has {has}, but {request.version} is asked for; measure the table again, or install that one"
+                f"the phone has {has}, but {request.version} is required; measure the table again, or install that one"
             )
         if request.half:
             raise DeviceError("over adb models are timed in 32 bits; leave half off")
@@ -198,7 +198,7 @@ class AndroidDevice:
 
     @contextmanager
     def _pushed(self, files: Sequence[Sequence[bytes]]) -> Iterator[list[str]]:
-        """The models' paths on the phone, while the block runs."""
+        """Push the models; yields their paths on the phone, and removes the models after the block."""
         folder = f"{_ROOT}/amc-{secrets.token_hex(8)}"
         self._adb.shell(["mkdir", "-p", folder])
         try:
@@ -211,7 +211,7 @@ class AndroidDevice:
                     paths.append(f"{folder}/{name}")
             yield paths
         finally:
-            with suppress(DeviceError):  # the phone may be gone; the first error is the one to tell
+            with suppress(DeviceError):  # the phone may be disconnected; an earlier error must not be hidden
                 self._adb.shell(["rm", "-rf", folder])
 
     def _once(self, model: str, threads: int, runs: int, settings: MeasureSettings) -> Reading:
@@ -220,7 +220,7 @@ class AndroidDevice:
         mark = f"amc-{secrets.token_hex(8)}"
         self._adb.shell(["log", "-t", _LOG_TAG, mark])
         text = self._run(self._executor_runner(model, threads, runs + settings.warmup))
-        if "executed successfully" not in text:  # a build that logs as Android apps do
+        if "executed successfully" not in text:  # this build writes to Android's log
             log = self._adb.shell(["logcat", "-d", "-v", "raw", "-s", f"{_LOG_TAG}:I"])
             text += log.rpartition(mark)[2]
         return parse_executor_runner(text, warmup=settings.warmup)
@@ -236,7 +236,7 @@ class AndroidDevice:
 
     def _run(self, command: Sequence[str]) -> str:
         limited = ["timeout", f"{self._run_seconds:g}", *command]
-        # Some seconds more than on the phone, which stops the program itself and not only adb.
+        # adb gets more time than the program, so that `timeout` on the phone stops the program first.
         return self._adb.shell(limited, seconds=self._run_seconds + 15, check=False)
 
 
@@ -271,7 +271,7 @@ def _record(
         "precision": "float32",
         "machine": dict(info.machine),
         "settings": asdict(request.settings),
-        "busy": False,  # a phone's load counts sleeping drivers too and says nothing; the spread does
+        "busy": False,  # a phone's load includes sleeping drivers, so it is not used; the spread shows other load
         "steady": steady(_named(timings), request.settings.precision),
         "networks": networks,
     }

@@ -1,8 +1,8 @@
-"""What the runtimes' own benchmark programs print, read into milliseconds.
+"""Parses the output of the runtimes' benchmark programs; results are in milliseconds.
 
-TFLite's `benchmark_model` prints a line of statistics after the warm-up and another after the timed runs, in
-microseconds, the newer ones with the median. ExecuTorch's `executor_runner` prints the time of every execution, the
-older ones only their sum. Lines may carry a prefix of the logger. Pure: text in, figures out.
+TFLite's `benchmark_model` prints one line of statistics after the warm-up and one after the timed runs, in
+microseconds; newer versions include the median. ExecuTorch's `executor_runner` prints the time of every execution;
+older versions print only the sum. The logger may add a prefix to each line. Pure.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ _COMPLAINT = re.compile(r"error|fail|abort|not found|denied|cannot|can't|unable|
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One call of a benchmark program."""
+    """The result of one call of a benchmark program."""
 
-    latency_ms: float  # of one run: the median, or the mean where the program tells no more
+    latency_ms: float  # of one run: the median, or the mean if the program does not print more
     statistic: str  # "median" or "mean"
-    least_ms: float
+    least_ms: float  # of the fastest run, or `latency_ms` if the program prints only the sum
     runs: int
 
 
 def parse_benchmark_model(text: str) -> Reading:
-    """What TFLite's `benchmark_model` measured; `DeviceError` when it measured nothing."""
+    """Parse the output of TFLite's `benchmark_model`; `DeviceError` if it contains no timings."""
     lines = [match for line in text.splitlines() if (match := _COUNT.search(line))]
     if _SUMMARY.search(text) is None or not lines:
         raise DeviceError(f"benchmark_model gave no timings: {complaint(text)}")
-    count, rest = lines[-1].groups()  # the first is the warm-up's
+    count, rest = lines[-1].groups()  # the first line is the warm-up
     figures = {name: float(value) / 1000 for name, value in _PAIR.findall(rest)}
     statistic = "median" if "median" in figures else "avg"
-    if statistic not in figures or "min" not in figures:  # a single run: only curr
+    if statistic not in figures or "min" not in figures:  # a single run prints only curr
         statistic = "curr"
     if statistic not in figures:
         raise DeviceError(f"benchmark_model gave no timings: {complaint(text)}")
@@ -48,7 +48,10 @@ def parse_benchmark_model(text: str) -> Reading:
 
 
 def parse_executor_runner(text: str, *, warmup: int) -> Reading:
-    """What ExecuTorch's `executor_runner` measured, without its first `warmup` executions; `DeviceError` for none."""
+    """Parse the output of ExecuTorch's `executor_runner`; `DeviceError` if it contains no timings.
+
+    The first `warmup` executions are left out if the output lists the executions; a sum includes them.
+    """
     executed = _EXECUTED.search(text)
     if executed is None:
         raise DeviceError(f"executor_runner gave no timings: {complaint(text)}")
@@ -61,10 +64,10 @@ def parse_executor_runner(text: str, *, warmup: int) -> Reading:
 
 
 def complaint(text: str) -> str:
-    """The line of a program's output that says best what went wrong."""
+    """The line of a program's output that best explains a failure: the first that names one, or the last."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    said = [line for line in lines if _COMPLAINT.search(line)] or lines[-1:]
-    return said[0][:300] if said else "it printed nothing"
+    chosen = [line for line in lines if _COMPLAINT.search(line)] or lines[-1:]
+    return chosen[0][:300] if chosen else "it printed nothing"
 
 
 def _reading(latency_ms: float, statistic: str, least_ms: float, runs: int) -> Reading:

@@ -1,11 +1,11 @@
-"""The process that a measurement runs in: a script that limits itself, runs one function and reports.
+"""The process of a measurement: a script that limits its own resources, runs one function and reports the result.
 
-Started by `process.Child` as a script, with only the standard library, so that the limits hold before any runtime is
-imported. It reads its task as JSON on standard input: where to import from, the limits, the function
-("package.module:name", chosen by whoever runs the server, never by a client) and its argument. It imports the function
-and calls `prepare` of the same module, if there is one, with the same argument. That is the start, which has a time
-limit of its own. Then it writes a line feed, runs the function and writes the answer, all on standard output: one JSON
-object, {"result": …} or {"error": {"type", "message", "ours"}}.
+`process.Child` starts this script. The script uses only the standard library, so its limits are set before any runtime
+is imported. It reads its task as JSON from standard input: the import path, the limits, the function
+("package.module:name") and its argument. The server's operator chooses the function, never a client. The start phase
+imports the function, and calls `prepare(argument)` of its module if that exists; it has a time limit of its own. Then
+the script writes a line feed, runs the function and writes the answer, all to standard output. The answer is one JSON
+object: {"result": …} or {"error": {"type", "message", "ours"}}.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 def main() -> None:
     """Run the task; never returns."""
     reply = os.dup(1)
-    os.dup2(2, 1)  # whatever a runtime prints is not the answer
+    os.dup2(2, 1)  # a runtime's own output must not mix with the answer
     task = json.load(sys.stdin)
     _alarm(task["start_seconds"])
     _limit(**task["limits"])
@@ -32,7 +32,7 @@ def main() -> None:
     while answer:
         answer = answer[os.write(reply, answer) :]
     os.close(reply)
-    os._exit(0)  # not by way of the destructors of a runtime, which may crash or hang
+    os._exit(0)  # skips a runtime's destructors, which may crash or hang
 
 
 def _answer(reply: int, task: dict[str, Any]) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def _answer(reply: int, task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _alarm(seconds: float) -> None:
-    # A clock of its own, should the server die: SIGALRM ends the process even inside native code.
+    # The process must end even if the server dies; SIGALRM ends it even inside native code.
     signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
@@ -61,9 +61,9 @@ def _limit(*, data_bytes: int, file_bytes: int) -> None:
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_FSIZE, file_bytes)
     if data_bytes:
-        # Private writable memory, which is what a model can ask for; the libraries of a runtime do not count.
+        # Limits private writable memory, which a model allocates. A runtime's libraries do not count.
         _lower(resource.RLIMIT_DATA, data_bytes)
-    score = Path("/proc/self/oom_score_adj")  # short of memory, the kernel should end this process, not the server
+    score = Path("/proc/self/oom_score_adj")  # without memory, the kernel should end this process first
     try:
         score.write_text("1000", encoding="ascii")
     except OSError:

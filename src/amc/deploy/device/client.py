@@ -1,8 +1,8 @@
-"""The host's side of a device server: models go over, timings come back.
+"""The client of a device server: sends models and receives timings.
 
-A measurement has an identifier chosen here, so every step can be repeated: a dropped connection costs a retry, never a
-second measurement. A device that is busy is asked again when it says so. Everything that cannot be helped is a
-`DeviceError` of one line.
+The client chooses the measurement's identifier, so it can repeat every step: after a dropped connection it retries
+without a second measurement. It asks a busy device again at the time that the device names. Errors that a retry cannot
+solve are `DeviceError`s of one line.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from amc.deploy.device.protocol import (
 from amc.deploy.device.strict import RefusedError, parse_object
 
 _CHUNK = 1 << 18
-_LONGEST_WAIT = 30.0  # between two attempts, seconds
-_SENT_AGAIN = 3  # times that a device may forget a measurement
+_LONGEST_WAIT = 30.0  # between two attempts, in seconds
+_SENT_AGAIN = 3  # how often a measurement is sent if the device forgets it
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class _Reply:
 
     @property
     def error(self) -> tuple[str, str]:
-        """Kind and message of a reply that is an error."""
+        """Kind and message of an error reply."""
         error = self.record.get("error")
         if not isinstance(error, dict):
             return "unknown", f"HTTP status {self.status}"
@@ -53,7 +53,7 @@ class _Reply:
 
 
 class DeviceClient:
-    """A device server somewhere else."""
+    """A connection to a device server."""
 
     def __init__(
         self,
@@ -65,9 +65,10 @@ class DeviceClient:
         patience: float = 3600.0,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`timeout`: seconds without a byte until a connection counts as dropped; `attempts` in a row may fail.
+        """`timeout`: seconds without data after which a connection counts as dropped.
 
-        `patience`: seconds that a measurement may take, waiting for the device included.
+        `attempts`: consecutive failures after which the client gives up.
+        `patience`: longest duration of a measurement in seconds, including the wait for a busy device.
         """
         self.url = url
         self._secure, self._host, self._port = _address(url)
@@ -78,18 +79,18 @@ class DeviceClient:
         self._sleep = sleep
 
     def describe(self) -> DeviceInfo:
-        """What the device is; `DeviceError` when it cannot be reached, the token is wrong, or it speaks otherwise."""
+        """The device's description; `DeviceError` if it is unreachable, refuses the token, or has another protocol."""
         reply = self._asked("GET", "/v1/device", until=time.monotonic() + self._patience)
         try:
             return decode_info(reply.record)
         except RefusedError as error:
-            raise DeviceError(f"what answers at {self.url} is no device server of this version: {error}") from None
+            raise DeviceError(f"the server at {self.url} is not a device server of this version: {error}") from None
 
     def measure(self, request: Request, files: Sequence[Sequence[bytes]]) -> dict[str, Any]:
         """Time the models of a request; `files[i]` are the files of model i, in the order of `formats.FILES`.
 
-        The record is that of `amc.deploy.latency`. `DeviceError` when a model is refused or fails,
-        when the device's runtime has another version than the request names, or when the device stays away.
+        Returns the record of `amc.deploy.latency`. Raises `DeviceError` if a model is refused or fails, if the device's
+        runtime does not have the requested version, or if the device stays unreachable.
         """
         _check(request, files)
         self._check_device(request)
@@ -101,7 +102,7 @@ class DeviceClient:
                 record = self._result(path, request, until)
                 if record is not None:
                     return record
-        except BaseException:  # Ctrl-C too: do not leave a run behind on the device
+        except BaseException:  # includes Ctrl-C: the device must not keep running
             with suppress(Exception):
                 self._once("DELETE", path)
             raise
@@ -111,11 +112,11 @@ class DeviceClient:
         info = self.describe()
         has = info.runtimes.get(request.runtime)
         if has is None:
-            there = ", ".join(info.runtimes) or "none"
-            raise DeviceError(f"{request.runtime} is not installed on the device at {self.url}; it has {there}")
+            installed = ", ".join(info.runtimes) or "none"
+            raise DeviceError(f"{request.runtime} is not installed on the device at {self.url}; it has {installed}")
         if request.version not in (None, has):
             raise DeviceError(
-                f"the device at {self.url} has {request.runtime} {has}, but {request.version} is asked for; "
+                f"the device at {self.url} has {request.runtime} {has}, but {request.version} is required; "
                 f"measure the table again, or install {request.version} there"
             )
         if request.body_bytes > info.body_bytes:
@@ -125,7 +126,7 @@ class DeviceClient:
             )
 
     def _result(self, path: str, request: Request, until: float) -> dict[str, Any] | None:
-        """The result once the measurement has ended; None when the device knows nothing of it (any more)."""
+        """Wait for the measurement's result; None if the device does not know the measurement, or has dropped it."""
         while True:
             reply = self._asked("GET", f"{path}?wait={min(20, self._timeout / 2):g}", until=until, may_miss=True)
             if reply.status == 404:
@@ -141,7 +142,7 @@ class DeviceClient:
                 if isinstance(result, dict):
                     return self._checked(request, result)
             if state not in ("waiting", "running"):
-                raise DeviceError(f"the device at {self.url} answered what this host does not understand")
+                raise DeviceError(f"the device at {self.url} sent an answer that this host does not understand")
             if time.monotonic() > until:
                 raise DeviceError(f"no result from the device at {self.url} in {self._patience:g} s; it is {state}")
 
@@ -150,7 +151,7 @@ class DeviceClient:
             check_result(request, result)
         except RefusedError as error:
             raise DeviceError(
-                f"the device at {self.url} answered what this host does not understand ({error}); "
+                f"the device at {self.url} sent an answer that this host does not understand ({error}); "
                 f"install the same amc on both sides"
             ) from None
         return result
@@ -165,7 +166,7 @@ class DeviceClient:
         files: Sequence[Sequence[bytes]] = (),
         may_miss: bool = False,
     ) -> _Reply:
-        """The answer, after as many attempts as it takes; `DeviceError` for one that no attempt will change."""
+        """Send a request until it is answered; `DeviceError` after too many failures, or if the device refuses it."""
         failed = 0
         while True:
             try:
@@ -188,7 +189,7 @@ class DeviceClient:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
         return (
             f"the device at {self.url} cannot be reached ({reason}); "
-            f"is `amc device serve` running there, and is the way open?"
+            f"is `amc device serve` running there, and does no firewall block it?"
         )
 
     def _refused(self, reply: _Reply) -> str:
@@ -212,14 +213,14 @@ class DeviceClient:
             try:
                 connection.request(method, path, body=body, headers=headers)
             except (BrokenPipeError, ConnectionResetError):
-                # Refused before all was sent; the reason may lie there to be read.
+                # The server refused before the whole body was sent; it may have sent the reason.
                 if connection.sock is None:
                     raise
             response = connection.getresponse()
             data = response.read(REPLY_BYTES + 1)
             if len(data) > REPLY_BYTES:
                 raise DeviceError(f"the device at {self.url} answers with more than {REPLY_BYTES} bytes")
-            # http.client takes headers and bodies that end too soon for whole ones.
+            # http.client does not notice headers and bodies that are cut short.
             if response.getheader("Content-Length") != str(len(data)):
                 raise http.client.HTTPException("the answer is cut short")
             wait = response.getheader("Retry-After", "")
@@ -237,7 +238,7 @@ def _chunks(frame: bytes, files: Sequence[Sequence[bytes]]) -> Iterator[memoryvi
 
 
 def _check(request: Request, files: Sequence[Sequence[bytes]]) -> None:
-    """What the device would refuse anyway is refused before anything is sent."""
+    """Refuse, before anything is sent, what the device would refuse."""
     sizes = [tuple(len(data) for data in model) for model in files]
     if sizes != [model.file_bytes for model in request.models]:
         raise ValueError("the files do not have the sizes that the request says")
@@ -250,12 +251,12 @@ def _check(request: Request, files: Sequence[Sequence[bytes]]) -> None:
 
 
 def _address(url: str) -> tuple[bool, str, int | None]:
-    """Whether a device's URL is https, its host and its port; `DeviceError` when it is no such URL."""
+    """Split a device's URL into (is https, host, port); `DeviceError` for any other URL."""
     rule = f"device URL '{url}' must look like http://HOST:PORT, as `amc device serve` prints it"
     try:
         parts = urlsplit(url)
         port = parts.port
-        (parts.hostname or "").encode("idna")  # as a connection will; labels may be empty or too long
+        (parts.hostname or "").encode("idna")  # a connection encodes it too; labels may be empty or too long
     except ValueError:
         raise DeviceError(rule) from None
     odd = parts.path.strip("/") or parts.query or parts.fragment or parts.username

@@ -1,9 +1,9 @@
-"""What a model's bytes must look like before a device hands them to a runtime.
+"""Checks a model's bytes before a device passes them to a runtime.
 
-A device takes model files of the named runtime and nothing else: no code, no pickles. For ONNX the protobuf's outer
-fields are walked, and a model that names other files on the device is refused; OpenVINO's XML is searched for entities;
-of `.tflite`, `.pte` and `.param` only the beginning is read. The runtime's own loader, in a process of its own, has the
-last word. Pure: bytes in, `RefusedError` (422) out.
+A device accepts only model files of the named runtime: no code, no pickles. For ONNX the check walks through the
+protobuf's outer fields, and refuses a model that refers to other files on the device. For OpenVINO it refuses XML with
+entities. For `.tflite`, `.pte` and `.param` it reads only the beginning. The runtime's own loader, in a process of its
+own, makes the final decision. Pure; errors are `RefusedError` (422).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from amc.deploy.device.strict import RefusedError
 
-# Suffixes of a model's files, in the order in which they are sent.
+# Suffixes of a model's files, in the order of transmission.
 FILES: dict[str, tuple[str, ...]] = {
     "onnxruntime": (".onnx",),
     "openvino": (".xml", ".bin"),
@@ -29,12 +29,12 @@ _NO_FILE_FORMAT = {"eager": "its models are Python code, which a device never ta
 
 
 def file_paths(runtime: str, index: int, folder: Path) -> list[Path]:
-    """Where the files of model number `index` lie on a device; the names are ours, never the client's."""
+    """Paths of the files of model number `index` on a device; a client cannot choose them."""
     return [folder / f"model{index}{suffix}" for suffix in FILES[runtime]]
 
 
 def check_runtime(runtime: str, file_counts: Sequence[int]) -> None:
-    """`RefusedError` unless devices take models of this runtime, each of which has `file_counts` files."""
+    """`RefusedError` unless devices support this runtime, and its models have `file_counts` files each."""
     if runtime not in FILES:
         reason = _NO_FILE_FORMAT.get(runtime, f"runtimes with a file format: {', '.join(FILES)}")
         raise RefusedError(422, "runtime", f"runtime '{runtime}' cannot be measured on a device: {reason}")
@@ -53,7 +53,7 @@ def check_model(runtime: str, files: Sequence[bytes | memoryview]) -> None:
 
 
 def check_model_files(runtime: str, paths: Sequence[Path]) -> None:
-    """`check_model` of files on disk, which are not read into memory."""
+    """`check_model` for files on disk, which are memory-mapped."""
     with ExitStack() as stack:
         views: list[bytes | memoryview] = []
         for path in paths:
@@ -70,7 +70,7 @@ def _flatbuffer(files: Sequence[bytes | memoryview], identifier: bytes, digits: 
     if len(head) < 8 or mark != identifier or not version.isdigit():
         return f"bytes 4 to 8 are not the identifier of {name}"
     if int.from_bytes(head[:4], "little") >= len(files[0]):
-        return "it is shorter than it says"
+        return "the file is shorter than its first bytes say"
     return None
 
 
@@ -109,7 +109,7 @@ def _ncnn(files: Sequence[bytes | memoryview]) -> str | None:
     return None
 
 
-# Which fields of an ONNX message hold which message; onnx.proto3. All others are passed over.
+# ONNX messages: field number -> message in that field (onnx.proto3). Other fields are skipped.
 _ONNX: dict[str, dict[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
@@ -121,7 +121,7 @@ _ONNX: dict[str, dict[int, str]] = {
     "tensor": {},
 }
 _ONNX_DEPTH = 64
-_ONNX_FIELDS = 1_000_000  # real models have some thousands; a bound on the time that a check takes
+_ONNX_FIELDS = 1_000_000  # real models have some thousands; limits the duration of a check
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # fields of a tensor
 
 
@@ -136,14 +136,14 @@ def _onnx(files: Sequence[bytes | memoryview]) -> str | None:
         if not {1, 7} <= fields <= {1, 2, 3, 4, 5, 6, 7, 8, 14, 20, 25, 26}:
             return "its fields are not those of an ONNX model"
         if _names_files(data, "model", 0, count(1)):
-            return "a tensor lies in another file; save the model with its weights inside"
+            return "a tensor is stored in another file; save the model with its weights inside"
     except _DamagedError as error:
         return f"damaged protobuf: {error}"
     return None
 
 
 def _names_files(data: memoryview, kind: str, depth: int, walked: Iterator[int]) -> bool:
-    """Whether any tensor below this message takes its values from a file."""
+    """Whether any tensor inside this message reads its values from a file."""
     if depth > _ONNX_DEPTH:
         raise _DamagedError("nested too deeply")
     inside = _ONNX[kind]
@@ -159,7 +159,7 @@ def _names_files(data: memoryview, kind: str, depth: int, walked: Iterator[int])
 
 
 def _fields(data: memoryview, walked: Iterator[int]) -> Iterator[tuple[int, int, memoryview | None]]:
-    """Every field of a protobuf message: its number, and its value or its content; `walked` counts them."""
+    """Every field of a protobuf message, as (number, value, content); `walked` counts the fields."""
     position = 0
     while position < len(data):
         if next(walked) > _ONNX_FIELDS:

@@ -1,4 +1,4 @@
-"""The connections that a device server serves: each has a thread, their number is limited."""
+"""The connections that have sent the token, called guests: each has a thread, and their number is limited."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import suppress
 
 
 class Guests:
-    """Connections in threads of their own; `close` ends them all."""
+    """Serves each connection in a thread of its own; `close` ends all of them."""
 
     def __init__(self, places: int) -> None:
         self._places = places
@@ -17,7 +17,7 @@ class Guests:
         self._here: dict[threading.Thread, socket.socket] = {}
 
     def take(self, connection: socket.socket, serve: Callable[[], None]) -> bool:
-        """Serve a connection in a thread and close it; False, and nothing happens, when every place is taken."""
+        """Serve a connection in a thread, and close it afterwards; without a free place, only returns False."""
         thread = threading.Thread(target=self._attend, args=(connection, serve), name="guest", daemon=True)
         with self._lock:
             if len(self._here) >= self._places:
@@ -32,7 +32,7 @@ class Guests:
         return True
 
     def close(self) -> None:
-        """Cut every connection and return when all threads have ended, so that none writes files any more."""
+        """Shut down every connection and wait for all threads, so that no thread writes files afterwards."""
         with self._lock:
             here = dict(self._here)
         for connection in here.values():

@@ -1,6 +1,6 @@
-"""One request of a client that has shown the token: what it asks for, and the answer.
+"""Answers one request of a client that has sent the token.
 
-The `door` has read the head. Bodies are bounded, have a time to arrive in and go to disk; every refusal is JSON.
+The `door` has read the head. A body has a size limit and a time limit, and is written to disk. Every refusal is JSON.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ _LINGER_BYTES = 64 << 20
 
 
 class Owner(Protocol):
-    """What a request is answered from; the DeviceServer."""
+    """The parts of the DeviceServer that a handler uses."""
 
     limits: Limits
     info: DeviceInfo
     measurements: Measurements
-    spool: Path  # where the files of those that wait lie
+    spool: Path  # folder for the files of waiting measurements
     log: Callable[[str], None]
 
 
 class _Reader(io.RawIOBase):
-    """A connection's bytes, up to a point in time: a client that drips bytes cannot hold a thread for ever."""
+    """Reads a connection until a deadline, so that a client that sends slowly cannot block a thread for ever."""
 
     def __init__(self, connection: socket.socket, begun: bytes, deadline: float) -> None:
-        """`begun` was read from the connection before."""
+        """`begun`: bytes that were already read from the connection."""
         self._connection = connection
         self._begun = memoryview(begun)
         self.deadline = deadline  # time.monotonic()
@@ -67,10 +67,10 @@ class _Reader(io.RawIOBase):
 
 
 class Handler:
-    """Answers one connection's one request."""
+    """Answers the only request of one connection."""
 
     def __init__(self, owner: Owner, connection: socket.socket, address: str, head: Head, begun: bytes) -> None:
-        """`begun` is what was read from the connection after the head."""
+        """`begun`: bytes after the head that were already read from the connection."""
         self._owner = owner
         self._connection = connection
         self._address = address
@@ -80,20 +80,20 @@ class Handler:
         self._unread = bool(begun or head.values("content-length") or head.values("transfer-encoding"))
 
     def run(self) -> None:
-        """Answer; the connection stays open, but nothing more is said."""
-        with suppress(OSError):  # the client is gone
+        """Answer the request; the caller closes the connection."""
+        with suppress(OSError):  # the client has disconnected
             self._reply(*self._outcome())
             self._linger()
 
     def _outcome(self) -> tuple[int, dict[str, Any], int | None]:
-        """Status, record, and seconds after which to come again."""
+        """Status, record, and seconds after which the client should retry."""
         try:
             return *self._answer(), None
         except RefusedError as refusal:
             return refusal.status, refusal.record(), refusal.retry_after
         except (ConnectionError, TimeoutError):
             raise
-        except Exception as error:  # answered, logged, and the server goes on
+        except Exception as error:  # the server must continue
             self._owner.log(f"fault: {type(error).__name__}: {error}")
             fault = RefusedError(500, "fault", f"the device server failed: {type(error).__name__}")
             return fault.status, fault.record(), None
@@ -105,11 +105,11 @@ class Handler:
             raise malformed("the path is not valid") from None
         if parts.path == "/v1/device":
             if self._head.method != "GET":
-                raise RefusedError(405, "method", "only GET goes here")
+                raise RefusedError(405, "method", "this path allows only GET")
             return 200, encode_info(self._owner.info)
         match = _PATH.match(parts.path)
         if match is None:
-            raise RefusedError(404, "path", "nothing lies here; docs/device.md lists what there is")
+            raise RefusedError(404, "path", "this path does not exist; docs/device.md lists all paths")
         identifier = match[1]
         if not is_identifier(identifier):
             raise malformed("a measurement's identifier is 32 hexadecimal digits in lower case")
@@ -119,7 +119,7 @@ class Handler:
             return 200, self._owner.measurements.cancel(identifier)
         if self._head.method == "GET":
             return 200, self._owner.measurements.status(identifier, self._wait(parts.query))
-        raise RefusedError(405, "method", "only GET, PUT and DELETE go here")
+        raise RefusedError(405, "method", "this path allows only GET, PUT and DELETE")
 
     def _wait(self, query: str) -> float:
         match = _WAIT.match(query) if query else None
@@ -155,14 +155,14 @@ class Handler:
         return int(given[0])
 
     def _receive(self, length: int, folder: Path) -> tuple[Request, str]:
-        """Read the frame, put its files into `folder`, and check everything that can be checked."""
+        """Read the frame, write its files into `folder` and check them; returns the request and the body's hash."""
         body = _Body(self._source, length)
         try:
             request = decode(body.read(header_length(body.read(min(8, length)))))
             check_runtime(request.runtime, [len(model.file_bytes) for model in request.models])
             self._check_version(request)
             if body.left != request.payload_bytes:
-                raise malformed(f"{body.left} bytes of files, where the header says {request.payload_bytes}")
+                raise malformed(f"{body.left} bytes of files, but the header says {request.payload_bytes}")
             for index, model in enumerate(request.models):
                 for path, size in zip(file_paths(request.runtime, index, folder), model.file_bytes, strict=True):
                     with path.open("wb") as file:
@@ -181,8 +181,8 @@ class Handler:
     def _check_version(self, request: Request) -> None:
         has = self._owner.info.runtimes.get(request.runtime)
         if has is None:
-            there = ", ".join(self._owner.info.runtimes)
-            raise RefusedError(422, "runtime", f"{request.runtime} is not installed on this device; it has {there}")
+            installed = ", ".join(self._owner.info.runtimes)
+            raise RefusedError(422, "runtime", f"{request.runtime} is not installed on this device; it has {installed}")
         if request.version not in (None, has):
             raise RefusedError(409, "version", f"this device has {request.runtime} {has}, not {request.version}")
 
@@ -193,7 +193,7 @@ class Handler:
         self._connection.sendall(encode_reply(status, record, retry_after=retry_after, without_body=method == "HEAD"))
 
     def _linger(self) -> None:
-        """Read a while of what the client still sends: closed at once, the connection would lose our answer."""
+        """Read and drop what the client still sends; closing the connection at once would lose our answer."""
         if self._unread:
             self._connection.shutdown(socket.SHUT_WR)
             self._raw.deadline = time.monotonic() + LINGER_SECONDS
@@ -203,7 +203,7 @@ class Handler:
 
 
 class _Body:
-    """A request's body: exactly `length` bytes, hashed as they are read."""
+    """A request's body of exactly `length` bytes; hashes the bytes that are read."""
 
     def __init__(self, source: io.BufferedIOBase, length: int) -> None:
         self.left = length

@@ -1,8 +1,9 @@
-"""The measurements of a device server: who waits, what runs, what came out.
+"""The measurements of a device server: a queue, the measurement that runs, and the results.
 
-One measurement runs at a time, so that no other disturbs its timings; a bounded number wait, the rest are turned away
-with a time to come back. A measurement has an identifier that its client chose: asked for again it is the same one,
-so a client whose connection broke repeats its request and loses nothing. Results are kept for a while, then forgotten.
+Only one measurement runs at a time, so measurements do not disturb each other. A limited number of measurements may
+wait; further clients are refused and told when to retry. The client chooses the identifier of its measurement. The same
+request with the same identifier is the same measurement, so a client may repeat its request after a broken connection.
+The newest results are kept.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ ENDED = ("done", "failed", "cancelled")
 
 
 class Run(Protocol):
-    """One run that can be ended from another thread; `process.Child` by way of the server."""
+    """One run that another thread can end; the server uses `process.Child`."""
 
     def run(self) -> dict[str, Any]:
-        """The result; `RunFailedError` when there is none."""
+        """Run and return the result; `RunFailedError` if there is no result."""
         ...
 
     def kill(self) -> None:
-        """End it."""
+        """End the run."""
         ...
 
 
@@ -43,12 +44,12 @@ class _Measurement:
     folder: Path
     state: str = "waiting"  # then "running", then one of ENDED
     outcome: dict[str, Any] = field(default_factory=dict)  # "result" or "error", once ended
-    asked: float = 0.0  # when its client last asked; time.monotonic()
+    asked: float = 0.0  # time.monotonic() of its client's last request
     run: Run | None = None
 
 
 class Measurements:
-    """The queue and its one worker; every method may be called from any thread."""
+    """The queue and its only worker; every method may be called from any thread."""
 
     def __init__(
         self,
@@ -58,9 +59,9 @@ class Measurements:
         spool_bytes: int,
         abandoned_after: float = 120.0,
     ) -> None:
-        """`start` makes a run; at most `queue` wait; their files take at most `spool_bytes` together.
+        """`start` creates a run. At most `queue` measurements wait; all their files take at most `spool_bytes`.
 
-        A measurement that waits and whose client has not asked for it for `abandoned_after` seconds is dropped.
+        A waiting measurement is dropped if its client has not asked for it for `abandoned_after` seconds.
         """
         self._start = start
         self._queue = queue
@@ -68,16 +69,16 @@ class Measurements:
         self._abandoned_after = abandoned_after
         self._changed = threading.Condition()
         self._all: dict[str, _Measurement] = {}  # in order of arrival
-        self._arriving = 0  # uploads under way
-        self._spooled = 0  # bytes promised to uploads and held by those that wait
-        self._last_seconds = 1.0  # of the last run: a guess for Retry-After
+        self._arriving = 0  # current uploads
+        self._spooled = 0  # bytes of current uploads and of waiting measurements
+        self._last_seconds = 1.0  # duration of the last run, an estimate for Retry-After
         self._closed = False
         self._worker = threading.Thread(target=self._work, name="measurements", daemon=True)
         self._worker.start()
 
     @contextmanager
     def room(self, size: int) -> Iterator[None]:
-        """A place in the queue while `size` bytes arrive; `RefusedError` (503) when there is none."""
+        """Reserve a place in the queue while `size` bytes arrive; `RefusedError` (503) if the queue is full."""
         with self._changed:
             waiting = self._arriving + sum(item.state == "waiting" for item in self._all.values())
             if self._closed:
@@ -97,9 +98,9 @@ class Measurements:
                 self._spooled -= size
 
     def submit(self, identifier: str, digest: str, request: Request, folder: Path) -> None:
-        """Put a request whose files lie in `folder` into the queue, or find it there; call inside `room`.
+        """Add a request, with its files in `folder`, to the queue unless it is there already; call inside `room`.
 
-        `RefusedError` (409) when the identifier belongs to another request. The folder is the queue's if it was taken.
+        `RefusedError` (409) if the identifier belongs to another request. The queue removes the folder.
         """
         with self._changed:
             known = self._all.get(identifier)
@@ -114,7 +115,7 @@ class Measurements:
             raise RefusedError(409, "conflict", f"measurement {identifier} is another request; choose a new identifier")
 
     def status(self, identifier: str, wait: float = 0.0) -> dict[str, Any]:
-        """State of a measurement, with its result or error once it has one; waits up to `wait` seconds for that."""
+        """State of a measurement, with its result or error if it has ended; waits up to `wait` seconds for its end."""
         until = time.monotonic() + wait
         with self._changed:
             while True:
@@ -129,7 +130,7 @@ class Measurements:
                 self._changed.wait(until - item.asked)
 
     def cancel(self, identifier: str) -> dict[str, Any]:
-        """End a measurement that waits or runs; one that has ended stays as it is."""
+        """End a measurement that waits or runs; does not change one that has ended."""
         with self._changed:
             item = self._all.get(identifier)
             if item is not None and item.state == "waiting":
@@ -140,7 +141,7 @@ class Measurements:
         return self.status(identifier, wait=1.0)
 
     def close(self) -> None:
-        """Take no more, end what runs, and return when the worker has."""
+        """Refuse new measurements, end the current one, and wait for the worker to end."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -150,7 +151,7 @@ class Measurements:
         self._worker.join()
 
     def _ahead(self, identifier: str) -> int:
-        """Measurements to be served before this one."""
+        """Number of measurements before this one."""
         pending = [key for key, item in self._all.items() if item.state not in ENDED]
         return pending.index(identifier) if identifier in pending else 0
 
@@ -173,7 +174,7 @@ class Measurements:
             except RunFailedError as error:
                 state = "cancelled" if error.kind == "cancelled" else "failed"
                 outcome = {"error": {"kind": error.kind, "message": error.message}}
-            except Exception as error:  # a fault here must not end the worker, and with it the server
+            except Exception as error:  # an error must not end the worker
                 message = f"the device server failed: {type(error).__name__}: {error}"
                 state, outcome = "failed", {"error": {"kind": "fault", "message": message}}
             with self._changed:
@@ -181,14 +182,14 @@ class Measurements:
                 self._leave(item, state, outcome)
 
     def _next(self) -> _Measurement | None:
-        """The measurement to run now, once there is one; None when closed."""
+        """Wait for a measurement to run, and return it; None once closed."""
         with self._changed:
             while not self._closed:
                 for item in self._all.values():
                     if item.state != "waiting":
                         continue
                     if time.monotonic() - item.asked > self._abandoned_after:
-                        error = {"kind": "abandoned", "message": "nobody asked for this measurement any more"}
+                        error = {"kind": "abandoned", "message": "the client stopped asking for this measurement"}
                         self._leave(item, "failed", {"error": error})
                         continue
                     item.state = "running"
@@ -198,7 +199,7 @@ class Measurements:
             return None
 
     def _leave(self, item: _Measurement, state: str, outcome: dict[str, Any]) -> None:
-        """End a measurement and free what it held; the lock is held."""
+        """End a measurement and free its files; the caller holds the lock."""
         item.state, item.outcome, item.run = state, outcome, None
         self._spooled -= item.request.payload_bytes
         shutil.rmtree(item.folder, ignore_errors=True)

@@ -1,6 +1,6 @@
-"""A request that is larger than a device takes -> several that are not, and one record of what comes back.
+"""Splits a request that is too large for a device into several requests, and joins their records.
 
-Pure. What is larger than that alone stays as it is: the device, or its client, says so.
+A single model that is too large is not split; the device, or its client, refuses it. Pure.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Any
 
 from amc.deploy.device.protocol import Request
 
-Files = Sequence[Sequence[bytes]]  # of every model
+Files = Sequence[Sequence[bytes]]  # the files of every model
 
 
 def split(request: Request, files: Files, room: int, *, beside_first: bool = False) -> Iterator[tuple[Request, Files]]:
-    """The models in their order, in requests of at most `room` bytes; with `beside_first` the first one in each."""
+    """Requests of at most `room` bytes with the models in order; with `beside_first`, each has the first model too."""
     every = (0,) if beside_first else ()
     part = every
     for index in range(len(every), len(request.models)):
@@ -27,10 +27,10 @@ def split(request: Request, files: Files, room: int, *, beside_first: bool = Fal
 
 
 def joined(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One record of several whose first network is the same: that network where it was fastest, and all others.
+    """Join records that share their first network into one record.
 
-    A latency is the network's ratio to the first one, measured beside it, times the latency of the first one here:
-    between two requests the device may have grown warm.
+    The first network has its best latency of all records. Each other latency is the ratio to the first network in the
+    same record, times that best latency, because the device may have become warmer between two requests.
     """
     if len(records) == 1:
         return records[0]

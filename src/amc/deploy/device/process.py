@@ -1,8 +1,8 @@
-"""One run in a process of its own, ended when its time is up.
+"""Runs one function in a process of its own, with a time limit.
 
-A model is a stranger's: its runtime may crash, hang, eat the memory or print without end. None of that reaches the
-server: the process has its own limits (see `child`), its own session, so that what it started ends with it (unless
-that left the process group), and pipes of which only so much is kept.
+Models are untrusted: a runtime may crash, hang, use all memory or print without end. The server is protected from this.
+The process has its own limits (see `child`) and its own session, so its children end with it unless they leave the
+process group. Only a limited part of its output is kept.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from amc.deploy.device import child
 from amc.deploy.device.protocol import REPLY_BYTES, TOKEN_VARIABLE
 from amc.stop import Stop
 
-_TAIL_BYTES = 4096  # of standard error, for the message
-_FILE_BYTES = 1 << 30
-_GRACE_SECONDS = 5.0  # after which a process that outlived the server ends itself
-_LEAVE_SECONDS = 0.2
+_TAIL_BYTES = 4096  # last bytes of standard error that are kept for the message
+_FILE_BYTES = 1 << 30  # largest file that the process may write
+_GRACE_SECONDS = 5.0  # added to the process's own time limit, which only matters if the server dies
+_LEAVE_SECONDS = 0.2  # time for a process to exit after its answer
 
 
 class RunFailedError(Exception):
-    """The run gave no result: a kind for programs, a line for people."""
+    """A run has no result: `kind` is for programs, `message` is one line for people."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -44,9 +44,9 @@ class Child:
     """Runs one function in one process; `kill` may be called from any thread, before or during the run."""
 
     def __init__(self, function: str, *, seconds: float, start_seconds: float, data_bytes: int = 0) -> None:
-        """`start_seconds`: for the process to start and import what the function needs; then it has `seconds`.
+        """`start_seconds`: time limit for the start of the process and its imports.
 
-        `data_bytes` of memory; 0: no limit.
+        `seconds`: time limit for the function. `data_bytes`: memory limit; 0: no limit.
         """
         self._function = function
         self._seconds = seconds
@@ -57,21 +57,21 @@ class Child:
         self._cancelled = False
 
     def run(self, argument: Mapping[str, Any], folder: Path, *, stop: Stop | None = None) -> dict[str, Any]:
-        """The function's result, from a process that works in `folder`; `RunFailedError` when there is none.
+        """Run the function in a process that works in `folder`; `RunFailedError` if it returns no result.
 
-        `stop` cancels the run once it is set.
+        Setting `stop` cancels the run.
         """
         process = self._start(folder)
         try:
-            heard = _collect(process, self._task(argument), self._start_seconds, self._seconds, stop)
+            output = _collect(process, self._task(argument), self._start_seconds, self._seconds, stop)
         finally:
             code = self._end(process)
-        if self._cancelled or heard.stopped:
+        if self._cancelled or output.stopped:
             raise RunFailedError("cancelled", "the measurement was cancelled")
-        if heard.late or code == -signal.SIGALRM:
-            what, seconds = ("end", self._seconds) if heard.started else ("start", self._start_seconds)
-            raise RunFailedError("timeout", f"the run did not {what} within {seconds:g} s and was stopped")
-        return _result(heard.answer, heard.tail, code)
+        if output.late or code == -signal.SIGALRM:
+            verb, seconds = ("end", self._seconds) if output.started else ("start", self._start_seconds)
+            raise RunFailedError("timeout", f"the run did not {verb} within {seconds:g} s and was stopped")
+        return _result(output.answer, output.tail, code)
 
     def kill(self) -> None:
         """End the run, now or as soon as it starts."""
@@ -104,12 +104,12 @@ class Child:
         return json.dumps(task).encode()
 
     def _end(self, process: subprocess.Popen[bytes]) -> int:
-        """Stop everything in the process group; the exit code of its leader."""
+        """End all processes of the group; returns the exit code of the first one."""
         leaves = time.monotonic() + _LEAVE_SECONDS
         while not self._cancelled and time.monotonic() < leaves and not _has_ended(process.pid):
-            time.sleep(0.005)  # it has answered and is on its way out: let its exit code be its own
+            time.sleep(0.005)  # it has answered and is about to exit; a kill would hide its exit code
         with self._lock:
-            os.killpg(process.pid, signal.SIGKILL)  # before its exit is collected, so that the id is still its own
+            os.killpg(process.pid, signal.SIGKILL)  # before `wait`: afterwards another process may have this id
             process.wait()
         for stream in (process.stdin, process.stdout, process.stderr):
             if stream is not None:
@@ -124,13 +124,13 @@ def _has_ended(pid: int) -> bool:
 
 
 @dataclass(slots=True)
-class _Heard:
-    """What a process has said."""
+class _Output:
+    """The output of a process, and how it ended."""
 
     answer: bytearray = field(default_factory=bytearray)  # a line feed, once it has started, and the result
-    tail: bytearray = field(default_factory=bytearray)  # of standard error
-    late: bool = False
-    stopped: bool = False
+    tail: bytearray = field(default_factory=bytearray)  # last bytes of standard error
+    late: bool = False  # its time is up
+    stopped: bool = False  # `stop` was set
 
     @property
     def started(self) -> bool:
@@ -139,36 +139,36 @@ class _Heard:
 
 def _collect(
     process: subprocess.Popen[bytes], task: bytes, start_seconds: float, seconds: float, stop: Stop | None
-) -> _Heard:
-    """Give the process its task and read both its outputs until they end, time is up, or `stop` is set."""
+) -> _Output:
+    """Send the process its task, and read both its outputs until they end, time is up, or `stop` is set."""
     assert process.stdin is not None
-    with suppress(BrokenPipeError):  # it is dead already; its exit code says why
+    with suppress(BrokenPipeError):  # the process is already dead; its exit code says why
         process.stdin.write(task)
         process.stdin.close()
-    heard, streams = _Heard(), 2
+    output, streams = _Output(), 2
     deadline = time.monotonic() + start_seconds
     with selectors.DefaultSelector() as selector:
         for source in (process.stdout, process.stderr, stop):
             if source is not None:
                 selector.register(source, selectors.EVENT_READ)
-        while streams and not heard.stopped and not heard.late:
+        while streams and not output.stopped and not output.late:
             left = deadline - time.monotonic()
-            heard.late = left <= 0
+            output.late = left <= 0
             for key, _ in selector.select(left) if left > 0 else []:
                 if key.fileobj is stop:
-                    heard.stopped = True
+                    output.stopped = True
                     continue
                 data = os.read(key.fd, 1 << 16)
                 if not data:
                     selector.unregister(key.fileobj)
                     streams -= 1
                 elif key.fileobj is process.stderr:
-                    heard.tail = (heard.tail + data)[-_TAIL_BYTES:]
+                    output.tail = (output.tail + data)[-_TAIL_BYTES:]
                 else:
-                    if not heard.started:
+                    if not output.started:
                         deadline = time.monotonic() + seconds
-                    heard.answer += data[: REPLY_BYTES + 1 - len(heard.answer)]
-    return heard
+                    output.answer += data[: REPLY_BYTES + 1 - len(output.answer)]
+    return output
 
 
 def _result(answer: bytearray, tail: bytearray, code: int) -> dict[str, Any]:
@@ -189,5 +189,5 @@ def _result(answer: bytearray, tail: bytearray, code: int) -> dict[str, Any]:
 def _why_it_died(code: int, tail: bytearray) -> str:
     ended = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     lines = tail.decode(errors="replace").split("\n")
-    said = [line.strip() for line in lines if line.strip()][-1:]
-    return f"the process of the run died ({ended})" + (f": {said[0][:300]}" if said else "")
+    last = [line.strip() for line in lines if line.strip()][-1:]
+    return f"the process of the run died ({ended})" + (f": {last[0][:300]}" if last else "")

@@ -1,12 +1,12 @@
-"""What goes over the wire between a host and a device server: records, and how they are read strictly.
+"""The protocol between a host and a device server: its records, and strict parsing.
 
 A request body is one frame: the four bytes `AMCD`, the length of a JSON header (4 bytes, little-endian), the header,
-and the bytes of every file in the header's order with nothing between or after them. The header says the runtime, the
-settings of the measurement and, for every model, its name, its inputs and the sizes of its files. Replies are JSON
-objects. Nothing else is ever sent: no code, no pickles, no paths.
+and the bytes of every file in the header's order with nothing between or after them. The header contains the runtime,
+the settings of the measurement and, for every model, its name, its inputs and the sizes of its files. Replies are JSON
+objects. Nothing else is sent: no code, no pickles, no paths.
 
-Everything here is pure: bytes and dictionaries in, records out. What a stranger sent is refused with `RefusedError`,
-which carries the HTTP status; unknown keys, repeated keys, NaN and numbers out of range are all refused.
+Pure: converts bytes and dictionaries to records. Invalid input raises `RefusedError`, which has the HTTP status.
+Unknown keys, repeated keys, NaN and numbers out of range are all refused.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from amc.errors import AmcError
 VERSION = 1
 MAGIC = b"AMCD"
 TOKEN_VARIABLE = "AMC_DEVICE_TOKEN"
-HEADER_BYTES = 1 << 20  # a header of more than this is not one of ours
+HEADER_BYTES = 1 << 20  # largest header; ours are much smaller
 REPLY_BYTES = 4 << 20
 MAX_MODELS = 256
 MAX_THREADS = 256
@@ -36,7 +36,7 @@ MAX_INPUT_BYTES = 1 << 30  # of all inputs of one model
 MAX_FILE_BYTES = 1 << 40
 MAX_RUN_SECONDS = 1_000_000
 
-# Bytes of one element, for every type of input that a runtime may be fed with.
+# Bytes per element of every input type that a runtime may take.
 DTYPE_BYTES = {
     "float32": 4, "float16": 2, "float64": 8, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
 }  # fmt: skip
@@ -44,17 +44,17 @@ DTYPE_BYTES = {
 _IDENTIFIER = re.compile(r"[0-9a-f]{32}\Z")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:=%+@,#()\[\]-]{0,99}\Z")
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}\Z")
-_LINE = re.compile(r"[^\x00-\x1f\x7f]{0,300}\Z")  # for a terminal
+_LINE = re.compile(r"[^\x00-\x1f\x7f]{0,300}\Z")  # text that is safe to print on a terminal
 _MOST_MS = 1e9
 
 
 class DeviceError(AmcError):
-    """A device cannot be reached, will not answer, or could not measure a model."""
+    """A device cannot be reached, does not answer, or could not measure a model."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One input of a model; the device fills it itself."""
+    """One input of a model; the device chooses its values."""
 
     shape: tuple[int, ...]  # each at least 1, the batch first
     dtype: str = "float32"
@@ -67,7 +67,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One model of a request: what it is called in the result, its inputs, and the bytes of each of its files."""
+    """One model of a request: its name in the result, its inputs, and the size of each file."""
 
     name: str
     inputs: tuple[TensorSpec, ...]
@@ -80,7 +80,7 @@ class Request:
 
     runtime: str
     models: tuple[Model, ...]
-    version: str | None = None  # of the runtime, that the device must have; None: any
+    version: str | None = None  # version of the runtime that the device must have; None: any
     threads: int = 1
     half: bool = False  # the runtime may compute in 16 bits
     settings: MeasureSettings = field(default_factory=MeasureSettings)
@@ -98,26 +98,26 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class DeviceInfo:
-    """What a device says of itself."""
+    """A device's description of itself."""
 
     amc_version: str
     machine: Mapping[str, Any]
     runtimes: Mapping[str, str]  # name to version
-    body_bytes: int  # the largest request it takes
-    run_seconds: float  # the longest measurement it allows
+    body_bytes: int  # largest request that it accepts
+    run_seconds: float  # longest measurement that it allows
 
 
 class Device(Protocol):
     """A machine that times models: a server over HTTP, or a phone over adb."""
 
     def describe(self) -> DeviceInfo:
-        """What the device is; `DeviceError` when it cannot be reached."""
+        """The device's description; `DeviceError` if it cannot be reached."""
         ...
 
     def measure(self, request: Request, files: Sequence[Sequence[bytes]]) -> dict[str, Any]:
-        """Time the models; `files` holds every model's files. The record is that of `amc.deploy.latency`.
+        """Time the models; `files` contains every model's files. Returns the record of `amc.deploy.latency`.
 
-        `DeviceError` when it cannot be done.
+        `DeviceError` if the models cannot be timed.
         """
         ...
 
@@ -128,7 +128,7 @@ def is_identifier(text: str) -> bool:
 
 
 def check_threads(threads: int) -> None:
-    """`DeviceError` for more threads than a device takes."""
+    """`DeviceError` for more threads than a device allows."""
     if threads > MAX_THREADS:
         raise DeviceError(f"a device runs models on at most {MAX_THREADS} threads, got {threads}; ask for fewer")
 
@@ -153,7 +153,7 @@ def header_length(prefix: bytes) -> int:
 
 
 def decode(header: bytes) -> Request:
-    """The request that a header describes; `RefusedError` for anything that is not exactly one."""
+    """The request that a header describes; `RefusedError` if the header is invalid."""
     fields = Fields(parse_object(header), "header")
     protocol = fields.integer("protocol", 1, 1 << 16)
     if protocol != VERSION:
@@ -180,7 +180,7 @@ def _settings(fields: Fields) -> MeasureSettings:
     }
     fields.done()
     try:
-        return MeasureSettings(**read)  # type: ignore[arg-type]  # of two types, each in its place
+        return MeasureSettings(**read)  # type: ignore[arg-type]  # int and float values, each for its field
     except AmcError as error:
         raise malformed(f"header.settings: {error}") from None
 
@@ -207,7 +207,7 @@ def _input(fields: Fields) -> TensorSpec:
 
 
 def decode_info(record: dict[str, Any]) -> DeviceInfo:
-    """What `GET /v1/device` answered."""
+    """Parse the reply to `GET /v1/device`; `RefusedError` if it is invalid."""
     fields = Fields(record, "device")
     protocol = fields.integer("protocol", 1, 1 << 16)
     if protocol != VERSION:
@@ -229,9 +229,9 @@ def decode_info(record: dict[str, Any]) -> DeviceInfo:
 
 
 def check_result(request: Request, result: Mapping[str, Any]) -> None:
-    """`RefusedError` unless a result is what was asked for and has all that this host reads; it may have more.
+    """`RefusedError` unless a result answers the request and has all fields that this host reads; it may have more.
 
-    The models come in the order of the request: the first one is the reference of the others.
+    The models must be in the order of the request, because the first one is the reference of the others.
     """
     fields = Fields(dict(result), "result")
     fields.choice("runtime", (request.runtime,))
@@ -265,7 +265,7 @@ def _check_network(fields: Fields, *, compared: bool) -> None:
 def _check_machine(fields: Fields) -> None:
     for key in ("cpu", "architecture", "system"):
         fields.text(key, _LINE)
-    fields.integer("cores", 0, 1 << 20)  # 0: it does not say
+    fields.integer("cores", 0, 1 << 20)  # 0: unknown
     fields.number("load", 0.0, 1e6)
 
 

@@ -1,4 +1,4 @@
-"""Networks of this host -> their latency on a device: what `--device-url` does."""
+"""Measures this host's networks on a device: the implementation of `--device-url`."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from amc.deploy.tensors import Tensors, inputs_of, on_cpu, random_like, with_bat
 
 
 def open_device(url: str, *, token_file: Path | None = None) -> Device:
-    """The device at `http://HOST:PORT`, or the phone at `adb://SERIAL/PATH/OF/PROGRAM` (SERIAL may be left out).
+    """The device at `http://HOST:PORT`, or the phone at `adb://SERIAL/PATH/OF/PROGRAM` (SERIAL is optional).
 
-    The token of a device server comes from the file, or from AMC_DEVICE_TOKEN. `DeviceError` for any other URL.
+    The device server's token is read from the file, or from AMC_DEVICE_TOKEN. `DeviceError` for any other URL.
     """
     if not url.startswith("adb:"):
         return DeviceClient(url, find_token(token_file))
@@ -54,11 +54,11 @@ def latency_on(
     settings: MeasureSettings | None = None,
     version: str | None = None,
 ) -> dict[str, Any]:
-    """Like `amc.deploy.latency`, on the device; `version`: what its runtime must be, None for any.
+    """Like `amc.deploy.latency`, on the device. `version`: required version of its runtime; None: any.
 
-    Files are checked against PyTorch here before they are sent, if the runtime is installed here too: `checked_with`
-    in the record says by what, or is None. Networks that together are too large for the device go over in parts, the
-    first one beside the others in each.
+    If the runtime is installed on this host too, the files are checked against PyTorch before they are sent. The
+    record's `checked_with` is then the runtime and its version, else None. Networks that are too large for one request
+    are sent in several; each request contains the first network.
     """
     if get_runtime(runtime).trusted_only:
         raise DeviceError(f"runtime '{runtime}' cannot be measured on a device: its files can carry code")

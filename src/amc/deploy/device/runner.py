@@ -1,4 +1,4 @@
-"""What runs in a device server's child process: the one place where the server meets the runtimes."""
+"""The functions that run in a device server's child process. Only they use the runtimes."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from amc.provenance import amc_version
 
 
 def describe(argument: Mapping[str, Any]) -> dict[str, Any]:
-    """What can run here; takes nothing."""
+    """The installed runtimes and the machine; ignores its argument."""
     runtimes = {name: number for name, number in installed_runtimes().items() if not get_runtime(name).trusted_only}
     return {"amc_version": amc_version(), "machine": machine.describe(), "runtimes": runtimes}
 
 
-# What imports a runtime's package.
+# Functions that import a runtime's package.
 IMPORTS: dict[str, Callable[[], object]] = {
     "onnxruntime": partial(importlib.import_module, "onnxruntime"),
     "openvino": openvino,
@@ -39,29 +39,29 @@ IMPORTS: dict[str, Callable[[], object]] = {
 
 
 def prepare(task: Mapping[str, Any]) -> None:
-    """Import the runtime of a task, so that the time of the measurement is not spent on that.
+    """Import the runtime of a task, so that the import does not count as measuring time.
 
-    A package that does not import is reported by `measure`.
+    If the import fails, `measure` reports it.
     """
-    if "runtime" in task:  # `describe` takes none
+    if "runtime" in task:  # the task of `describe` has no runtime
         with suppress(Exception), silenced():
             IMPORTS[task["runtime"]]()
 
 
 def measure(task: Mapping[str, Any]) -> dict[str, Any]:
-    """Time the models of a task (see `server.task_of`) on random inputs; the record is that of `amc.deploy.latency`.
+    """Time the models of a task (see `server.task_of`) on random inputs; returns the record of `amc.deploy.latency`.
 
-    Raises an AmcError for a model that does not load or run, and for a runtime whose files can carry code.
+    Raises AmcError if a model does not load or run, and for a runtime whose files can contain code.
     """
     runtime = str(task["runtime"])
-    if get_runtime(runtime).trusted_only:  # the server refuses it; were that to fail, nothing is loaded here either
+    if get_runtime(runtime).trusted_only:  # a second check, in case the server's check fails
         raise AmcError(f"files for {runtime} can carry code, which a device does not take")
     generator = torch.Generator().manual_seed(0)
     models = {
         entry["name"]: ([Path(path) for path in entry["files"]], _inputs(entry["inputs"], generator))
         for entry in task["models"]
     }
-    torch.set_num_threads(1)  # PyTorch only makes the inputs; its threads stay out of the way
+    torch.set_num_threads(1)  # PyTorch only makes the inputs; its threads must not disturb the timing
     record = latency_of_files(
         models,
         runtime=runtime,
@@ -77,7 +77,7 @@ def measure(task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _inputs(specs: list[Mapping[str, Any]], generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Standard normal numbers; zeros where an input is not of floating point, as those are always in range."""
+    """Standard normal numbers for floating-point inputs; zeros for others, because zero is always in range."""
     tensors = []
     for spec in specs:
         dtype = getattr(torch, spec["dtype"])

@@ -1,14 +1,15 @@
-"""`amc device serve`: times models that a host sends, over HTTP.
+"""`amc device serve`: times models that a host sends over HTTP.
 
-    GET    /v1/device                    what this device is
-    PUT    /v1/measurements/ID           a request (see `protocol`); ID: 32 hexadecimal digits of the client's choice
-    GET    /v1/measurements/ID?wait=20   its state; waits up to so many seconds for the end
-    DELETE /v1/measurements/ID           end it
+    GET    /v1/device                    the device's description
+    PUT    /v1/measurements/ID           a new measurement (see `protocol`); ID: 32 hexadecimal digits, client's choice
+    GET    /v1/measurements/ID?wait=20   the measurement's state; waits up to 20 seconds for its end
+    DELETE /v1/measurements/ID           end the measurement
 
-Every request needs `Authorization: Bearer TOKEN`. One request a connection. One thread, the `door`, hears all who have
-not shown the token; who has gets a thread (`handler`). Their number, the time a request may take to arrive, its size
-and the number that wait are limited, and a measurement runs in a process of its own (`process`). It is meant for a
-laboratory, not for the open internet: see docs/device.md.
+Every request needs `Authorization: Bearer TOKEN`. A connection serves one request. One thread, the `door`, reads from
+all connections that have not sent the token. A connection that has sent it gets a thread of its own (`handler`). The
+server limits the number of connections, the size and the arrival time of a request, and the number of waiting
+measurements. Each measurement runs in a process of its own (`process`). The server is meant for a laboratory, not for
+the open internet: see docs/device.md.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ _BACKLOG = 128
 
 
 class StoppedError(DeviceError):
-    """The server was told to stop before it had started."""
+    """The server was stopped before it had started."""
 
 
 class DeviceServer:
-    """A device server; `serve_forever` until `shutdown`, then `close`."""
+    """A device server: `serve_forever` serves until `shutdown`; then call `close`."""
 
     def __init__(
         self,
@@ -59,10 +60,10 @@ class DeviceServer:
         log: Callable[[str], None] = lambda line: None,
         stop: Stop | None = None,
     ) -> None:
-        """Listen at once; `DeviceError` when the address cannot be had, or when no runtime is installed.
+        """Start to listen; `DeviceError` if the address is not available, or if no runtime is installed.
 
-        `measure` and `describe` are the functions ("module:name") that run in the child process. Once `stop` is set,
-        the server serves no longer; `StoppedError` where it has not started yet.
+        `measure` and `describe` are the functions ("module:name") that run in the child process. Setting `stop` ends
+        the server; `StoppedError` if it has not started yet.
         """
         self.limits = _within_descriptors(limits or Limits())
         self.log = log
@@ -87,43 +88,43 @@ class DeviceServer:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The server's address."""
         host, port = self._listener.getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     @property
     def is_private(self) -> bool:
-        """Whether only this machine can reach it."""
+        """Whether only this machine can reach the server."""
         address = ipaddress.ip_address(self._listener.getsockname()[0].partition("%")[0])
         mapped = address.ipv4_mapped if address.version == 6 else None
         return (mapped or address).is_loopback
 
     def serve_forever(self) -> None:
-        """Answer until `shutdown` is called, or the `stop` that was given is set."""
+        """Answer requests until `shutdown` is called or `stop` is set."""
         self._door.serve(self._stop)
 
     def shutdown(self) -> None:
-        """Make `serve_forever` return; from any thread, and from a signal handler."""
+        """Make `serve_forever` return; may be called from any thread and from a signal handler."""
         self._stop.set()
 
     def close(self) -> None:
-        """End what runs, stop listening, remove all files; not while `serve_forever` runs."""
+        """End the current measurement, stop listening and remove all files. Call it after `serve_forever` returned."""
         self._stack.close()
 
     def _describe(self, function: str) -> DeviceInfo:
-        """Ask a child process what can run here: a runtime that crashes on import must not end the server."""
+        """Ask a child process for this device's runtimes: a runtime that crashes on import must not end the server."""
         child = Child(function, seconds=self.limits.start_seconds, start_seconds=self.limits.start_seconds)
         try:
-            found = child.run({}, self.spool, stop=self._stop)
+            description = child.run({}, self.spool, stop=self._stop)
         except RunFailedError as error:
             if error.kind == "cancelled":
                 raise StoppedError("the device server was stopped before it had started") from None
-            raise DeviceError(f"this device cannot tell its runtimes: {error.message}") from None
-        runtimes = {name: version for name, version in found["runtimes"].items() if name in FILES}
+            raise DeviceError(f"cannot list the runtimes of this device: {error.message}") from None
+        runtimes = {name: version for name, version in description["runtimes"].items() if name in FILES}
         if not runtimes:
             raise DeviceError(f"no runtime is installed here; install one of {', '.join(FILES)}")
         return DeviceInfo(
-            amc_version=found["amc_version"], machine=found["machine"], runtimes=runtimes,
+            amc_version=description["amc_version"], machine=description["machine"], runtimes=runtimes,
             body_bytes=self.limits.body_bytes, run_seconds=self.limits.run_seconds,
         )  # fmt: skip
 
@@ -172,12 +173,12 @@ def task_of(request: Request, folder: Path) -> dict[str, Any]:
 def _listen(host: str, port: int) -> socket.socket:
     if not host.strip():
         raise DeviceError(
-            f"--host must be an address, got '{host}'; use 127.0.0.1 for this machine alone, "
-            f"or 0.0.0.0 for every network that it is in"
+            f"--host must be an address, got '{host}'; use 127.0.0.1 to serve this machine only, "
+            f"or 0.0.0.0 to serve all networks"
         )
     try:
         return _bound(host, port)
-    except (OSError, OverflowError, TypeError, ValueError) as error:  # the last two: a name that no address can have
+    except (OSError, OverflowError, TypeError, ValueError) as error:  # TypeError, ValueError: an invalid host name
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise DeviceError(
             f"cannot listen on {host} port {port} ({reason}); choose another with --host or --port"
@@ -197,7 +198,7 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 def _within_descriptors(limits: Limits) -> Limits:
-    """Connections take at most half of the file descriptors that this process may have; the rest is for its work."""
+    """Reduce the limits so that connections take at most half of this process's file descriptors."""
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if most == resource.RLIM_INFINITY:
         return limits

@@ -1,4 +1,4 @@
-"""The secret that a host shows to a device server."""
+"""The token: the secret that a host sends to a device server."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 
 from amc.deploy.device.protocol import TOKEN_VARIABLE, DeviceError
 
-_FORM = re.compile(r"[A-Za-z0-9._~+/=-]{16,256}\Z")  # what may follow "Bearer" in a header; RFC 6750
-_MOST_BYTES = 4096  # of a token file
+_FORM = re.compile(r"[A-Za-z0-9._~+/=-]{16,256}\Z")  # characters of a bearer token; RFC 6750
+_MOST_BYTES = 4096  # largest part of a token file that is read
 
 
 def new_token() -> str:
@@ -23,24 +23,24 @@ def new_token() -> str:
 
 
 def same_token(given: str, wanted: str) -> bool:
-    """Whether two tokens are equal, in a time that depends on neither."""
+    """Whether two tokens are equal; takes the same time for all tokens."""
     first, second = (hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest() for token in (given, wanted))
-    return hmac.compare_digest(first, second)  # of digests, so that not even the length shows
+    return hmac.compare_digest(first, second)  # compares digests, to hide the length too
 
 
 def check_token(token: str, source: str) -> str:
-    """The token, if it can be one; `DeviceError` names where it came from, never the token."""
+    """The token, without surrounding blanks; `DeviceError` if it is not valid: names `source`, never the token."""
     token = token.strip()
     if _FORM.match(token) is None:
         raise DeviceError(
-            f"the token in {source} is not one: it needs 16 to 256 letters, digits or ._~+/=-; "
+            f"the token in {source} is not valid: a token has 16 to 256 letters, digits or ._~+/=-; "
             f"use the one that `amc device serve` printed"
         )
     return token
 
 
 def read_token(path: Path) -> str:
-    """The token that a file holds."""
+    """The token in a file; `DeviceError` if the file cannot be read or holds no valid token."""
     try:
         with open(path, "rb", opener=_open_without_waiting) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -53,11 +53,11 @@ def read_token(path: Path) -> str:
 
 
 def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a pipe that nobody writes into would hold us up
+    return os.open(path, flags | os.O_NONBLOCK)  # opening a pipe without a writer would block
 
 
 def make_token_file(path: Path) -> str:
-    """The token that the file holds; a new one is written there, for its owner's eyes only, if there is no file."""
+    """The token in the file; if the file does not exist, writes a new token that only the owner can read."""
     if path.exists():
         return read_token(path)
     token = new_token()
@@ -67,7 +67,7 @@ def make_token_file(path: Path) -> str:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 file.write(token + "\n")
         except BaseException:
-            path.unlink()  # half a token would be refused the next time
+            path.unlink()  # an incomplete token would be refused the next time
             raise
     except OSError as error:
         raise DeviceError(f"cannot write the token file '{path}' ({error.strerror}); choose another place") from None
@@ -75,12 +75,12 @@ def make_token_file(path: Path) -> str:
 
 
 def find_token(path: Path | None = None) -> str:
-    """The host's token: from the file if one is given, else from the environment variable AMC_DEVICE_TOKEN."""
+    """The host's token: from the file at `path` if given, else from the environment variable AMC_DEVICE_TOKEN."""
     if path is not None:
         return read_token(path)
     token = os.environ.get(TOKEN_VARIABLE)
     if token is None:
         raise DeviceError(
-            f"the device wants a token; set {TOKEN_VARIABLE} or give --token-file with what `amc device serve` printed"
+            f"the device requires a token, which `amc device serve` printed; set {TOKEN_VARIABLE} or give --token-file"
         )
     return check_token(token, TOKEN_VARIABLE)

@@ -1,7 +1,7 @@
-"""HTTP/1.1 as a device server speaks it: the head of a request, and a whole reply.
+"""The HTTP/1.1 of a device server: parses the head of a request, and encodes a whole reply.
 
-Pure: bytes in, a record out, and back. A head is what comes before the body: the request line and the headers. It is
-read strictly: whatever is not HTTP/1.0 or 1.1 is refused with `RefusedError`. The work is linear in the bytes.
+The head is everything before the body: the request line and the headers. Parsing is strict: anything except HTTP/1.0
+and 1.1 raises `RefusedError`. Its time is linear in the number of bytes. Pure.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from amc.deploy.device.strict import RefusedError
 
 HEAD_BYTES = 64 << 10  # of the request line and the headers together
 HEADERS = 100
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"  # to a client that waits for leave to send its body
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"  # for a client that waits for permission to send its body
 
 _END = re.compile(rb"\r?\n\r?\n")
 _REQUEST = re.compile(rb"([!-~]+) ([!-~]+) HTTP/([0-9])\.([0-9])\Z")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
-_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # all but the tab
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # except the tab
 _SHOWN = 200  # characters of a request line in a log
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What a request says before its body."""
+    """The part of a request before its body."""
 
     method: str
     target: str  # printable ASCII: the path and the query
-    headers: tuple[tuple[str, str], ...]  # the names in lower case, as often as they were given
+    headers: tuple[tuple[str, str], ...]  # names in lower case; a name may occur several times
 
     def values(self, name: str) -> list[str]:
         """Every value of one header; `name` in lower case."""
@@ -38,14 +38,14 @@ class Head:
 
 
 def end_of_head(data: bytes | bytearray, searched: int = 0) -> int | None:
-    """Length of the head that `data` begins with; None when its end is not there yet.
+    """Length of the head at the beginning of `data`; None if the head is not complete.
 
-    The first `searched` bytes were searched before, without success. `RefusedError` (414, 431) once it is too long.
+    The first `searched` bytes were searched before, without success. `RefusedError` (414, 431) if the head is too long.
     """
-    found = _END.search(data, max(0, searched - len(b"\r\n\r")))
-    if found is not None and found.end() <= HEAD_BYTES:
-        return found.end()
-    if found is None and len(data) <= HEAD_BYTES:
+    end = _END.search(data, max(0, searched - len(b"\r\n\r")))
+    if end is not None and end.end() <= HEAD_BYTES:
+        return end.end()
+    if end is None and len(data) <= HEAD_BYTES:
         return None
     if b"\n" not in data[:HEAD_BYTES]:
         raise RefusedError(414, "http", f"the request line has more than {HEAD_BYTES} bytes")
@@ -53,7 +53,7 @@ def end_of_head(data: bytes | bytearray, searched: int = 0) -> int | None:
 
 
 def parse_head(data: bytes) -> Head:
-    """The head that `data` is, its end included; `RefusedError` (400, 431, 505) when it is none."""
+    """Parse `data`, a complete head; `RefusedError` (400, 431, 505) if it is invalid."""
     request, *lines = [line.removesuffix(b"\r") for line in data.rstrip(b"\r\n").split(b"\n")]
     match = _REQUEST.match(request)
     if match is None:
@@ -66,7 +66,7 @@ def parse_head(data: bytes) -> Head:
 
 
 def _header(line: bytes) -> tuple[str, str]:
-    # Not one pattern for the whole line: where it fails, it would try every split of a long run of blanks.
+    # A single pattern for the whole line would be slow: on failure it would try every split of a long run of blanks.
     name, colon, value = line.partition(b":")
     if not colon or _NAME.match(name) is None or _CONTROL.search(value):
         raise RefusedError(400, "http", "a header is not NAME: VALUE")
@@ -74,7 +74,7 @@ def _header(line: bytes) -> tuple[str, str]:
 
 
 def request_line(data: bytes | bytearray) -> str:
-    """The first line of a request for a log: printable ASCII, not too long, whatever was sent."""
+    """The first line of a request, for a log: always printable ASCII of limited length."""
     line = bytes(data[: _SHOWN + 1]).split(b"\n")[0].rstrip(b"\r")
     return ascii(line[:_SHOWN])[1:] + ("..." if len(line) > _SHOWN else "")
 
@@ -82,7 +82,7 @@ def request_line(data: bytes | bytearray) -> str:
 def encode_reply(
     status: int, record: dict[str, object], *, retry_after: int | None = None, without_body: bool = False
 ) -> bytes:
-    """A reply with a JSON body, after which the connection closes; HEAD asks for one `without_body`."""
+    """A reply with a JSON body; the connection closes after it. `without_body`: for the method HEAD."""
     body = json.dumps(record).encode()
     headers = {
         "Server": "amc-device",

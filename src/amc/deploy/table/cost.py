@@ -25,11 +25,11 @@ _KNOTS = np.arange(10) / 10
 class Correction:
     """Predicts a whole network's latency from the table's sums.
 
-    The prediction starts at the dense network's latency. It subtracts a share for each ms of blocks, for each million
-    values that the layers no longer write, and for the weights that they no longer read. The last share is a convex
-    function of the number of weights: a block alone finds its weights in the nearest cache, but a network does so only
-    if all its weights fit. No slope is negative, so latency never falls when a layer grows. The prediction is exact for
-    the dense network, because relative budgets refer to it.
+    The prediction starts at the dense network's latency. It is reduced in proportion to the ms that the blocks save and
+    to the values that the layers no longer write. It is also reduced for the weights that they no longer read: latency
+    is a convex function of the number of weights, because a block alone finds its weights in the nearest cache, but a
+    network does so only if all its weights fit. No slope is negative, so latency never falls when a layer grows. The
+    prediction is exact for the dense network, because relative budgets refer to it.
     """
 
     dense_ms: float

@@ -21,7 +21,7 @@ from amc.deploy.table.grid import Axis, FloatArray, Node, lookup
 from amc.structure import Structure
 
 POINTS = 6  # widths measured on each side of a layer
-CACHED_WEIGHTS = 50_000  # largest block that is measured; three copies of it fit into every second-level cache
+CACHED_WEIGHTS = 50_000  # most weights of a measured block; three copies of it fit into every second-level cache
 
 _LARGEST = 4  # number of measured blocks from which larger blocks are extrapolated
 

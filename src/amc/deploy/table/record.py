@@ -79,7 +79,7 @@ class LatencyTable:
         """The table of a file's content; TableError if the content is not a table."""
         try:
             if data["format"] != FORMAT or data["version"] != VERSION:
-                raise TableError(f"it is no {FORMAT} of version {VERSION}")
+                raise TableError(f"it is not an {FORMAT} of version {VERSION}")
             blocks = data["blocks"].items()
             times = {(str(name), int(a), int(b)): float(ms) for name, rows in blocks for a, b, ms in rows}
             networks = tuple(
