@@ -370,7 +370,7 @@ def _check_range(classes: Tensor, count: int) -> None:
     outside = classes[(classes < 0) | (classes >= count)]
     if outside.numel():
         raise EvaluationError(
-            f"label {int(outside.flatten()[0])} is out of range: the network tells classes 0 to {count - 1} apart; "
+            f"label {int(outside.flatten()[0])} is out of range: the network has classes 0 to {count - 1}; "
             "count classes from 0, and leave out images without a class"
         )
 

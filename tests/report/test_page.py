@@ -239,7 +239,7 @@ def test_a_masked_network_is_called_masked_and_no_faster(tmp_path: Path) -> None
     assert "File size 1.084 MB 402.1 kB 37.08% left (2.70× less)" in text
     assert "on most runtimes it runs no faster" in text
     assert "Layer Share kept Weights kept layer1.0.conv1 768 of 2,304" in text
-    assert "what is not kept of a layer is zero" in text
+    assert "the other weights of a layer are zero" in text
     assert "masked, of the same shape as the dense one" in text
     assert "Layer Reason fc locked by --lock" in text  # a layer has no number of channels
     assert "slim" not in text.lower()

@@ -65,13 +65,13 @@ def reward_comparisons(record: RunRecord, *, percent: bool) -> list[Comparison]:
     for name, episodes in (("uniform", record.uniform), ("random", record.random)):
         other, summarised = best_of(episodes), baseline_of(record.summary, name)
         if other is not None:
-            lines.append(_beside(f"best of {len(episodes)} {name} policies", other, best, record, percent=percent))
+            lines.append(_compared(f"best of {len(episodes)} {name} policies", other, best, record, percent=percent))
         elif summarised.get("score") is not None:
             lines.append(_summarised(name, summarised, record, percent=percent))
     return lines
 
 
-def _beside(name: str, other: EpisodeRecord, best: EpisodeRecord, record: RunRecord, *, percent: bool) -> Comparison:
+def _compared(name: str, other: EpisodeRecord, best: EpisodeRecord, record: RunRecord, *, percent: bool) -> Comparison:
     return Comparison(
         baseline=name,
         score=format_score(other.score, percent=percent),

@@ -145,9 +145,9 @@ def _groups(summary: Mapping[str, Any], policy: Mapping[str, Any], uniform: tupl
             name=str(record.get("name", f"group {index}")),
             size=int(record.get("size", 0)),
             kept=int(record["kept"] if "kept" in record else len(record.get("keep", ()))),
-            uniform=beside,
+            uniform=uniform_keep,
         )
-        for index, (record, beside) in enumerate(zip(records, aligned, strict=True))
+        for index, (record, uniform_keep) in enumerate(zip(records, aligned, strict=True))
     )
 
 

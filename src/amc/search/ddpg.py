@@ -27,7 +27,7 @@ STEP = (0.95, 1.01)
 
 @dataclass(frozen=True, slots=True)
 class DDPGConfig:
-    """Hyperparameters; the defaults are the paper's unless the comment says otherwise (docs/paper.md)."""
+    """Hyperparameters; the defaults are the paper's unless a comment names another source (docs/paper.md)."""
 
     warmup_episodes: int = 100  # random episodes before the actor acts
     hidden: int = 300  # units in each of two hidden layers

@@ -45,7 +45,7 @@ class EpisodeRecord:
             raise ValueError(f"episode {self.episode} has a standard error of {self.standard_error} for no score")
 
     def named(self, kind: ScoreKind) -> Self:
-        """The record with a score that knows what it is, for whoever shows it."""
+        """The record with a `NamedScore`, for reports."""
         return self if self.score is None else replace(self, score=kind.named(self.score))
 
     def to_line(self) -> str:

@@ -58,7 +58,7 @@ class CostFunction(Protocol):
 
 @dataclass(frozen=True)
 class Problem:
-    """Everything a search needs to know, apart from the score of a policy.
+    """Everything that a search needs, except the score of a policy.
 
     A policy must meet every budget. Without a budget, every policy is feasible (the paper's accuracy-guaranteed
     protocol). The first budget's metric is the unit of the observation's features `reduced` and `rest`.

@@ -28,7 +28,7 @@ class ZeroPadShortcut(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut without parameters."""
+    """Two 3x3 convolutions and a shortcut without parameters."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
