@@ -16,10 +16,10 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from amc import jobs
 from amc.batches import limited
 from amc.config import SearchConfig
 from amc.evaluation import Evaluator, reestimate_batchnorm_
+from amc.jobs.origin import BATCH, data_of, network_of
 from amc.provenance import environment
 from amc.recovery import FineTuneConfig, finetune
 from amc.settings import Source
@@ -43,7 +43,7 @@ def measure(args: argparse.Namespace) -> Record:
     torch.set_num_threads(args.threads)
     run = searched(args, "rival", test=False)
     source = Source.from_json(run.config())
-    data, dense = jobs.data_of(source), jobs.network_of(source)
+    data, dense = data_of(source), network_of(source)
     example = torch.zeros(1, *data.input_shape)
     ours = load_run(run.path, finetuned=False)
     limit = count_macs(ours, example)
@@ -90,7 +90,7 @@ def measured(model: nn.Module, data: DataSplits, example: torch.Tensor, args: ar
     """Costs, and test accuracy as pruned, with batch norms re-estimated, and after fine-tuning."""
     test = Evaluator(data.test)
     row: Record = {"macs": count_macs(model, example), "params": count_params(model), "test": test(model)}
-    reestimate_batchnorm_(model, limited(data.calibration.batches(jobs.BATCH), SearchConfig().bn_images or 0))
+    reestimate_batchnorm_(model, limited(data.calibration.batches(BATCH), SearchConfig().bn_images or 0))
     row["test_batch_norm"] = test(model)
     finetune(model, data.train, FineTuneConfig(epochs=args.epochs, precision="bfloat16"))
     row["test_finetuned"] = test(model)

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from amc import jobs
 from amc.batches import limited
 from amc.config import SearchConfig
+from amc.jobs.origin import BATCH, data_of, network_of
 from amc.lines import atomic_write_bytes
 from amc.settings import Source
 from amc.structure import Structure, inspect
@@ -75,9 +75,9 @@ def prepared(args: argparse.Namespace) -> Prepared:
     """Load what the options of `network_parser` name."""
     torch.set_num_threads(args.threads)
     source, config = source_of(args), SearchConfig()
-    model, data = jobs.network_of(source), jobs.data_of(source)
+    model, data = network_of(source), data_of(source)
     structure = inspect(model, torch.zeros(1, *data.input_shape))
-    calibration = limited(data.calibration.batches(jobs.BATCH), config.calibration_images)
+    calibration = limited(data.calibration.batches(BATCH), config.calibration_images)
     return Prepared(model, structure, data, calibration, limited(calibration, config.bn_images or 0))
 
 

@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
-from amc import jobs, rundir
+from amc import rundir
 from amc.config import SearchConfig
 from amc.evaluation import Evaluator
 from amc.job import Inputs, prepare
+from amc.jobs.origin import BATCH, data_of, network_of
 from amc.provenance import environment
 from amc.recovery import FineTuneConfig, finetune
 from amc.rundir import RunDir
@@ -55,15 +56,15 @@ def fine_tuned(args: argparse.Namespace) -> None:
     done = load(RESULT.format(model=args.model)).get("finetuned", {})
     run = RunDir.open(run_path(args, f"seed{args.seeds[0]}"))
     source = Source.from_json(run.config())
-    data, dense = jobs.data_of(source), jobs.network_of(source)
+    data, dense = data_of(source), network_of(source)
     test = Evaluator(data.test)
     config = FineTuneConfig(epochs=args.epochs, precision="float32" if args.fp32 else "bfloat16")
-    example, calibration = torch.zeros(1, *data.input_shape), data.calibration.batches(jobs.BATCH)
+    example, calibration = torch.zeros(1, *data.input_shape), data.calibration.batches(BATCH)
     job = prepare(Inputs(dense, example, calibration, data.search), SearchConfig.from_json(run.config()))
     for name in ("ddpg", *args.tune, "dense"):
         if name in done:
             continue
-        model = jobs.network_of(source) if name == "dense" else job.scorer.build(best_keep(run, name))
+        model = network_of(source) if name == "dense" else job.scorer.build(best_keep(run, name))
         before = test(model)
         finetune(model, data.train, config)
         done[name] = {"test_before": before, "test_after": test(model), "epochs": args.epochs}

@@ -10,8 +10,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from amc import jobs, rundir
+from amc import rundir
 from amc.config import SearchConfig
+from amc.jobs.finetune import run_finetune
+from amc.jobs.resume import run_resume
+from amc.jobs.schedule import Rounds, run_schedule
+from amc.jobs.search import run_search
 from amc.progress import ProgressBar
 from amc.recovery import FineTuneConfig
 from amc.rundir import RunDir
@@ -43,9 +47,9 @@ def searched(args: argparse.Namespace, name: str, *, test: bool = True, **settin
     path = run_path(args, name)
     if not path.exists():
         config = SearchConfig(**{"episodes": args.episodes, "bf16": True} | settings)
-        jobs.search(path, source_of(args, test=test), config, progress=progress())
+        run_search(path, source_of(args, test=test), config, progress=progress())
     elif not RunDir.open(path).has(rundir.SUMMARY):
-        jobs.resume(path, progress=progress())
+        run_resume(path, progress=progress())
     return RunDir.open(path)
 
 
@@ -53,18 +57,18 @@ def searched_in_rounds(args: argparse.Namespace, name: str, fractions: tuple[flo
     """Prune and fine-tune in rounds, in RUNS/MODEL-NAME; a schedule that was begun is resumed."""
     path = run_path(args, name)
     if path.exists():
-        jobs.resume(path, progress=progress())
+        run_resume(path, progress=progress())
     else:
         config = SearchConfig(**{"episodes": args.episodes, "bf16": True} | settings)
-        rounds = jobs.Rounds(fractions, tuning(args), budget="params")
-        jobs.schedule(path, source_of(args), config, rounds, progress=progress())
+        rounds = Rounds(fractions, tuning(args), budget="params")
+        run_schedule(path, source_of(args), config, rounds, progress=progress())
     return RunDir.open(path)
 
 
 def finetuned(args: argparse.Namespace, run: RunDir) -> RunDir:
     """Fine-tune the run for `--epochs`, unless it is fine-tuned already."""
     if args.epochs and not run.has(rundir.MODEL_FINETUNED):
-        jobs.finetune(run.path, tuning(args), progress=progress())
+        run_finetune(run.path, tuning(args), progress=progress())
     return run
 
 

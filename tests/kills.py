@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from amc import jobs
+from amc.jobs.resume import run_resume
 from amc.rundir import RunDir
 from tests.fixtures.runs import make
 
@@ -39,7 +39,7 @@ def go_on(kind: str, run: Path) -> None:
         if not (run / "config.json").exists():
             make.KINDS[kind](run)
             return
-        jobs.resume(run, progress=make.Watch())
+        run_resume(run, progress=make.Watch())
         if kind in ("tuned", "candidates") and not _tuned(run):
             make.finetune(run, candidates=2 if kind == "candidates" else None)
 

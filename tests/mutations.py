@@ -24,8 +24,10 @@ from typing import Any
 
 import torch
 
-from amc import jobs
 from amc.errors import AmcError
+from amc.jobs.finetune import run_finetune
+from amc.jobs.resume import run_resume
+from amc.jobs.stopped import left_in
 from amc.report import render_report
 from amc.rundir import RunDir
 from amc.settings import SessionConfig
@@ -253,12 +255,12 @@ def attempt(kind: str, run: Path) -> dict[str, Any]:
         slim = load_run(run, small.network(), torch.zeros(1, *small.SHAPE))
     else:
         if kind in ("cut-tuned", "cut-candidates"):
-            jobs.finetune(run, session=SessionConfig(checkpoint_every=2), progress=watch)
+            run_finetune(run, session=SessionConfig(checkpoint_every=2), progress=watch)
         else:
-            jobs.resume(run, progress=watch)
+            run_resume(run, progress=watch)
         render_report(run)
         slim = load_run(run)
-    jobs.left_in(run)
+    left_in(run)
     if (run / "round-2").is_dir():
         inner = run / "round-2"
     return {

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import amc
-from amc import jobs
 from amc.errors import RunError
+from amc.jobs.finetune import run_finetune
+from amc.jobs.resume import run_resume
 from amc.report import render_report
 from amc.rundir import RunDir
 from amc.settings import CandidateConfig, FineTuneConfig
@@ -93,15 +94,15 @@ def test_a_changed_file_is_not_reported(run: Path, name: str, change: Callable[[
 def test_candidates_are_not_chosen_from_a_changed_journal(run: Path) -> None:
     drop_last_line(run / "journal.jsonl")
     with pytest.raises(RunError, match=r"is not the file that summary\.json describes"):
-        jobs.finetune(run, FineTuneConfig(epochs=1), candidates=CandidateConfig(2), progress=make.Watch())
+        run_finetune(run, FineTuneConfig(epochs=1), candidates=CandidateConfig(2), progress=make.Watch())
 
 
 def test_the_summary_that_is_lost_is_not_made_anew_without_the_fine_tuning(run: Path) -> None:
     (run / "summary.json").unlink()
     with pytest.raises(RunError, match=r"was fine-tuned, and its summary\.json is missing; restore it from a copy"):
-        jobs.resume(run, progress=make.Watch())
+        run_resume(run, progress=make.Watch())
     (run / "model-finetuned.safetensors").unlink()  # the other remedy
-    jobs.resume(run, progress=make.Watch())
+    run_resume(run, progress=make.Watch())
     assert "score_finetuned" not in RunDir.open(run).read_json("summary.json")["slim"]
 
 
@@ -130,7 +131,7 @@ def test_a_lost_state_of_a_fine_tuning_is_not_passed_over(tmp_path: Path) -> Non
     state = (run / "finetune-state.json").read_bytes()
     (run / "finetune-state.json").unlink()
     with pytest.raises(RunError, match=r"finetune-state\.json, which says with what settings, is missing"):
-        jobs.finetune(run, progress=make.Watch())
+        run_finetune(run, progress=make.Watch())
     (run / "finetune-state.json").write_bytes(state)
-    jobs.finetune(run, progress=make.Watch())
+    run_finetune(run, progress=make.Watch())
     assert len((run / "finetune.jsonl").read_text().splitlines()) == make.TRAINING.epochs

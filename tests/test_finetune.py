@@ -15,8 +15,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from amc import jobs, rundir
+from amc import rundir
 from amc.evaluation import Evaluator
+from amc.jobs.finetune import run_finetune
 from amc.progress import ProgressBar
 from amc.recovery import resume_point
 from amc.selection import by_finetuning
@@ -277,7 +278,7 @@ def test_candidates_stopped_while_the_result_is_written(
 
     def tune(path: Path) -> None:
         silent = ProgressBar(Console(file=io.StringIO()))
-        jobs.finetune(
+        run_finetune(
             path,
             FineTuneConfig(epochs=1),
             candidates=CandidateConfig(3),

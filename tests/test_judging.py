@@ -18,10 +18,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amc.errors import AmcError, DataError, EvaluationError, ResourceError, RunError
+from amc.errors import (
+    LINE,
+    AmcError,
+    DataError,
+    EvaluationError,
+    ResourceError,
+    RunError,
+    check_resources,
+    guarded,
+    one_line,
+    reason_of,
+)
 from amc.evaluation import as_evaluator
 from amc.job import final_score, score_of
-from amc.judging import LARGEST, LINE, REWARD, SCORE, check_resources, guarded, number_of, one_line, reason_of
 from amc.recovery import DivergenceError
 from amc.search import (
     Budget,
@@ -34,6 +44,7 @@ from amc.search import (
     read_journal,
     search,
 )
+from amc.search.judging import LARGEST, REWARD, SCORE, number_of
 from amc.search.rewards import SmallestWithin
 from amc.selection import Choice
 from amc.selection.by_confidence import ByConfidence, feasible

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 import amc
-from amc import jobs
 from amc.errors import AmcError, RunError
 from amc.evaluation import Evaluator
+from amc.jobs.finetune import run_finetune
+from amc.jobs.resume import run_resume
 from amc.report import render_report
 from amc.rundir import RunDir
 from amc.search import read_journal
@@ -85,7 +86,7 @@ def test_every_run_is_reported(runs: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", [kind for kind in FINISHED if kind != "python"])
 def test_resuming_a_finished_run_changes_nothing_but_its_page(runs: Path, kind: str) -> None:
     before = contents(runs / kind)
-    jobs.resume(runs / kind, progress=make.Watch())
+    run_resume(runs / kind, progress=make.Watch())
     after = {name: value for name, value in contents(runs / kind).items() if not name.endswith("report.html")}
     changed = {name for name in {**before, **after} if before.get(name) != after.get(name)}
     assert changed <= {"summary.json"}  # of a schedule: its date
@@ -96,7 +97,7 @@ def test_a_search_that_was_cut_short_goes_on_after_the_episodes_it_had(runs: Pat
     run = runs / kind
     before = (run / "journal.jsonl").read_bytes()
     with make.bench():
-        jobs.resume(run, progress=make.Watch())
+        run_resume(run, progress=make.Watch())
     assert (run / "journal.jsonl").read_bytes().startswith(before)
     header, records = read_journal(run / "journal.jsonl")
     assert (header["journal"], len(records)) == (1, 6)
@@ -127,7 +128,7 @@ def test_a_schedule_goes_on_in_its_second_round(runs: Path) -> None:
     run = runs / "cut-schedule"
     first = contents(run / "round-1")
     before = (run / "round-2" / "journal.jsonl").read_bytes()
-    jobs.resume(run, progress=make.Watch())
+    run_resume(run, progress=make.Watch())
     assert {name: value for name, value in contents(run / "round-1").items() if name in first} == first
     assert (run / "round-2" / "journal.jsonl").read_bytes().startswith(before)
     assert [row["fraction"] for row in summary(run)["rounds"]] == [0.7, 0.5]
@@ -139,11 +140,11 @@ def test_a_fine_tuning_goes_on_or_is_refused_in_one_line(runs: Path, kind: str) 
     """Training depends on every detail of the code, so a checkpoint is one version's own."""
     run, before, refusal = runs / kind, contents(runs / kind), "amc finetune RUN --restart"
     try:
-        jobs.finetune(run, session=SessionConfig(checkpoint_every=2), progress=make.Watch())
+        run_finetune(run, session=SessionConfig(checkpoint_every=2), progress=make.Watch())
     except AmcError as error:
         refusal = str(error)
         assert contents(run) == before
-        jobs.finetune(run, session=SessionConfig(restart=True), progress=make.Watch())
+        run_finetune(run, session=SessionConfig(restart=True), progress=make.Watch())
     assert "--restart" in refusal
     assert "\n" not in refusal
     tuned = summary(run)["slim"]["score_finetuned"]

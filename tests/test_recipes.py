@@ -7,8 +7,8 @@ import pytest
 
 from amc.config import SearchConfig
 from amc.errors import AmcError
-from amc.jobs import parse_schedule
 from amc.recipes import load_recipe
+from amc.settings import parse_schedule
 from amc.zoo import model_info
 from tests.commands import amc
 

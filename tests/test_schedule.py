@@ -18,7 +18,7 @@ from PIL import Image
 
 import amc as library
 from amc.errors import AmcError
-from amc.jobs import parse_schedule
+from amc.settings import parse_schedule
 from amc.storage import read_state
 from amc.zoo import load_data
 from tests.commands import amc

@@ -15,7 +15,8 @@ import pytest
 
 from amc import cli
 from amc.errors import AmcError, RunError
-from amc.jobs import free_place, left_in
+from amc.jobs.search import free_place
+from amc.jobs.stopped import left_in
 from amc.rundir import RunDir
 from tests.commands import amc
 from tests.fixtures.runs import make

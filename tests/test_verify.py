@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 import amc
-from amc import jobs
 from amc.errors import RunError
+from amc.jobs.finetune import run_finetune
 from amc.provenance import data_fingerprint, execution, instructions
 from amc.rundir import RunDir
 from amc.search import load_journal
@@ -256,7 +256,7 @@ def test_a_fine_tuning_that_goes_on_elsewhere_says_so(tmp_path: Path, monkeypatc
     run, watch, here = tmp_path / "run", make.Watch(), execution()
     make.KINDS["cut-tuned"](run)
     monkeypatch.setattr(jobs_finetune, "execution", lambda: here | {"threads": 99})
-    jobs.finetune(run, progress=watch)
+    run_finetune(run, progress=watch)
     text = f"part of this fine-tuning ran elsewhere (threads {here['threads']}, now 99): the weights may differ"
     assert [warning for warning in watch.warnings if warning.startswith(text)]
     assert text in warnings(run)

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from amc.errors import AmcError
 from amc.scores import DEFAULT, get_score
-from amc.settings import MAX_SEED, MAX_SPARSITY, MAX_SPARSITY_LINEAR, Panel, Ranking, option, settle_types_
-from amc.statistics import CONFIDENCE
+from amc.settings import CONFIDENCE, MAX_SEED, MAX_SPARSITY, MAX_SPARSITY_LINEAR, Panel, Ranking, option, settle_types_
 
 if TYPE_CHECKING:
     from amc.methods import MethodOptions

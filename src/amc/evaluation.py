@@ -17,14 +17,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from amc.batches import Reader, examples, mapped, moved, picked, size_of
 from amc.errors import AmcError, DataError, EvaluationError, NotFiniteError
-from amc.judging import EVALUATE, Evaluate, number_of
 from amc.metrics import Hits, Tally, classes_of, output_of, tally
 from amc.modes import device_of, evaluating
 from amc.scores import DEFAULT, TOP1, get_score
+from amc.search.judging import EVALUATE, number_of
 from amc.statistics import Measured, PairedDrop, compare
 from amc.structure.trace import Example
 
 Batch = tuple[Tensor, Tensor]
+Evaluate = Callable[[nn.Module], float]  # network -> score, higher is better; a `Measured` with its standard error
 
 KEEP_FLOAT_BYTES = 1 << 30  # largest size of normalised images in memory; a larger set is normalised on each use
 
@@ -207,7 +208,7 @@ def as_evaluator(
 ) -> Evaluate:
     """`evaluate` as a function of a network. Data becomes an `Evaluator`; the scores of a callable are checked.
 
-    A callable must return a number within ±`amc.judging.LARGEST`; the checked function raises EvaluationError
+    A callable must return a number within ±`amc.search.judging.LARGEST`; the checked function raises EvaluationError
     otherwise. Errors that the callable raises pass through. `score` and `example_input` apply to data, see `Evaluator`.
     """
     if isinstance(evaluate, Evaluator | PairedEvaluator):

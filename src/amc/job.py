@@ -14,9 +14,8 @@ from torch import nn
 from amc.batches import Reader, limited
 from amc.config import SearchConfig
 from amc.deploy.table import Bench, Latency, open_bench
-from amc.errors import AmcError, EvaluationError, ResourceError
-from amc.evaluation import Evaluator, PairedEvaluator, as_evaluator
-from amc.judging import EVALUATE, Evaluate, check_resources, number_of, reason_of
+from amc.errors import AmcError, EvaluationError, ResourceError, check_resources, reason_of
+from amc.evaluation import Evaluate, Evaluator, PairedEvaluator, as_evaluator
 from amc.kernels import slow_bfloat16
 from amc.latency import aligned, guarded, latency_of
 from amc.methods import Method, create_method, problem_of
@@ -36,6 +35,7 @@ from amc.search import (
     get_reward,
     rewarded_metric,
 )
+from amc.search.judging import EVALUATE, number_of
 from amc.selection.by_confidence import check_resolution
 from amc.structure import Certificate, Structure, inspect
 from amc.structure.copying import copy_model
@@ -194,7 +194,7 @@ def _warnings(calibration: Calibration) -> Iterator[str]:
 
 
 def score_of(score: Evaluate, model: nn.Module, which: str) -> float:
-    """Score in eval mode, all modes restored; EvaluationError where the user's function fails (see `amc.judging`)."""
+    """Score in eval mode, all modes restored; EvaluationError where the user's function fails."""
     with evaluating(model):
         return number_of(_on(which, lambda: score(model)), EVALUATE)
 

@@ -15,9 +15,8 @@ from torch import nn
 from amc import rundir
 from amc.config import SearchConfig
 from amc.errors import AmcError, EvaluationError, RunError
-from amc.evaluation import BatchSource, as_evaluator
+from amc.evaluation import BatchSource, Evaluate, as_evaluator
 from amc.job import Inputs, Job, prepare
-from amc.judging import Evaluate
 from amc.observer import LogObserver, Observer, Together
 from amc.progress import ProgressBar
 from amc.provenance import amc_version

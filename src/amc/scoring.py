@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from amc.evaluation import reestimate_batchnorm_
-from amc.judging import Evaluate
+from amc.evaluation import Evaluate, reestimate_batchnorm_
 from amc.methods import Builder
 
 

@@ -11,11 +11,11 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 from amc.errors import AmcError, EvaluationError
+from amc.settings import CONFIDENCE
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-CONFIDENCE = 0.8  # default; docs/accuracy.md explains why it is not 0.95
 GUARD = 4  # images added to the discordant ones; without any, the bound is then at least the exact test's
 
 

@@ -16,9 +16,9 @@ from torch import nn
 
 from amc.errors import EvaluationError, RunError
 from amc.job import Job, score_of
-from amc.judging import score_of_policy
 from amc.provenance import difference
 from amc.search import EpisodeRecord, JournalContent, Outcome, load_journal, rewarded
+from amc.search.judging import score_of_policy
 from amc.structure.copying import copy_model
 
 TOLERANCE = 1e-6  # of a score, relative and absolute; one image in 50,000 is 2e-5

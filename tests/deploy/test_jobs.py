@@ -15,8 +15,6 @@ from safetensors.torch import load_file
 import amc.cli.deploy as commands
 from amc.deploy.runtimes import get_runtime
 from amc.errors import AmcError, DataError, ModelError, RunError
-from amc.jobs.export import export
-from amc.jobs.latency import latency
 from amc.settings import TimingConfig
 from amc.stored import load_run
 from amc.structure import count_macs, count_params
@@ -36,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_export_writes_the_slim_network_beside_the_run(run: Path) -> None:
-    record = export(run)
+    record = run_export(run)
     assert record["path"] == str(run / "model.onnx")
     assert (run / "model.onnx").stat().st_size == record["bytes"]
     assert record["real_images"] == 8
@@ -53,8 +51,8 @@ def test_export_writes_the_slim_network_beside_the_run(run: Path) -> None:
 
 
 def test_export_names_files_by_format_and_precision(run: Path, tmp_path: Path) -> None:
-    assert Path(export(run, format="torch", half=True)["path"]).name == "model-fp16.pt2"
-    assert export(run, out=tmp_path / "deep" / "net.onnx")["path"] == str(tmp_path / "deep" / "net.onnx")
+    assert Path(run_export(run, format="torch", half=True)["path"]).name == "model-fp16.pt2"
+    assert run_export(run, out=tmp_path / "deep" / "net.onnx")["path"] == str(tmp_path / "deep" / "net.onnx")
 
 
 def test_export_without_the_data_says_so(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +60,7 @@ def test_export_without_the_data_says_so(run: Path, monkeypatch: pytest.MonkeyPa
         raise DataError("folder 'data' not found; check the path")
 
     monkeypatch.setattr("amc.jobs.export.data_of", gone)
-    record = export(run)
+    record = run_export(run)
     assert record["real_images"] == 0
     assert record["real_images_missing"] == "folder 'data' not found; check the path"
     assert set(record["errors"]) == {"random", "batch"}
@@ -70,13 +68,13 @@ def test_export_without_the_data_says_so(run: Path, monkeypatch: pytest.MonkeyPa
 
 def test_export_needs_a_run_and_a_known_format(tmp_path: Path, run: Path) -> None:
     with pytest.raises(RunError, match="no run directory"):
-        export(tmp_path / "nowhere")
+        run_export(tmp_path / "nowhere")
     with pytest.raises(AmcError, match="unknown format 'tflite'"):
-        export(run, format="tflite")
+        run_export(run, format="tflite")
 
 
 def test_latency_of_a_run_has_both_networks(run: Path) -> None:
-    record = latency(str(run), config=QUICK)
+    record = run_latency(str(run), config=QUICK)
     assert record["target"] == str(run)
     assert record["input"] == [1, 8, 8]
     slim, row = load_run(run), record["networks"]["slim"]
@@ -88,19 +86,19 @@ def test_latency_of_a_run_has_both_networks(run: Path) -> None:
 
 
 def test_latency_of_a_network_by_name() -> None:
-    record = latency("resnet20", config=replace(QUICK, batch=2))
+    record = run_latency("resnet20", config=replace(QUICK, batch=2))
     assert list(record["networks"]) == ["dense"]
     assert record["networks"]["dense"]["params"] == 269_722
-    assert latency("digits_cnn", input_shape="1x16x16", config=QUICK)["input"] == [1, 16, 16]
+    assert run_latency("digits_cnn", input_shape="1x16x16", config=QUICK)["input"] == [1, 16, 16]
 
 
 def test_latency_refuses_what_it_cannot_find() -> None:
     with pytest.raises(ModelError, match=r"unknown model 'resnet21'; did you mean"):
-        latency("resnet21")
+        run_latency("resnet21")
     with pytest.raises(RunError, match="no run directory 'runs/no'"):
-        latency("runs/no")
+        run_latency("runs/no")
     with pytest.raises(ModelError, match=r"'tests\.tiny:tiny' is your own network: give the shape of one example"):
-        latency("tests.tiny:tiny")
+        run_latency("tests.tiny:tiny")
 
 
 def test_commands_print_one_json_object(run: Path) -> None:
@@ -190,7 +188,7 @@ def test_noise_is_not_reported_as_speed(monkeypatch: pytest.MonkeyPatch, capsys:
 def test_export_table(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    record = export(run, out=tmp_path / "net.onnx") | {"path": "net.onnx", "bytes": 0}
+    record = run_export(run, out=tmp_path / "net.onnx") | {"path": "net.onnx", "bytes": 0}
     lines = printed(monkeypatch, capsys, commands._show_export, record)
     assert lines[0] == "written  net.onnx"
     assert lines[1] == "format   onnx, float32 weights"

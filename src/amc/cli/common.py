@@ -106,7 +106,7 @@ def _word_of(ended: KeyboardInterrupt | SystemExit) -> tuple[str, int]:
 
 
 def _left_in(run: Path) -> str:
-    from amc.jobs import left_in
+    from amc.jobs.stopped import left_in
 
     return left_in(run)
 

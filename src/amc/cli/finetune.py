@@ -30,11 +30,11 @@ def finetune(
 
     On many GPUs: accelerate launch -m amc.cli finetune RUN
     """
-    from amc import jobs
+    from amc.jobs.finetune import run_finetune
     from amc.progress import ProgressBar
 
     with stoppable(run):
-        jobs.finetune(run, config, candidates=candidates, session=session, progress=ProgressBar(err))
+        run_finetune(run, config, candidates=candidates, session=session, progress=ProgressBar(err))
     if int(os.environ.get("RANK", "0")) == 0:  # of several processes only the first prints
         finish(run, as_json)
         if not as_json:

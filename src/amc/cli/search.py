@@ -45,8 +45,8 @@ def demo(
     as_json: JsonFlag = False,
 ) -> None:
     """The whole job on built-in data, offline: search, fine-tune, report."""
-    from amc.jobs import demo as job
-    from amc.jobs import free_place
+    from amc.jobs.search import free_place
+    from amc.jobs.search import run_demo as job
     from amc.progress import ProgressBar
 
     place = free_place(DEMO) if out_dir is None else out_dir
@@ -68,7 +68,7 @@ def inspect(
     as_json: JsonFlag = False,
 ) -> None:
     """What can be pruned, what each budget can reach, and what is locked and why."""
-    from amc.jobs import inspect as job
+    from amc.jobs.inspect import run_inspect as job
     from amc.terminal import show_structure
 
     found = job(
@@ -98,16 +98,17 @@ def search(
     as_json: JsonFlag = False,
 ) -> None:
     """Search for the best way to meet a budget."""
-    from amc import jobs
+    from amc.jobs.schedule import Rounds, run_schedule
+    from amc.jobs.search import run_search
     from amc.progress import ProgressBar
 
     with stoppable(out_dir):
         if rounds.schedule is None:
-            jobs.search(out_dir, source, config.make(), progress=ProgressBar(err))
+            run_search(out_dir, source, config.make(), progress=ProgressBar(err))
         else:
             searched = config.make(budget=None)  # in a schedule the budget may be a metric alone
-            planned = jobs.Rounds(rounds.fractions, rounds.tuning(searched.seed), config.values.get("budget"))
-            jobs.schedule(out_dir, source, searched, planned, progress=ProgressBar(err))
+            planned = Rounds(rounds.fractions, rounds.tuning(searched.seed), config.values.get("budget"))
+            run_schedule(out_dir, source, searched, planned, progress=ProgressBar(err))
     finish(out_dir, as_json)
 
 
@@ -121,7 +122,7 @@ def resume(
     as_json: JsonFlag = False,
 ) -> None:
     """Resume a search that was stopped; the result is the same as without the stop."""
-    from amc.jobs import resume as job
+    from amc.jobs.resume import run_resume as job
     from amc.progress import ProgressBar
 
     with stoppable(run):

@@ -23,8 +23,7 @@ from amc.deploy.runtimes import Session, get_runtime
 from amc.deploy.runtimes.base import RuntimeFailure
 from amc.deploy.runtimes.eager import EagerRuntime
 from amc.deploy.tensors import Tensors, inputs_of, on_cpu, random_like, with_batch
-from amc.errors import AmcError
-from amc.judging import message_of
+from amc.errors import AmcError, message_of
 
 
 def format_for(runtime: str, *, threads: int, batch: int, half: bool) -> Format:

@@ -17,8 +17,7 @@ from amc.deploy.failures import find_operator
 from amc.deploy.quiet import silenced
 from amc.deploy.runtimes.base import Session
 from amc.deploy.tensors import Tensors, expected
-from amc.errors import AmcError, ModelError
-from amc.judging import message_of
+from amc.errors import AmcError, ModelError, message_of
 
 Cases = Mapping[str, Tensors]  # name of the inputs -> inputs
 

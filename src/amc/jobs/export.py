@@ -22,7 +22,7 @@ from amc.stored import load_run
 REAL_IMAGES = 8  # of the calibration split, on which a file is compared with the network
 
 
-def export(
+def run_export(
     run_path: Path,
     *,
     format: str = "onnx",

@@ -20,10 +20,9 @@ from torch import nn
 
 from amc import rundir
 from amc.errors import AmcError, RunError
-from amc.evaluation import Evaluator, as_evaluator
+from amc.evaluation import Evaluate, Evaluator, as_evaluator
 from amc.job import Inputs, Job, final_score, prepare, score_of
 from amc.jobs.origin import BATCH, data_of, evaluate_of, network_of, source_of
-from amc.judging import Evaluate
 from amc.kernels import slow_bfloat16
 from amc.methods import Method, create_method
 from amc.observer import Observer
@@ -52,7 +51,7 @@ CHECKPOINT = "finetune.ckpt"
 T = TypeVar("T")
 
 
-def finetune(
+def run_finetune(
     run_path: Path,
     config: FineTuneConfig | Given[FineTuneConfig] | None = None,
     *,

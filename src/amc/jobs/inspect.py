@@ -19,7 +19,7 @@ from amc.structure.trace import ExampleError
 from amc.zoo import create_model, load_weights, model_info
 
 
-def inspect(
+def run_inspect(
     spec: str,
     *,
     weights: Path | None,

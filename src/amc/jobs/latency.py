@@ -20,7 +20,7 @@ from amc.structure import count_macs, count_params
 from amc.zoo import create_model, load_weights, model_info
 
 
-def latency(
+def run_latency(
     target: str,
     *,
     config: TimingConfig | None = None,

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from amc.errors import DataError, EvaluationError, ModelError, RunError
-from amc.judging import message_of
+from amc.errors import DataError, EvaluationError, ModelError, RunError, message_of
 from amc.rundir import RunDir
 from amc.settings import Source
 from amc.stored import load_run

@@ -11,7 +11,7 @@ from amc.observer import Observer
 from amc.rundir import RunDir
 
 
-def resume(run_path: Path, *, round_lr: float | None = None, progress: Observer) -> Path:
+def run_resume(run_path: Path, *, round_lr: float | None = None, progress: Observer) -> Path:
     """Resume the search or the schedule in `run_path`; `round_lr` as in `resume_schedule`."""
     if RunDir.open(run_path).config().get("schedule"):
         return resume_schedule(run_path, round_lr=round_lr, progress=progress)

@@ -18,9 +18,9 @@ from torch import nn
 from amc import rundir
 from amc.config import NO_BUDGET, SearchConfig
 from amc.errors import AmcError, BudgetError, RunError
-from amc.jobs.finetune import finetune
+from amc.jobs.finetune import run_finetune
 from amc.jobs.origin import data_of, network_of, source_of
-from amc.jobs.search import resume_search, search, with_parent
+from amc.jobs.search import resume_search, run_search, with_parent
 from amc.methods import CHANNEL, create_method, problem_of
 from amc.observer import Observer
 from amc.provenance import amc_version, environment
@@ -42,7 +42,7 @@ class Rounds:
     budget: str | None = None  # a metric, or the last round's budget; None: parameters for masks, MACs for channels
 
 
-def schedule(out: Path, source: Source, config: SearchConfig, rounds: Rounds, *, progress: Observer) -> Path:
+def run_schedule(out: Path, source: Source, config: SearchConfig, rounds: Rounds, *, progress: Observer) -> Path:
     """Run a new schedule in `out`; returns its path. Every round has its own budget in place of that of `config`."""
     budget = Budget(_metric(rounds.budget, config, rounds.fractions), fraction=rounds.fractions[-1])
     plan = _Plan(source, replace(config, budget=str(budget)), rounds.fractions, rounds.tuning)
@@ -123,7 +123,7 @@ def _run_round(run: RunDir, plan: _Plan, number: int, progress: Observer, *, res
         if number > 1:
             source = replace(source, model=str(round_path(run, number - 1)))
         try:
-            search(path, source, replace(plan.config, budget=str(_budget(run, plan, number))), progress=progress)
+            run_search(path, source, replace(plan.config, budget=str(_budget(run, plan, number))), progress=progress)
         except BudgetError:
             if number == 1:
                 raise
@@ -132,7 +132,7 @@ def _run_round(run: RunDir, plan: _Plan, number: int, progress: Observer, *, res
         resume_search(path, progress=progress)
     if not _finished(path):
         try:
-            finetune(path, plan.tuning, session=SessionConfig(restart=restart), progress=progress)
+            run_finetune(path, plan.tuning, session=SessionConfig(restart=restart), progress=progress)
         except DivergenceError as error:
             raise DivergenceError(
                 f"round {number} of '{run.path}': {error}; "

@@ -13,7 +13,7 @@ from amc import rundir
 from amc.config import SearchConfig
 from amc.errors import DataError, RunError
 from amc.job import Inputs
-from amc.jobs.finetune import finetune
+from amc.jobs.finetune import run_finetune
 from amc.jobs.origin import BATCH, data_of, evaluate_of, misfit, network_of, source_of, with_preprocessing
 from amc.observer import Observer
 from amc.pipeline import compress_in
@@ -24,7 +24,7 @@ from amc.settings import FineTuneConfig, Source
 from amc.stored import settings_of
 
 
-def search(out: Path, source: Source, config: SearchConfig, *, progress: Observer) -> Path:
+def run_search(out: Path, source: Source, config: SearchConfig, *, progress: Observer) -> Path:
     """Search in a new run directory `out`; returns its path."""
     get_reward(config.reward)  # a wrong name is refused before anything is loaded
     with RunDir.claim(out) as run:
@@ -90,12 +90,12 @@ def _run(run: RunDir, source: Source, config: SearchConfig, progress: Observer, 
         progress.close()
 
 
-def demo(out: Path, *, episodes: int, seed: int, progress: Observer) -> Path:
+def run_demo(out: Path, *, episodes: int, seed: int, progress: Observer) -> Path:
     """Search and fine-tune the built-in network in `out`, a new directory; returns its path."""
     torch.set_num_threads(1)  # a second thread makes networks this small slower
     config = SearchConfig(episodes=episodes, seed=seed, baselines=("uniform", "random"))
-    search(out, Source("digits_cnn", data="digits", command="demo"), config, progress=progress)
-    return finetune(out, FineTuneConfig(epochs=10, seed=seed), progress=progress)
+    run_search(out, Source("digits_cnn", data="digits", command="demo"), config, progress=progress)
+    return run_finetune(out, FineTuneConfig(epochs=10, seed=seed), progress=progress)
 
 
 def free_place(path: Path) -> Path:

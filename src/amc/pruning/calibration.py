@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from amc.batches import examples
-from amc.errors import DataError
-from amc.judging import check_resources, reason_of
+from amc.errors import DataError, check_resources, reason_of
 from amc.modes import device_of
 from amc.pruning.reconstruction import DAMPING, damp
 from amc.pruning.watching import Watch

@@ -7,7 +7,7 @@ from amc.search.budget import Budget, Metric, parse_budgets
 from amc.search.ddpg import DDPGAgent, DDPGConfig
 from amc.search.environment import PruningEnv, Rollout, Transition, roll_out
 from amc.search.journal import EpisodeRecord, Journal, JournalContent, load_journal, read_journal
-from amc.search.judge import judged, rewarded
+from amc.search.judging import judged, rewarded
 from amc.search.loop import EpisodeTiming, SearchResult, search
 from amc.search.problem import CostFunction, Decision, LayerFeatures, Problem
 from amc.search.rewards import (

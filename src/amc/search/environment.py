@@ -12,8 +12,8 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
-from amc.judging import REWARD, Score, number_of, score_of_policy
 from amc.search.bounds import SURFACE_FLOOR, Bounds, nearest_choice
+from amc.search.judging import REWARD, Score, number_of, score_of_policy
 from amc.search.problem import IntArray, Problem
 from amc.search.rewards import Outcome, RewardFunction, r_err
 

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from amc.errors import EvaluationError, ResourceError, RunError
-from amc.judging import Score
 from amc.search.baselines import Agent
 from amc.search.bounds import SURFACE_FLOOR, Bounds
 from amc.search.environment import Rollout, roll_out
 from amc.search.journal import EpisodeRecord, Journal
-from amc.search.judge import REWARD_FAULT, judged
+from amc.search.judging import REWARD_FAULT, Score, judged
 from amc.search.problem import Problem
 from amc.search.rewards import RewardFunction, check_costs, r_err, reward_name
 
@@ -66,8 +65,8 @@ def search(
 
     `score` maps a policy (keep counts in the order of the decisions) to a finite number, higher is better. It is
     called once per distinct policy. If it raises an error or returns anything else, the episode is recorded as failed
-    with the reason, and the search continues (see `amc.judging`). A `Measured` score includes its standard error. An
-    existing journal is continued. `seed` and `origin` (see `JournalContent`) are written to the journal's header.
+    with the reason, and the search continues (see `amc.search.judging`). A `Measured` score includes its standard
+    error. An existing journal is continued. `seed` and `origin` (see `JournalContent`) are written to the journal's header.
 
     Raises EvaluationError if all episodes, or the first ten, fail; any AmcError that `reward` raises; AmcError before
     the first episode if the reward's cost is unknown; ResourceError if memory or disk space runs out; RunError if the

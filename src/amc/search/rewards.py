@@ -11,7 +11,8 @@ from typing import Protocol
 
 from amc.errors import AmcError, EvaluationError
 from amc.search.budget import Metric
-from amc.statistics import CONFIDENCE, quantile, upper_bound
+from amc.settings import CONFIDENCE
+from amc.statistics import quantile, upper_bound
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from amc.errors import AmcError, EvaluationError
-from amc.judging import guarded
+from amc.errors import AmcError, EvaluationError, guarded
 from amc.search.journal import EpisodeRecord
 from amc.search.rewards import SmallestWithin
 from amc.selection.base import Choice

@@ -18,10 +18,10 @@ from amc.deploy.measure import MeasureSettings
 from amc.deploy.table import Latency, NoiseError, bench_networks
 from amc.deploy.table.measuring import Build
 from amc.errors import AmcError, BudgetError, EvaluationError
-from amc.judging import Score
 from amc.latency import GUARD, limit_ms
 from amc.search import Bounds, Budget, EpisodeRecord, Metric, Problem, RewardFunction, judged, roll_out
 from amc.search.environment import Observation
+from amc.search.judging import Score
 from amc.search.problem import FloatArray
 from amc.search.surface import Surface
 from amc.selection.base import Choice

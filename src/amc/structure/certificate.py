@@ -16,8 +16,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from amc.errors import ModelError
-from amc.judging import message_of
+from amc.errors import ModelError, message_of
 from amc.structure.channels import Lock
 from amc.structure.copying import copy_model, plain, undisturbed
 from amc.structure.count import count_params, example_on_meta, module_macs, on_meta

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
-from amc.errors import ModelError
-from amc.judging import message_of
+from amc.errors import ModelError, message_of
 from amc.structure.functions import FunctionTwins
 from amc.structure.source import is_users
 

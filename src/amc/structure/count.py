@@ -14,8 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from amc.errors import ModelError
-from amc.judging import message_of
+from amc.errors import ModelError, message_of
 from amc.structure.copying import copy_model, undisturbed, with_tensors
 from amc.structure.source import line_of_error
 from amc.structure.trace import Example, inference

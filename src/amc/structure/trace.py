@@ -20,8 +20,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 from torch.utils._pytree import tree_map
 
-from amc.errors import ModelError
-from amc.judging import message_of
+from amc.errors import ModelError, message_of
 from amc.modes import evaluating
 from amc.structure.advice import advice_on_example, advice_on_network, advice_on_recurrence
 from amc.structure.literals import Literal, watching_

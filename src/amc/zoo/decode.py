@@ -15,8 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from amc.errors import DataError
-from amc.judging import one_line
+from amc.errors import DataError, one_line
 
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 _CLUTTER = ("thumbs.db", "desktop.ini")  # files that operating systems create

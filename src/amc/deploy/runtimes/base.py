@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from amc.deploy.tensors import Tensors
-from amc.errors import AmcError
-from amc.judging import message_of
+from amc.errors import AmcError, message_of
 
 
 class RuntimeFailure(AmcError):  # noqa: N818 -- RuntimeError is taken

@@ -6,3 +6,4 @@ Ranking = Literal["magnitude", "elimination"]
 
 MAX_SPARSITY = 0.8  # of a group's channels, or of a convolution's weights (arXiv 1802.03494, section 4)
 MAX_SPARSITY_LINEAR = 0.98  # of a linear layer's weights (there)
+CONFIDENCE = 0.8  # one-sided, of a bound on a loss of accuracy; docs/accuracy.md explains why it is not 0.95
