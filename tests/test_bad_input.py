@@ -407,9 +407,9 @@ def test_a_report_on_a_damaged_journal_names_the_line(stopped: Path) -> None:
     journal = stopped / "run" / "journal.jsonl"
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join([*lines[:3], b"torn\n", *lines[4:]]))
-    assert "'run/journal.jsonl' line 4 is damaged" in refused(stopped, "report", "run")
+    assert "journal run/journal.jsonl is corrupt in line 4: " in refused(stopped, "report", "run")
     journal.write_bytes(b"".join([b"torn\n", *lines[1:]]))
-    assert "'run/journal.jsonl' line 1 is damaged" in refused(stopped, "report", "run")
+    assert "journal run/journal.jsonl is corrupt in line 1: " in refused(stopped, "report", "run")
 
 
 def test_a_torn_last_line_is_repaired_without_a_word(stopped: Path, finished: Path) -> None:
