@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 import amc.cli.deploy as commands
 from amc.deploy.runtimes import get_runtime
 from amc.errors import AmcError, DataError, ModelError, RunError
+from amc.jobs.export import run_export
+from amc.jobs.latency import run_latency
 from amc.settings import TimingConfig
 from amc.stored import load_run
 from amc.structure import count_macs, count_params

@@ -66,7 +66,7 @@ def search(
     `score` maps a policy (keep counts in the order of the decisions) to a finite number, higher is better. It is
     called once per distinct policy. If it raises an error or returns anything else, the episode is recorded as failed
     with the reason, and the search continues (see `amc.search.judging`). A `Measured` score includes its standard
-    error. An existing journal is continued. `seed` and `origin` (see `JournalContent`) are written to the journal's header.
+    error. An existing journal is continued. `seed` and `origin` (see `JournalContent`) are written to its header.
 
     Raises EvaluationError if all episodes, or the first ten, fail; any AmcError that `reward` raises; AmcError before
     the first episode if the reward's cost is unknown; ResourceError if memory or disk space runs out; RunError if the
