@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from amc import rundir
+from amc import files
 from amc.provenance import environment
 from common import Record, load, machine, percent, save, table
 from searches import public, search_parser, searched
@@ -41,7 +41,7 @@ def measure(args: argparse.Namespace) -> Record:
         short = "-".join(str(value) for value in settings.values()).replace("_", "")
         run = searched(args, f"guarantee-{short}", baselines=("uniform",), **settings)
         record = load(name)
-        rows = record.get("rows", {}) | {label: public(run.read_json(rundir.SUMMARY))}
+        rows = record.get("rows", {}) | {label: public(run.read_json(files.SUMMARY))}
         common = {"model": args.model, "episodes": args.episodes, "search_images": args.search_images}
         save(name, record | common | {"rows": rows, "environment": environment()})
     return load(name)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from amc import load_run, rundir
+from amc import files, load_run
 from amc.deploy import MeasureSettings, installed_runtimes, latency
 from amc.errors import AmcError
 from amc.jobs.origin import network_of
@@ -97,7 +97,7 @@ def timed(args: argparse.Namespace, name: str, variants: Variants, example: torc
 def trained(runs: Path, name: str) -> tuple[Variants, torch.Tensor]:
     """Dense, uniform, and the searches under MACs and latency, each with its search score."""
     macs, timed_run = (RunDir.open(runs / f"{name}-{kind}-0") for kind in ("macs", "latency"))
-    summary, other = (run.read_json(rundir.SUMMARY) for run in (macs, timed_run))
+    summary, other = (run.read_json(files.SUMMARY) for run in (macs, timed_run))
     example = torch.zeros(1, *macs.config()["input_shape"])
     dense = network_of(Source.from_json(macs.config()), macs.path)
     return {

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from amc import rundir
+from amc import files
 from amc.provenance import environment
 from amc.rundir import RunDir
 from common import Record, load, measured_on, save, table
@@ -60,11 +60,11 @@ def summary_of(args: argparse.Namespace, name: str, before: Record, **settings: 
     `before` is what an earlier call saved: a finished search keeps its seconds and its measurements.
     """
     path = run_path(args, name)
-    done, began = path.exists() and RunDir.open(path).has(rundir.SUMMARY), time.perf_counter()
+    done, began = path.exists() and RunDir.open(path).has(files.SUMMARY), time.perf_counter()
     run = searched(args, name, **settings)
     seconds = before.get("wall_seconds") if done else round(time.perf_counter() - began, 1)
     return {
-        **public(run.read_json(rundir.SUMMARY)),
+        **public(run.read_json(files.SUMMARY)),
         "wall_seconds": seconds,
         "afterwards": before.get("afterwards") or [measured_again(run, args.runtime) for _ in range(args.again)],
     }

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from amc import rundir
+from amc import files
 from amc.errors import BudgetError
 from amc.provenance import environment
 from common import Record, load, machine, percent, save, table
@@ -66,7 +66,7 @@ def search_cell(args: argparse.Namespace, name: str, budget: str, seed: int) -> 
     except BudgetError as error:
         cell["unreachable"] = str(error)
     else:
-        cell["seeds"][str(seed)] = public(run.read_json(rundir.SUMMARY)) | {"file": on_disk(run)}
+        cell["seeds"][str(seed)] = public(run.read_json(files.SUMMARY)) | {"file": on_disk(run)}
     keep(args, name, budget, cell)
 
 
@@ -76,9 +76,9 @@ def finetune_cell(args: argparse.Namespace, name: str, budget: str) -> None:
     if "unreachable" in cell:
         return
     run = finetuned(args, searched(args, run_name(name, budget, args.seeds[0])))
-    summary = run.read_json(rundir.SUMMARY)
+    summary = run.read_json(files.SUMMARY)
     cell["finetuned"] = {"epochs": args.epochs, "test": summary["slim"]["test_finetuned"]}
-    cell["finetuned"] |= on_disk(run, rundir.MODEL_FINETUNED)
+    cell["finetuned"] |= on_disk(run, files.MODEL_FINETUNED)
     keep(args, name, budget, cell)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from amc import rundir
+from amc import files
 from amc.provenance import environment
 from amc.rundir import RunDir
 from amc.stored import round_path
@@ -39,17 +39,17 @@ def measure(args: argparse.Namespace) -> Record:
     for epochs in (args.epochs, len(FRACTIONS) * args.epochs):
         once = argparse.Namespace(**{**vars(args), "epochs": epochs})
         run = finetuned(once, searched(once, f"once-{epochs}", **SETTINGS))
-        summary = public(run.read_json(rundir.SUMMARY))
-        summary |= {"epochs": epochs, "file": on_disk(run, rundir.MODEL_FINETUNED)}
+        summary = public(run.read_json(files.SUMMARY))
+        summary |= {"epochs": epochs, "file": on_disk(run, files.MODEL_FINETUNED)}
         save(name, load(name) | {f"once, {epochs} epochs": summary, "environment": environment()})
     return load(name)
 
 
 def scheduled(run: RunDir) -> Record:
     """The summary of the rounds, each recounted on its stored file."""
-    summary = public(run.read_json(rundir.SUMMARY))
+    summary = public(run.read_json(files.SUMMARY))
     for number, row in enumerate(summary["rounds"], start=1):
-        row["file"] = on_disk(RunDir.open(round_path(run, number)), rundir.MODEL_FINETUNED)
+        row["file"] = on_disk(RunDir.open(round_path(run, number)), files.MODEL_FINETUNED)
     return summary
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from amc import rundir
+from amc import files
 from amc.config import SearchConfig
 from amc.evaluation import Evaluator
 from amc.job import Inputs, prepare
@@ -73,7 +73,7 @@ def fine_tuned(args: argparse.Namespace) -> None:
 
 def best_keep(run: RunDir, agent: str) -> tuple[int, ...]:
     """Keep counts of the agent's best policy, from its journal."""
-    name = rundir.JOURNAL if agent == "ddpg" else rundir.baseline_journal(agent)
+    name = files.JOURNAL if agent == "ddpg" else files.baseline_journal(agent)
     scored = [line for line in run.read_jsonl(name) if line.get("score") is not None]
     return tuple(max(scored, key=lambda line: (line["score"], -line["episode"]))["keep"])
 
@@ -86,8 +86,8 @@ def collect(args: argparse.Namespace, finetuned: Mapping[str, Any] | None = None
     record["seeds"] = {}
     for seed in args.seeds:
         path = run_path(args, f"seed{seed}")
-        if (path / rundir.SUMMARY).exists():
-            record["seeds"][str(seed)] = public(RunDir.open(path).read_json(rundir.SUMMARY))
+        if (path / files.SUMMARY).exists():
+            record["seeds"][str(seed)] = public(RunDir.open(path).read_json(files.SUMMARY))
     record["finetuned"] = load(name).get("finetuned", {}) if finetuned is None else finetuned
     record["environment"] = environment()
     save(name, record)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from amc import rundir
+from amc import files
 from amc.config import SearchConfig
 from amc.jobs.finetune import run_finetune
 from amc.jobs.resume import run_resume
@@ -48,7 +48,7 @@ def searched(args: argparse.Namespace, name: str, *, test: bool = True, **settin
     if not path.exists():
         config = SearchConfig(**{"episodes": args.episodes, "bf16": True} | settings)
         run_search(path, source_of(args, test=test), config, progress=progress())
-    elif not RunDir.open(path).has(rundir.SUMMARY):
+    elif not RunDir.open(path).has(files.SUMMARY):
         run_resume(path, progress=progress())
     return RunDir.open(path)
 
@@ -67,7 +67,7 @@ def searched_in_rounds(args: argparse.Namespace, name: str, fractions: tuple[flo
 
 def finetuned(args: argparse.Namespace, run: RunDir) -> RunDir:
     """Fine-tune the run for `--epochs`, unless it is fine-tuned already."""
-    if args.epochs and not run.has(rundir.MODEL_FINETUNED):
+    if args.epochs and not run.has(files.MODEL_FINETUNED):
         run_finetune(run.path, tuning(args), progress=progress())
     return run
 
@@ -82,7 +82,7 @@ def progress() -> ProgressBar:
     return ProgressBar(Console(stderr=True))
 
 
-def on_disk(run: RunDir, name: str = rundir.MODEL) -> dict[str, int]:
+def on_disk(run: RunDir, name: str = files.MODEL) -> dict[str, int]:
     """Count in a stored file: its bytes, and the parameters that are not zero."""
     data = run.file(name).read_bytes()
     buffers = ("running_mean", "running_var", "num_batches_tracked")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from amc import rundir
+from amc import files
 from amc.errors import RunError
 from amc.lines import atomic_write_bytes
 from amc.rundir import RunDir
@@ -37,7 +37,7 @@ def test_create_accepts_an_empty_directory_and_what_a_killed_create_left(tmp_pat
 
 def test_create_refuses_another_run_and_leaves_it_untouched(tmp_path: Path) -> None:
     run = RunDir.create(tmp_path / "run", CONFIG)
-    run.file(rundir.JOURNAL).write_text('{"journal": 1}\n{"episode": 0}\n{"episode": 1}\n{"epi')
+    run.file(files.JOURNAL).write_text('{"journal": 1}\n{"episode": 0}\n{"episode": 1}\n{"epi')
     before = contents(run.path)
     with pytest.raises(RunError) as refusal:
         RunDir.create(run.path, {"model": "other"})
@@ -203,7 +203,7 @@ def test_lock_keeps_a_second_writer_out_and_names_the_first(tmp_path: Path) -> N
     with run.lock(), pytest.raises(RunError, match=rf"another process \(pid {os.getpid()}\) is writing to"):
         second.__enter__()
     with run.lock():
-        assert run.file(rundir.LOCK).read_text() == str(os.getpid())
+        assert run.file(files.LOCK).read_text() == str(os.getpid())
 
 
 def test_lock_removes_what_killed_writers_left_but_not_a_young_file(tmp_path: Path) -> None:

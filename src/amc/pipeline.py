@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
-from amc import rundir
+from amc import files
 from amc.config import SearchConfig
 from amc.errors import AmcError, EvaluationError, RunError
 from amc.evaluation import BatchSource, Evaluate, as_evaluator
@@ -141,14 +141,14 @@ def compress_in(
             _check_config(run, config, inputs.model)
         elif run is not None:
             began = {"amc_version": amc_version(), **origin, **config.to_json()}
-            run.write_json(rundir.CONFIG, {**began, **weights_key(inputs.model)})
+            run.write_json(files.CONFIG, {**began, **weights_key(inputs.model)})
         journals = [] if run is None else [run.file(_journal(name, config.agent)) for name in _agents(config)]
         recorded = Recorded.at(journals)  # a damaged one is found before any work
         test = _test_score(inputs, config)
-        table = run.file(rundir.TABLE) if run is not None and run.has(rundir.TABLE) else None
+        table = run.file(files.TABLE) if run is not None and run.has(files.TABLE) else None
         job = prepare(inputs, config, watch, table=table)
         if run is not None and job.latency is not None and table is None:
-            run.write_json(rundir.TABLE, job.latency.table.to_json())  # before any episode: resuming needs this table
+            run.write_json(files.TABLE, job.latency.table.to_json())  # before any episode: resuming needs this table
         return _search_and_finish(_warned(job, recorded.check(job), watch), run, test, watch, recorded)
 
 
@@ -226,11 +226,11 @@ def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer,
     summary = summarise(job, slim, replace(choice, record=best), results, run, test)
     _check_budget(job, summary["slim"])
     if run is not None:
-        run.write_bytes(rundir.MODEL, job.method.stored(slim))
-        run.write_json(rundir.POLICY, policy.to_json())
+        run.write_bytes(files.MODEL, job.method.stored(slim))
+        run.write_json(files.POLICY, policy.to_json())
         journals = [_journal(name, config.agent) for name in results]
-        summary["files"] = run.digests([rundir.MODEL, rundir.POLICY, rundir.TABLE, *journals])
-        run.write_json(rundir.SUMMARY, summary)
+        summary["files"] = run.digests([files.MODEL, files.POLICY, files.TABLE, *journals])
+        run.write_json(files.SUMMARY, summary)
         render_report(run)
     return Result(slim, policy, summary, job.structure, results[config.agent])
 
@@ -275,7 +275,7 @@ def _run_agent(job: Job, name: str, agent: Agent, run: RunDir | None, watch: Obs
         seconds = _seconds(timing, parts.pop(record.keep, ScoreTiming()))
         if run is not None and not timing.replayed:
             line = {"agent": name, "episode": record.episode, "seconds": seconds}
-            run.append_jsonl(rundir.TIMINGS, line, durable=False)
+            run.append_jsonl(files.TIMINGS, line, durable=False)
         watch.episode(name, record.named(kind), timing)
 
     return search(
@@ -292,7 +292,7 @@ def _run_agent(job: Job, name: str, agent: Agent, run: RunDir | None, watch: Obs
 
 
 def _journal(name: str, main: str) -> str:
-    return rundir.JOURNAL if name == main else rundir.baseline_journal(name)
+    return files.JOURNAL if name == main else files.baseline_journal(name)
 
 
 def _seconds(episode: EpisodeTiming, part: ScoreTiming) -> dict[str, float]:

@@ -245,3 +245,31 @@ def _object(value: Any, place: str) -> dict[str, Any]:
 
 def _inside(place: str, name: str) -> str:
     return f"{place}.{name}" if place else f"'{name}'" if not name.isidentifier() else name
+
+
+def json_bytes(record: Mapping[str, object]) -> bytes:
+    """The JSON file of a record, with the record's digest.
+
+    `ValueError` for NaN; `RunError` for text that is no Unicode, as the path of a file can be.
+    """
+    plain = json.loads(json.dumps(record, allow_nan=False, default=_plain))
+    try:
+        return (json.dumps(sealed(plain), indent=2, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError as error:
+        raise RunError(f"{shown(error.object[max(0, error.start - 20) : error.end])} is not UTF-8; rename it") from None
+
+
+def json_line(record: Mapping[str, object]) -> bytes:
+    """One line of a line file, without its newline; `ValueError` for NaN."""
+    return json.dumps(record, allow_nan=False, default=_plain).encode()
+
+
+def _plain(value: object) -> object:
+    """JSON form of what json cannot write: paths, and NumPy or torch scalars and arrays."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} has no JSON form")

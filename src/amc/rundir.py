@@ -9,7 +9,6 @@ fsync of directories).
 
 import fcntl
 import hashlib
-import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,28 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from amc import records, runfiles
+from amc import files, records, runfiles
 from amc.errors import RunError
 from amc.lines import append_line, atomic_write_bytes, is_temporary, open_to_write, unwritable, whole_lines
-
-CONFIG = "config.json"
-JOURNAL = "journal.jsonl"
-TIMINGS = "timings.jsonl"
-POLICY = "policy.json"
-SUMMARY = "summary.json"
-MODEL = "model.safetensors"
-MODEL_FINETUNED = "model-finetuned.safetensors"
-FINETUNE = "finetune.jsonl"
-FINETUNE_STATE = "finetune-state.json"
-TABLE = "latency-table.json"
-REPORT = "report.html"
-LOCK = ".lock"
-
-
-def baseline_journal(agent: str) -> str:
-    """Name of the journal of a baseline that was scored beside the main agent."""
-    return f"journal-{agent}.jsonl"
-
 
 _STALE_SECONDS = 60.0  # a temporary file this old belongs to a writer that was killed
 
@@ -69,7 +49,7 @@ class RunDir:
                 try:
                     yield run
                 except BaseException as error:
-                    if not run.has(CONFIG) or (isinstance(error, Exception) and not run.begun()):
+                    if not run.has(files.CONFIG) or (isinstance(error, Exception) and not run.begun()):
                         run._clear()
                     raise
         except BaseException:
@@ -82,7 +62,7 @@ class RunDir:
     def create(cls, path: str | os.PathLike[str], config: Mapping[str, object]) -> Self:
         """Make the directory of a new run and write its `config.json`; raises as `claim` does."""
         with cls.claim(path) as run:
-            run.write_json(CONFIG, config)
+            run.write_json(files.CONFIG, config)
         return run
 
     @classmethod
@@ -91,9 +71,10 @@ class RunDir:
         run = cls(Path(path))
         if not run.path.is_dir():
             raise RunError(f"no run directory '{run.path}'; give the directory that `amc search --out` made")
-        if not run.has(CONFIG):
+        if not run.has(files.CONFIG):
             raise RunError(
-                f"'{run.path}' holds no run ({CONFIG} is missing); give the directory that `amc search --out` made"
+                f"'{run.path}' holds no run ({files.CONFIG} is missing); give the directory that `amc search --out` "
+                "made"
             )
         return run
 
@@ -111,7 +92,7 @@ class RunDir:
 
     def config(self) -> dict[str, Any]:
         """What the run was started with."""
-        return self.read_json(CONFIG)
+        return self.read_json(files.CONFIG)
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Content of a JSON file that holds one object; `RunError` when it is missing, damaged or changed.
@@ -130,7 +111,7 @@ class RunDir:
 
     def write_json(self, name: str, record: Mapping[str, object]) -> None:
         """Replace the file `name` by `record` and its digest as JSON, whole or not at all; `ValueError` for NaN."""
-        self.write_bytes(name, json_bytes(record))
+        self.write_bytes(name, records.json_bytes(record))
 
     def digests(self, names: Iterable[str]) -> dict[str, str]:
         """SHA-256 of those of the files that are there, for the summary."""
@@ -141,14 +122,14 @@ class RunDir:
 
         Files that the summary does not list pass: the search is not finished, or an earlier version wrote it.
         """
-        listed = self.read_json(SUMMARY).get("files", {}) if self.has(SUMMARY) else {}
+        listed = self.read_json(files.SUMMARY).get("files", {}) if self.has(files.SUMMARY) else {}
         for name in names:
             path = self.file(name)
             if name in listed and self.has(name) and _sha256(path) != listed[name]:
                 remedy = "restore it from a copy"
-                if self.has(FINETUNE_STATE):
+                if self.has(files.FINETUNE_STATE):
                     remedy += f", or finish the fine-tuning under way with `amc finetune {self.path}`"
-                raise RunError(f"'{path}' is not the file that {SUMMARY} describes; {remedy}")
+                raise RunError(f"'{path}' is not the file that {files.SUMMARY} describes; {remedy}")
 
     def write_text(self, name: str, text: str) -> None:
         """Replace the file `name` by `text` in UTF-8, whole or not at all."""
@@ -187,7 +168,7 @@ class RunDir:
         before.
         """
         path = self.file(name)
-        line = json.dumps(record, allow_nan=False, default=_plain).encode()
+        line = records.json_line(record)
         try:
             append_line(path, line, durable=durable)
         except OSError as error:
@@ -200,7 +181,7 @@ class RunDir:
         The lock goes with the process, however it ends. Not re-entrant.
         """
         try:
-            descriptor = open_to_write(self.file(LOCK), os.O_RDWR)
+            descriptor = open_to_write(self.file(files.LOCK), os.O_RDWR)
         except OSError as error:
             raise unwritable(self.path, error) from error
         try:
@@ -221,7 +202,7 @@ class RunDir:
             ) from error
         except OSError as error:
             raise RunError(f"'{self.path}' cannot be locked ({error.strerror}); use a local disk") from error
-        if not _is_at(self.file(LOCK), descriptor):
+        if not _is_at(self.file(files.LOCK), descriptor):
             raise RunError(f"another process has just given up '{self.path}'; run the command again")
         # Only for the message above: losing it (a full disk) does no harm.
         with suppress(OSError):
@@ -237,12 +218,12 @@ class RunDir:
 
     def _clear(self) -> None:
         """Remove what this process wrote to a directory that was free; `config.json` last, for it makes it a run."""
-        for path in sorted(self.path.iterdir(), key=lambda path: (path.name == CONFIG, path.name)):
-            if path.name != LOCK:
+        for path in sorted(self.path.iterdir(), key=lambda path: (path.name == files.CONFIG, path.name)):
+            if path.name != files.LOCK:
                 with suppress(OSError):
                     path.unlink()
         with suppress(OSError):
-            self.file(LOCK).unlink()
+            self.file(files.LOCK).unlink()
 
     def _refuse_occupied(self) -> None:
         if not self.path.exists():
@@ -250,10 +231,10 @@ class RunDir:
         if not self.path.is_dir():
             raise RunError(f"'{self.path}' is a file; give a directory for the run")
         try:
-            names = sorted(p.name for p in self.path.iterdir() if p.name != LOCK and not is_temporary(p.name))
+            names = sorted(p.name for p in self.path.iterdir() if p.name != files.LOCK and not is_temporary(p.name))
         except OSError as error:
             raise RunError(f"'{self.path}' cannot be read ({error.strerror}); choose another directory") from error
-        if CONFIG in names:
+        if files.CONFIG in names:
             raise RunError(
                 f"'{self.path}' already holds {self._describe()}; continue it with `amc resume {self.path}`, "
                 f"or choose another directory"
@@ -266,27 +247,13 @@ class RunDir:
         """What run this is, for a message; says less when its files cannot be read."""
         try:
             config = self.config()
-            scored = sum("episode" in record for record in self.read_jsonl(JOURNAL))
+            scored = sum("episode" in record for record in self.read_jsonl(files.JOURNAL))
         except RunError:
             return "another run"
         return (
             f"a run ({config.get('model', 'unknown model')}, {config.get('budget', 'no budget')}, "
             f"{scored} of {config.get('episodes', '?')} episodes)"
         )
-
-
-def json_bytes(record: Mapping[str, object]) -> bytes:
-    """The JSON file of a record, with the record's digest.
-
-    `ValueError` for NaN; `RunError` for text that is no Unicode, as the path of a file can be.
-    """
-    plain = json.loads(json.dumps(record, allow_nan=False, default=_plain))
-    try:
-        return (json.dumps(records.sealed(plain), indent=2, ensure_ascii=False) + "\n").encode()
-    except UnicodeEncodeError as error:
-        raise RunError(
-            f"{records.shown(error.object[max(0, error.start - 20) : error.end])} is not UTF-8; rename it"
-        ) from None
 
 
 def _sha256(path: Path) -> str:
@@ -315,14 +282,3 @@ def _make_directories(path: Path) -> list[Path]:
     except OSError as error:
         raise unwritable(path, error) from error
     return new
-
-
-def _plain(value: object) -> object:
-    """JSON form of what json cannot write: paths, and NumPy or torch scalars and arrays."""
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, Mapping):
-        return dict(value)
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} has no JSON form")

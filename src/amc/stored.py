@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from amc import rundir
+from amc import files
 from amc.config import SearchConfig
 from amc.errors import AmcError, RunError
 from amc.methods import shaped
@@ -38,7 +38,7 @@ def check_weights(run: RunDir, model: nn.Module) -> None:
         same = recorded == weights_key(model)["weights_digest"]
     else:
         raise RunError(
-            f"'{run.file(rundir.CONFIG)}' has a weights_digest by another rule ({shown(recorded)}), which this version "
+            f"'{run.file(files.CONFIG)}' has a weights_digest by another rule ({shown(recorded)}), which this version "
             f"cannot check; update amc, or restore the file from a copy"
         )
     if not same:
@@ -59,7 +59,7 @@ def settings_of(run: RunDir) -> SearchConfig:
     try:
         return SearchConfig.from_json(run.config())
     except AmcError as error:
-        raise RunError(f"'{run.file(rundir.CONFIG)}': {error}") from None
+        raise RunError(f"'{run.file(files.CONFIG)}': {error}") from None
 
 
 def load_run(
@@ -81,14 +81,14 @@ def _load(
     run = RunDir.open(run_dir)
     here = run.path.resolve()
     if here in children:
-        raise RunError(f"'{children[0]}' leads back to itself through the parent in '{run.file(rundir.CONFIG)}'")
+        raise RunError(f"'{children[0]}' leads back to itself through the parent in '{run.file(files.CONFIG)}'")
     if run.config().get("schedule"):
         return _load(last_round(run), model, example_input, finetuned, (*children, here))
     if model is None:
         model, example_input = _original(run, (*children, here))
-    policy = Policy.from_json(run.read_json(rundir.POLICY))
-    name = rundir.MODEL_FINETUNED if finetuned and _is_finetuned(run) else rundir.MODEL
-    run.verify(rundir.POLICY, name)
+    policy = Policy.from_json(run.read_json(files.POLICY))
+    name = files.MODEL_FINETUNED if finetuned and _is_finetuned(run) else files.MODEL
+    run.verify(files.POLICY, name)
     slim = shaped(model, example_input, policy)
     load_weights(slim, run.file(name))
     return slim.eval()
@@ -96,9 +96,9 @@ def _load(
 
 def _is_finetuned(run: RunDir) -> bool:
     """Whether there is a fine-tuned network, or ought to be: one that was lost is missed, not replaced."""
-    if run.has(rundir.MODEL_FINETUNED):
+    if run.has(files.MODEL_FINETUNED):
         return True
-    return run.has(rundir.SUMMARY) and "score_finetuned" in run.read_json(rundir.SUMMARY).get("slim", {})
+    return run.has(files.SUMMARY) and "score_finetuned" in run.read_json(files.SUMMARY).get("slim", {})
 
 
 def _original(run: RunDir, children: tuple[Path, ...]) -> tuple[nn.Module, Any]:
@@ -109,7 +109,7 @@ def _original(run: RunDir, children: tuple[Path, ...]) -> tuple[nn.Module, Any]:
             f"'{run.path}' was made from a network in Python; load it with load_run(run, model, example_input)"
         )
     if not config.get("input_shape"):
-        raise RunError(f"'{run.file(rundir.CONFIG)}' has no input_shape; restore the file from a copy")
+        raise RunError(f"'{run.file(files.CONFIG)}' has no input_shape; restore the file from a copy")
     example = torch.zeros(1, *config["input_shape"])
     if config.get("parent"):
         return _load(os.path.normpath(run.path / config["parent"]), None, None, True, children), example
@@ -125,6 +125,6 @@ def last_round(run: RunDir) -> Path:
     """The last finished round of a schedule; RunError if there is none."""
     rounds = len(run.config()["schedule"])
     for number in range(rounds, 0, -1):
-        if (round_path(run, number) / rundir.SUMMARY).exists():
+        if (round_path(run, number) / files.SUMMARY).exists():
             return round_path(run, number)
     raise RunError(f"'{run.path}' has no finished round yet; run `amc resume {run.path}` first")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from amc import rundir
+from amc import files
 from amc.evaluation import Evaluator, PairedEvaluator
 from amc.job import Job, final_score
 from amc.provenance import amc_version, environment
@@ -99,5 +99,5 @@ def _outdone(found: Mapping[str, SearchResult], best: EpisodeRecord, main: str, 
 
 def _seconds(run: RunDir, agent: str) -> float:
     """Scoring and agent time of the main search, over all its sessions."""
-    lines = run.read_jsonl(rundir.TIMINGS)
+    lines = run.read_jsonl(files.TIMINGS)
     return sum(sum(line.get("seconds", {}).values()) for line in lines if line.get("agent") == agent)

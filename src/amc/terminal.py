@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from amc import rundir
+from amc import files
 from amc.report import (
     budget_lines,
     format_bytes,
@@ -50,8 +50,8 @@ def show_summary(console: Console, run: Path, summary: Mapping[str, Any]) -> Non
         _tell(console, "masked", "weights that were dropped are zero: on most runtimes it runs no faster")
     for warning in summary.get("warnings") or ():
         _tell(console, "warning", warning, style="yellow")
-    if run.joinpath(rundir.REPORT).exists():
-        console.print(f"report    {run / rundir.REPORT}", markup=False, soft_wrap=True)
+    if run.joinpath(files.REPORT).exists():
+        console.print(f"report    {run / files.REPORT}", markup=False, soft_wrap=True)
 
 
 def _result_table(summary: Mapping[str, Any]) -> Table:

@@ -131,7 +131,8 @@ RecipeOption = Annotated[
 
 def finish(run: Path, as_json: bool) -> None:
     """What every job ends with: its summary, as a table or as JSON."""
-    from amc.rundir import SUMMARY, RunDir
+    from amc.files import SUMMARY
+    from amc.rundir import RunDir
     from amc.terminal import show_summary
 
     summary = RunDir.open(run).read_json(SUMMARY)

@@ -43,8 +43,9 @@ def finetune(
 
 def _show_candidates(run: Path) -> None:
     """Print the candidates and their scores, if there were several."""
+    from amc.files import SUMMARY
     from amc.report import format_score, named_scores
-    from amc.rundir import SUMMARY, RunDir
+    from amc.rundir import RunDir
 
     summary: Mapping[str, Any] = named_scores(RunDir.open(run).read_json(SUMMARY))
     tried = summary.get("candidates") or ()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amc import rundir
+from amc import files
 from amc.deploy.export import export_network
 from amc.deploy.formats import get_format
 from amc.deploy.formats.sparse_kernels import sparse_kernels
@@ -58,7 +58,7 @@ def run_export(
         record["sparse_kernels"] = asdict(sparse_kernels(Path(record["path"]).read_bytes()))
     return record | {
         "run": str(run_path),
-        "finetuned": finetuned and run.has(rundir.MODEL_FINETUNED),
+        "finetuned": finetuned and run.has(files.MODEL_FINETUNED),
         "weight_bytes": {"dense": weight_bytes(network_of(source, run_path)), "slim": weight_bytes(slim)},
         "real_images": 0 if real is None else len(real),
         "real_images_missing": why_none,

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from amc import rundir
+from amc import files, records
 from amc.errors import AmcError, RunError
 from amc.evaluation import Evaluate, Evaluator, as_evaluator
 from amc.job import Inputs, Job, final_score, prepare, score_of
@@ -45,7 +45,7 @@ from amc.structure import inspect
 from amc.verify import Recorded, check_record, confirmed
 from amc.zoo import DataSplits
 
-STATE = rundir.FINETUNE_STATE
+STATE = files.FINETUNE_STATE
 CHECKPOINT = "finetune.ckpt"
 
 T = TypeVar("T")
@@ -98,12 +98,12 @@ def _checked(run: RunDir) -> Source:
     """The network and data of the run; RunError where there is nothing to fine-tune."""
     if run.config().get("schedule"):
         raise RunError(f"'{run.path}' is a schedule, which fine-tunes by itself; name one of its rounds")
-    if not run.has(rundir.SUMMARY):
+    if not run.has(files.SUMMARY):
         raise RunError(f"'{run.path}' has no finished search yet; run `amc resume {run.path}` first")
     source = source_of(run, "train result.model with amc.recovery.finetune")
-    summary = run.read_json(rundir.SUMMARY)  # a damaged one is refused before hours of training, not after
+    summary = run.read_json(files.SUMMARY)  # a damaged one is refused before hours of training, not after
     if "slim" not in summary:
-        raise RunError(f"'{run.file(rundir.SUMMARY)}' has no slim network; restore the file from a copy")
+        raise RunError(f"'{run.file(files.SUMMARY)}' has no slim network; restore the file from a copy")
     return source
 
 
@@ -287,8 +287,8 @@ class _Task:
     def _chosen(self) -> _Start:
         """Train the best policies briefly and take the best network, as its policy prescribes it: not as trained."""
         job = self._prepared()
-        journal = self.origin.file(rundir.JOURNAL)
-        self.origin.verify(rundir.JOURNAL)
+        journal = self.origin.file(files.JOURNAL)
+        self.origin.verify(files.JOURNAL)
         _, episodes = read_journal(journal)
         if all(record.reward is None for record in episodes):
             raise RunError(f"'{self.origin.path}' has no scored policy to choose from; search again")
@@ -300,7 +300,7 @@ class _Task:
         )
         choice = selection.choose(finalists)
         policy = job.scorer.builder.policy(choice.record.keep)
-        if policy.to_json() == self.origin.read_json(rundir.POLICY):
+        if policy.to_json() == self.origin.read_json(files.POLICY):
             return _Start(load_run(self.origin.path, finetuned=False), job.method, choice)
         return _Start(job.scorer.build(choice.record.keep), job.method, choice, policy)
 
@@ -344,7 +344,7 @@ class _Task:
     def _record(self, start: _Start, untrained: nn.Module | None, result: FineTuneResult) -> None:
         """Write what fine-tuning adds to the run. If it is interrupted, it is repeated with the same result."""
         run, slim = self.origin, start.model
-        summary = run.read_json(rundir.SUMMARY)
+        summary = run.read_json(files.SUMMARY)
         test = Evaluator(self.data.test, score=self.config.score) if self.source.test else None
         if start.choice and start.replacing and untrained is not None:
             self._describe(summary, start.choice.record, start.replacing, start.method.recount(untrained, self.example))
@@ -362,18 +362,18 @@ class _Task:
         tuned_model = start.method.stored(slim)
         replaced = {}  # last: as long as the policy is the old one, this is not over
         if start.replacing and untrained is not None:
-            replaced[rundir.MODEL] = start.method.stored(untrained)
-            replaced[rundir.POLICY] = rundir.json_bytes(start.replacing.to_json())
+            replaced[files.MODEL] = start.method.stored(untrained)
+            replaced[files.POLICY] = records.json_bytes(start.replacing.to_json())
         if warnings := self.state.elsewhere():
             summary["warnings"] = [*(summary.get("warnings") or ()), *warnings]
         digests = {
             name: hashlib.sha256(data).hexdigest()
-            for name, data in {rundir.MODEL_FINETUNED: tuned_model, **replaced}.items()
+            for name, data in {files.MODEL_FINETUNED: tuned_model, **replaced}.items()
         }
         summary["files"] = {**summary.get("files", {}), **digests}
-        run.write_bytes(rundir.MODEL_FINETUNED, tuned_model)
-        run.write_text(rundir.FINETUNE, epochs)
-        run.write_json(rundir.SUMMARY, summary)
+        run.write_bytes(files.MODEL_FINETUNED, tuned_model)
+        run.write_text(files.FINETUNE, epochs)
+        run.write_json(files.SUMMARY, summary)
         for name, data in replaced.items():
             run.write_bytes(name, data)
         render_report(run)

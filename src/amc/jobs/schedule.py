@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from amc import rundir
+from amc import files
 from amc.config import NO_BUDGET, SearchConfig
 from amc.errors import AmcError, BudgetError, RunError
 from amc.jobs.finetune import run_finetune
@@ -47,7 +47,7 @@ def run_schedule(out: Path, source: Source, config: SearchConfig, rounds: Rounds
     budget = Budget(_metric(rounds.budget, config, rounds.fractions), fraction=rounds.fractions[-1])
     plan = _Plan(source, replace(config, budget=str(budget)), rounds.fractions, rounds.tuning)
     with RunDir.claim(out) as run:
-        run.write_json(rundir.CONFIG, plan.to_json())
+        run.write_json(files.CONFIG, plan.to_json())
         _check_reachable(with_parent(source, out), out, config, budget)
         _run_rounds(run, plan, progress, restart=False)
     return out
@@ -63,7 +63,7 @@ def resume_schedule(run_path: Path, *, round_lr: float | None = None, progress: 
         plan = _Plan.of(run)
         if round_lr is not None:
             plan = replace(plan, tuning=replace(plan.tuning, lr=round_lr))
-            run.write_json(rundir.CONFIG, {**run.config(), "tuning": asdict(plan.tuning)})
+            run.write_json(files.CONFIG, {**run.config(), "tuning": asdict(plan.tuning)})
         _run_rounds(run, plan, progress, restart=round_lr is not None)
     return run_path
 
@@ -103,7 +103,7 @@ class _Plan:
             tuning = FineTuneConfig(**record["tuning"])
             parse_budgets(str(record["budget"]))
         except (AmcError, KeyError, TypeError) as error:
-            raise RunError(f"'{run.file(rundir.CONFIG)}': {error}; restore the file from a copy") from None
+            raise RunError(f"'{run.file(files.CONFIG)}': {error}; restore the file from a copy") from None
         return cls(source, config, fractions, tuning)
 
 
@@ -112,13 +112,13 @@ def _run_rounds(run: RunDir, plan: _Plan, progress: Observer, *, restart: bool) 
     for number, fraction in enumerate(plan.fractions, start=1):
         progress.stage(f"round {number} of {len(plan.fractions)}: {plan.metric} at {fraction:.0%}")
         _run_round(run, plan, number, progress, restart=restart)
-        run.write_json(rundir.SUMMARY, _summary(run, plan))
+        run.write_json(files.SUMMARY, _summary(run, plan))
         render_schedule(run)
 
 
 def _run_round(run: RunDir, plan: _Plan, number: int, progress: Observer, *, restart: bool) -> None:
     path = round_path(run, number)
-    if not (path / rundir.CONFIG).exists():
+    if not (path / files.CONFIG).exists():
         source = replace(plan.source, command="search")
         if number > 1:
             source = replace(source, model=str(round_path(run, number - 1)))
@@ -128,7 +128,7 @@ def _run_round(run: RunDir, plan: _Plan, number: int, progress: Observer, *, res
             if number == 1:
                 raise
             raise _out_of_reach(run, plan, number) from None
-    elif not (path / rundir.SUMMARY).exists():
+    elif not (path / files.SUMMARY).exists():
         resume_search(path, progress=progress)
     if not _finished(path):
         try:
@@ -145,7 +145,7 @@ def _out_of_reach(run: RunDir, plan: _Plan, number: int) -> BudgetError:
     metric, before = plan.metric, round_path(run, number - 1)
     problem = _problem(load_run(before), RunDir.open(before).config()["input_shape"], plan.config)
     least, most = (problem.cost(metric, counts) for counts in (problem.least, problem.dense))
-    first = RunDir.open(round_path(run, 1)).read_json(rundir.SUMMARY)["dense"][metric]
+    first = RunDir.open(round_path(run, 1)).read_json(files.SUMMARY)["dense"][metric]
     return BudgetError(
         f"round {number} of '{run.path}' cannot keep {plan.fractions[number - 1]:g} of the {metric}: from where "
         f"round {number - 1} ended, {math.ceil(1000 * least / first) / 1000:g} to {most / first:.3f} can be reached; "
@@ -156,7 +156,7 @@ def _out_of_reach(run: RunDir, plan: _Plan, number: int) -> BudgetError:
 
 def _finished(path: Path) -> bool:
     """Whether the round has its summary with a fine-tuned score; the summary is written last."""
-    summary = RunDir.open(path).read_json(rundir.SUMMARY) if (path / rundir.SUMMARY).exists() else {}
+    summary = RunDir.open(path).read_json(files.SUMMARY) if (path / files.SUMMARY).exists() else {}
     return "score_finetuned" in summary.get("slim", {})
 
 
@@ -202,7 +202,7 @@ def _budget(run: RunDir, plan: _Plan, number: int) -> Budget:
     budget = Budget(plan.metric, fraction=plan.fractions[number - 1])
     if number == 1:
         return budget
-    dense = RunDir.open(round_path(run, 1)).read_json(rundir.SUMMARY)["dense"][plan.metric]
+    dense = RunDir.open(round_path(run, 1)).read_json(files.SUMMARY)["dense"][plan.metric]
     return Budget(plan.metric, absolute=int(budget.limit(dense)))
 
 
@@ -212,11 +212,11 @@ def _summary(run: RunDir, plan: _Plan) -> dict[str, Any]:
     for number, fraction in enumerate(plan.fractions, start=1):
         if not _finished(round_path(run, number)):
             break
-        summary = RunDir.open(round_path(run, number)).read_json(rundir.SUMMARY)
+        summary = RunDir.open(round_path(run, number)).read_json(files.SUMMARY)
         rounds.append({"fraction": fraction, "run": round_path(run, number).name, **_outcome(summary)})
     if not rounds:
         raise RunError(f"'{run.path}' has no finished round yet; run `amc resume {run.path}` first")
-    first = RunDir.open(round_path(run, 1)).read_json(rundir.SUMMARY)
+    first = RunDir.open(round_path(run, 1)).read_json(files.SUMMARY)
     kept = ("model", "data", "method", "agent", "seed", "score")
     return {
         "amc_version": amc_version(),

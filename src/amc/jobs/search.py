@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from amc import rundir
+from amc import files
 from amc.config import SearchConfig
 from amc.errors import DataError, RunError
 from amc.job import Inputs
@@ -35,7 +35,7 @@ def run_search(out: Path, source: Source, config: SearchConfig, *, progress: Obs
 def with_parent(source: Source, out: Path) -> Source:
     """Where MODEL is a run directory: the source of that run's result, on the same data unless other data is given."""
     path = Path(source.model)
-    if not (path / rundir.CONFIG).exists():
+    if not (path / files.CONFIG).exists():
         return source
     before = source_of(RunDir.open(path), "load it with amc.load_run")
     names = ("data", "evaluate", "search_images", "image_size", "preprocessing")
@@ -48,14 +48,14 @@ def resume_search(run_path: Path, *, progress: Observer) -> Path:
     """Resume the search in `run_path`."""
     run = RunDir.open(run_path)
     source = source_of(run, "call amc.compress(..., run_dir=..., resume=True) again")
-    if run.has(rundir.SUMMARY):  # finished; what was fine-tuned since must stay
+    if run.has(files.SUMMARY):  # finished; what was fine-tuned since must stay
         with run.lock():
             render_report(run)
         return run_path
-    if run.has(rundir.MODEL_FINETUNED):
+    if run.has(files.MODEL_FINETUNED):
         raise RunError(
-            f"'{run.path}' was fine-tuned, and its {rundir.SUMMARY} is missing; restore it from a copy, or remove "
-            f"{rundir.MODEL_FINETUNED} to go back to what the search found"
+            f"'{run.path}' was fine-tuned, and its {files.SUMMARY} is missing; restore it from a copy, or remove "
+            f"{files.MODEL_FINETUNED} to go back to what the search found"
         )
     with run.lock():
         _run(run, source, settings_of(run), progress, resuming=True)
@@ -102,6 +102,6 @@ def free_place(path: Path) -> Path:
     """`path`, or the first of `path-2`, `path-3` … that is empty: a run is never replaced."""
     for number in itertools.count(1):
         place = path if number == 1 else path.with_name(f"{path.name}-{number}")
-        if not place.exists() or (place.is_dir() and not any(file.name != rundir.LOCK for file in place.iterdir())):
+        if not place.exists() or (place.is_dir() and not any(file.name != files.LOCK for file in place.iterdir())):
             return place
     raise AssertionError  # numbers do not end

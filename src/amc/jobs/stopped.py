@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from amc import rundir
+from amc import files
 from amc.errors import RunError
 from amc.recovery import resume_point
 from amc.rundir import RunDir
@@ -22,18 +22,18 @@ def left_in(path: Path) -> str:
 
 
 def _left_in(path: Path) -> str:
-    if not (path / rundir.CONFIG).exists():
+    if not (path / files.CONFIG).exists():
         return "nothing was written; run the same command again"
     run = RunDir.open(path)
     config = run.config()
     if config.get("schedule"):
         return _left_in_schedule(run, len(config["schedule"]))
-    if not run.has(rundir.SUMMARY):
+    if not run.has(files.SUMMARY):
         return _left_in_search(run, config.get("episodes", 1))
     finetune = _command("finetune", path)
-    if run.has(rundir.FINETUNE_STATE):
+    if run.has(files.FINETUNE_STATE):
         return f"{_steps(run)}; {finetune} goes on"
-    tuned = run.has(rundir.MODEL_FINETUNED)
+    tuned = run.has(files.MODEL_FINETUNED)
     done = "the search and the fine-tuning are" if tuned else "the search is"
     return f"{done} finished and stored; {_command('report', path)} shows the result" + (
         "" if tuned else f", {finetune} trains it"
@@ -42,11 +42,11 @@ def _left_in(path: Path) -> str:
 
 def _left_in_schedule(run: RunDir, rounds: int) -> str:
     number = 1
-    while number < rounds and (round_path(run, number + 1) / rundir.CONFIG).exists():
+    while number < rounds and (round_path(run, number + 1) / files.CONFIG).exists():
         number += 1
     inner = round_path(run, number)
     what = "it has not begun"
-    if (inner / rundir.CONFIG).exists():
+    if (inner / files.CONFIG).exists():
         what = _left_in(inner).partition(";")[0]
     return f"round {number} of {rounds}: {what}; {_command('resume', run.path)} goes on"
 
@@ -56,7 +56,7 @@ def _left_in_search(run: RunDir, episodes: int) -> str:
     resume = _command("resume", run.path)
     if not journals:
         return f"no episode was scored yet; {resume} starts the search again"
-    journal = run.file(rundir.JOURNAL)
+    journal = run.file(files.JOURNAL)
     scored = len(load_journal(journal).records) if journal.exists() else 0
     if scored >= episodes:
         return f"all {episodes} episodes are scored, the result is not written yet; {resume} goes on"

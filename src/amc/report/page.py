@@ -12,7 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from amc import rundir
+from amc import files
 from amc.report import sections
 from amc.report.figures import is_percent
 from amc.report.guarantee import guarantee_verdict
@@ -27,8 +27,8 @@ _SHOWN_LOCKS = 12
 
 def render_run(run: RunDir) -> Path:
     """Write the page of one search atomically and return its path."""
-    run.write_text(rundir.REPORT, render_page(load_record(run)))
-    return run.file(rundir.REPORT)
+    run.write_text(files.REPORT, render_page(load_record(run)))
+    return run.file(files.REPORT)
 
 
 def open_run(run: str | os.PathLike[str] | RunDir) -> RunDir:

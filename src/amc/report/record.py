@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from amc import rundir
+from amc import files
 from amc.errors import RunError
 from amc.report.guarantee import guaranteed_episode
 from amc.report.tables import named_scores, part_of, records_of
@@ -83,11 +83,11 @@ def ranked(episodes: Iterable[EpisodeRecord]) -> tuple[EpisodeRecord, ...]:
 def load_record(run: RunDir) -> RunRecord:
     """Read a run. Raises `RunError` with the name of a damaged file."""
     config = run.config()
-    summary = named_scores(run.read_json(rundir.SUMMARY)) if run.has(rundir.SUMMARY) else {}
+    summary = named_scores(run.read_json(files.SUMMARY)) if run.has(files.SUMMARY) else {}
     kind = score_of_record({**config, **summary})
-    policy = run.read_json(rundir.POLICY) if run.has(rundir.POLICY) else {}
-    journals = [rundir.JOURNAL, *map(rundir.baseline_journal, ("uniform", "random"))]
-    run.verify(rundir.POLICY, *journals)
+    policy = run.read_json(files.POLICY) if run.has(files.POLICY) else {}
+    journals = [files.JOURNAL, *map(files.baseline_journal, ("uniform", "random"))]
+    run.verify(files.POLICY, *journals)
     journal, uniform, random = (_journal(run, name) for name in journals)
     return RunRecord(
         path=str(run.path),
@@ -98,9 +98,9 @@ def load_record(run: RunDir) -> RunRecord:
         random=_episodes(random, kind),
         groups=_groups(summary, policy, _best_keep(uniform.records)),
         warmup=_warmup(config, journal.header),
-        seconds=_seconds(run.read_jsonl(rundir.TIMINGS)),
+        seconds=_seconds(run.read_jsonl(files.TIMINGS)),
         finetune=tuple(_named(epoch, kind) for epoch in _epochs(run)),
-        has_model=run.has(rundir.MODEL),
+        has_model=run.has(files.MODEL),
     )
 
 
@@ -110,14 +110,14 @@ def _journal(run: RunDir, name: str) -> JournalContent:
 
 def _epochs(run: RunDir) -> tuple[dict[str, Any], ...]:
     """The epochs of fine-tuning. Raises RunError if they do not fit the summary."""
-    epochs = tuple(record for record in run.read_jsonl(rundir.FINETUNE) if "epoch" in record)
-    summary = run.read_json(rundir.SUMMARY) if run.has(rundir.SUMMARY) else {}
+    epochs = tuple(record for record in run.read_jsonl(files.FINETUNE) if "epoch" in record)
+    summary = run.read_json(files.SUMMARY) if run.has(files.SUMMARY) else {}
     slim = part_of(summary, "slim")
-    if epochs and "files" in summary and "score_finetuned" in slim and not run.has(rundir.FINETUNE_STATE):
+    if epochs and "files" in summary and "score_finetuned" in slim and not run.has(files.FINETUNE_STATE):
         in_turn = [record["epoch"] for record in epochs] == list(range(1, len(epochs) + 1))
         if not in_turn or epochs[-1].get("score") != slim["score_finetuned"]:
             raise RunError(
-                f"'{run.file(rundir.FINETUNE)}' is not of the fine-tuning that {rundir.SUMMARY} tells of; "
+                f"'{run.file(files.FINETUNE)}' is not of the fine-tuning that {files.SUMMARY} tells of; "
                 "restore it from a copy, or delete it"
             )
     return epochs

@@ -10,7 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from amc import rundir
+from amc import files
 from amc.report import sections
 from amc.report.drawing import NARROW, WIDE
 from amc.report.page import open_run, render_template
@@ -55,10 +55,10 @@ def render_schedule(run: str | os.PathLike[str] | RunDir) -> Path:
     """
     directory = open_run(run)
     config = directory.config()
-    summary = directory.read_json(rundir.SUMMARY) if directory.has(rundir.SUMMARY) else {}
+    summary = directory.read_json(files.SUMMARY) if directory.has(files.SUMMARY) else {}
     page = render_template("schedule.html.j2", _context(directory, config, summary))
-    directory.write_text(rundir.REPORT, page)
-    return directory.file(rundir.REPORT)
+    directory.write_text(files.REPORT, page)
+    return directory.file(files.REPORT)
 
 
 def schedule_rows(summary: Mapping[str, Any], run: RunDir | None = None) -> list[RoundRow]:
@@ -97,8 +97,8 @@ def _row(
 
 
 def _link(run: RunDir | None, name: str) -> str:
-    exists = run is not None and _PLAIN_NAME.fullmatch(name) and run.has(f"{name}/{rundir.REPORT}")
-    return f"{name}/{rundir.REPORT}" if exists else ""
+    exists = run is not None and _PLAIN_NAME.fullmatch(name) and run.has(f"{name}/{files.REPORT}")
+    return f"{name}/{files.REPORT}" if exists else ""
 
 
 def _context(run: RunDir, config: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, object]:

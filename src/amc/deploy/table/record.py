@@ -19,7 +19,7 @@ from amc.deploy.table.bench import Place
 from amc.deploy.table.plan import Key
 from amc.errors import AmcError, RunError
 from amc.lines import atomic_write_bytes
-from amc.rundir import json_bytes
+from amc.records import json_bytes
 
 FORMAT = "amc latency table"
 VERSION = 2

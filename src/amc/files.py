@@ -1,0 +1,19 @@
+"""The names of the files in a run's directory."""
+
+CONFIG = "config.json"
+JOURNAL = "journal.jsonl"
+TIMINGS = "timings.jsonl"
+POLICY = "policy.json"
+SUMMARY = "summary.json"
+MODEL = "model.safetensors"
+MODEL_FINETUNED = "model-finetuned.safetensors"
+FINETUNE = "finetune.jsonl"
+FINETUNE_STATE = "finetune-state.json"
+TABLE = "latency-table.json"
+REPORT = "report.html"
+LOCK = ".lock"
+
+
+def baseline_journal(agent: str) -> str:
+    """Name of the journal of a baseline that was scored beside the main agent."""
+    return f"journal-{agent}.jsonl"
