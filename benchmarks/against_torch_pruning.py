@@ -16,15 +16,15 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from amc.batches import limited
-from amc.config import SearchConfig
-from amc.evaluation import Evaluator, reestimate_batchnorm_
-from amc.jobs.origin import BATCH, data_of, network_of
-from amc.provenance import environment
+from amc.cli.jobs.origin import BATCH, data_of, network_of
+from amc.compression.load import load_run
+from amc.compression.scoring.evaluator import Evaluator, reestimate_batchnorm_
+from amc.compression.settings import SearchConfig
 from amc.recovery import FineTuneConfig, finetune
-from amc.settings import Source
-from amc.stored import load_run
+from amc.run.provenance import environment
+from amc.run.settings import Source
 from amc.structure import count_macs, count_params
+from amc.structure.batches import limited
 from amc.zoo import DataSplits
 from common import Record, load, machine, percent, save, table
 from searches import search_parser, searched

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from amc.batches import limited
-from amc.config import SearchConfig
-from amc.jobs.origin import BATCH, data_of, network_of
-from amc.lines import atomic_write_bytes
-from amc.settings import Source
+from amc.cli.jobs.origin import BATCH, data_of, network_of
+from amc.compression.settings import SearchConfig
+from amc.run.lines import atomic_write_bytes
+from amc.run.settings import Source
 from amc.structure import Structure, inspect
+from amc.structure.batches import limited
 from amc.zoo import DataSplits
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,11 +12,11 @@ import argparse
 
 import numpy as np
 
-from amc.evaluation import Evaluator
-from amc.methods import MethodOptions, create_method
-from amc.provenance import environment
+from amc.compression.scoring.evaluator import Evaluator
+from amc.compression.scoring.policy import PolicyScorer
 from amc.pruning import calibrate
-from amc.scoring import PolicyScorer
+from amc.pruning.methods import MethodOptions, create_method
+from amc.run.provenance import environment
 from common import Record, machine, network_parser, percent, prepared, save, table
 
 RESULT = "compensation-{model}.json"

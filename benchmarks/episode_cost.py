@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from amc.evaluation import Evaluator
-from amc.methods import create_method, problem_of
-from amc.provenance import environment
+from amc.compression.scoring.evaluator import Evaluator
+from amc.compression.scoring.policy import PolicyScorer
 from amc.pruning import Pruner, calibrate
-from amc.scoring import PolicyScorer
+from amc.pruning.methods import create_method, problem_of
+from amc.run.provenance import environment
 from amc.search import Bounds, Problem, create_agent, parse_budgets, roll_out
 from amc.structure import inspect
 from common import Record, machine, network_parser, prepared, save, table

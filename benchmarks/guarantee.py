@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from amc import files
-from amc.provenance import environment
+from amc.run import files
+from amc.run.provenance import environment
 from common import Record, load, machine, percent, save, table
 from searches import public, search_parser, searched
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 
-from amc.provenance import environment
+from amc.run.provenance import environment
 from common import Record, load, plain_parser, row, save, table
 from tests.kernels.cases import CONTIGUOUS, Case, full_grid
 from tests.kernels.sweep import SETTINGS, Finding, findings, sweep

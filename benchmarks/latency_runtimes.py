@@ -23,16 +23,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from amc import files, load_run
-from amc.deploy import MeasureSettings, installed_runtimes, latency
+from amc import load_run
+from amc.cli.jobs.origin import network_of
+from amc.deploy import MeasureSettings, installed_runtimes
+from amc.deploy.timing import latency
 from amc.errors import AmcError
-from amc.jobs.origin import network_of
-from amc.methods import MethodOptions
-from amc.methods.channel import ChannelMethod
-from amc.provenance import environment
-from amc.rundir import RunDir
+from amc.pruning.methods import MethodOptions
+from amc.pruning.methods.channel import ChannelMethod
+from amc.run import files
+from amc.run.directory import RunDir
+from amc.run.provenance import environment
+from amc.run.settings import Source
 from amc.search import Bounds, Problem, create_agent, parse_budgets, roll_out
-from amc.settings import Source
 from amc.structure import count_macs, count_params, inspect
 from amc.zoo import create_model
 from common import Record, load, measured_on, plain_parser, save, table

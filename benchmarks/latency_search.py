@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
-from amc import files
-from amc.provenance import environment
-from amc.rundir import RunDir
+from amc.run import files
+from amc.run.directory import RunDir
+from amc.run.provenance import environment
 from common import Record, load, measured_on, save, table
 from searches import public, run_path, search_parser, searched
 

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from amc.compression.latency import aligned
 from amc.deploy.table import Latency, bench_networks, latency_table, open_bench
 from amc.deploy.table.measuring import whole_policies
-from amc.latency import aligned
-from amc.methods import MethodOptions
-from amc.methods.channel import ChannelMethod
-from amc.provenance import environment
+from amc.pruning.methods import MethodOptions
+from amc.pruning.methods.channel import ChannelMethod
+from amc.run.provenance import environment
 from amc.structure import inspect
 from amc.zoo import create_model
 from common import Record, load, measured_on, plain_parser, save, table

@@ -11,11 +11,11 @@ from __future__ import annotations
 import argparse
 import statistics
 
-from amc.evaluation import Evaluator
-from amc.methods import MethodOptions, create_method, problem_of
-from amc.provenance import environment
+from amc.compression.scoring.evaluator import Evaluator
+from amc.compression.scoring.policy import PolicyScorer
 from amc.pruning import calibrate
-from amc.scoring import PolicyScorer
+from amc.pruning.methods import MethodOptions, create_method, problem_of
+from amc.run.provenance import environment
 from amc.search import Bounds, create_agent, parse_budgets, roll_out
 from common import Prepared, Record, machine, network_parser, prepared, save, table
 

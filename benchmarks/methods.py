@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from amc import files
 from amc.errors import BudgetError
-from amc.provenance import environment
+from amc.run import files
+from amc.run.provenance import environment
 from common import Record, load, machine, percent, save, table
 from searches import finetuned, on_disk, public, search_parser, searched
 

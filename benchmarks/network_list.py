@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from amc._torchvision import import_torchvision
 from amc.zoo import create_model
+from amc.zoo._torchvision import import_torchvision
 from tests.structure import nets  # on the path once `common` is imported
 
 models = import_torchvision().models  # before timm, which imports torchvision plainly

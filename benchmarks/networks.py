@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
-from amc.lines import atomic_write_bytes
-from amc.provenance import environment
+from amc.run.lines import atomic_write_bytes
+from amc.run.provenance import environment
 from common import DOCS, Record, load, plain_parser, save, table
 
 RESULT = "networks.json"

@@ -11,9 +11,9 @@ import argparse
 
 import numpy as np
 
-from amc.evaluation import Evaluator, reestimate_batchnorm_
-from amc.provenance import environment
+from amc.compression.scoring.evaluator import Evaluator, reestimate_batchnorm_
 from amc.pruning import Pruner, calibrate
+from amc.run.provenance import environment
 from amc.structure import restrict
 from common import Record, machine, network_parser, percent, prepared, save, table
 

@@ -33,7 +33,7 @@ import sparse_files
 import sparse_sizes
 import training_format
 from amc.errors import AmcError
-from amc.lines import atomic_write_bytes
+from amc.run.lines import atomic_write_bytes
 from common import DOCS, Record, plain_parser, records
 
 INTRODUCTION = """# Benchmarks

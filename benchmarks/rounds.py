@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from amc import files
-from amc.provenance import environment
-from amc.rundir import RunDir
-from amc.stored import round_path
+from amc.compression.load import round_path
+from amc.run import files
+from amc.run.directory import RunDir
+from amc.run.provenance import environment
 from common import Record, load, machine, percent, save, table
 from searches import finetuned, on_disk, public, search_parser, searched, searched_in_rounds
 

@@ -14,12 +14,12 @@ import argparse
 import numpy as np
 from scipy.stats import spearmanr
 
-from amc.evaluation import Evaluator
-from amc.methods import MethodOptions, create_method, problem_of
-from amc.provenance import environment
+from amc.compression.scoring.evaluator import Evaluator
+from amc.compression.scoring.policy import PolicyScorer
 from amc.pruning import calibrate
+from amc.pruning.methods import MethodOptions, create_method, problem_of
 from amc.recovery import FineTuneConfig, finetune
-from amc.scoring import PolicyScorer
+from amc.run.provenance import environment
 from amc.search import Bounds, Problem, create_agent, parse_budgets, roll_out
 from common import Prepared, Record, load, machine, network_parser, percent, prepared, save, table
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
-from amc.provenance import environment
+from amc.run.provenance import environment
 from amc.structure import inspect, slice_model
 from amc.zoo import create_model
 from common import Record, machine, plain_parser, save, table

@@ -15,16 +15,16 @@ from typing import Any
 
 import torch
 
-from amc import files
-from amc.config import SearchConfig
-from amc.evaluation import Evaluator
-from amc.job import Inputs, prepare
-from amc.jobs.origin import BATCH, data_of, network_of
-from amc.provenance import environment
+from amc.cli.jobs.origin import BATCH, data_of, network_of
+from amc.compression.prepare import Inputs, prepare
+from amc.compression.scoring.evaluator import Evaluator
+from amc.compression.settings import SearchConfig
 from amc.recovery import FineTuneConfig, finetune
-from amc.rundir import RunDir
+from amc.run import files
+from amc.run.directory import RunDir
+from amc.run.provenance import environment
+from amc.run.settings import Source
 from amc.search import BASELINES
-from amc.settings import Source
 from common import Record, load, machine, percent, save, table
 from searches import public, run_path, search_parser, searched
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from amc.provenance import environment
+from amc.run.provenance import environment
 from amc.search import Agent, DDPGAgent, DDPGConfig, Problem, create_agent, search
 from common import Record, machine, percent, plain_parser, save, table
 from tests.search.toys import chain_problem, residual_problem

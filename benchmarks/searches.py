@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from amc import files
-from amc.config import SearchConfig
-from amc.jobs.finetune import run_finetune
-from amc.jobs.resume import run_resume
-from amc.jobs.schedule import Rounds, run_schedule
-from amc.jobs.search import run_search
-from amc.progress import ProgressBar
+from amc.cli.jobs.finetune import run_finetune
+from amc.cli.jobs.resume import run_resume
+from amc.cli.jobs.schedule import Rounds, run_schedule
+from amc.cli.jobs.search import run_search
+from amc.compression.progress import ProgressBar
+from amc.compression.settings import SearchConfig
 from amc.recovery import FineTuneConfig
-from amc.rundir import RunDir
-from amc.storage import unpack
+from amc.run import files
+from amc.run.directory import RunDir
+from amc.run.weights import unpack
 from common import network_parser, source_of
 
 

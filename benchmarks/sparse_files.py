@@ -32,7 +32,7 @@ from amc.deploy import MeasureSettings, latency_of_files
 from amc.deploy.formats import tflite_graph
 from amc.deploy.runtimes import get_runtime
 from amc.errors import AmcError
-from amc.provenance import environment
+from amc.run.provenance import environment
 from common import Record, load, plain_parser, table
 from sparse_cases import CASES, SPARSE_FILES, Case, keep, known, verdict_of, written
 

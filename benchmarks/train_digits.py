@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from amc.evaluation import Evaluator
+from amc.compression.scoring.evaluator import Evaluator
 from amc.recovery import EpochRecord, FineTuneConfig, finetune
 from amc.zoo import create_model, load_data, model_info
 from common import plain_parser

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from amc import kernels
-from amc.provenance import environment
+from amc.recovery import kernels
+from amc.run.provenance import environment
 from amc.zoo import create_model
 from common import Record, plain_parser, save, table
 

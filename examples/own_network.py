@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import amc
-from amc.evaluation import Evaluator
+from amc.compression.scoring.evaluator import Evaluator
 from amc.recovery import FineTuneConfig, finetune
 from amc.zoo import load_data
 

@@ -155,8 +155,8 @@ def _warm_up() -> None:
     import torch
 
     import amc
-    import amc.jobs
-    import amc.terminal
+    import amc.cli.jobs
+    import amc.cli.terminal
     from amc.report.page import PackageLoader  # noqa: F401
 
     torch.set_num_threads(1)

@@ -25,8 +25,8 @@ from typing import Any
 
 import torch
 
-from amc.jobs.resume import run_resume
-from amc.rundir import RunDir
+from amc.cli.jobs.resume import run_resume
+from amc.run.directory import RunDir
 from tests.fixtures.runs import make
 
 KINDS = ("channel", "fine-grained", "2-4", "latency", "schedule", "tuned", "candidates")

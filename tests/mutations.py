@@ -24,14 +24,14 @@ from typing import Any
 
 import torch
 
+from amc.cli.jobs.finetune import run_finetune
+from amc.cli.jobs.resume import run_resume
+from amc.cli.jobs.stopped import left_in
+from amc.compression.load import load_run
 from amc.errors import AmcError
-from amc.jobs.finetune import run_finetune
-from amc.jobs.resume import run_resume
-from amc.jobs.stopped import left_in
 from amc.report import render_report
-from amc.rundir import RunDir
-from amc.settings import SessionConfig
-from amc.stored import load_run
+from amc.run.directory import RunDir
+from amc.run.settings import SessionConfig
 from tests.fixtures.runs import make, small
 
 KINDS = (

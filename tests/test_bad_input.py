@@ -14,7 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from amc.rundir import RunDir
+from amc.run.directory import RunDir
 from amc.zoo import create_model
 from tests.commands import amc, contents
 

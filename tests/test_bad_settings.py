@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from amc.config import SearchConfig
+from amc.compression.settings import SearchConfig
 from amc.errors import AmcError
 from amc.recovery import FineTuneConfig
 from tests.commands import amc

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import amc
-from amc.batches import Reader, limited, mapped, picked, size_of
+from amc.compression.scoring.evaluator import Evaluator, reestimate_batchnorm_
 from amc.errors import DataError
-from amc.evaluation import Evaluator, reestimate_batchnorm_
 from amc.pruning import calibrate
 from amc.structure import inspect
+from amc.structure.batches import Reader, limited, mapped, picked, size_of
 from amc.structure.trace import Example
 from tests.tiny import EXAMPLE, compress, images, labelled, tiny
 

@@ -15,10 +15,10 @@ import torch
 from rich.console import Console
 
 import amc as package
-from amc.progress import ProgressBar
-from amc.rundir import RunDir
+from amc.compression.load import load_run
+from amc.compression.progress import ProgressBar
+from amc.run.directory import RunDir
 from amc.search import EpisodeRecord, EpisodeTiming
-from amc.stored import load_run
 from amc.structure import count_macs, count_params
 from amc.zoo import create_model
 from tests.commands import amc

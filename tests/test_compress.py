@@ -19,7 +19,7 @@ from torch import nn
 
 import amc
 from amc.errors import AmcError, BudgetError, DataError, EvaluationError, ModelError, RunError
-from amc.rundir import RunDir
+from amc.run.directory import RunDir
 from amc.search import read_journal
 from tests.commands import ROOT, contents
 from tests.tiny import EXAMPLE, Tiny, images, labelled, tiny

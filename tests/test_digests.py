@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 import amc
+from amc.cli.jobs.finetune import run_finetune
+from amc.cli.jobs.resume import run_resume
 from amc.errors import RunError
-from amc.jobs.finetune import run_finetune
-from amc.jobs.resume import run_resume
 from amc.report import render_report
-from amc.rundir import RunDir
-from amc.settings import CandidateConfig, FineTuneConfig
+from amc.run.directory import RunDir
+from amc.run.settings import CandidateConfig, FineTuneConfig
 from tests.fixtures.runs import make
 
 

@@ -5,9 +5,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from amc.compression.scoring.evaluator import (
+    Evaluator,
+    PairedEvaluator,
+    as_evaluator,
+    evaluating,
+    reestimate_batchnorm_,
+)
 from amc.errors import DataError, EvaluationError
-from amc.evaluation import Evaluator, PairedEvaluator, as_evaluator, evaluating, reestimate_batchnorm_
-from amc.statistics import Measured, PairedDrop
+from amc.search.statistics import Measured, PairedDrop
 from amc.zoo import ImageSet
 
 CLASSES = 4
@@ -63,7 +69,7 @@ class TestEvaluator:
         assert reads == 1
 
     def test_a_set_too_large_to_keep_gives_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("amc.evaluation.KEEP_FLOAT_BYTES", 100)
+        monkeypatch.setattr("amc.compression.scoring.evaluator.KEEP_FLOAT_BYTES", 100)
         evaluator = Evaluator(ImageSet(*labelled()), batch_size=7)
         assert [evaluator(FirstPixels()), evaluator(FirstPixels())] == [0.75, 0.75]
 
@@ -114,7 +120,7 @@ class TestEvaluator:
     def test_which_images_are_right(self, monkeypatch: pytest.MonkeyPatch) -> None:
         expected = [True] * 30 + [False] * 10
         for limit in (1 << 30, 100):  # kept, and read anew each time
-            monkeypatch.setattr("amc.evaluation.KEEP_FLOAT_BYTES", limit)
+            monkeypatch.setattr("amc.compression.scoring.evaluator.KEEP_FLOAT_BYTES", limit)
             evaluator = Evaluator(ImageSet(*labelled()), batch_size=7)
             correct = evaluator.correct(FirstPixels())
             assert correct.dtype == torch.bool
@@ -127,7 +133,7 @@ class TestEvaluator:
     def test_halves_hold_every_image_once(
         self, monkeypatch: pytest.MonkeyPatch, limit: int, batches: list[int] | None
     ) -> None:
-        monkeypatch.setattr("amc.evaluation.KEEP_FLOAT_BYTES", limit)
+        monkeypatch.setattr("amc.compression.scoring.evaluator.KEEP_FLOAT_BYTES", limit)
         images, labels = labelled(41, wrong=11)
         source = ImageSet(images, labels)
         whole = Evaluator(
@@ -150,7 +156,7 @@ class TestEvaluator:
         self, monkeypatch: pytest.MonkeyPatch, limit: int, order: str
     ) -> None:
         """Every other image of ten classes in turn would be those of five classes."""
-        monkeypatch.setattr("amc.evaluation.KEEP_FLOAT_BYTES", limit)
+        monkeypatch.setattr("amc.compression.scoring.evaluator.KEEP_FLOAT_BYTES", limit)
         labels = torch.arange(10).repeat(40) if order == "classes in turn" else torch.arange(10).repeat_interleave(40)
         images = torch.zeros(400, 1, 2, 2, dtype=torch.uint8)
         images[:, 0, 0, 0] = labels.to(torch.uint8)
@@ -164,7 +170,7 @@ class TestEvaluator:
 
     @pytest.mark.parametrize("limit", [1 << 30, 1])
     def test_one_image_has_no_halves(self, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-        monkeypatch.setattr("amc.evaluation.KEEP_FLOAT_BYTES", limit)
+        monkeypatch.setattr("amc.compression.scoring.evaluator.KEEP_FLOAT_BYTES", limit)
         with pytest.raises(DataError, match="one image cannot be divided"):
             Evaluator(ImageSet(*labelled(1, wrong=0))).halves()
 

@@ -15,14 +15,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from amc import rundir
-from amc.evaluation import Evaluator
-from amc.jobs.finetune import run_finetune
-from amc.progress import ProgressBar
+from amc.cli.jobs.finetune import run_finetune
+from amc.compression.load import load_run
+from amc.compression.progress import ProgressBar
+from amc.compression.scoring.evaluator import Evaluator
+from amc.compression.selection import by_finetuning
 from amc.recovery import resume_point
-from amc.selection import by_finetuning
-from amc.settings import CandidateConfig, FineTuneConfig, SessionConfig
-from amc.stored import load_run
+from amc.run import directory as rundir
+from amc.run.settings import CandidateConfig, FineTuneConfig, SessionConfig
 from amc.zoo import load_data
 from tests.commands import amc, contents
 

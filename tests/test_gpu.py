@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import amc
-from amc.evaluation import Evaluator
+from amc.compression.scoring.evaluator import Evaluator
 from amc.recovery import FineTuneConfig, finetune
 from amc.zoo import create_model, load_data, load_weights, model_info
 

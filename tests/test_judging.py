@@ -18,6 +18,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from amc.compression.prepare import final_score, score_of
+from amc.compression.scoring.evaluator import as_evaluator
+from amc.compression.selection import Choice
+from amc.compression.selection.by_confidence import ByConfidence, feasible
+from amc.compression.selection.by_finetuning import ByFineTuning, FineTuningTrial
+from amc.compression.selection.by_latency import ByLatency, _Timings
 from amc.errors import (
     LINE,
     AmcError,
@@ -30,8 +36,6 @@ from amc.errors import (
     one_line,
     reason_of,
 )
-from amc.evaluation import as_evaluator
-from amc.job import final_score, score_of
 from amc.recovery import DivergenceError
 from amc.search import (
     Budget,
@@ -46,11 +50,7 @@ from amc.search import (
 )
 from amc.search.judging import LARGEST, REWARD, SCORE, number_of
 from amc.search.rewards import SmallestWithin
-from amc.selection import Choice
-from amc.selection.by_confidence import ByConfidence, feasible
-from amc.selection.by_finetuning import ByFineTuning, FineTuningTrial
-from amc.selection.by_latency import ByLatency, _Timings
-from amc.statistics import Measured, PairedDrop
+from amc.search.statistics import Measured, PairedDrop
 from tests.search.toys import residual_problem
 from tests.tiny import compress, tiny
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from amc import kernels
-from amc.kernels import RightGradients, slow_bfloat16
+from amc.recovery import kernels
+from amc.recovery.kernels import RightGradients, slow_bfloat16
 from tests.commands import amc
 from tests.kernels.sweep import AVX2, IS_X86, SETTINGS, Setting, environment_of
 
@@ -182,7 +182,7 @@ def test_compiled_and_scripted_networks_train_the_same() -> None:
 
 
 def test_bfloat16_is_slow_where_the_processor_has_no_instructions_for_it() -> None:
-    program = "import torch; from amc.kernels import slow_bfloat16; print(slow_bfloat16(torch.device('cpu')))"
+    program = "import torch; from amc.recovery.kernels import slow_bfloat16; print(slow_bfloat16(torch.device('cpu')))"
     for setting in SETTINGS[1:]:
         command = [sys.executable, "-c", program]
         done = subprocess.run(command, env=environment_of(setting), capture_output=True, text=True, check=True)

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 import amc
-from amc.config import SearchConfig
+from amc.compression.latency import GUARD, aligned
+from amc.compression.selection.by_latency import FULL
+from amc.compression.settings import SearchConfig
 from amc.deploy.table import NoiseError
 from amc.errors import AmcError, BudgetError, RunError
-from amc.latency import GUARD, aligned
-from amc.methods.channel import channel_decisions
+from amc.pruning.methods.channel import channel_decisions
 from amc.search import Budget, parse_budgets
-from amc.selection.by_latency import FULL
 from amc.structure import inspect
 from tests.deploy.benches import BETWEEN_MS, OracleBench, smooth, stairs
 from tests.tiny import EXAMPLE, labelled, tiny
@@ -34,7 +34,7 @@ def law(inputs: int, outputs: int, area: int) -> float:
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> OracleBench:
     found = OracleBench(law)
-    monkeypatch.setattr("amc.job.open_bench", lambda *_, **__: found)
+    monkeypatch.setattr("amc.compression.prepare.open_bench", lambda *_, **__: found)
     monkeypatch.setenv("AMC_CACHE", str(tmp_path / "cache"))
     return found
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from amc.errors import RunError
-from amc.lines import append_line, repair, whole_lines
-from amc.rundir import RunDir
+from amc.run.directory import RunDir
+from amc.run.lines import append_line, repair, whole_lines
 from amc.search.journal import Journal, read_journal
 
 CASES = {  # content: its whole lines

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from amc.records import sealed
+from amc.run.records import sealed
 from tests.mutations import KINDS, Mutations, Verdict
 
 EACH = 25  # of every kind, hence 400 in all

@@ -13,11 +13,11 @@ from sklearn.metrics import f1_score, roc_auc_score
 from torch import Tensor, nn
 
 import amc as package
+from amc.cli.terminal import show_summary
 from amc.errors import RunError
 from amc.report import format_score, render_report, summary_table
 from amc.report.tables import format_difference, named_scores
-from amc.scores import SCORES, NamedScore, get_score
-from amc.terminal import show_summary
+from amc.run.settings.scores import SCORES, NamedScore, get_score
 from amc.zoo import create_model, load_data, load_weights, model_info
 from tests.commands import amc
 from tests.tiny import Tiny, compress, images, labelled, tiny

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import amc
-from amc.observer import Observer, Together
+from amc.compression.observer import Observer, Together
 from tests.tiny import compress, tiny
 
 

@@ -14,15 +14,15 @@ import pytest
 import torch
 
 import amc
+from amc.cli.jobs.finetune import run_finetune
+from amc.cli.jobs.resume import run_resume
+from amc.compression.load import check_weights
+from amc.compression.scoring.evaluator import Evaluator
 from amc.errors import AmcError, RunError
-from amc.evaluation import Evaluator
-from amc.jobs.finetune import run_finetune
-from amc.jobs.resume import run_resume
 from amc.report import render_report
-from amc.rundir import RunDir
+from amc.run.directory import RunDir
+from amc.run.settings import SessionConfig
 from amc.search import read_journal
-from amc.settings import SessionConfig
-from amc.stored import check_weights
 from tests.commands import contents
 from tests.fixtures.runs import make, small
 

@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 
 from amc.cli import app
 from amc.cli.options import OTHER, PanelCommand, takes_settings
-from amc.config import SearchConfig
+from amc.compression.settings import SearchConfig
 from amc.deploy import MeasureSettings
 from amc.errors import AmcError
-from amc.methods import MethodOptions
-from amc.settings import (
+from amc.pruning.methods import MethodOptions
+from amc.run.settings import (
     CandidateConfig,
     FineTuneConfig,
     Given,

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import amc
-from amc.config import SearchConfig
+from amc.compression.settings import SearchConfig
 from amc.errors import AmcError, EvaluationError
+from amc.run.weights import unpack
 from amc.search import Outcome, get_reward
-from amc.storage import unpack
 from tests.fixtures.runs.make import Watch
 from tests.tiny import EXAMPLE, compress, images, labelled, tiny
 
@@ -151,7 +151,7 @@ def test_max_drop_of_a_score_that_is_no_share_is_refused() -> None:
 
 def test_max_drop_with_a_score_of_ones_own_is_never_called_confirmed() -> None:
     model = tiny()
-    evaluator = amc.evaluation.Evaluator(labelled(model, 200, 5))
+    evaluator = amc.compression.scoring.evaluator.Evaluator(labelled(model, 200, 5))
     result = compress(model, evaluate=lambda module: evaluator(module), max_drop=20.0, episodes=10)
     assert result.summary["guarantee"]["confirmed"] is False
     assert result.summary["guarantee"]["images"] is None

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from amc.config import SearchConfig
+from amc.cli.recipes import load_recipe
+from amc.compression.settings import SearchConfig
 from amc.errors import AmcError
-from amc.recipes import load_recipe
-from amc.settings import parse_schedule
+from amc.run.settings import parse_schedule
 from amc.zoo import model_info
 from tests.commands import amc
 

@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amc import records, runfiles
 from amc.errors import RunError
 from amc.pruning import Policy
 from amc.recovery import resume_point
-from amc.rundir import RunDir
+from amc.run import records
+from amc.run import schema as runfiles
+from amc.run.directory import RunDir
+from amc.run.weights import read_state
 from amc.search import read_journal
-from amc.storage import read_state
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63) + 1, 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)

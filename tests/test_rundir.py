@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from amc import files
 from amc.errors import RunError
-from amc.lines import atomic_write_bytes
-from amc.rundir import RunDir
+from amc.run import files
+from amc.run.directory import RunDir
+from amc.run.lines import atomic_write_bytes
 
 CONFIG = {"model": "resnet20", "budget": "macs<=50%", "episodes": 100, "seed": 0}
 
@@ -221,7 +221,7 @@ def test_killed_writer_leaves_whole_files_and_frees_the_lock(tmp_path: Path) -> 
     """SIGKILL at several moments of a process that replaces and appends without pause."""
     program = textwrap.dedent("""
         import sys
-        from amc.rundir import RunDir
+        from amc.run.directory import RunDir
         run = RunDir.open(sys.argv[1])
         with run.lock():
             number = len(run.read_jsonl("timings.jsonl"))

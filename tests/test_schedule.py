@@ -18,8 +18,8 @@ from PIL import Image
 
 import amc as library
 from amc.errors import AmcError
-from amc.settings import parse_schedule
-from amc.storage import read_state
+from amc.run.settings import parse_schedule
+from amc.run.weights import read_state
 from amc.zoo import load_data
 from tests.commands import amc
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 from torch import Tensor, nn
 
-from amc.config import SearchConfig
+from amc.compression.scoring.evaluator import Evaluator, PairedEvaluator, as_evaluator
+from amc.compression.settings import SearchConfig
 from amc.errors import AmcError, EvaluationError
-from amc.evaluation import Evaluator, PairedEvaluator, as_evaluator
-from amc.scores import SCORES, get_score
+from amc.run.settings.scores import SCORES, get_score
 
 N, C = 8, 4
 

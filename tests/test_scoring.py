@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from amc.evaluation import as_evaluator
+from amc.compression.scoring.evaluator import as_evaluator
+from amc.compression.scoring.policy import PolicyScorer, Scored, ScoreTiming
 from amc.pruning import Pruner, calibrate
-from amc.scoring import PolicyScorer, Scored, ScoreTiming
 from amc.structure import inspect
 from tests.tiny import EXAMPLE, images, labelled, tiny
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amc.errors import AmcError, EvaluationError
-from amc.statistics import GUARD, Measured, PairedDrop, compare, least_bound, quantile, upper_bound
+from amc.search.statistics import GUARD, Measured, PairedDrop, compare, least_bound, quantile, upper_bound
 
 
 def test_counts_come_from_the_answers_of_the_same_images():

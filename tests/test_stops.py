@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from amc import cli
+from amc.cli.jobs.search import free_place
+from amc.cli.jobs.stopped import left_in
 from amc.errors import AmcError, RunError
-from amc.jobs.search import free_place
-from amc.jobs.stopped import left_in
-from amc.rundir import RunDir
+from amc.run.directory import RunDir
 from tests.commands import amc
 from tests.fixtures.runs import make
 from tests.tiny import compress, labelled, tiny
@@ -145,7 +145,11 @@ def never() -> Any:
 def test_a_place_that_cannot_be_used_is_found_before_any_work(
     tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work = (("amc.jobs.search", "network_of"), ("amc.jobs.search", "data_of"), ("amc.pipeline", "prepare"))
+    work = (
+        ("amc.cli.jobs.search", "network_of"),
+        ("amc.cli.jobs.search", "data_of"),
+        ("amc.compression.pipeline", "prepare"),
+    )
     for module, name in work:
         monkeypatch.setattr(sys.modules[module], name, lambda *_, **__: never())
     out = tmp_path / "out"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from amc.errors import ModelError, RunError
-from amc.storage import ELEMENTS_A_BYTE, KEY, bound, file_bound, file_overhead, pack, read_state, unpack
+from amc.run.weights import ELEMENTS_A_BYTE, KEY, bound, file_bound, file_overhead, pack, read_state, unpack
 from amc.zoo import create_model, load_weights
 
 TYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from amc.compression.load import check_weights, weights_key
 from amc.errors import RunError
-from amc.rundir import RunDir
-from amc.storage import digest
-from amc.stored import check_weights, weights_key
+from amc.run.directory import RunDir
+from amc.run.weights import digest
 
 
 class Holder(nn.Module):

@@ -7,8 +7,8 @@ from types import ModuleType
 
 import pytest
 
-from amc import _torchvision
 from amc.errors import ModelError
+from amc.zoo import _torchvision
 
 needs_torchvision = pytest.mark.skipif(
     importlib.util.find_spec("torchvision") is None, reason="the extra 'vision' is not installed"
@@ -43,7 +43,7 @@ def test_other_failures_of_the_import_pass_through(monkeypatch: pytest.MonkeyPat
 def test_networks_work_in_a_fresh_process() -> None:
     output = _run("""
         import torch
-        from amc._torchvision import import_torchvision
+        from amc.zoo._torchvision import import_torchvision
         torchvision = import_torchvision()
         assert import_torchvision() is torchvision
         import torchvision.transforms.v2
@@ -57,7 +57,7 @@ def test_networks_work_in_a_fresh_process() -> None:
 def test_spawned_workers_can_unpickle_a_torchvision_data_set() -> None:
     output = _run("""
         from torch.utils.data import DataLoader
-        from amc._torchvision import PortableDataset, import_torchvision
+        from amc.zoo._torchvision import PortableDataset, import_torchvision
         torchvision = import_torchvision()
         data = torchvision.datasets.FakeData(
             3, (3, 8, 8), 2, transform=torchvision.transforms.PILToTensor()

@@ -15,17 +15,17 @@ import torch
 from torch import nn
 
 import amc
+from amc.cli.jobs.finetune import run_finetune
+from amc.compression.verify import reconciled
 from amc.errors import RunError
-from amc.jobs.finetune import run_finetune
-from amc.provenance import data_fingerprint, execution, instructions
-from amc.rundir import RunDir
+from amc.run.directory import RunDir
+from amc.run.provenance import data_fingerprint, execution, instructions
 from amc.search import load_journal
-from amc.verify import reconciled
 from tests.fixtures.runs import make
 from tests.tiny import compress, images, labelled, tiny
 
 HALF = 3
-jobs_finetune = sys.modules["amc.jobs.finetune"]
+jobs_finetune = sys.modules["amc.cli.jobs.finetune"]
 
 
 def stopping(after: int = HALF) -> make.Watch:
@@ -97,9 +97,9 @@ def test_an_edited_score_never_becomes_the_result(cut: Path) -> None:
 
 def test_an_edited_score_of_another_place_is_measured_again(cut: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     edit(cut, cheat)
-    monkeypatch.setattr("amc.job.execution", lambda: execution() | {"torch": "9.9"})
+    monkeypatch.setattr("amc.compression.prepare.execution", lambda: execution() | {"torch": "9.9"})
     result = search(cut, resume=True)
-    evaluator = amc.evaluation.Evaluator(labelled(tiny(), 96, 5))
+    evaluator = amc.compression.scoring.evaluator.Evaluator(labelled(tiny(), 96, 5))
     assert result.summary["slim"]["score"] == evaluator(result.model) < 0.9999
     assert "scored 0.9999 before" in warnings(cut)
     assert "the new one counts" in warnings(cut)
@@ -167,7 +167,7 @@ def test_another_place_is_said_and_recorded(
     cut: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: Any, words: str
 ) -> None:
     before = execution()
-    monkeypatch.setattr("amc.job.execution", lambda: before | {key: value})
+    monkeypatch.setattr("amc.compression.prepare.execution", lambda: before | {key: value})
     watch = make.Watch()
     search(cut, resume=True, observer=watch)
     expected = (
@@ -181,7 +181,7 @@ def test_another_place_is_said_and_recorded(
 def test_having_been_elsewhere_is_not_forgotten(cut: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = execution()
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr("amc.job.execution", lambda: here | {"threads": 99})
+        elsewhere.setattr("amc.compression.prepare.execution", lambda: here | {"threads": 99})
         with pytest.raises(KeyboardInterrupt):
             search(cut, resume=True, observer=stopping(HALF + 1))
     search(cut, resume=True)

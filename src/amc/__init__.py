@@ -12,27 +12,27 @@ from typing import TYPE_CHECKING, Any
 from amc.errors import AmcError, BudgetError, DataError, EvaluationError, ModelError, ResourceError, RunError
 
 if TYPE_CHECKING:
-    from amc.config import SearchConfig
-    from amc.methods import apply_policy
-    from amc.observer import Observer
-    from amc.pipeline import Result, compress
+    from amc.compression.load import load_run
+    from amc.compression.observer import Observer
+    from amc.compression.pipeline import Result, compress
+    from amc.compression.settings import SearchConfig
     from amc.pruning import Policy
-    from amc.stored import load_run
+    from amc.pruning.methods import apply_policy
     from amc.structure import Structure, certify, count_macs, count_params, inspect
 
 _HOMES = {
-    "Observer": "amc.observer",
+    "Observer": "amc.compression.observer",
     "Policy": "amc.pruning",
-    "Result": "amc.pipeline",
-    "SearchConfig": "amc.config",
+    "Result": "amc.compression.pipeline",
+    "SearchConfig": "amc.compression.settings",
     "Structure": "amc.structure",
-    "apply_policy": "amc.methods",
+    "apply_policy": "amc.pruning.methods",
     "certify": "amc.structure",
-    "compress": "amc.pipeline",
+    "compress": "amc.compression.pipeline",
     "count_macs": "amc.structure",
     "count_params": "amc.structure",
     "inspect": "amc.structure",
-    "load_run": "amc.stored",
+    "load_run": "amc.compression.load",
 }
 
 __all__ = [

@@ -13,7 +13,7 @@ from torch import nn
 from amc.deploy.measure import MeasureSettings
 from amc.deploy.table.bench import Place
 from amc.deploy.table.blocks import BlockRun, ProbeRun, Run
-from amc.modes import evaluating
+from amc.structure.modes import evaluating
 
 MACHINE = {"cpu": "an oracle", "architecture": "paper", "cores": 1, "system": "none", "python": "3", "load": 0.0}
 PLACE = Place("onnxruntime", "1.0", 1, "float32", MACHINE)

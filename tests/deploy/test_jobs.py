@@ -13,12 +13,12 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 import amc.cli.deploy as commands
+from amc.cli.jobs.export import run_export
+from amc.cli.jobs.latency import run_latency
+from amc.compression.load import load_run
 from amc.deploy.runtimes import get_runtime
 from amc.errors import AmcError, DataError, ModelError, RunError
-from amc.jobs.export import run_export
-from amc.jobs.latency import run_latency
-from amc.settings import TimingConfig
-from amc.stored import load_run
+from amc.run.settings import TimingConfig
 from amc.structure import count_macs, count_params
 from amc.zoo import create_model, load_data
 from tests.commands import amc
@@ -61,7 +61,7 @@ def test_export_without_the_data_says_so(run: Path, monkeypatch: pytest.MonkeyPa
     def gone(*_: object) -> None:
         raise DataError("folder 'data' not found; check the path")
 
-    monkeypatch.setattr("amc.jobs.export.data_of", gone)
+    monkeypatch.setattr("amc.cli.jobs.export.data_of", gone)
     record = run_export(run)
     assert record["real_images"] == 0
     assert record["real_images_missing"] == "folder 'data' not found; check the path"

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from amc import provenance
-from amc.deploy import MeasureSettings, latency, latency_of_files, machine
-from amc.deploy.latency import prepared
+from amc.deploy import MeasureSettings, latency_of_files, machine
 from amc.deploy.runtimes import RUNTIMES, RuntimeFailure, Session, get_runtime
 from amc.deploy.runtimes.onnxruntime import OnnxRuntime
+from amc.deploy.timing import latency, prepared
 from amc.errors import AmcError
+from amc.run import provenance
 from tests.deploy.nets import EXAMPLE, available, block
 
 QUICK = MeasureSettings(rounds=3, warmup=1, round_seconds=0.002, max_seconds=0.0)

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from amc.cli.jobs.export import default_name
 from amc.deploy import MissingExtraError, export_network
 from amc.deploy.formats import get_format
 from amc.errors import AmcError
-from amc.jobs.export import default_name
-from amc.methods import MethodOptions, create_method
+from amc.pruning.methods import MethodOptions, create_method
 from amc.structure import inspect
 from amc.zoo import create_model
 

@@ -26,8 +26,8 @@ from amc.deploy.table.cost import fit
 from amc.deploy.table.measuring import block_times, find_step
 from amc.deploy.table.plan import CACHED_WEIGHTS, network_key, plan_table
 from amc.errors import AmcError, BudgetError, RunError
-from amc.methods.base import MethodOptions
-from amc.methods.channel import ChannelMethod
+from amc.pruning.methods.base import MethodOptions
+from amc.pruning.methods.channel import ChannelMethod
 from amc.search import Bounds, Budget, Metric, Problem
 from amc.structure import Structure, inspect
 from tests.deploy.benches import MACHINE, PLACE, OracleBench, smooth, stairs, uneven

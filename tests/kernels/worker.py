@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from amc.kernels import RightGradients
+from amc.recovery.kernels import RightGradients
 from tests.kernels.cases import Case
 from tests.kernels.operations import Backward, errors
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from amc.errors import BudgetError
-from amc.methods.channel import channel_costs, channel_decisions, keep_choices
 from amc.pruning import Pruner
+from amc.pruning.methods.channel import channel_costs, channel_decisions, keep_choices
 from amc.search import Budget, LayerFeatures, Metric, Problem, create_agent, parse_budgets, search
 from amc.structure import Structure, count_macs, count_params, inspect
 from amc.zoo import create_model

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from amc.errors import BudgetError, ModelError
-from amc.methods import create_method, problem_of, shaped
 from amc.pruning import GroupPolicy, LayerPolicy, Policy
+from amc.pruning.methods import create_method, problem_of, shaped
 from amc.structure import Structure, inspect
 
 

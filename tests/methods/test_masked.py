@@ -12,10 +12,18 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from amc.errors import AmcError, BudgetError, ModelError
-from amc.methods import MaskedMethod, Method, MethodOptions, apply_policy, check_method, create_method, problem_of
 from amc.pruning import Calibration, LayerPolicy, Policy, calibrate
+from amc.pruning.methods import (
+    MaskedMethod,
+    Method,
+    MethodOptions,
+    apply_policy,
+    check_method,
+    create_method,
+    problem_of,
+)
+from amc.run.weights import unpack
 from amc.search import Metric, create_agent, parse_budgets, search
-from amc.storage import unpack
 from amc.structure import Structure, count_macs, count_params, inspect
 
 NAMES = ("fine-grained", "1:2", "2:4", "n:8", "rows", "columns", "blocks:2x2", "blocks:3x5")

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from amc.methods import MethodOptions, create_method
 from amc.pruning import calibrate
+from amc.pruning.methods import MethodOptions, create_method
 from amc.structure import inspect
 from tests.tiny import EXAMPLE, images, tiny
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from amc.errors import BudgetError
-from amc.methods import MaskedMethod, MethodOptions, create_method, problem_of
 from amc.pruning import calibrate
 from amc.pruning.compensation import compensate
+from amc.pruning.methods import MaskedMethod, MethodOptions, create_method, problem_of
 from amc.structure import count_macs, count_params, inspect
 from tests.structure.sequences import Experts, Gpt, Recogniser, Stepwise
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amc.errors import ModelError
-from amc.methods import apply_policy
 from amc.pruning import GroupPolicy, Policy, Pruner, calibrate
+from amc.pruning.methods import apply_policy
 from amc.pruning.reconstruction import DAMPING
 from amc.structure import count_macs, count_params, inspect, slice_model
 from tests.pruning.samples import flat, layer_inputs, patches

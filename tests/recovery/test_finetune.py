@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from amc.compression.scoring.evaluator import Evaluator
 from amc.errors import AmcError, EvaluationError
-from amc.evaluation import Evaluator
 from amc.recovery import DivergenceError, EpochRecord, FineTuneConfig, StepRecord, finetune, learning_rate
 from amc.zoo import create_model, load_data, load_weights, model_info
 from tests.recovery.samples import same, small_network, state, stripes

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from amc.compression.scoring.evaluator import Evaluator
 from amc.errors import AmcError
-from amc.evaluation import Evaluator
 from amc.recovery import FineTuneConfig, finetune
 from amc.recovery.precision import Arithmetic
 from tests.recovery.samples import small_network, stripes

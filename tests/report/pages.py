@@ -4,7 +4,7 @@ import re
 from html.parser import HTMLParser
 
 from amc.report import render_report
-from amc.rundir import RunDir
+from amc.run.directory import RunDir
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 

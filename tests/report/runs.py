@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from amc.rundir import RunDir
+from amc.run.directory import RunDir
 
 SIZES = {f"layer{stage}.{block}.conv1": 8 * 2**stage for stage in (1, 2, 3) for block in range(3)}
 DENSE = {"macs": 40_551_808, "params": 269_722, "score": 0.8841, "test": 0.8790}

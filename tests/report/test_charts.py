@@ -4,8 +4,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from amc.report.charts import LearningCurve, describe, learning_curve, running_best
-from amc.report.drawing import NARROW, WIDE, Frame, ticks
+from amc.report.charts.drawing import NARROW, WIDE, Frame, ticks
+from amc.report.charts.learning import LearningCurve, describe, learning_curve, running_best
 
 
 def curve(**changes: object) -> LearningCurve:

@@ -6,7 +6,7 @@ import pytest
 
 from amc.errors import RunError
 from amc.report import render_report
-from amc.rundir import RunDir
+from amc.run.directory import RunDir
 from amc.search import EpisodeRecord, Journal
 from tests.report.pages import render, words
 from tests.report.runs import (

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from amc.progress import ProgressBar
-from amc.rundir import RunDir
+from amc.cli.terminal import show_summary
+from amc.compression.progress import ProgressBar
+from amc.run.directory import RunDir
 from amc.search import EpisodeRecord, EpisodeTiming
-from amc.terminal import show_summary
 from tests.report.runs import make_guaranteed_run, make_run, make_schedule
 
 

@@ -2,8 +2,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from amc.report.drawing import NARROW, WIDE, Frame
-from amc.report.tradeoff import Point, TradeOff, describe_tradeoff, lowest_shown, tradeoff_chart
+from amc.report.charts.drawing import NARROW, WIDE, Frame
+from amc.report.charts.tradeoff import Point, TradeOff, describe_tradeoff, lowest_shown, tradeoff_chart
 
 
 def trade(**changes: object) -> TradeOff:

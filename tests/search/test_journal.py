@@ -8,7 +8,7 @@ import os
 import pytest
 
 from amc.errors import RunError
-from amc.scores import get_score
+from amc.run.settings.scores import get_score
 from amc.search.journal import EpisodeRecord, Journal, load_journal, read_journal
 
 HEADER = {"seed": 0, "agent": "random"}

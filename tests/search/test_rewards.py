@@ -24,7 +24,7 @@ from amc.search import (
     search,
 )
 from amc.search.journal import EpisodeRecord
-from amc.statistics import Measured
+from amc.search.statistics import Measured
 from tests.search.toys import residual_problem
 
 DENSE = {"macs": 40_000_000.0, "params": 270_000.0, "latency": 4.0}

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from amc.compression.selection import Choice, choose
+from amc.compression.selection.base import best_first, merged
 from amc.search import EpisodeRecord
-from amc.selection import Choice, choose
-from amc.selection.base import best_first, merged
 
 
 def record(episode, reward, keep=None):

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from amc.compression.selection.by_confidence import ByConfidence, check_resolution, feasible
 from amc.errors import AmcError
 from amc.search import EpisodeRecord, Metric, SmallestWithin
-from amc.selection.by_confidence import ByConfidence, check_resolution, feasible
-from amc.statistics import PairedDrop
+from amc.search.statistics import PairedDrop
 
 REWARD = SmallestWithin(0.005, 0.9, Metric.MACS, confidence=0.8)
 N = 2500

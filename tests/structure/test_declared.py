@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from amc import apply_policy, inspect
-from amc._torchvision import import_torchvision
 from amc.pruning import Policy
+from amc.zoo._torchvision import import_torchvision
 
 import_torchvision()
 timm = pytest.importorskip("timm")

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from amc.cli.jobs.inspect import structure_record
 from amc.errors import ModelError
-from amc.jobs.inspect import structure_record
 from amc.structure import count_macs, inspect, slice_model
 from amc.structure.structure import Structure
 from tests.structure.checks import assert_exact, outputs

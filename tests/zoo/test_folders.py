@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from amc.cli.jobs.origin import data_of, with_preprocessing
 from amc.errors import DataError
-from amc.jobs.origin import data_of, with_preprocessing
-from amc.settings import Source
+from amc.run.settings import Source
 from amc.zoo import create_model, load_data
 from amc.zoo.decode import Decoder, list_images
 from amc.zoo.preprocessing import IMAGENET, Preprocessing, preprocessing_of

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from amc.compression.scoring.evaluator import Evaluator
 from amc.errors import ModelError
-from amc.evaluation import Evaluator
 from amc.structure.copying import copy_model
 from amc.zoo import create_model, load_data, load_weights, model_info, model_names
 from amc.zoo.resnet import BasicBlock, ZeroPadShortcut

@@ -14,9 +14,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from amc.config import SearchConfig
+from amc.compression.settings import SearchConfig
 from amc.errors import AmcError
-from amc.settings import Panel, Source, options_of
+from amc.run.settings import Panel, Source, options_of
 
 out = Console(highlight=False)  # results
 err = Console(stderr=True, highlight=False)  # progress and errors
@@ -106,7 +106,7 @@ def _word_of(ended: KeyboardInterrupt | SystemExit) -> tuple[str, int]:
 
 
 def _left_in(run: Path) -> str:
-    from amc.jobs.stopped import left_in
+    from amc.cli.jobs.stopped import left_in
 
     return left_in(run)
 
@@ -114,7 +114,7 @@ def _left_in(run: Path) -> str:
 @reported
 def take_recipe(context: typer.Context, path: Path | None) -> Path | None:
     """Let the recipe give the defaults of the command's other options, MODEL included."""
-    from amc.recipes import load_recipe
+    from amc.cli.recipes import load_recipe
 
     if path is not None:
         own = {"recipe", "run", "out_dir", "as_json"}  # of this call alone
@@ -131,9 +131,9 @@ RecipeOption = Annotated[
 
 def finish(run: Path, as_json: bool) -> None:
     """What every job ends with: its summary, as a table or as JSON."""
-    from amc.files import SUMMARY
-    from amc.rundir import RunDir
-    from amc.terminal import show_summary
+    from amc.cli.terminal import show_summary
+    from amc.run.directory import RunDir
+    from amc.run.files import SUMMARY
 
     summary = RunDir.open(run).read_json(SUMMARY)
     if as_json:

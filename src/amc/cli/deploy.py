@@ -11,7 +11,7 @@ from rich.table import Table
 
 from amc.cli.common import InputOption, JsonFlag, RunArgument, WeightsOption, err, out, print_json, reported
 from amc.cli.options import takes_settings
-from amc.settings import Panel, TimingConfig, options_of
+from amc.run.settings import Panel, TimingConfig, options_of
 
 FinetunedOption = Annotated[
     bool,
@@ -43,7 +43,7 @@ def export(
     as_json: JsonFlag = False,
 ) -> None:
     """Write the slim network of a run as a file for a runtime, checked against PyTorch."""
-    from amc.jobs.export import run_export as job
+    from amc.cli.jobs.export import run_export as job
 
     record = job(run, format=format, out=out_path, half=fp16, dynamic=dynamic, sparse=sparse, finetuned=finetuned)
     if as_json:
@@ -63,7 +63,7 @@ def latency(
     as_json: JsonFlag = False,
 ) -> None:
     """Time a network on a runtime; of a run the dense and the slim one, in alternation."""
-    from amc.jobs.latency import run_latency as job
+    from amc.cli.jobs.latency import run_latency as job
 
     record = job(target, config=config, weights=weights, input_shape=input_shape, finetuned=finetuned)
     if as_json:

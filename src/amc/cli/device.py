@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from amc.cli.common import JsonFlag, err, out, print_json, reported
-from amc.stop import Stop
+from amc.deploy.device.stop import Stop
 
 app = typer.Typer(help="Time models on this machine for a host elsewhere.", no_args_is_help=True, rich_markup_mode=None)
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from amc.cli.common import JsonFlag, RecipeOption, RunArgument, err, finish, out, reported, stoppable
 from amc.cli.options import takes_settings
-from amc.settings import CandidateConfig, FineTuneConfig, Given, SessionConfig
+from amc.run.settings import CandidateConfig, FineTuneConfig, Given, SessionConfig
 
 
 @reported
@@ -30,8 +30,8 @@ def finetune(
 
     On many GPUs: accelerate launch -m amc.cli finetune RUN
     """
-    from amc.jobs.finetune import run_finetune
-    from amc.progress import ProgressBar
+    from amc.cli.jobs.finetune import run_finetune
+    from amc.compression.progress import ProgressBar
 
     with stoppable(run):
         run_finetune(run, config, candidates=candidates, session=session, progress=ProgressBar(err))
@@ -43,9 +43,9 @@ def finetune(
 
 def _show_candidates(run: Path) -> None:
     """Print the candidates and their scores, if there were several."""
-    from amc.files import SUMMARY
     from amc.report import format_score, named_scores
-    from amc.rundir import RunDir
+    from amc.run.directory import RunDir
+    from amc.run.files import SUMMARY
 
     summary: Mapping[str, Any] = named_scores(RunDir.open(run).read_json(SUMMARY))
     tried = summary.get("candidates") or ()

@@ -1,4 +1,4 @@
-"""The command line's options, made from the fields of the settings (`amc.settings`): each exists once, there."""
+"""The command line's options, made from the fields of the settings (`amc.run.settings`): each exists once, there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 from typer.core import TyperCommand
 
-from amc.settings import Given, Option, Panel, options_of
+from amc.run.settings import Given, Option, Panel, options_of
 
 OTHER = "Options"  # the section of what belongs to no panel
 

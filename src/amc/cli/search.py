@@ -24,8 +24,8 @@ from amc.cli.common import (
     stoppable,
 )
 from amc.cli.options import takes_settings
-from amc.config import SearchConfig
-from amc.settings import Given, Panel, ScheduleConfig, Source
+from amc.compression.settings import SearchConfig
+from amc.run.settings import Given, Panel, ScheduleConfig, Source
 
 DEMO = Path("runs/demo")
 
@@ -45,9 +45,9 @@ def demo(
     as_json: JsonFlag = False,
 ) -> None:
     """The whole job on built-in data, offline: search, fine-tune, report."""
-    from amc.jobs.search import free_place
-    from amc.jobs.search import run_demo as job
-    from amc.progress import ProgressBar
+    from amc.cli.jobs.search import free_place
+    from amc.cli.jobs.search import run_demo as job
+    from amc.compression.progress import ProgressBar
 
     place = free_place(DEMO) if out_dir is None else out_dir
     if out_dir is None and place != DEMO:
@@ -68,8 +68,8 @@ def inspect(
     as_json: JsonFlag = False,
 ) -> None:
     """What can be pruned, what each budget can reach, and what is locked and why."""
-    from amc.jobs.inspect import run_inspect as job
-    from amc.terminal import show_structure
+    from amc.cli.jobs.inspect import run_inspect as job
+    from amc.cli.terminal import show_structure
 
     found = job(
         model,
@@ -98,9 +98,9 @@ def search(
     as_json: JsonFlag = False,
 ) -> None:
     """Search for the best way to meet a budget."""
-    from amc.jobs.schedule import Rounds, run_schedule
-    from amc.jobs.search import run_search
-    from amc.progress import ProgressBar
+    from amc.cli.jobs.schedule import Rounds, run_schedule
+    from amc.cli.jobs.search import run_search
+    from amc.compression.progress import ProgressBar
 
     with stoppable(out_dir):
         if rounds.schedule is None:
@@ -122,8 +122,8 @@ def resume(
     as_json: JsonFlag = False,
 ) -> None:
     """Resume a search that was stopped; the result is the same as without the stop."""
-    from amc.jobs.resume import run_resume as job
-    from amc.progress import ProgressBar
+    from amc.cli.jobs.resume import run_resume as job
+    from amc.compression.progress import ProgressBar
 
     with stoppable(run):
         job(run, round_lr=round_lr, progress=ProgressBar(err))

@@ -3,10 +3,10 @@
 from amc.deploy.export import Export, export_network
 from amc.deploy.extras import MissingExtraError
 from amc.deploy.formats import FORMATS
-from amc.deploy.latency import latency, latency_of_files, prepared
 from amc.deploy.measure import Comparison, MeasureSettings, Timing, compare, measure
 from amc.deploy.parity import ParityError
 from amc.deploy.runtimes import RUNTIMES, installed_runtimes
+from amc.deploy.timing import latency, latency_of_files, prepared
 
 __all__ = [
     "FORMATS",

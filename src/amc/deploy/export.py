@@ -19,8 +19,8 @@ from amc.deploy.runtimes import get_runtime
 from amc.deploy.runtimes.base import RuntimeFailure
 from amc.deploy.tensors import Tensors, cloned, inputs_of, on_cpu, random_like, with_batch
 from amc.errors import AmcError
-from amc.modes import evaluating
 from amc.structure.copying import copy_model, undisturbed
+from amc.structure.modes import evaluating
 
 _CHECKED_BATCHES = (1, 3)  # batch sizes on which a file with a dynamic batch is checked
 _REAL_EXAMPLES = 8  # largest number of real examples on which a file is checked

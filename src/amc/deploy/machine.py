@@ -12,7 +12,7 @@ import platform
 from collections.abc import Mapping
 from typing import Any
 
-from amc.provenance import processor
+from amc.run.provenance import processor
 
 _STABLE = ("cpu", "architecture", "cores", "system")
 

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amc.batches import examples
 from amc.errors import DataError, check_resources, reason_of
-from amc.modes import device_of
 from amc.pruning.reconstruction import DAMPING, damp
 from amc.pruning.watching import Watch
 from amc.structure import Layer, Structure
+from amc.structure.batches import examples
 from amc.structure.copying import copy_model, undisturbed
 from amc.structure.grouping import FIXED
+from amc.structure.modes import device_of
 from amc.structure.modules import attention_by_parts
 from amc.structure.trace import inference
 
@@ -133,7 +133,7 @@ def calibrate(
     memory: int = MEMORY,
     seed: int = 0,
 ) -> Calibration:
-    """Run `batches` (images, or (images, labels), see `amc.batches`) through the dense model in eval mode, once.
+    """Run `batches` (images, or (images, labels)) through the dense model in eval mode, once.
 
     `layers` by weight name: those that channel pruning refits unless given. `positions` output positions of every
     image are sampled per convolution. Raises DataError for an empty set or activations that are not finite.

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from amc.errors import AmcError
 from amc.pruning.reconstruction import damp
-from amc.settings import Ranking
+from amc.run.settings import Ranking
 
 Counts = npt.NDArray[np.int64]
 CHOICES = 128  # keep counts on offer at most: a finer grid changes no layer by more than 0.8% of its weights

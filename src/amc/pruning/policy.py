@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from amc import records, runfiles
 from amc.errors import RunError
-from amc.lines import atomic_write_bytes
+from amc.run import records
+from amc.run import schema as runfiles
+from amc.run.lines import atomic_write_bytes
 
 
 @dataclass(frozen=True, slots=True)

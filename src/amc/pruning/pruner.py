@@ -12,7 +12,7 @@ from amc.pruning.calibration import Calibration, reconstructible
 from amc.pruning.policy import Policy
 from amc.pruning.ranking import Order, elimination, magnitude
 from amc.pruning.reconstruction import DAMPING, LayerFit, SolutionCache, as_stored, flat_weight
-from amc.settings import Ranking
+from amc.run.settings import Ranking
 from amc.structure import Layer, Structure
 from amc.structure.grouping import FIXED
 from amc.structure.slicing import kept_positions, slice_model

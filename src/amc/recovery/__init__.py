@@ -9,7 +9,7 @@ from amc.recovery.data import ShareableTrainingSet, TrainingSet
 from amc.recovery.optimiser import learning_rate
 from amc.recovery.records import EpochRecord, FineTuneResult, StepRecord
 from amc.recovery.train import DivergenceError, finetune
-from amc.settings import FineTuneConfig
+from amc.run.settings import FineTuneConfig
 
 __all__ = [
     "DivergenceError",

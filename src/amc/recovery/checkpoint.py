@@ -19,11 +19,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from amc import records
 from amc.errors import RunError
-from amc.lines import atomic_write_bytes
 from amc.recovery.records import EpochRecord
-from amc.storage import digest
+from amc.run import records
+from amc.run.lines import atomic_write_bytes
+from amc.run.weights import digest
 
 _KEY = "amc_finetune"
 _BEGIN_ANEW = "give what it was made with, or remove it to begin anew (`amc finetune RUN --restart`)"

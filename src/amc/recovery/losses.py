@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from amc.modes import evaluating
-from amc.settings import FineTuneConfig
+from amc.run.settings import FineTuneConfig
+from amc.structure.modes import evaluating
 
 
 class Loss:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from amc.settings import FineTuneConfig
+from amc.run.settings import FineTuneConfig
 
 
 def learning_rate(step: int, total_steps: int, config: FineTuneConfig) -> float:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from amc.errors import AmcError
-from amc.kernels import RightGradients
-from amc.settings import PrecisionName
+from amc.recovery.kernels import RightGradients
+from amc.run.settings import PrecisionName
 
 _DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -25,8 +25,8 @@ from amc.recovery.precision import Arithmetic
 from amc.recovery.records import EpochRecord, FineTuneResult, StepRecord
 from amc.recovery.tensors import copy_into_, snapshot, tensors_of
 from amc.recovery.workers import Accelerated, Alone, Workers
-from amc.settings import FineTuneConfig
-from amc.storage import digest
+from amc.run.settings import FineTuneConfig
+from amc.run.weights import digest
 
 VERSION = 1  # of the checkpoint
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from amc.errors import AmcError
-from amc.modes import device_of
+from amc.structure.modes import device_of
 
 
 def launched(*, cpu: bool = False) -> Any:

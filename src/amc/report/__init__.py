@@ -19,7 +19,7 @@ from amc.report.tables import (
     summary_table,
 )
 from amc.report.words import metric_label, metric_of, words_of
-from amc.rundir import RunDir
+from amc.run.directory import RunDir
 
 
 def render_report(run: str | os.PathLike[str] | RunDir) -> Path:

@@ -5,13 +5,13 @@ from typing import Any
 
 from markupsafe import Markup
 
-from amc.report.charts import LearningCurve, learning_curve
-from amc.report.drawing import NARROW, WIDE
+from amc.report.charts.drawing import NARROW, WIDE
+from amc.report.charts.learning import LearningCurve, learning_curve
+from amc.report.charts.tradeoff import Point, TradeOff, tradeoff_chart
 from amc.report.record import RunRecord, ranked
 from amc.report.tables import part_of, scores_are_fractions
-from amc.report.tradeoff import Point, TradeOff, tradeoff_chart
 from amc.report.words import metric_label, metric_of
-from amc.scores import TOP1, score_of_record
+from amc.run.settings.scores import TOP1, score_of_record
 from amc.search import EpisodeRecord
 
 

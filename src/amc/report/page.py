@@ -12,14 +12,14 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from amc import files
 from amc.report import sections
 from amc.report.figures import is_percent
 from amc.report.guarantee import guarantee_verdict
 from amc.report.record import RunRecord, load_record
 from amc.report.tables import budget_lines, part_of, records_of, summary_table
 from amc.report.words import words_of
-from amc.rundir import RunDir
+from amc.run import files
+from amc.run.directory import RunDir
 
 _SHOWN_FAILURES = 20
 _SHOWN_LOCKS = 12

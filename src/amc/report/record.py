@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from amc import files
 from amc.errors import RunError
 from amc.report.guarantee import guaranteed_episode
 from amc.report.tables import named_scores, part_of, records_of
-from amc.rundir import RunDir
-from amc.scores import ScoreKind, score_of_record
+from amc.run import files
+from amc.run.directory import RunDir
+from amc.run.settings.scores import ScoreKind, score_of_record
 from amc.search import EpisodeRecord, JournalContent, load_journal
 
 

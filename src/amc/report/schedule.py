@@ -10,11 +10,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from amc import files
 from amc.report import sections
-from amc.report.drawing import NARROW, WIDE
+from amc.report.charts.drawing import NARROW, WIDE
+from amc.report.charts.rounds import RoundPoint, RoundsCurve, describe_rounds, rounds_chart
 from amc.report.page import open_run, render_template
-from amc.report.rounds import RoundPoint, RoundsCurve, describe_rounds, rounds_chart
 from amc.report.tables import (
     DASH,
     format_bytes,
@@ -27,7 +26,8 @@ from amc.report.tables import (
     scores_are_fractions,
 )
 from amc.report.words import metric_label, metric_of, words_of
-from amc.rundir import RunDir
+from amc.run import files
+from amc.run.directory import RunDir
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]+")  # a directory inside the run, not a path or an address
 

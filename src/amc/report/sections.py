@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from amc.report.charts import describe
+from amc.report.charts.learning import describe
+from amc.report.charts.tradeoff import describe_tradeoff
 from amc.report.comparison import reward_comparisons, score_comparisons, share_left
 from amc.report.figures import both_widths, is_percent, reward_curve, score_curve, trade_off
 from amc.report.record import RunRecord
@@ -20,7 +21,6 @@ from amc.report.tables import (
     part_of,
     records_of,
 )
-from amc.report.tradeoff import describe_tradeoff
 from amc.report.words import goal_of, is_priced, metric_label, metric_of
 from amc.search import EpisodeRecord
 

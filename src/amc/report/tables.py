@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from amc.report.words import budgets_of, words_of
-from amc.scores import TOP1, NamedScore, score_of_record
+from amc.run.settings.scores import TOP1, NamedScore, score_of_record
 from amc.search.budget import Budget, Metric
 
 DASH = "–"  # shown for a missing value

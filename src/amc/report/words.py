@@ -26,7 +26,7 @@ class Words:
 
 
 def words_of(method: object) -> Words:
-    """The words for a method, named as in `amc.config.SearchConfig.method`."""
+    """The words for a method, named as in `amc.compression.settings.SearchConfig.method`."""
     name = str(method or "channel")
     if name == "channel":
         return Words(slices=True, result="slim", holder="group", unit="channels")

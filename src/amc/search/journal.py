@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from amc import records as reading
 from amc.errors import RunError
-from amc.lines import append_line, is_full, repair, whole_lines
-from amc.runfiles import EPISODE
-from amc.scores import ScoreKind
+from amc.run import records as reading
+from amc.run.lines import append_line, is_full, repair, whole_lines
+from amc.run.schema import EPISODE
+from amc.run.settings.scores import ScoreKind
 
 VERSION = 2  # version 1 has no digests, and no origin in its header
 _SEAL = re.compile(rb', "sum": "([0-9a-f]{16})"\}\Z')
@@ -89,7 +89,7 @@ class JournalContent:
 
     header: Mapping[str, Any]  # empty if the file has no whole line
     records: tuple[EpisodeRecord, ...] = ()
-    places: tuple[Mapping[str, Any], ...] = ()  # environments (`amc.provenance.execution`), in order
+    places: tuple[Mapping[str, Any], ...] = ()  # environments (`amc.run.provenance.execution`), in order
 
     @property
     def origin(self) -> Mapping[str, Any]:

@@ -26,7 +26,7 @@ from amc.errors import (
 from amc.search.journal import EpisodeRecord
 from amc.search.problem import Problem
 from amc.search.rewards import Outcome, RewardFunction
-from amc.statistics import Measured
+from amc.search.statistics import Measured
 
 # Policy (keep counts, in the order of the decisions) -> score, higher is better; a `Measured` where the standard error
 # is known. `Evaluate` in the scoring package is its sister: network -> score.

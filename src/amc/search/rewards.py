@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from amc.errors import AmcError, EvaluationError
+from amc.run.settings import CONFIDENCE
 from amc.search.budget import Metric
-from amc.settings import CONFIDENCE
-from amc.statistics import quantile, upper_bound
+from amc.search.statistics import quantile, upper_bound
 
 
 @dataclass(frozen=True, slots=True)

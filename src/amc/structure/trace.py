@@ -21,9 +21,9 @@ from torch.fx import Node
 from torch.utils._pytree import tree_map
 
 from amc.errors import ModelError, message_of
-from amc.modes import evaluating
 from amc.structure.advice import advice_on_example, advice_on_network, advice_on_recurrence
 from amc.structure.literals import Literal, watching_
+from amc.structure.modes import evaluating
 from amc.structure.source import line_of_error
 
 _DOCUMENTED = "see `torch.export` in PyTorch's documentation"

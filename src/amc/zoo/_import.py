@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from amc._torchvision import import_torchvision
 from amc.errors import AmcError
 from amc.structure.source import line_of_error
+from amc.zoo._torchvision import import_torchvision
 
 _T = TypeVar("_T")
 

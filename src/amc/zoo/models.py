@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from amc.errors import ModelError, RunError
-from amc.storage import read_state
+from amc.run.weights import read_state
 from amc.structure.copying import unwrapped
 from amc.zoo._import import call_factory
 from amc.zoo.digits import DigitsCNN
@@ -104,7 +104,7 @@ def model_info(spec: str) -> ModelInfo | None:
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Load a state dict from disk into `model`, in place: a file of safetensors or of torch.save.
 
-    Only tensors are unpickled; sparse tensors (`amc.storage`) become dense. In a checkpoint, the state dict is read
+    Only tensors are unpickled; sparse tensors (`amc.run.weights`) become dense. In a checkpoint, the state dict is read
     from `state_dict` or `model`. The prefixes of DataParallel and torch.compile (`module.`, `_orig_mod.`) are removed
     from the names if the network has none. Raises ModelError, and leaves the model unchanged, if the file cannot be
     read or if keys or shapes do not fit; the message names them.

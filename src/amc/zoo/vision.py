@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from amc._torchvision import import_torchvision
 from amc.errors import ModelError
+from amc.zoo._torchvision import import_torchvision
 
 _SHOWN = 3  # names in a suggestion
 

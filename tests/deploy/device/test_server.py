@@ -15,8 +15,8 @@ from amc.deploy.device import process
 from amc.deploy.device.limits import Limits
 from amc.deploy.device.protocol import DeviceError, Model
 from amc.deploy.device.server import DeviceServer, StoppedError
+from amc.deploy.device.stop import Stop
 from amc.deploy.measure import MeasureSettings
-from amc.stop import Stop
 from tests.deploy.device.served import (
     INPUT,
     STUBS,

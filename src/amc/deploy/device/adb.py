@@ -25,7 +25,7 @@ from amc.deploy.device.formats import FILES, check_model
 from amc.deploy.device.protocol import DeviceError, DeviceInfo, Request
 from amc.deploy.device.strict import RefusedError
 from amc.deploy.measure import MeasureSettings, Timing, compare, steady
-from amc.provenance import amc_version
+from amc.run.provenance import amc_version
 
 PROGRAMS = {"benchmark_model": "litert", "executor_runner": "executorch"}
 _ROOT = "/data/local/tmp"  # where adb may write and run programs

@@ -89,7 +89,7 @@ class DeviceClient:
     def measure(self, request: Request, files: Sequence[Sequence[bytes]]) -> dict[str, Any]:
         """Time the models of a request; `files[i]` are the files of model i, in the order of `formats.FILES`.
 
-        Returns the record of `amc.deploy.latency`. Raises `DeviceError` if a model is refused or fails, if the device's
+        Returns the record of `amc.deploy.timing`. Raises `DeviceError` if a model is refused or fails, if the device's
         runtime does not have the requested version, or if the device stays unreachable.
         """
         _check(request, files)

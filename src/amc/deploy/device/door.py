@@ -19,10 +19,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from amc.deploy.device.limits import LINGER_SECONDS, Limits
+from amc.deploy.device.stop import Stop
 from amc.deploy.device.strict import RefusedError
 from amc.deploy.device.token import same_token
 from amc.deploy.device.wire import HEAD_BYTES, Head, encode_reply, end_of_head, parse_head, request_line
-from amc.stop import Stop
 
 _AT_ONCE = 64  # connections that are accepted before existing visitors are read again
 _CHUNK = 1 << 16

@@ -23,7 +23,7 @@ from typing import Any
 
 from amc.deploy.device import child
 from amc.deploy.device.protocol import REPLY_BYTES, TOKEN_VARIABLE
-from amc.stop import Stop
+from amc.deploy.device.stop import Stop
 
 _TAIL_BYTES = 4096  # last bytes of standard error that are kept for the message
 _FILE_BYTES = 1 << 30  # largest file that the process may write

@@ -115,7 +115,7 @@ class Device(Protocol):
         ...
 
     def measure(self, request: Request, files: Sequence[Sequence[bytes]]) -> dict[str, Any]:
-        """Time the models; `files` contains every model's files. Returns the record of `amc.deploy.latency`.
+        """Time the models; `files` contains every model's files. Returns the record of `amc.deploy.timing`.
 
         `DeviceError` if the models cannot be timed.
         """

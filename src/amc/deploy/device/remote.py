@@ -18,10 +18,10 @@ from amc.deploy.device.token import find_token
 from amc.deploy.export import write_checked
 from amc.deploy.extras import MissingExtraError
 from amc.deploy.formats import Format
-from amc.deploy.latency import format_for
 from amc.deploy.measure import MeasureSettings
 from amc.deploy.runtimes import get_runtime
 from amc.deploy.tensors import Tensors, inputs_of, on_cpu, random_like, with_batch
+from amc.deploy.timing import format_for
 
 
 def open_device(url: str, *, token_file: Path | None = None) -> Device:
@@ -54,7 +54,7 @@ def latency_on(
     settings: MeasureSettings | None = None,
     version: str | None = None,
 ) -> dict[str, Any]:
-    """Like `amc.deploy.latency`, on the device. `version`: required version of its runtime; None: any.
+    """Like `amc.deploy.timing`, on the device. `version`: required version of its runtime; None: any.
 
     If the runtime is installed on this host too, the files are checked against PyTorch before they are sent. The
     record's `checked_with` is then the runtime and its version, else None. Networks that are too large for one request

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from amc.deploy import machine
-from amc.deploy.latency import latency_of_files
 from amc.deploy.measure import MeasureSettings
 from amc.deploy.quiet import silenced
 from amc.deploy.runtimes import get_runtime, installed_runtimes
 from amc.deploy.runtimes.openvino import openvino
+from amc.deploy.timing import latency_of_files
 from amc.errors import AmcError
-from amc.provenance import amc_version
+from amc.run.provenance import amc_version
 
 
 def describe(argument: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def prepare(task: Mapping[str, Any]) -> None:
 
 
 def measure(task: Mapping[str, Any]) -> dict[str, Any]:
-    """Time the models of a task (see `server.task_of`) on random inputs; returns the record of `amc.deploy.latency`.
+    """Time the models of a task (see `server.task_of`) on random inputs; returns the record of `amc.deploy.timing`.
 
     Raises AmcError if a model does not load or run, and for a runtime whose files can contain code.
     """

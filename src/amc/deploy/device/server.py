@@ -32,8 +32,8 @@ from amc.deploy.device.limits import Limits
 from amc.deploy.device.measurements import Measurements
 from amc.deploy.device.process import Child, RunFailedError
 from amc.deploy.device.protocol import DeviceError, DeviceInfo, Request
+from amc.deploy.device.stop import Stop
 from amc.deploy.device.wire import Head
-from amc.stop import Stop
 
 PORT = 8765
 MEASURE = "amc.deploy.device.runner:measure"

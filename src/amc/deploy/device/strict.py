@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from amc import records
+from amc.run import records
 
 
 class RefusedError(Exception):
@@ -33,7 +33,7 @@ def malformed(message: str) -> RefusedError:
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
-    """One JSON object and nothing else, within the limits that `amc.records` has for a run's own files."""
+    """One JSON object and nothing else, within the limits that `amc.run.records` has for a run's own files."""
     try:
         return records.parse_object(data)
     except records.DamagedError as error:

@@ -2,8 +2,8 @@
 
 from amc.deploy.table.bench import Bench, Place, open_bench
 from amc.deploy.table.cost import LatencyCost
+from amc.deploy.table.latency import Latency, latency_table
 from amc.deploy.table.measuring import NoiseError, bench_networks
-from amc.deploy.table.of_network import Latency, latency_table
 from amc.deploy.table.record import LatencyTable, TableError, read_table
 
 __all__ = [

@@ -14,11 +14,11 @@ from amc.deploy import machine
 from amc.deploy.device.parts import split
 from amc.deploy.device.protocol import Device, Model, Request, TensorSpec, check_threads
 from amc.deploy.formats import get_format
-from amc.deploy.latency import latency, latency_of_files
 from amc.deploy.measure import MeasureSettings
 from amc.deploy.runtimes import get_runtime
 from amc.deploy.runtimes.eager import EagerRuntime
 from amc.deploy.table.blocks import Run
+from amc.deploy.timing import latency, latency_of_files
 from amc.errors import AmcError
 from amc.structure.trace import inference
 
@@ -65,7 +65,7 @@ class Bench(Protocol):
     def networks(
         self, networks: Mapping[str, nn.Module], example_input: Any, settings: MeasureSettings
     ) -> dict[str, Any]:
-        """Time networks in alternation; the record of `amc.deploy.latency`, with the first network as the reference."""
+        """Time networks in alternation; the record of `amc.deploy.timing`, with the first network as the reference."""
         ...
 
 

@@ -138,7 +138,7 @@ def bench_networks(
 ) -> dict[str, Any]:
     """Time whole networks in alternation; an unsteady measurement is repeated once, for twice as long.
 
-    Returns the steadier record of `amc.deploy.latency`; its field `steady` says whether the latencies are reliable.
+    Returns the steadier record of `amc.deploy.timing`; its field `steady` says whether the latencies are reliable.
     """
     record = bench.networks(networks, example_input, settings)
     if record["steady"]:

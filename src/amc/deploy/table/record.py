@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from amc import records
 from amc.deploy.table.bench import Place
 from amc.deploy.table.plan import Key
 from amc.errors import AmcError, RunError
-from amc.lines import atomic_write_bytes
-from amc.records import json_bytes
+from amc.run import records
+from amc.run.lines import atomic_write_bytes
+from amc.run.records import json_bytes
 
 FORMAT = "amc latency table"
 VERSION = 2

@@ -1,0 +1,85 @@
+"""`amc export`: the slim network of a run as a file that a runtime loads."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amc.cli.jobs.origin import data_of, network_of, source_of
+from amc.compression.load import load_run
+from amc.deploy.export import export_network
+from amc.deploy.formats import get_format
+from amc.deploy.formats.sparse_kernels import sparse_kernels
+from amc.errors import AmcError
+from amc.run import files
+from amc.run.directory import RunDir
+from amc.run.settings import Source
+
+REAL_IMAGES = 8  # of the calibration split, on which a file is compared with the network
+
+
+def run_export(
+    run_path: Path,
+    *,
+    format: str = "onnx",
+    out: Path | None = None,
+    half: bool = False,
+    dynamic: bool | None = None,
+    sparse: bool = False,
+    finetuned: bool = True,
+) -> dict[str, Any]:
+    """Write the network of a run to `out`, or into the run. It is the fine-tuned one if there is one and `finetuned`.
+
+    The record: that of `amc.deploy.Export`, and run, finetuned, weight_bytes (of the tensors of the dense and the
+    slim network as PyTorch holds them) and real_images (on how many it was checked; 0 with the reason in
+    `real_images_missing`). With `sparse`, `sparse_kernels` says what XNNPACK will make of the file on Arm.
+    """
+    chosen = get_format(format, sparse=sparse)
+    run = RunDir.open(run_path)
+    source = source_of(run, "write result.model with amc.deploy.export_network")
+    slim = load_run(run_path, finetuned=finetuned)
+    shape = source.input_shape or data_of(source).input_shape
+    real, why_none = _real_images(source)
+    record = export_network(
+        slim,
+        torch.zeros(1, *shape),
+        out or run.file(default_name(chosen.name, chosen.suffixes, half=half, sparse=sparse)),
+        format=format,
+        half=half,
+        dynamic=dynamic,
+        sparse=sparse,
+        real=real,
+    ).to_json()
+    if sparse:
+        record["sparse_kernels"] = asdict(sparse_kernels(Path(record["path"]).read_bytes()))
+    return record | {
+        "run": str(run_path),
+        "finetuned": finetuned and run.has(files.MODEL_FINETUNED),
+        "weight_bytes": {"dense": weight_bytes(network_of(source, run_path)), "slim": weight_bytes(slim)},
+        "real_images": 0 if real is None else len(real),
+        "real_images_missing": why_none,
+    }
+
+
+def default_name(format: str, suffixes: tuple[str, ...], *, half: bool, sparse: bool = False) -> str:
+    """`model.onnx`, `model-fp16.onnx`, `model-sparse.tflite`, `model-ncnn` (a directory)."""
+    stem = "model" + "-sparse" * sparse + "-fp16" * half
+    return f"{stem}{suffixes[0]}" if len(suffixes) == 1 else f"{stem}-{format}"
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters and buffers."""
+    return sum(value.nbytes for value in model.state_dict().values())
+
+
+def _real_images(source: Source) -> tuple[Tensor | None, str | None]:
+    """Some images of the run's data, or why there are none: the data may lie on another machine."""
+    try:
+        images, _ = next(iter(data_of(source).calibration.batches(REAL_IMAGES)))
+    except AmcError as error:
+        return None, str(error)
+    return images.contiguous(), None

@@ -1,0 +1,444 @@
+"""`amc finetune`: train the slim network of a run, or the best of its candidates, and resume what was stopped.
+
+RUN/finetune-state.json says what was asked for and which candidates are measured, RUN/finetune*.ckpt hold the
+training under way. Both go when the result is in the run's summary.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from amc.cli.jobs.origin import BATCH, data_of, evaluate_of, network_of, source_of
+from amc.compression.load import load_run, settings_of
+from amc.compression.observer import Observer
+from amc.compression.prepare import Inputs, Job, final_score, prepare, score_of
+from amc.compression.scoring.evaluator import Evaluate, Evaluator, as_evaluator
+from amc.compression.selection import Choice
+from amc.compression.selection.base import best_first, merged
+from amc.compression.selection.by_finetuning import ByFineTuning, FineTuningTrial
+from amc.compression.verify import Recorded, check_record, confirmed
+from amc.errors import AmcError, RunError
+from amc.pruning import Policy
+from amc.pruning.methods import Method, create_method
+from amc.recovery import EpochRecord, FineTuneConfig, FineTuneResult, resume_point
+from amc.recovery import finetune as recover
+from amc.recovery.kernels import slow_bfloat16
+from amc.recovery.workers import launched
+from amc.report import render_report
+from amc.run import files, records
+from amc.run.directory import RunDir
+from amc.run.provenance import difference, execution
+from amc.run.records import sealed
+from amc.run.settings import CandidateConfig, Given, SessionConfig, Source
+from amc.run.settings.scores import get_score
+from amc.search import EpisodeRecord, read_journal
+from amc.structure import inspect
+from amc.zoo import DataSplits
+
+STATE = files.FINETUNE_STATE
+CHECKPOINT = "finetune.ckpt"
+
+T = TypeVar("T")
+
+
+def run_finetune(
+    run_path: Path,
+    config: FineTuneConfig | Given[FineTuneConfig] | None = None,
+    *,
+    candidates: CandidateConfig | Given[CandidateConfig] | None = None,
+    session: SessionConfig | None = None,
+    progress: Observer,
+) -> Path:
+    """Train the slim network of a finished search and add the outcome to its summary and report.
+
+    An unfinished fine-tuning is resumed: settings that are not `Given` keep their values, and those that are must
+    have the same ones. With candidates, the best of them by the run's own score becomes the run's result.
+
+    Started in several processes by `accelerate launch`, they train together and the first one writes.
+    """
+    session = session or SessionConfig()
+    run = RunDir.open(run_path)
+    source = _checked(run)
+    accelerator = launched(cpu=session.device == "cpu")
+    main = accelerator is None or accelerator.process_index == 0
+    place = accelerator.device if accelerator else _device(session.device)
+    with run.lock() if main else nullcontext():
+        state = _State(run, accelerator)
+        state.plan(_given(config, FineTuneConfig), _given(candidates, CandidateConfig), session.restart)
+        watch = progress if main else Observer()
+        watch.stage("network and data")
+        try:
+            task = _Task(run, source, data_of(source), state, place, session.checkpoint_every, watch)
+            task.run()
+        finally:
+            watch.close()
+    if accelerator is not None:
+        accelerator.end_training()
+    return run_path
+
+
+def _given(settings: T | Given[T] | None, kind: type[T]) -> Given[T]:
+    """The fields that were given: all fields of an instance, and no field of None."""
+    if settings is None:
+        return Given(kind)
+    return settings if isinstance(settings, Given) else Given.all_of(settings)
+
+
+def _checked(run: RunDir) -> Source:
+    """The network and data of the run; RunError where there is nothing to fine-tune."""
+    if run.config().get("schedule"):
+        raise RunError(f"'{run.path}' is a schedule, which fine-tunes by itself; name one of its rounds")
+    if not run.has(files.SUMMARY):
+        raise RunError(f"'{run.path}' has no finished search yet; run `amc resume {run.path}` first")
+    source = source_of(run, "train result.model with amc.recovery.finetune")
+    summary = run.read_json(files.SUMMARY)  # a damaged one is refused before hours of training, not after
+    if "slim" not in summary:
+        raise RunError(f"'{run.file(files.SUMMARY)}' has no slim network; restore the file from a copy")
+    return source
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise AmcError(f"device {name!r} is malformed; write cpu, cuda or cuda:1") from None
+    if device.type != "cpu" and (device.type != "cuda" or (device.index or 0) >= torch.cuda.device_count()):
+        raise AmcError(f"device {name!r} is not there; this machine has cpu and {torch.cuda.device_count()} of cuda")
+    return device
+
+
+class _State:
+    """The settings of the fine-tuning and how far it has come, on disk; the same for all processes."""
+
+    def __init__(self, run: RunDir, accelerator: Any) -> None:
+        self.run, self.accelerator = run, accelerator
+        self.main = accelerator is None or accelerator.process_index == 0
+        self.settings, self.candidate_config = FineTuneConfig(), CandidateConfig()
+        self.measured: list[dict[str, Any]] = []
+        self.places: list[dict[str, Any]] = []  # versions, threads and instruction sets it ran under, in turn
+
+    def plan(self, given: Given[FineTuneConfig], candidates: Given[CandidateConfig], restart: bool) -> None:
+        """Resume an unfinished fine-tuning if its settings match; settings that are not given keep their values.
+
+        Otherwise start a new one.
+        """
+        settings, candidate_config = given.make().resolved(), candidates.make()
+        resumed = self.run.has(STATE) and not restart
+        if not resumed and not restart and self.checkpoints():
+            raise RunError(
+                f"'{self.run.path}' has a fine-tuning under way, and {STATE}, which says with what settings, is "
+                "missing; restore it from a copy, or add --restart to begin anew"
+            )
+        if resumed:
+            self._take(self._stored())
+            resumed = self._continues(given, candidates)
+        if not resumed:
+            self.settings, self.candidate_config = settings, candidate_config
+            self.measured, self.places = [], []
+        self.wait()
+        if not resumed:
+            self.clear()
+
+    def _continues(self, given: Given[FineTuneConfig], candidates: Given[CandidateConfig]) -> bool:
+        """Whether the given settings are those of the unfinished fine-tuning.
+
+        Raises RunError where they differ and a part of the fine-tuning is done.
+        """
+        before = {**asdict(self.settings), **asdict(self.candidate_config)}
+        requested = {**asdict(given.over(self.settings).resolved()), **asdict(candidates.over(self.candidate_config))}
+        differing = [name for name in (*given.values, *candidates.values) if requested[name] != before[name]]
+        if differing and (self.measured or self.checkpoints()):
+            name = differing[0]
+            raise RunError(
+                f"'{self.run.path}' has a fine-tuning under way with {name} {before[name]!r}, not {requested[name]!r}; "
+                f"go on with it by `amc finetune {self.run.path}`, or add --restart to begin anew"
+            )
+        return not differing
+
+    def save(self) -> None:
+        """Write what the main process knows, and let the others know it."""
+        here = execution()
+        if not self.places or self.places[-1] != here:
+            self.places.append(here)
+        if self.main:
+            record: dict[str, Any] = {"settings": asdict(self.settings), "measured": self.measured}
+            record |= asdict(self.candidate_config)
+            record["places"] = self.places
+            self.run.write_json(STATE, record)
+        self.wait()
+        if not self.main:
+            self._take(self._stored())
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait for the other processes."""
+        if self.accelerator is not None:
+            self.accelerator.wait_for_everyone()
+
+    def checkpoint(self, candidate: int | None = None) -> Path:
+        """The file with the checkpoint of a candidate, or of the fine-tuning itself."""
+        return self.run.file(CHECKPOINT if candidate is None else f"finetune-candidate-{candidate}.ckpt")
+
+    def checkpoints(self) -> list[Path]:
+        return sorted(self.run.path.glob("finetune*.ckpt"))
+
+    def clear(self) -> None:
+        """Remove the state and the checkpoints: the fine-tuning is finished, or forgotten."""
+        if self.main:
+            for path in (*self.checkpoints(), self.run.file(STATE)):  # without it checkpoints are of no use
+                path.unlink(missing_ok=True)
+
+    def _stored(self) -> dict[str, Any]:
+        """The file, with every setting; RunError if it is damaged."""
+        anew = f"`amc finetune {self.run.path} --restart` begins anew"
+        try:
+            record = self.run.read_json(STATE)
+        except RunError as error:
+            raise RunError(f"{error}; {anew}") from None
+        try:
+            record["settings"] = asdict(FineTuneConfig(**record["settings"]).resolved())
+        except (TypeError, AmcError) as error:
+            raise RunError(f"'{self.run.file(STATE)}' is damaged ({error}); {anew}") from None
+        return record
+
+    def _take(self, record: Mapping[str, Any]) -> None:
+        self.settings = FineTuneConfig(**record["settings"]).resolved()
+        self.candidate_config = CandidateConfig(record["candidates"], record["candidate_epochs"])
+        self.measured, self.places = list(record["measured"]), list(record.get("places", ()))
+
+    def elsewhere(self) -> list[str]:
+        """A warning for each other kind of machine or version that a part of this fine-tuning ran on."""
+        differing = (difference(place, execution()) for place in self.places)
+        return [
+            f"part of this fine-tuning ran elsewhere ({words}): the weights may differ in the last digits"
+            for words in dict.fromkeys(differing)
+            if words is not None
+        ]
+
+
+@dataclass(frozen=True)
+class _Start:
+    """The network to fine-tune."""
+
+    model: nn.Module
+    method: Method
+    choice: Choice | None = None  # of several policies
+    replacing: Policy | None = None  # the chosen policy where it takes the place of the run's own
+
+
+class _Task:
+    """One call of `finetune`, its checks behind it."""
+
+    def __init__(
+        self,
+        run: RunDir,
+        source: Source,
+        data: DataSplits,
+        state: _State,
+        device: torch.device,
+        checkpoint_every: int,
+        progress: Observer,
+    ) -> None:
+        self.origin, self.source, self.data, self.state, self.device = run, source, data, state, device
+        self.config = settings_of(run)
+        self.checkpoint_every, self.progress = checkpoint_every, progress
+        self.example = torch.zeros(1, *data.input_shape)
+        self.score = _score_on(device, source, data, self.config.score)
+        distilled = state.settings.distill > 0
+        self.teacher = network_of(source, run.path).to(device) if distilled else None
+        self.slow = slow_bfloat16(device) if state.settings.precision == "bfloat16" else None
+
+    def run(self) -> None:
+        """Choose, train, record."""
+        for warning in self.state.elsewhere():
+            self.progress.warning(warning)
+        if self.slow:
+            self.progress.warning(self.slow)
+        start = self._chosen() if self.state.candidate_config.candidates > 1 else self._loaded()
+        untrained = copy.deepcopy(start.model) if start.replacing else None
+        self.state.save()
+        point = resume_point(self.state.checkpoint())
+        self.progress.stage(f"fine-tuning{f', from step {point.step} of {point.total_steps}' if point else ''}")
+        result = self.trained(start.model, start.method, self.state.settings, self.state.checkpoint())
+        if self.state.main:
+            self._record(start, untrained, result)
+        self.state.clear()
+
+    def _loaded(self) -> _Start:
+        slim = load_run(self.origin.path, finetuned=False)
+        config = self.config
+        structure = inspect(slim, self.example)
+        # Locks of a sliced network name what may be gone; they matter only for which weights are masked.
+        locks = {} if config.method == "channel" else {"lock": config.lock, "only": config.only}
+        return _Start(slim, create_method(config.method, slim, structure, config.method_options, **locks))
+
+    def _chosen(self) -> _Start:
+        """Train the best policies briefly and take the best network, as its policy prescribes it: not as trained."""
+        job = self._prepared()
+        journal = self.origin.file(files.JOURNAL)
+        self.origin.verify(files.JOURNAL)
+        _, episodes = read_journal(journal)
+        if all(record.reward is None for record in episodes):
+            raise RunError(f"'{self.origin.path}' has no scored policy to choose from; search again")
+        self.state.save()
+        finalists = best_first(episodes)[: self.state.candidate_config.candidates]
+        training = _Candidates(self, job, journal, len(finalists))
+        selection = ByFineTuning(
+            job.problem, job.reward, training, self.state.candidate_config.candidates, self.state.measured
+        )
+        choice = selection.choose(finalists)
+        policy = job.scorer.builder.policy(choice.record.keep)
+        if policy.to_json() == self.origin.read_json(files.POLICY):
+            return _Start(load_run(self.origin.path, finetuned=False), job.method, choice)
+        return _Start(job.scorer.build(choice.record.keep), job.method, choice, policy)
+
+    def _prepared(self) -> Job:
+        """The search's means to build any policy; RunError where candidates would break what the run promises."""
+        path = self.origin.path
+        if self.config.max_drop is not None:
+            raise RunError(
+                f"'{path}' was searched with max-drop, and only its own result is confirmed to hold it; "
+                "leave out candidates"
+            )
+        if self.config.times_latency:
+            raise RunError(
+                f"'{path}' was searched with a latency, which is measured on its own result alone; leave out candidates"
+            )
+        self.progress.stage("candidates")
+        model, evaluate = network_of(self.source, path), evaluate_of(self.source, self.data)
+        return prepare(Inputs(model, self.example, self.data.calibration.batches(BATCH), evaluate), self.config)
+
+    def trained(self, slim: nn.Module, method: Method, settings: FineTuneConfig, checkpoint: Path) -> FineTuneResult:
+        slim.to(self.device)
+
+        def on_epoch(epoch: EpochRecord) -> float:
+            value = self.score(slim)
+            self.progress.epoch(epoch, get_score(self.config.score).named(value))
+            return value
+
+        return recover(
+            slim,
+            self.data.train,
+            settings,
+            teacher=self.teacher,
+            masks=method.masks(slim),
+            checkpoint=checkpoint,
+            checkpoint_every=self.checkpoint_every,
+            accelerator=self.state.accelerator,
+            on_step=self.progress.training_step,
+            on_epoch=on_epoch,
+        )
+
+    def _record(self, start: _Start, untrained: nn.Module | None, result: FineTuneResult) -> None:
+        """Write what fine-tuning adds to the run. If it is interrupted, it is repeated with the same result."""
+        run, slim = self.origin, start.model
+        summary = run.read_json(files.SUMMARY)
+        test = Evaluator(self.data.test, score=self.config.score) if self.source.test else None
+        if start.choice and start.replacing and untrained is not None:
+            self._describe(summary, start.choice.record, start.replacing, start.method.recount(untrained, self.example))
+            summary["slim"] |= _tested(summary, test, untrained, "slim", "test")
+        if start.choice:
+            summary = merged(summary, start.choice.summary)
+        warnings = summary.get("warnings") or []
+        if self.slow and self.slow not in warnings:
+            summary["warnings"] = [*warnings, self.slow]
+        tuned = {"score_finetuned": result.epochs[-1].score}
+        tuned |= _tested(summary, test, slim, "fine-tuned", "test_finetuned")
+        slim.cpu()
+        summary["slim"] |= {**start.method.recount(slim, self.example), **tuned}
+        epochs = "".join(json.dumps(sealed(asdict(epoch))) + "\n" for epoch in result.epochs)
+        tuned_model = start.method.stored(slim)
+        replaced = {}  # last: as long as the policy is the old one, this is not over
+        if start.replacing and untrained is not None:
+            replaced[files.MODEL] = start.method.stored(untrained)
+            replaced[files.POLICY] = records.json_bytes(start.replacing.to_json())
+        if warnings := self.state.elsewhere():
+            summary["warnings"] = [*(summary.get("warnings") or ()), *warnings]
+        digests = {
+            name: hashlib.sha256(data).hexdigest()
+            for name, data in {files.MODEL_FINETUNED: tuned_model, **replaced}.items()
+        }
+        summary["files"] = {**summary.get("files", {}), **digests}
+        run.write_bytes(files.MODEL_FINETUNED, tuned_model)
+        run.write_text(files.FINETUNE, epochs)
+        run.write_json(files.SUMMARY, summary)
+        for name, data in replaced.items():
+            run.write_bytes(name, data)
+        render_report(run)
+
+    @staticmethod
+    def _describe(summary: dict[str, Any], record: EpisodeRecord, policy: Policy, costs: Mapping[str, int]) -> None:
+        """Put the chosen policy in the place of the search's best."""
+        summary["slim"] = {**costs, "score": record.score}
+        summary["groups"] = [{"name": group.name, "size": group.size, "kept": group.kept} for group in policy.groups]
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """The `Training` of several policies; each is built, trained and written down in turn."""
+
+    task: _Task
+    job: Job
+    journal: Path
+    count: int
+
+    def recheck(self, record: EpisodeRecord, number: int) -> EpisodeRecord:
+        """The policy with the score that its network has now; RunError where the journal was changed."""
+        watch = self.task.progress
+        watch.stage(f"candidate {number + 1} of {self.count} (episode {record.episode})")
+        check_record(self.journal, record, self.job)
+        slim = self.job.scorer.build(record.keep)
+        record, warnings = confirmed(self.job, record, slim, Recorded.at([self.journal]))
+        for warning in warnings:
+            watch.warning(warning)
+        return record
+
+    def train(self, record: EpisodeRecord, number: int) -> float:
+        """The score after a short training."""
+        state = self.task.state
+        settings = replace(state.settings, epochs=state.candidate_config.candidate_epochs)
+        slim = self.job.scorer.build(record.keep)
+        result = self.task.trained(slim, self.job.method, settings, state.checkpoint(number))
+        return float(result.epochs[-1].score or 0.0)
+
+    def keep(self, trial: FineTuningTrial, number: int) -> FineTuningTrial:
+        """Write the trial down, for a later session and for the other processes."""
+        state = self.task.state
+        if trial.error is not None:
+            self.task.progress.warning(f"candidate {number + 1} is left out: {trial.error}")
+        state.measured.append(trial.to_json())
+        state.save()
+        if state.main:
+            state.checkpoint(number).unlink(missing_ok=True)
+        return FineTuningTrial.from_json(state.measured[number], trial.record)
+
+
+def _tested(
+    summary: dict[str, Any], test: Evaluate | None, network: nn.Module, which: str, key: str
+) -> dict[str, float]:
+    """The test score under `key`; where it fails, a warning in the summary says why."""
+    if test is None:
+        return {}
+    value, warnings = final_score(test, network, which)
+    known = summary.get("warnings") or []
+    summary["warnings"] = [*known, *(line for line in warnings if line not in known)]
+    return {} if value is None else {key: value}
+
+
+def _score_on(device: torch.device, source: Source, data: DataSplits, name: str) -> Evaluate:
+    """The run's score; a function of the user's own gets the network on the CPU, as in the search."""
+    score = as_evaluator(evaluate_of(source, data), score=name)
+    copied = bool(source.evaluate) and device.type != "cpu"
+    return lambda model: score_of(score, copy.deepcopy(model).cpu() if copied else model, "fine-tuned")

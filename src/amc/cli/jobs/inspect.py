@@ -1,0 +1,113 @@
+"""`amc inspect`: the structure of a network as a record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from amc.errors import AmcError, ModelError
+from amc.pruning import reconstructible
+from amc.pruning.methods.channel import keep_choices
+from amc.run.settings import MAX_SPARSITY
+from amc.structure import Certificate, Structure, certify
+from amc.structure import inspect as inspect_structure
+from amc.structure.trace import ExampleError
+from amc.zoo import create_model, load_weights, model_info
+
+
+def run_inspect(
+    spec: str,
+    *,
+    weights: Path | None,
+    input_shape: str | None,
+    keep_sets: int,
+    lock: tuple[str, ...],
+    only: tuple[str, ...],
+) -> dict[str, Any]:
+    """The structure of a network as a record: costs, groups, locks, certificate, reachable budgets."""
+    model = create_model(spec)
+    if weights:
+        load_weights(model, weights)
+    info = model_info(spec)
+    shape = parse_shape(input_shape) if input_shape else (info.input_shape if info else None)
+    if shape is None:
+        raise ModelError(f"'{spec}' is your own network: give the shape of one example, such as --input 3x224x224")
+    example = torch.zeros(1, *shape)
+    try:
+        structure = inspect_structure(model, example, lock=lock, only=only)
+    except ExampleError as error:
+        known = "x".join(map(str, info.input_shape)) if info else "3x224x224"
+        remedy = f"--input is the shape of one example without the batch, such as {known}"
+        raise ModelError(f"{error}; {remedy}") from error
+    certificate = None
+    if keep_sets and structure.groups:
+        structure, certificate = certify(model, structure, example, keep_sets=keep_sets)
+    return structure_record(spec, shape, structure, certificate) | refitting_record(structure)
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """`3x224x224` -> (3, 224, 224)."""
+    try:
+        shape = tuple(int(part) for part in text.lower().replace(",", "x").split("x"))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise AmcError(f"input shape {text!r} is malformed; write 3x224x224")
+    return shape
+
+
+def structure_record(
+    spec: str, shape: tuple[int, ...], structure: Structure, certificate: Certificate | None
+) -> dict[str, Any]:
+    least = np.array([keep_choices(group.size, None, MAX_SPARSITY)[0] for group in structure.groups], dtype=np.int64)
+    return {
+        "model": spec,
+        "input": list(shape),
+        "macs": structure.macs,
+        "params": structure.params,
+        "prunable_macs": structure.prunable_macs(),
+        "least": {"macs": structure.cost.macs(least), "params": structure.cost.params(least)},
+        "groups": [
+            {
+                "name": group.name,
+                "size": group.size,
+                "producers": _names(structure, group.producers),
+                "consumers": _names(structure, group.consumers),
+                "macs": sum(structure.layers[i].macs for i in {*group.producers, *group.consumers}),
+            }
+            for group in structure.groups
+        ],
+        "layers": _layers(structure),
+        "locked": [
+            {"name": item.name, "size": item.size, "reason": str(item.lock), "source": item.lock.source}
+            for item in structure.locked
+        ],
+        "certificate": certificate.to_json() if certificate else None,
+    }
+
+
+def _names(structure: Structure, layers: Iterable[int]) -> list[str]:
+    """The names of the layers, each once: a layer that is called several times has several indices."""
+    return list(dict.fromkeys(structure.layers[index].name for index in layers))
+
+
+def _layers(structure: Structure) -> list[dict[str, Any]]:
+    """Every weight that meets an activation, with the multiply-accumulates of all its uses."""
+    macs: dict[tuple[str, str, str], int] = {}
+    for layer in structure.layers:
+        key = (layer.name, layer.kind, layer.weight)
+        macs[key] = macs.get(key, 0) + layer.macs
+    return [{"name": name, "kind": kind, "weight": weight, "macs": each} for (name, kind, weight), each in macs.items()]
+
+
+def refitting_record(structure: Structure) -> dict[str, Any]:
+    """Which layers are refitted by least squares after a cut, and why the others are only sliced."""
+    refitted, sliced = reconstructible(structure)
+    return {
+        "refitted": list(refitted),
+        "only_sliced": [{"name": name, "reason": reason} for name, reason in sliced.items()],
+    }

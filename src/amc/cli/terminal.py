@@ -1,0 +1,161 @@
+"""How results look on a terminal.
+
+Writes only to the consoles that `amc.cli` hands in.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from amc.report import (
+    budget_lines,
+    format_bytes,
+    format_count,
+    format_ratio,
+    format_score,
+    format_seconds,
+    guarantee_verdict,
+    metric_label,
+    metric_of,
+    named_scores,
+    schedule_rows,
+    summary_table,
+    words_of,
+)
+from amc.run import files
+
+LOCKS_SHOWN = 8
+
+
+def show_summary(console: Console, run: Path, summary: Mapping[str, Any]) -> None:
+    """What came out, the baselines, and where everything lies; of a schedule, round by round."""
+    summary = named_scores(summary)
+    console.print()
+    if summary.get("schedule"):
+        console.print(_rounds_table(summary))
+        console.print()
+    else:
+        console.print(_result_table(summary))
+        console.print()
+        _show_promises(console, summary)
+        _show_search(console, summary)
+    if not words_of(summary.get("method")).slices:
+        _tell(console, "masked", "weights that were dropped are zero: on most runtimes it runs no faster")
+    for warning in summary.get("warnings") or ():
+        _tell(console, "warning", warning, style="yellow")
+    if run.joinpath(files.REPORT).exists():
+        console.print(f"report    {run / files.REPORT}", markup=False, soft_wrap=True)
+
+
+def _result_table(summary: Mapping[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    rows = summary_table(summary)
+    finetuned = any(row.finetuned for row in rows)
+    result = words_of(summary.get("method")).result
+    for title in ("", "dense", result, *(("fine-tuned",) if finetuned else ()), "change"):
+        table.add_column(title, justify="left" if title in ("", "change") else "right")
+    for row in rows:
+        cells = [row.quantity, row.dense, row.slim, *((row.finetuned,) if finetuned else ()), row.change]
+        table.add_row(*cells)
+    return table
+
+
+def _rounds_table(summary: Mapping[str, Any]) -> Table:
+    """Eight columns in 80 characters: costs as shares of the dense network's."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("round", "asked", "MACs", "params", "size", "pruned", "fine-tuned", "test"):
+        table.add_column(title, justify="left" if title == "round" else "right", no_wrap=True)
+    dense = summary.get("dense") or {}
+    macs, params, size = format_count(dense.get("macs")), format_count(dense.get("params")), dense.get("size")
+    scores = (format_score(dense.get("score")), format_score(dense.get("test")))
+    table.add_row("dense", "", macs, params, format_bytes(size), "", *scores, style="dim")
+    for row in schedule_rows(summary):
+        cells = (row.asked, row.macs, row.params, row.size, row.pruned, row.tuned, row.test)
+        table.add_row(str(row.number), *cells)
+    return table
+
+
+def _show_promises(console: Console, summary: Mapping[str, Any]) -> None:
+    """Whether budgets and the allowed loss hold."""
+    for line in budget_lines(summary):
+        _tell(console, "budget", line.text, style="green" if line.held else "red")
+    verdict = guarantee_verdict(summary)
+    if verdict:
+        _tell(console, "max-drop", verdict.sentence, style="green" if verdict.confirmed else "red")
+
+
+def _show_search(console: Console, summary: Mapping[str, Any]) -> None:
+    """The baselines beside, and the time that it took."""
+    for name, baseline in (summary.get("baselines") or {}).items():
+        count = baseline.get("episodes", 1)
+        what = f"best of {count}, median {format_score(baseline.get('median'))}" if count > 1 else "one policy"
+        left = _left_of(baseline, summary)
+        _tell(console, name, f"{format_score(baseline.get('score'))}{left} ({what})")
+    if summary.get("seconds") is not None:
+        _tell(console, "scoring", format_seconds(summary["seconds"]))
+
+
+def _tell(console: Console, label: str, text: object, style: str = "") -> None:
+    """One labelled line, broken under its text where it is too long."""
+    plain = textwrap.fill(str(text), console.width, initial_indent=f"{label:<9} ", subsequent_indent=" " * 10)
+    console.print(plain, style=style, markup=False, soft_wrap=True)
+
+
+def _left_of(baseline: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """What a baseline's best policy keeps, where no budget makes that the same for all."""
+    metric = metric_of(summary)
+    dense = (summary.get("dense") or {}).get(metric)
+    if str(summary.get("budget")) != "none" or not dense or metric not in baseline:
+        return ""
+    return f" at {format_ratio(dense, baseline[metric])} of the {metric_label(metric)}"
+
+
+def show_structure(console: Console, found: Mapping[str, Any]) -> None:
+    """Groups with their share of the cost, locks with their reasons, and what budgets can be reached."""
+    macs, params, least = found["macs"], found["params"], found["least"]
+    shape = "x".join(map(str, found["input"]))
+    console.print(f"{found['model']}, input {shape}: {format_count(macs)} MACs, {format_count(params)} parameters")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("group", overflow="fold")
+    table.add_column("channels", justify="right", no_wrap=True)
+    table.add_column("MACs touched", justify="right", no_wrap=True)
+    wide = console.width >= 110
+    if wide:
+        table.add_column("read by", overflow="ellipsis", no_wrap=True)
+    for group in found["groups"]:
+        share = f"{group['macs'] / max(1, macs):.1%}"
+        table.add_row(group["name"], str(group["size"]), share, *((_few(group["consumers"]),) if wide else ()))
+    if found["groups"]:
+        console.print(table)
+    console.print(
+        f"prunable: {found['prunable_macs']:.1%} of the MACs; budgets down to macs<={least['macs'] / max(1, macs):.1%}"
+        f" or params<={least['params'] / max(1, params):.1%} can be reached"
+    )
+    reasons = Counter(item["reason"] for item in found["only_sliced"])
+    only_sliced = "".join(f"; {count} only sliced: {reason}" for reason, count in reasons.most_common())
+    console.print(f"refitted by least squares: {len(found['refitted'])} layers{only_sliced}", markup=False)
+    for item in found["locked"][:LOCKS_SHOWN]:
+        console.print(f"locked: {item['name']} ({item['size']} channels): {item['reason']}", markup=False)
+    if len(found["locked"]) > LOCKS_SHOWN:
+        console.print(f"… and {len(found['locked']) - LOCKS_SHOWN} more locked; --json lists them all")
+    proof = found["certificate"]
+    if proof is not None:
+        verdict = "holds" if proof["passed"] else "failed for the groups locked above"
+        console.print(
+            f"certificate: sliced equals masked on {proof['keep_sets']} random keep set(s): {verdict}"
+            f" (largest difference {proof['worst_error']:.0e})"
+        )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:2]) + (f" +{len(names) - 2}" if len(names) > 2 else "")
+
+
+__all__ = ["show_structure", "show_summary"]

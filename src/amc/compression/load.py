@@ -1,0 +1,130 @@
+"""Networks in a run directory: what is written of them, and getting them back."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from amc.compression.settings import SearchConfig
+from amc.errors import AmcError, RunError
+from amc.pruning import Policy
+from amc.pruning.methods import shaped
+from amc.run import files
+from amc.run.directory import RunDir
+from amc.run.records import shown
+from amc.run.weights import digest
+from amc.zoo import create_model, load_weights
+
+_RULE = "2"  # of the digest of weights; the first left out types and shapes, and has a key of its own
+
+
+def weights_key(model: nn.Module) -> dict[str, str]:
+    """What config.json says of the weights that a run begins with: the rule of their digest, and the digest."""
+    return {"weights_digest": f"{_RULE}:{digest(model.state_dict())}"}
+
+
+def check_weights(run: RunDir, model: nn.Module) -> None:
+    """RunError unless `model` has the weights that the run began with."""
+    config = run.config()
+    recorded = config.get("weights_digest")
+    if recorded is None:
+        same = config.get("weights_sha256") == _first_digest(model)
+    elif recorded.partition(":")[0] == _RULE:
+        same = recorded == weights_key(model)["weights_digest"]
+    else:
+        raise RunError(
+            f"'{run.file(files.CONFIG)}' has a weights_digest by another rule ({shown(recorded)}), which this version "
+            f"cannot check; update amc, or restore the file from a copy"
+        )
+    if not same:
+        raise RunError(f"'{run.path}' was started with other weights; resume it with the weights of its config.json")
+
+
+def _first_digest(model: nn.Module) -> str:
+    """SHA-256 of names and values alone, which runs before `weights_digest` have as `weights_sha256`."""
+    made = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        made.update(name.encode())
+        made.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    return made.hexdigest()
+
+
+def settings_of(run: RunDir) -> SearchConfig:
+    """The settings in a run's config.json; RunError, naming the file, where one of them holds no longer."""
+    try:
+        return SearchConfig.from_json(run.config())
+    except AmcError as error:
+        raise RunError(f"'{run.file(files.CONFIG)}': {error}") from None
+
+
+def load_run(
+    run_dir: str | Path, model: nn.Module | None = None, example_input: Any = None, *, finetuned: bool = True
+) -> nn.Module:
+    """The slim network of a run, ready to use: the fine-tuned one if there is one and `finetuned`.
+
+    Of a schedule, the last round's. Without `model`, the dense network is built as the run's config.json says (a
+    zoo name or factory, whose code then runs); a run that began in Python with a network of your own needs `model` (any
+    weights) and `example_input`. RunError where a file is damaged, or is not the one that the summary describes.
+    """
+    return _load(run_dir, model, example_input, finetuned, ())
+
+
+def _load(
+    run_dir: str | Path, model: nn.Module | None, example_input: Any, finetuned: bool, children: tuple[Path, ...]
+) -> nn.Module:
+    """`load_run`; `children` are the runs on the way here, each of which began with what the next came to."""
+    run = RunDir.open(run_dir)
+    here = run.path.resolve()
+    if here in children:
+        raise RunError(f"'{children[0]}' leads back to itself through the parent in '{run.file(files.CONFIG)}'")
+    if run.config().get("schedule"):
+        return _load(last_round(run), model, example_input, finetuned, (*children, here))
+    if model is None:
+        model, example_input = _original(run, (*children, here))
+    policy = Policy.from_json(run.read_json(files.POLICY))
+    name = files.MODEL_FINETUNED if finetuned and _is_finetuned(run) else files.MODEL
+    run.verify(files.POLICY, name)
+    slim = shaped(model, example_input, policy)
+    load_weights(slim, run.file(name))
+    return slim.eval()
+
+
+def _is_finetuned(run: RunDir) -> bool:
+    """Whether there is a fine-tuned network, or ought to be: one that was lost is missed, not replaced."""
+    if run.has(files.MODEL_FINETUNED):
+        return True
+    return run.has(files.SUMMARY) and "score_finetuned" in run.read_json(files.SUMMARY).get("slim", {})
+
+
+def _original(run: RunDir, children: tuple[Path, ...]) -> tuple[nn.Module, Any]:
+    """The dense network of config.json, with random weights, and an example for it."""
+    config = run.config()
+    if not config.get("model"):
+        raise RunError(
+            f"'{run.path}' was made from a network in Python; load it with load_run(run, model, example_input)"
+        )
+    if not config.get("input_shape"):
+        raise RunError(f"'{run.file(files.CONFIG)}' has no input_shape; restore the file from a copy")
+    example = torch.zeros(1, *config["input_shape"])
+    if config.get("parent"):
+        return _load(os.path.normpath(run.path / config["parent"]), None, None, True, children), example
+    return create_model(config["model"], **config.get("model_args", {})), example
+
+
+def round_path(run: RunDir, number: int) -> Path:
+    """Where a schedule keeps its rounds, counted from 1."""
+    return run.path / f"round-{number}"
+
+
+def last_round(run: RunDir) -> Path:
+    """The last finished round of a schedule; RunError if there is none."""
+    rounds = len(run.config()["schedule"])
+    for number in range(rounds, 0, -1):
+        if (round_path(run, number) / files.SUMMARY).exists():
+            return round_path(run, number)
+    raise RunError(f"'{run.path}' has no finished round yet; run `amc resume {run.path}` first")

@@ -1,0 +1,312 @@
+"""The whole job: structure, calibration, search, and the network that comes out, with its record on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import nn
+
+from amc.compression.load import check_weights, settings_of, weights_key
+from amc.compression.observer import LogObserver, Observer, Together
+from amc.compression.prepare import Inputs, Job, prepare
+from amc.compression.progress import ProgressBar
+from amc.compression.scoring.evaluator import BatchSource, Evaluate, as_evaluator
+from amc.compression.scoring.policy import ScoreTiming
+from amc.compression.selection import Selection, choose
+from amc.compression.selection.by_confidence import ByConfidence
+from amc.compression.selection.by_latency import ByLatency
+from amc.compression.settings import SearchConfig
+from amc.compression.summary import summarise
+from amc.compression.verify import Recorded, confirmed
+from amc.errors import AmcError, EvaluationError, RunError
+from amc.pruning import Policy
+from amc.report import render_report
+from amc.run import files
+from amc.run.directory import RunDir
+from amc.run.provenance import amc_version
+from amc.run.settings.scores import DEFAULT, get_score
+from amc.search import (
+    REWARDS,
+    Agent,
+    EpisodeRecord,
+    EpisodeTiming,
+    Metric,
+    RewardFunction,
+    SearchResult,
+    SmallestWithin,
+    create_agent,
+    get_reward,
+    reward_name,
+    search,
+)
+from amc.search.statistics import PairedDrop
+from amc.structure import Structure
+from amc.structure.copying import copy_model, undisturbed
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `compress` gives back."""
+
+    model: nn.Module  # smaller, or masked; of the same class, in eval mode; batch norms as scored
+    policy: Policy
+    summary: dict[str, Any]
+    structure: Structure
+    search: SearchResult
+
+
+def compress(
+    model: nn.Module,
+    example_input: Any,
+    *,
+    calibration: Iterable[Any],
+    evaluate: Any,
+    test: Any = None,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    observer: Observer | None = None,
+    progress: bool = False,
+    **settings: Any,
+) -> Result:
+    """Prune `model` to a budget with a reinforcement-learning agent (arXiv 1802.03494).
+
+    model: any trained network that torch.export can follow; it is left untouched.
+    example_input: one example (batch 1) as the network takes it; a tuple or dict for several arguments.
+    calibration: batches of training images, with or without labels; never the ones `evaluate` scores.
+    evaluate: module -> float, higher is better, or a loader of (images, labels): the reward. Batches of both are taken
+        apart as `example_input` says (`amc.structure.batches`).
+    score (in settings): what a loader is scored by: "top1", or another name of `amc.run.settings.scores`.
+    test: the same for the final figures only; it never steers anything.
+    reward (in settings): a name, or a function of an `amc.search.Outcome`.
+    run_dir: where to keep the journal and the results; `resume` continues what an earlier call left there.
+    observer: listens while the job runs. The logger `amc` gets the same, if the caller configures logging.
+    progress: whether to show a progress bar on stderr.
+    settings: fields of `SearchConfig`: budget, method, episodes, seed, and so on.
+
+    Raises AmcError (its kinds in `amc.errors`) with one clear line for whatever is wrong with the input.
+    """
+    reward, config = _own_reward(settings), SearchConfig.of(settings)
+    inputs = Inputs(model, example_input, calibration, evaluate, test, reward)
+    with listening(observer, progress=progress) as watch, opened(run_dir, resume=resume) as run:
+        return compress_in(run, inputs, config, watch, resume=resume, origin={})
+
+
+@contextmanager
+def listening(observer: Observer | None, *, progress: bool) -> Iterator[Observer]:
+    """All that listens to a job inside the block: the log, the caller's observer, and a progress bar on stderr."""
+    bars = [ProgressBar(Console(stderr=True, highlight=False))] if progress else []
+    watch = Together(LogObserver(), *([observer] if observer else []), *bars)
+    try:
+        yield watch
+    finally:
+        watch.close()
+
+
+@contextmanager
+def opened(run_dir: str | Path | None, *, resume: bool) -> Iterator[RunDir | None]:
+    """The directory of a new run, or of the one to resume, before any work; locked inside the block."""
+    if run_dir is None:
+        yield None
+    elif resume:
+        run = RunDir.open(run_dir)
+        with run.lock():
+            yield run
+    else:
+        with RunDir.claim(run_dir) as run:
+            yield run
+
+
+def compress_in(
+    run: RunDir | None,
+    inputs: Inputs,
+    config: SearchConfig,
+    watch: Observer,
+    *,
+    resume: bool,
+    origin: Mapping[str, Any],
+) -> Result:
+    """`compress` in a directory that is claimed or locked already.
+
+    origin: what names the network and the data, for config.json; empty where nothing does.
+    """
+    with undisturbed(inputs.model):
+        inputs = replace(inputs, model=copy_model(inputs.model))  # plain; the user's own is never run
+        if run is not None and resume:
+            _check_config(run, config, inputs.model)
+        elif run is not None:
+            began = {"amc_version": amc_version(), **origin, **config.to_json()}
+            run.write_json(files.CONFIG, {**began, **weights_key(inputs.model)})
+        journals = [] if run is None else [run.file(_journal(name, config.agent)) for name in _agents(config)]
+        recorded = Recorded.at(journals)  # a damaged one is found before any work
+        test = _test_score(inputs, config)
+        table = run.file(files.TABLE) if run is not None and run.has(files.TABLE) else None
+        job = prepare(inputs, config, watch, table=table)
+        if run is not None and job.latency is not None and table is None:
+            run.write_json(files.TABLE, job.latency.table.to_json())  # before any episode: resuming needs this table
+        return _search_and_finish(_warned(job, recorded.check(job), watch), run, test, watch, recorded)
+
+
+def _agents(config: SearchConfig) -> tuple[str, ...]:
+    """Those whose policies are scored, in that order."""
+    return (*config.baselines, config.agent)
+
+
+def _warned(job: Job, warnings: Sequence[str], watch: Observer) -> Job:
+    """The job with further warnings; `watch` hears them."""
+    for warning in warnings:
+        watch.warning(warning)
+    return replace(job, warnings=(*job.warnings, *warnings)) if warnings else job
+
+
+def _test_score(inputs: Inputs, config: SearchConfig) -> Evaluate | None:
+    """The score of the final figures: the search's own on other data, or a function of the caller's."""
+    test = inputs.test
+    if test is None:
+        return None
+    score = config.score if isinstance(test, BatchSource) or not callable(test) else DEFAULT
+    return as_evaluator(test, score=score, example_input=inputs.example_input)
+
+
+def _own_reward(settings: dict[str, Any]) -> RewardFunction | None:
+    """The caller's own reward, its name left in `settings`; None where it is one of ours.
+
+    AmcError for an own one under the name of one of ours: budget and latency would be settled as if it were that.
+    """
+    reward = settings.get("reward", "r_err")
+    function = get_reward(reward)  # refuses what is neither a name nor a function
+    if isinstance(reward, str):
+        return None
+    name = settings["reward"] = reward_name(function)
+    if name not in REWARDS:
+        return function
+    if function != REWARDS[name]:
+        raise AmcError(f"reward is a function called {name!r}, as a built-in reward is; give it another name")
+    return None
+
+
+def _check_config(run: RunDir, config: SearchConfig, model: nn.Module) -> None:
+    """RunError unless the run began with these settings and weights."""
+    check_weights(run, model)
+    wanted = config.to_json()
+    for name, value in settings_of(run).to_json().items():
+        if value != wanted[name]:
+            raise RunError(
+                f"'{run.path}' was started with {name} {value!r}, not {wanted[name]!r}; "
+                "resume it with the same settings, or choose another directory"
+            )
+
+
+def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer, recorded: Recorded) -> Result:
+    config = job.config
+    agents = {
+        name: create_agent(name, job.problem, episodes=config.episodes, seed=config.seed) for name in _agents(config)
+    }
+    watch.plan({name: min(config.episodes, agent.max_episodes or config.episodes) for name, agent in agents.items()})
+    results: dict[str, SearchResult] = {}
+    for name, agent in agents.items():
+        watch.stage(f"search ({name})")
+        try:
+            results[name] = _run_agent(job, name, agent, run, watch)
+        except EvaluationError:
+            if name == config.agent:
+                raise  # a baseline whose every policy fails is left out; its journal says why
+    watch.stage("result")
+    choice = choose(results[config.agent].episodes, _selections(job, watch))
+    slim = job.scorer.build(choice.record.keep)
+    best, warnings = confirmed(job, choice.record, slim, recorded)
+    job = _warned(job, warnings, watch)
+    job.method.finish_(slim, job.example_input)
+    policy = job.scorer.builder.policy(best.keep)
+    summary = summarise(job, slim, replace(choice, record=best), results, run, test)
+    _check_budget(job, summary["slim"])
+    if run is not None:
+        run.write_bytes(files.MODEL, job.method.stored(slim))
+        run.write_json(files.POLICY, policy.to_json())
+        journals = [_journal(name, config.agent) for name in results]
+        summary["files"] = run.digests([files.MODEL, files.POLICY, files.TABLE, *journals])
+        run.write_json(files.SUMMARY, summary)
+        render_report(run)
+    return Result(slim, policy, summary, job.structure, results[config.agent])
+
+
+def _selections(job: Job, watch: Observer) -> Iterator[Selection]:
+    """How the search ends, besides by the best reward."""
+    if isinstance(job.reward, SmallestWithin):
+        images = None if job.confirm is None else job.confirm.images
+        yield ByConfidence(job.reward, partial(_loss, job, job.reward), images)
+    if job.latency is not None:
+        watch.stage("latency of the best")
+        limits = [budget for budget in job.config.budgets if budget.metric is Metric.LATENCY]
+        yield ByLatency(
+            latency=job.latency,
+            problem=job.problem,
+            budget=limits[0] if limits else None,
+            example_input=job.example_input,
+            build=job.scorer.builder.build,
+            score=job.scorer,
+            reward=job.reward,
+            seed=job.config.seed,
+        )
+
+
+def _loss(job: Job, reward: SmallestWithin, record: EpisodeRecord) -> PairedDrop | float:
+    """What a policy loses on images that the search never scored; by the search's score where that is a function."""
+    if job.confirm is None:
+        return reward.dense_score - (record.score or 0.0)
+    return job.confirm.compare(job.scorer.build(record.keep))
+
+
+def _run_agent(job: Job, name: str, agent: Agent, run: RunDir | None, watch: Observer) -> SearchResult:
+    config, kind = job.config, get_score(job.config.score)
+    parts: dict[tuple[int, ...], ScoreTiming] = {}  # of the policy that the episode under way has scored
+
+    def score(policy: tuple[int, ...]) -> float:
+        scored = job.scorer.scored(policy)
+        parts[policy] = scored.timing
+        return scored.score
+
+    def on_episode(record: EpisodeRecord, timing: EpisodeTiming) -> None:
+        seconds = _seconds(timing, parts.pop(record.keep, ScoreTiming()))
+        if run is not None and not timing.replayed:
+            line = {"agent": name, "episode": record.episode, "seconds": seconds}
+            run.append_jsonl(files.TIMINGS, line, durable=False)
+        watch.episode(name, record.named(kind), timing)
+
+    return search(
+        job.problem,
+        score,
+        agent,
+        episodes=config.episodes,
+        seed=config.seed,
+        journal_path=None if run is None else run.file(_journal(name, config.agent)),
+        on_episode=on_episode,
+        reward=job.reward,
+        origin=job.origin,
+    )
+
+
+def _journal(name: str, main: str) -> str:
+    return files.JOURNAL if name == main else files.baseline_journal(name)
+
+
+def _seconds(episode: EpisodeTiming, part: ScoreTiming) -> dict[str, float]:
+    """The parts of an episode, to the microsecond; what of a score is neither build nor batch norm is "score"."""
+    rest = max(0.0, episode.score - part.build - part.batch_norm)
+    seconds = {"agent": episode.agent, "build": part.build, "batch norm": part.batch_norm, "score": rest}
+    return {name: round(value, 6) for name, value in seconds.items()}
+
+
+def _check_budget(job: Job, counted: Mapping[str, Any]) -> None:
+    """The promise: the recounted network holds the budget. A failure here is a fault of ours."""
+    for budget in job.problem.budgets:
+        if budget.metric is Metric.LATENCY:
+            continue  # its network was chosen because it holds as measured
+        limit = job.problem.limit(budget)
+        if counted[budget.metric] > limit:
+            raise RuntimeError(f"{budget} broken: {counted[budget.metric]} {budget.metric} > {limit:.0f}")

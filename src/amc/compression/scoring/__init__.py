@@ -1,0 +1,1 @@
+"""A network -> its score; a policy -> its score."""

@@ -1,0 +1,303 @@
+"""A network -> its score.
+
+`Evaluator` computes top-1 accuracy, or another named score, on a data set in memory. `as_evaluator` makes an
+evaluator from a user's function or data. `PairedEvaluator` adds the standard error against the dense network.
+`reestimate_batchnorm_` gives a sliced network the statistics of its own activations.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from amc.compression.scoring.metrics import Hits, Tally, classes_of, output_of, tally
+from amc.errors import AmcError, DataError, EvaluationError, NotFiniteError
+from amc.run.settings.scores import DEFAULT, TOP1, get_score
+from amc.search.judging import EVALUATE, number_of
+from amc.search.statistics import Measured, PairedDrop, compare
+from amc.structure.batches import Reader, examples, mapped, moved, picked, size_of
+from amc.structure.modes import device_of, evaluating
+from amc.structure.trace import Example
+
+Batch = tuple[Tensor, Tensor]
+Evaluate = Callable[[nn.Module], float]  # network -> score, higher is better; a `Measured` with its standard error
+
+KEEP_FLOAT_BYTES = 1 << 30  # largest size of normalised images in memory; a larger set is normalised on each use
+
+
+@runtime_checkable
+class BatchSource(Protocol):
+    """Labelled images that can be iterated repeatedly, such as `amc.zoo.ImageSet`."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """(images [B, ...], labels [B]) in order, ready for the network."""
+
+
+class Evaluator:
+    """A score of a network on labelled data; by default top-1 accuracy in [0, 1] of logits [B, classes].
+
+    `source`: a `BatchSource`, or an iterable of batches with labels such as a DataLoader, which is read once.
+    `batch_size`: small batches keep activations in a processor's cache; on a GPU use 500 or more.
+    `autocast`: compute in bfloat16. Scores then differ from float32 by a few tenths of a percent; it is faster if the
+    processor supports bfloat16. `score`: a name of `SCORES`; an error is negated, so that higher is better.
+    `example_input`: shows how the network is called. Without it a batch is (inputs, labels), see `structure.batches`.
+    The network is evaluated in eval mode on its own device; its mode is then restored. docs/scores.md lists the
+    supported shapes of labels and outputs. Raises DataError if the set is empty or a batch does not fit;
+    EvaluationError if outputs are NaN or labels do not fit them.
+    """
+
+    def __init__(
+        self,
+        source: BatchSource | Iterable[Any],
+        *,
+        batch_size: int = 64,
+        autocast: bool = False,
+        score: str = DEFAULT,
+        example_input: Any = None,
+    ) -> None:
+        if batch_size < 1:
+            raise DataError(f"batch size must be at least 1, got {batch_size}")
+        self.autocast = autocast
+        self.kind = get_score(score)
+        tally(self.kind)  # raises now if a package is missing
+        self._source: BatchSource | None = None
+        self._batch_size = batch_size
+        self._kept: list[tuple[Example, Tensor]] = []
+        if not isinstance(source, BatchSource):
+            reader = Reader.of(example_input, "a batch to evaluate on")
+            self._kept = [_laid_out(*reader.labelled(batch)) for batch in reader.batches(source)]
+        else:
+            first = next(iter(source.batches(1)), None)
+            if first is not None and first[0].nbytes * len(source) > KEEP_FLOAT_BYTES:
+                self._source = source
+            else:
+                self._kept = [(Example.of(images), labels) for images, labels in source.batches(batch_size)]
+        if len(self) == 0:
+            raise DataError("the set to evaluate on is empty; give it at least one image")
+
+    def __call__(self, module: nn.Module) -> float:
+        """The score of the network."""
+        value = self._counted(module, tally(self.kind)).value()
+        if not math.isfinite(value):
+            raise NotFiniteError(
+                f"{self.kind.label} is {value} on these {len(self)} images: it is not defined there, or the network's "
+                "outputs are too large; give images of more than one class, and check the weights"
+            )
+        return self.kind.turned(value)
+
+    def correct(self, module: nn.Module) -> Tensor:
+        """Mask of the images that the network has right: bool [N] on the CPU, always in the same order."""
+        hits = tally(self.kind)
+        if not isinstance(hits, Hits):
+            raise EvaluationError(
+                f"{self.kind.label} does not call single images right or wrong; choose score top1 or top5"
+            )
+        self._counted(module, hits)
+        return hits.right()
+
+    def chance(self, module: nn.Module) -> float | None:
+        """The expected score of random guessing; None if the score has no such value."""
+        if self.kind.name == "auroc":
+            return 0.5
+        if not self.kind.per_image and self.kind.name != "balanced-accuracy":
+            return None
+        with self._running(module) as run:
+            classes = classes_of(run(next(iter(self._batches()))[0]))
+        return None if classes is None else (5 if self.kind.name == "top5" else 1) / classes
+
+    def halves(self) -> tuple["Evaluator", "Evaluator"]:
+        """Two evaluators on half of the images each: one for the search, one to confirm its result.
+
+        The halves are random but always the same. Data sets are often sorted, for instance by class: a rule by position
+        could put all images of a class into one half. Images in memory are copied. Raises DataError for fewer than
+        two images.
+        """
+        if len(self) < 2:
+            raise DataError("one image cannot be divided into a half to search on and one to confirm on; give more")
+        first = torch.zeros(len(self), dtype=torch.bool)
+        first[torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[: (len(self) + 1) // 2]] = True
+        parts = []
+        for chosen in (first, ~first):
+            part = copy.copy(self)
+            if self._source is None:
+                part._kept = [_laid_out(*batch) for batch in _chosen(self._kept, chosen)]
+            else:
+                part._source = _Part(self._source, chosen)
+            parts.append(part)
+        return parts[0], parts[1]
+
+    @property
+    def held(self) -> Sequence[tuple[Example, Tensor]]:
+        """The batches in memory; empty if images are read again on each use."""
+        return self._kept
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return sum(len(labels) for _, labels in self._kept) if self._source is None else len(self._source)
+
+    def _counted(self, module: nn.Module, counted: Tally) -> Tally:
+        with self._running(module) as run:
+            for inputs, labels in self._batches():
+                outputs = run(inputs)
+                counted.add(outputs, labels.to(outputs.device))
+        return counted
+
+    @contextmanager
+    def _running(self, module: nn.Module) -> Iterator[Callable[[Example], Tensor]]:
+        """Yields a function from inputs to outputs: the network in eval mode on its own device."""
+        device = device_of(module)
+
+        def run(inputs: Example) -> Tensor:
+            there = moved(inputs, device)
+            return output_of(module(*there.args, **there.kwargs))
+
+        with (
+            evaluating(module),
+            torch.inference_mode(),
+            torch.autocast(device.type, torch.bfloat16, enabled=self.autocast),
+        ):
+            yield run
+
+    def _batches(self) -> Iterable[tuple[Example, Tensor]]:
+        if self._source is None:
+            return self._kept
+        return ((Example.of(images), labels) for images, labels in self._source.batches(self._batch_size))
+
+
+class PairedEvaluator:
+    """Accuracy, with the standard error of its difference from the dense network's on the same images."""
+
+    def __init__(self, evaluator: Evaluator, dense: nn.Module) -> None:
+        """Evaluates `dense` once. Raises EvaluationError if the score does not call single images right or wrong."""
+        self.evaluator = evaluator
+        self._dense = evaluator.correct(dense)
+
+    @property
+    def dense_score(self) -> float:
+        """The dense network's accuracy."""
+        return int(self._dense.sum()) / len(self._dense)
+
+    @property
+    def images(self) -> int:
+        """The number of images."""
+        return len(self._dense)
+
+    def __call__(self, module: nn.Module) -> Measured:
+        """The network's accuracy, equal to that of `Evaluator`, with the standard error."""
+        right = self.evaluator.correct(module)
+        return Measured(int(right.sum()) / len(right), compare(self._dense, right).standard_error)
+
+    def compare(self, module: nn.Module) -> PairedDrop:
+        """The network's loss against the dense one, in images."""
+        return compare(self._dense, self.evaluator.correct(module))
+
+
+def as_evaluator(
+    evaluate: Any,
+    *,
+    autocast: bool = False,
+    score: str = DEFAULT,
+    example_input: Any = None,
+) -> Evaluate:
+    """`evaluate` as a function of a network. Data becomes an `Evaluator`; the scores of a callable are checked.
+
+    A callable must return a number within ±`amc.search.judging.LARGEST`; the checked function raises EvaluationError
+    otherwise. Errors that the callable raises pass through. `score` and `example_input` apply to data, see `Evaluator`.
+    """
+    if isinstance(evaluate, Evaluator | PairedEvaluator):
+        return evaluate
+    if isinstance(evaluate, BatchSource):
+        return Evaluator(evaluate, autocast=autocast, score=score, example_input=example_input)
+    if callable(evaluate):
+        if get_score(score) is not TOP1:
+            raise AmcError(f"evaluate is a function, which is the score itself; leave out score {score!r}")
+        return _checked_score(evaluate)
+    if isinstance(evaluate, Iterable):
+        return Evaluator(evaluate, autocast=autocast, score=score, example_input=example_input)
+    wrap = ", such as DataLoader(dataset, batch_size=64)" if hasattr(evaluate, "__getitem__") else ""
+    raise EvaluationError(
+        f"evaluate is a {type(evaluate).__name__}; give a function module -> float or a loader of (images, labels)"
+        f"{wrap}"
+    )
+
+
+@torch.no_grad()
+def reestimate_batchnorm_(model: nn.Module, batches: Iterable[Any]) -> None:
+    """Replace the running statistics of every batch norm by those of `batches` (see `amc.structure.batches`), in place.
+
+    The new statistics are the means and (unbiased) variances of the batches, averaged by their numbers of images. A
+    last batch of one image is skipped: it may have no variance. Other layers run in eval mode, and nothing else in the
+    network changes. Raises DataError without a batch.
+    """
+    norms = [part for part in model.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    seen = 0
+    with evaluating(model):
+        try:
+            for inputs in examples(batches, device_of(model)):
+                count = size_of(inputs)
+                if count <= bool(seen):
+                    continue
+                seen += count
+                for norm in norms:
+                    if seen == count:
+                        norm.reset_running_stats()
+                    norm.momentum = count / seen  # the share of this batch in the average so far
+                    norm.training = True
+                model(*inputs.args, **inputs.kwargs)
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+    if not seen:
+        raise DataError("batch-norm statistics need at least one batch of calibration images")
+
+
+def _laid_out(inputs: Example, labels: Tensor) -> tuple[Example, Tensor]:
+    """The batch with images in channels-last format."""
+
+    def lay_out(tensor: Tensor) -> Tensor:
+        return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+    return mapped(lay_out, inputs), labels
+
+
+class _Part:
+    """The images of a source at which `chosen`, bool [N], is True. The source is too large for memory."""
+
+    def __init__(self, source: BatchSource, chosen: Tensor) -> None:
+        self._source, self._chosen = source, chosen
+
+    def __len__(self) -> int:
+        return int(self._chosen.sum())
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        pairs = ((Example.of(images), labels) for images, labels in self._source.batches(2 * batch_size))
+        return ((inputs.args[0], labels) for inputs, labels in _chosen(pairs, self._chosen))
+
+
+def _chosen(batches: Iterable[tuple[Example, Tensor]], chosen: Tensor) -> Iterator[tuple[Example, Tensor]]:
+    """The images of all batches at which `chosen`, bool [N], is True. Skips empty batches."""
+    at = 0
+    for inputs, labels in batches:
+        wanted = chosen[at : at + len(labels)]
+        at += len(labels)
+        if wanted.any():
+            yield picked(inputs, wanted), labels[wanted]
+
+
+def _checked_score(evaluate: Evaluate) -> Evaluate:
+    def score(module: nn.Module) -> float:
+        value = evaluate(module)
+        number = number_of(value, EVALUATE)
+        return value if isinstance(value, Measured) else number
+
+    return score

@@ -1,0 +1,75 @@
+"""The one expensive thing: a policy's score. Build the pruned network, set its batch norms, evaluate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from amc.compression.scoring.evaluator import Evaluate, reestimate_batchnorm_
+from amc.pruning.methods import Builder
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreTiming:
+    """Seconds spent on one score; zero where it was remembered."""
+
+    build: float = 0.0  # slicing and refitting
+    batch_norm: float = 0.0  # re-estimating statistics
+    evaluate: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A policy's score and what it took."""
+
+    score: float
+    timing: ScoreTiming
+
+
+class PolicyScorer:
+    """Keep counts -> score, a pure function of the policy.
+
+    `batches` are the calibration batches on which batch-norm statistics are re-estimated; without batches the
+    statistics stay. They also stay for the policy `dense`, which keeps everything: training saw more images than
+    calibration has. Scores are remembered, because several agents on one network ask for the same policies.
+    """
+
+    def __init__(
+        self, builder: Builder, evaluate: Evaluate, batches: Sequence[Any] = (), dense: Sequence[int] = ()
+    ) -> None:
+        self.builder, self.evaluate, self.batches, self.dense = builder, evaluate, batches, tuple(dense)
+        self._known: dict[tuple[int, ...], float] = {}
+
+    def build(self, keep_counts: Sequence[int]) -> nn.Module:
+        """The network that is scored, and that the user gets: pruned, refitted, batch norms re-estimated."""
+        return self._with_statistics(self.builder.build(keep_counts), tuple(keep_counts))
+
+    def __call__(self, keep_counts: Sequence[int]) -> float:
+        return self.scored(keep_counts).score
+
+    def scored(self, keep_counts: Sequence[int]) -> Scored:
+        """The score and the seconds that it took. What `evaluate` raises passes through and is not remembered."""
+        policy = tuple(keep_counts)
+        if policy in self._known:
+            return Scored(self._known[policy], ScoreTiming())
+        scored = self._measured(policy)
+        self._known[policy] = scored.score
+        return scored
+
+    def _measured(self, policy: tuple[int, ...]) -> Scored:
+        began = time.perf_counter()
+        slim = self.builder.build(policy)
+        built = time.perf_counter()
+        slim = self._with_statistics(slim, policy)
+        estimated = time.perf_counter()
+        score = self.evaluate(slim)
+        return Scored(score, ScoreTiming(built - began, estimated - built, time.perf_counter() - estimated))
+
+    def _with_statistics(self, slim: nn.Module, policy: tuple[int, ...]) -> nn.Module:
+        if self.batches and policy != self.dense:
+            reestimate_batchnorm_(slim, self.batches)
+        return slim

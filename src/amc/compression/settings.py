@@ -1,0 +1,244 @@
+"""What decides a search's outcome besides the network and the data; the command line's options are made of it.
+
+Imports neither torch nor NumPy before a configuration is made: the help of the command line needs only the fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from amc.errors import AmcError
+from amc.run.settings import (
+    CONFIDENCE,
+    MAX_SEED,
+    MAX_SPARSITY,
+    MAX_SPARSITY_LINEAR,
+    Panel,
+    Ranking,
+    option,
+    settle_types_,
+)
+from amc.run.settings.scores import DEFAULT, get_score
+
+if TYPE_CHECKING:
+    from amc.pruning.methods import MethodOptions
+    from amc.search import Budget, Metric
+
+DEFAULT_BUDGET = "macs<=50%"
+NO_BUDGET = "none"
+NO_BASELINE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class SearchConfig:
+    """Everything that decides a search's outcome besides the network and the data."""
+
+    budget: str | None = option(  # None: half the MACs, or "none" where the reward or max_drop leads to a small network
+        None, panel=Panel.BUDGET,
+        help='"macs<=50%,size<=1MB", "latency<=4ms" …; default half the MACs; none with --reward.',
+    )  # fmt: skip
+    method: str = option(
+        "channel", panel=Panel.PRUNING,
+        help="channel, fine-grained, 2:4 (any N:M, or n:8), rows, columns or blocks:4x4.",
+    )  # fmt: skip
+    reward: str = option(  # or the name of the caller's own function
+        "r_err", panel=Panel.BUDGET, help="r_err under a budget; without one r_flops, r_params or r_latency."
+    )
+    max_drop: float | None = option(
+        None, panel=Panel.BUDGET, help="Points of accuracy that may be lost: find the smallest network within."
+    )
+    minimise: str = option(
+        "macs", panel=Panel.BUDGET, help="What --max-drop makes small: macs, params, size or latency."
+    )
+    confidence: float = option(  # of the drop's upper bound, in [0.5, 1)
+        CONFIDENCE, panel=Panel.BUDGET, help="Of --max-drop, one-sided."
+    )
+    agent: str = option("ddpg", panel=Panel.SEARCH, help="ddpg, random, uniform, shallow or deep.")
+    episodes: int = option(400, panel=Panel.SEARCH, help="Policies to score.")
+    seed: int = option(0, panel=Panel.SEARCH, help="The same seed gives the same search.")
+    baselines: tuple[str, ...] = option(  # "none" and the agent itself are left out
+        ("uniform",), panel=Panel.SEARCH, name="baseline",
+        help="Score beside the agent: uniform, random, shallow, deep (repeat), or none.",
+    )  # fmt: skip
+    round_to: int | None = option(
+        None, panel=Panel.PRUNING, help="Keep counts are multiples of this (default: 8 or less)."
+    )
+    max_sparsity: float = option(
+        MAX_SPARSITY, panel=Panel.PRUNING,
+        help="Largest share of a group, or of a convolution's weights, that may go.",
+    )  # fmt: skip
+    max_sparsity_linear: float = option(
+        MAX_SPARSITY_LINEAR, panel=Panel.PRUNING, help="The same for a linear layer's weights."
+    )
+    ranking: Ranking | None = option(  # noqa: RUF009 -- this is a field
+        None, panel=Panel.PRUNING, help="elimination (the default for channels) or magnitude (for masks)."
+    )
+    reconstruct: bool = option(True, panel=Panel.PRUNING, help="Refit what stays of a layer by least squares.")
+    # 0: keep the dense statistics. That is the default with max_drop, where re-estimating changes more answers of a
+    # hardly pruned network than its pruning.
+    bn_images: int | None = option(
+        None, panel=Panel.DATA, help="Images to re-estimate batch norms on (default: 512, with --max-drop 0: none)."
+    )
+    calibration_images: int = option(2048, panel=Panel.DATA, help="Training images for calibration.")
+    score: str = option(  # a function in place of data is its own score
+        DEFAULT, panel=Panel.SEARCH,
+        help="Of the data: top1, top5, balanced-accuracy, macro-f1, auroc, miou or mse (lower is better).",
+    )  # fmt: skip
+    bf16: bool = option(False, panel=Panel.SEARCH, help="Score in bfloat16.")
+    keep_sets: int = option(  # of the certificate; 0: none
+        3, panel=Panel.PRUNING, flags=("--certify",), help="Random keep sets to check first."
+    )
+    lock: tuple[str, ...] = option((), panel=Panel.PRUNING, help="Keep layers of this name or pattern whole (repeat).")
+    only: tuple[str, ...] = option((), panel=Panel.PRUNING, help="Prune only layers of this name or pattern (repeat).")
+    runtime: str | None = option(  # the default where a latency is asked for
+        None, panel=Panel.LATENCY, help="Whose latency counts: onnxruntime (the default), openvino, executorch …"
+    )
+    latency_threads: int = option(1, panel=Panel.LATENCY, help="Threads it runs on.")
+    device_url: str | None = option(  # None: this machine
+        None, panel=Panel.LATENCY,
+        help="Measure latency there: http://HOST:PORT of `amc device serve`, or adb://…",
+    )  # fmt: skip
+    token_file: str | None = option(
+        None, panel=Panel.LATENCY, is_path=True, help="Holds the device's token (or AMC_DEVICE_TOKEN)."
+    )
+
+    def __post_init__(self) -> None:
+        from amc.pruning.methods import CHANNEL, check_method
+
+        if not isinstance(self.budget, str | None):
+            raise AmcError(f'budget must be text such as "macs<=50%", got {self.budget!r}')
+        settle_types_(self)
+        baselines = tuple(name for name in self.baselines if name not in (NO_BASELINE, self.agent))
+        object.__setattr__(self, "baselines", baselines)
+        object.__setattr__(self, "method", check_method(self.method))
+        object.__setattr__(self, "score", get_score(self.score).name)
+        object.__setattr__(self, "budget", self._resolved_budget())
+        bn_images = (512 if self.max_drop is None else 0) if self.bn_images is None else self.bn_images
+        object.__setattr__(self, "bn_images", bn_images)
+        self._check_ranges()
+        self._check_score()
+        if self.times_latency and self.method != CHANNEL:
+            raise AmcError(
+                f"method {self.method} masks weights, which makes no runtime here faster: a latency can be had with "
+                "method channel only"
+            )
+
+    def _check_ranges(self) -> None:
+        """AmcError for a value that is outside its range or none of the known names."""
+        from amc.deploy.runtimes import RUNTIMES
+        from amc.search import AGENTS, BASELINES
+
+        rules = {
+            "max_drop": (self.max_drop is None or 0 <= self.max_drop < 100, "points of accuracy in [0, 100)"),
+            "minimise": (self.minimise in ("macs", "params", "size", "latency"), "macs, params, size or latency"),
+            "confidence": (0.5 <= self.confidence < 1, "in [0.5, 1)"),
+            "max_sparsity_linear": (0 <= self.max_sparsity_linear < 1, "in [0, 1)"),
+            "runtime": (self.runtime is None or self.runtime in RUNTIMES, f"one of {', '.join(RUNTIMES)}"),
+            "latency_threads": (self.latency_threads >= 1, "at least 1"),
+            "episodes": (self.episodes >= 1, "at least 1"),
+            "seed": (0 <= self.seed <= MAX_SEED, "at least 0 and below 2^63"),
+            "round_to": (self.round_to is None or self.round_to >= 1, "at least 1"),
+            "max_sparsity": (0 <= self.max_sparsity < 1, "in [0, 1)"),
+            "agent": (self.agent in AGENTS, f"one of {', '.join(AGENTS)}"),
+            "ranking": (self.ranking in (None, "magnitude", "elimination"), "magnitude or elimination"),
+            "bn_images": ((self.bn_images or 2) >= 2, "0, or at least 2"),
+            "calibration_images": (self.calibration_images >= 1, "at least 1"),
+            "keep_sets": (self.keep_sets >= 0, "at least 0"),
+            "baselines": (set(self.baselines) <= set(BASELINES), f"among {', '.join(BASELINES)}"),
+        }
+        for name, (holds, rule) in rules.items():
+            if not holds:
+                raise AmcError(f"{name.replace('_', '-')} must be {rule}, got {getattr(self, name)!r}")
+
+    def _check_score(self) -> None:
+        """AmcError for a score that cannot do what the protocol asks of it."""
+        from amc.search import REWARDS
+
+        kind = get_score(self.score)
+        if self.max_drop is not None and not kind.per_image:
+            raise AmcError(
+                f"max-drop counts the images that a network gets right, and {kind.label} does not call single images "
+                "right or wrong; choose score top1 or top5, or a budget"
+            )
+        if kind.is_error and self.reward in REWARDS and self.reward != "r_err":
+            raise AmcError(
+                f"reward {self.reward} is about a share of right answers, and score {kind.name} is none; give a budget "
+                "with reward r_err, or a reward function of your own"
+            )
+
+    def _resolved_budget(self) -> str:
+        """The budget as it holds; AmcError where it contradicts what else is asked for."""
+        from amc.search import REWARDS
+
+        if self.max_drop is not None:
+            if self.budget not in (None, NO_BUDGET):
+                raise AmcError(
+                    f"max-drop {self.max_drop:g} seeks the smallest network by itself; leave out either it or "
+                    f"the budget {self.budget!r}"
+                )
+            if self.reward != "r_err":
+                raise AmcError(f"max-drop brings its own reward; leave {self.reward!r} out, or leave max-drop out")
+            return NO_BUDGET
+        if self.budget is None:
+            return DEFAULT_BUDGET if self.reward == "r_err" or self.reward not in REWARDS else NO_BUDGET
+        if self.budget == NO_BUDGET and self.reward == "r_err":
+            raise AmcError(
+                "without a budget, reward r_err keeps the whole network; give a budget, a reward such as r_flops, "
+                "or max-drop"
+            )
+        return self.budget
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """The budget, parsed; none in the accuracy-guaranteed protocol."""
+        from amc.search import parse_budgets
+
+        assert self.budget is not None
+        return () if self.budget == NO_BUDGET else parse_budgets(self.budget)
+
+    @property
+    def metric(self) -> Metric:
+        """With `max_drop`: what is made small."""
+        from amc.search import Metric
+
+        return Metric(self.minimise)
+
+    @property
+    def times_latency(self) -> bool:
+        """Whether latency is among the costs."""
+        wanted = self.reward == "r_latency" or (self.max_drop is not None and self.minimise == "latency")
+        limited = any(budget.metric == "latency" for budget in self.budgets)
+        return wanted or limited or self.runtime is not None or self.device_url is not None
+
+    @property
+    def method_options(self) -> MethodOptions:
+        """Those of the settings that are the method's."""
+        from amc.pruning.methods import MethodOptions
+
+        return MethodOptions(**{f.name: getattr(self, f.name) for f in dataclasses.fields(MethodOptions)})
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> SearchConfig:
+        """From keyword arguments; AmcError for a name that is none."""
+        known = [f.name for f in dataclasses.fields(cls)]
+        for name in settings:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+                raise AmcError(f"unknown setting {name!r}; {hint}")
+        return cls(**settings)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> SearchConfig:
+        """From a run's config.json, whose other fields are passed over."""
+        known = {f.name: data[f.name] for f in dataclasses.fields(cls) if f.name in data}
+        for name in ("baselines", "lock", "only"):
+            known[name] = tuple(known.get(name, ()))
+        return cls(**known)

@@ -1,0 +1,103 @@
+"""The record of a finished search: what summary.json holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from amc.compression.prepare import Job, final_score
+from amc.compression.scoring.evaluator import Evaluator, PairedEvaluator
+from amc.compression.selection.base import Choice, merged
+from amc.run import files
+from amc.run.directory import RunDir
+from amc.run.provenance import amc_version, environment
+from amc.run.settings.scores import ScoreKind, get_score
+from amc.search import EpisodeRecord, Metric, SearchResult
+from amc.structure.copying import copy_model
+
+
+def summarise(
+    job: Job,
+    slim: nn.Module,
+    choice: Choice,
+    found: Mapping[str, SearchResult],
+    run: RunDir | None,
+    test: Any,
+) -> dict[str, Any]:
+    """The record of a finished search, as in summary.json; `found` has the result of every agent by name."""
+    config, best = job.config, choice.record
+    origin = run.config() if run else {}
+    costs = job.problem.policy_costs(job.problem.dense.tolist())
+    dense = {name: int(cost) for name, cost in costs.items() if name != Metric.LATENCY}
+    small = job.method.recount(slim, job.example_input)
+    result: dict[str, Any] = {
+        "amc_version": amc_version(),
+        "model": origin.get("model", type(job.model).__name__),
+        "data": origin.get("data"),
+        "budget": config.budget,
+        "method": config.method,
+        "reward": config.reward if config.max_drop is None else "smallest within max_drop",
+        # Its name, none for a function of the caller's own. An error counts with a minus in all that follows.
+        "score": config.score if isinstance(job.scorer.evaluate, Evaluator | PairedEvaluator) else None,
+        "agent": config.agent,
+        "episodes": len(found[config.agent].episodes),
+        "failed_episodes": found[config.agent].failed,
+        "seed": config.seed,
+        "seconds": round(_seconds(run, config.agent), 1) if run else None,
+        "dense": {**dense, "score": job.dense_score},
+        "slim": {**small, "score": best.score},
+        "baselines": _baselines(found, config.agent),
+        "groups": [
+            {"name": decision.name, "size": decision.size, "kept": count}
+            for decision, count in zip(job.problem.decisions, best.keep, strict=True)
+        ],
+        "locked": job.method.locked(),
+        "warnings": list(job.warnings),
+        "certificate": job.certificate.to_json() if job.certificate else None,
+        "environment": environment(),
+    }
+    result = merged(result, choice.summary)
+    result["warnings"] += choice.warnings
+    if not choice.trials:  # else reward alone does not decide
+        result["warnings"] += _outdone(found, best, config.agent, get_score(config.score))
+    if test is not None:
+        for which, network in (("dense", copy_model(job.model)), ("slim", slim)):
+            value, told = final_score(test, network, which)
+            result[which] |= {} if value is None else {"test": value}
+            result["warnings"] += told
+    return result
+
+
+def _baselines(found: Mapping[str, SearchResult], main: str) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, result in found.items():
+        if name != main:
+            scores = [record.score for record in result.episodes if record.score is not None]
+            out[name] = {
+                "score": result.best.score,
+                **{name: result.best.cost[name] for name in ("macs", "params", "size") if name in result.best.cost},
+                "median": float(np.median(scores)),
+                "episodes": len(result.episodes),
+            }
+    return out
+
+
+def _outdone(found: Mapping[str, SearchResult], best: EpisodeRecord, main: str, kind: ScoreKind) -> list[str]:
+    """A baseline that did better than the agent is no secret: the search was too short."""
+    rewards = {name: result.best.reward or 0.0 for name, result in found.items() if name != main}
+    winner = max(rewards, key=rewards.__getitem__, default=None)
+    if winner is None or rewards[winner] <= (best.reward or 0.0):
+        return []
+    theirs, ours = (kind.turned(record.score or 0.0) for record in (found[winner].best, best))
+    return [
+        f"the {winner} baseline did better (score {theirs:.4f}) than the search ({ours:.4f}): give it more episodes"
+    ]
+
+
+def _seconds(run: RunDir, agent: str) -> float:
+    """Scoring and agent time of the main search, over all its sessions."""
+    lines = run.read_jsonl(files.TIMINGS)
+    return sum(sum(line.get("seconds", {}).values()) for line in lines if line.get("agent") == agent)

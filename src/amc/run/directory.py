@@ -1,0 +1,285 @@
+"""The directory of one run: what lies in it, and writing there so that nothing is ever half written.
+
+A run is killed, meets a full disk, or is started twice in one place; none of these may harm what was there
+before. So files are replaced whole or not at all, line files lose at most a torn last line, one process
+writes at a time, and a directory that holds anything else is refused untouched. What is read was perhaps changed
+since: JSON files carry a digest of themselves, and summary.json those of the other files. Needs a POSIX system (flock,
+fsync of directories).
+"""
+
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from amc.errors import RunError
+from amc.run import files, records
+from amc.run import schema as runfiles
+from amc.run.lines import append_line, atomic_write_bytes, is_temporary, open_to_write, unwritable, whole_lines
+
+_STALE_SECONDS = 60.0  # a temporary file this old belongs to a writer that was killed
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """One run's directory; make it with `create` or `open`."""
+
+    path: Path
+
+    @classmethod
+    @contextmanager
+    def claim(cls, path: str | os.PathLike[str]) -> Iterator[Self]:
+        """Make the directory of a new run, and be the only process that writes to it inside the block.
+
+        A directory is a run from the moment it holds `config.json`, which the block writes. If the block raises before
+        that, or ends with an error before the first episode, all is as it was found; a run that is interrupted there
+        stays, and can be resumed. Raises `RunError`, with everything left as it was, when the directory holds a run or
+        any other file, when the path is a file, when it cannot be written, or when another process has claimed it.
+        """
+        run = cls(Path(path))
+        run._refuse_occupied()  # before the lock file is made: a foreign directory stays untouched
+        made = _make_directories(run.path)
+        try:
+            with run.lock():
+                run._refuse_occupied()  # again: another process may have been faster
+                try:
+                    yield run
+                except BaseException as error:
+                    if not run.has(files.CONFIG) or (isinstance(error, Exception) and not run.begun()):
+                        run._clear()
+                    raise
+        except BaseException:
+            for directory in made:
+                with suppress(OSError):  # it is not empty
+                    directory.rmdir()
+            raise
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], config: Mapping[str, object]) -> Self:
+        """Make the directory of a new run and write its `config.json`; raises as `claim` does."""
+        with cls.claim(path) as run:
+            run.write_json(files.CONFIG, config)
+        return run
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """Open the directory of an existing run; `RunError` when there is none."""
+        run = cls(Path(path))
+        if not run.path.is_dir():
+            raise RunError(f"no run directory '{run.path}'; give the directory that `amc search --out` made")
+        if not run.has(files.CONFIG):
+            raise RunError(
+                f"'{run.path}' holds no run ({files.CONFIG} is missing); give the directory that `amc search --out` "
+                "made"
+            )
+        return run
+
+    def file(self, name: str) -> Path:
+        """Path of the file `name` in this run."""
+        return self.path / name
+
+    def has(self, name: str) -> bool:
+        """Whether the run has the file `name`, whatever it is: what cannot be read is refused when it is."""
+        return self.file(name).exists()
+
+    def begun(self) -> bool:
+        """Whether a search has begun here: there is a journal, or the round of a schedule."""
+        return any(self.path.glob("journal*.jsonl")) or any(self.path.glob("round-*"))
+
+    def config(self) -> dict[str, Any]:
+        """What the run was started with."""
+        return self.read_json(files.CONFIG)
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Content of a JSON file that holds one object; `RunError` when it is missing, damaged or changed.
+
+        The fields of the files of a run have the types of `amc.run.schema`.
+        """
+        path = self.file(name)
+        data = records.read_bytes(path)
+        try:
+            record = records.unsealed(records.parse_object(data))
+            runfiles.OBJECTS.get(name, records.anything)(record, "")
+        except records.DamagedError as error:
+            remedy = "" if "restore it" in str(error) else "; restore the file from a copy, or start a new run"
+            raise RunError(f"'{path}' {error}{remedy}") from error
+        return record
+
+    def write_json(self, name: str, record: Mapping[str, object]) -> None:
+        """Replace the file `name` by `record` and its digest as JSON, whole or not at all; `ValueError` for NaN."""
+        self.write_bytes(name, records.json_bytes(record))
+
+    def digests(self, names: Iterable[str]) -> dict[str, str]:
+        """SHA-256 of those of the files that are there, for the summary."""
+        return {name: _sha256(self.file(name)) for name in names if self.has(name)}
+
+    def verify(self, *names: str) -> None:
+        """`RunError` for a file that is not the one the summary was written with.
+
+        Files that the summary does not list pass: the search is not finished, or an earlier version wrote it.
+        """
+        listed = self.read_json(files.SUMMARY).get("files", {}) if self.has(files.SUMMARY) else {}
+        for name in names:
+            path = self.file(name)
+            if name in listed and self.has(name) and _sha256(path) != listed[name]:
+                remedy = "restore it from a copy"
+                if self.has(files.FINETUNE_STATE):
+                    remedy += f", or finish the fine-tuning under way with `amc finetune {self.path}`"
+                raise RunError(f"'{path}' is not the file that {files.SUMMARY} describes; {remedy}")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Replace the file `name` by `text` in UTF-8, whole or not at all."""
+        atomic_write_bytes(self.file(name), text.encode())
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Replace the file `name` by `data`, whole or not at all."""
+        atomic_write_bytes(self.file(name), data)
+
+    def read_jsonl(self, name: str) -> list[dict[str, Any]]:
+        """Records of a line file, without a torn last line; a missing file has none.
+
+        A line that is no JSON object and is not the last one gives `RunError` with the file and the line's
+        number.
+        """
+        path = self.file(name)
+        if not path.exists():
+            return []
+        check, lines = runfiles.check_of_lines(name), list[dict[str, Any]]()
+        for number, line in enumerate(whole_lines(records.read_bytes(path)), start=1):
+            try:
+                record = records.unsealed(records.parse_object(line))
+                check(record, "")
+            except records.DamagedError as error:
+                raise RunError(
+                    f"'{path}' line {number} is damaged; restore the file from a copy, "
+                    f"or delete that line and the ones after it, then run the command again ({error})"
+                ) from error
+            lines.append(record)
+        return lines
+
+    def append_jsonl(self, name: str, record: Mapping[str, object], *, durable: bool = True) -> None:
+        """Append one line to a line file; a torn last line is removed first.
+
+        With `durable`, the line is on the disk when this returns. On a full disk: `RunError`, the file as
+        before.
+        """
+        path = self.file(name)
+        line = records.json_line(record)
+        try:
+            append_line(path, line, durable=durable)
+        except OSError as error:
+            raise unwritable(path, error) from error
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the only process that writes to this run; `RunError` at once when another one is.
+
+        The lock goes with the process, however it ends. Not re-entrant.
+        """
+        try:
+            descriptor = open_to_write(self.file(files.LOCK), os.O_RDWR)
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+        try:
+            self._acquire(descriptor)
+            self._remove_stale()
+            yield
+        finally:
+            os.close(descriptor)  # releases the lock; the file stays, as removing it would let two processes in
+
+    def _acquire(self, descriptor: int) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+            raise RunError(
+                f"another process (pid {owner}) is writing to '{self.path}'; "
+                f"wait for it, stop it, or choose another directory"
+            ) from error
+        except OSError as error:
+            raise RunError(f"'{self.path}' cannot be locked ({error.strerror}); use a local disk") from error
+        if not _is_at(self.file(files.LOCK), descriptor):
+            raise RunError(f"another process has just given up '{self.path}'; run the command again")
+        # Only for the message above: losing it (a full disk) does no harm.
+        with suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+
+    def _remove_stale(self) -> None:
+        """Remove what killed writers left; a young file may be a report's (written unlocked)."""
+        for path in self.path.iterdir():
+            with suppress(OSError):
+                if is_temporary(path.name) and time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                    path.unlink()
+
+    def _clear(self) -> None:
+        """Remove what this process wrote to a directory that was free; `config.json` last, for it makes it a run."""
+        for path in sorted(self.path.iterdir(), key=lambda path: (path.name == files.CONFIG, path.name)):
+            if path.name != files.LOCK:
+                with suppress(OSError):
+                    path.unlink()
+        with suppress(OSError):
+            self.file(files.LOCK).unlink()
+
+    def _refuse_occupied(self) -> None:
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise RunError(f"'{self.path}' is a file; give a directory for the run")
+        try:
+            names = sorted(p.name for p in self.path.iterdir() if p.name != files.LOCK and not is_temporary(p.name))
+        except OSError as error:
+            raise RunError(f"'{self.path}' cannot be read ({error.strerror}); choose another directory") from error
+        if files.CONFIG in names:
+            raise RunError(
+                f"'{self.path}' already holds {self._describe()}; continue it with `amc resume {self.path}`, "
+                f"or choose another directory"
+            )
+        if names:
+            shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+            raise RunError(f"'{self.path}' is not empty (it holds {shown}); choose another directory")
+
+    def _describe(self) -> str:
+        """What run this is, for a message; says less when its files cannot be read."""
+        try:
+            config = self.config()
+            scored = sum("episode" in record for record in self.read_jsonl(files.JOURNAL))
+        except RunError:
+            return "another run"
+        return (
+            f"a run ({config.get('model', 'unknown model')}, {config.get('budget', 'no budget')}, "
+            f"{scored} of {config.get('episodes', '?')} episodes)"
+        )
+
+
+def _sha256(path: Path) -> str:
+    records.check_regular(path)
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise RunError(f"'{path}' cannot be read ({error.strerror}); check the disk") from error
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether the open file still is the one at `path`."""
+    try:
+        there, held = path.stat(), os.fstat(descriptor)
+    except OSError:
+        return False
+    return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
+
+
+def _make_directories(path: Path) -> list[Path]:
+    """Make the directory and those above it; the ones that are new, the innermost first."""
+    new = [directory for directory in (path, *path.parents) if not directory.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    return new

@@ -1,0 +1,166 @@
+"""What the files of a run hold, field by field, so that whoever reads one may rely on its types.
+
+Fields that are not named here pass: an older or newer version may have others. A field that is named may be absent
+unless it is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from amc.run.records import (
+    Check,
+    DamagedError,
+    anything,
+    count,
+    fields,
+    flag,
+    many,
+    number,
+    optional,
+    positive,
+    scalar,
+    shown,
+    table,
+    text,
+    whole,
+)
+
+MAX_INPUT = 2**28  # values of one example: 1 GiB
+
+_COSTS = table(optional(number))
+
+
+def _shape(value: Any, place: str) -> None:
+    """Sizes of one example, which are asked for as memory."""
+    many(positive, least=1)(value, place)
+    if math.prod(value) > MAX_INPUT:
+        raise DamagedError(f"has {shown(value)} as {place}, more values than any network takes")
+
+
+CONFIG = fields(
+    {
+        **dict.fromkeys(("amc_version", "command", "method", "reward", "score", "minimise", "agent"), text),
+        **dict.fromkeys(("model", "weights", "data", "evaluate", "budget", "ranking", "runtime"), optional(text)),
+        **dict.fromkeys(("device_url", "token_file", "parent", "weights_digest", "weights_sha256"), optional(text)),
+        **dict.fromkeys(("episodes", "latency_threads", "calibration_images"), positive),
+        **dict.fromkeys(("seed", "keep_sets"), count),
+        **dict.fromkeys(("round_to", "search_images", "image_size"), optional(positive)),
+        "bn_images": optional(count),
+        **dict.fromkeys(("max_drop",), optional(number)),
+        **dict.fromkeys(("confidence", "max_sparsity", "max_sparsity_linear"), number),
+        **dict.fromkeys(("reconstruct", "bf16"), flag),
+        "test": optional(flag),
+        **dict.fromkeys(("baselines", "lock", "only"), many(text)),
+        "input_shape": _shape,
+        "model_args": table(anything),
+        "preprocessing": optional(table(anything)),
+        "schedule": optional(many(number, least=1)),
+        "tuning": table(scalar),
+    }
+)
+
+_TRIAL = fields({"episode": count, "drop": number, "upper": number, "confirmed": flag})
+_GUARANTEE = fields(
+    {
+        "max_drop": number, "minimise": text, "confidence": number, "images": optional(count), "confirmed": flag,
+        "drop": number, "upper": number, "trials": many(_TRIAL),
+    }
+)  # fmt: skip
+_LATENCY = fields(
+    {
+        **dict.fromkeys(("runtime", "version", "precision"), text),
+        "device": optional(text),
+        "threads": positive,
+        "machine": table(scalar),
+        **dict.fromkeys(("dense_ms", "slim_ms", "predicted_ms", "share", "uncertainty", "seconds"), number),
+        "steady": flag,
+        "measured": count,
+        "scored_again": count,
+        "table": table(scalar),
+    }
+)
+_MEASURED: Mapping[str, Check] = {
+    "episode": count, "keep": many(positive), "score": number, "score_tuned": optional(number),
+    "reward_tuned": optional(number),
+}  # fmt: skip
+_CANDIDATE = fields({**_MEASURED, "chosen": flag})
+_ROUND = fields({"fraction": number, "run": text, **dict.fromkeys(("macs", "params", "size", "score"), number)})
+
+SUMMARY = fields(
+    {
+        **dict.fromkeys(("amc_version", "budget", "method", "reward", "agent", "score"), optional(text)),
+        **dict.fromkeys(("model", "data"), optional(text)),
+        **dict.fromkeys(("episodes", "failed_episodes"), optional(count)),
+        "seed": optional(whole),
+        "seconds": optional(number),
+        "dense": _COSTS,
+        "slim": _COSTS,
+        "baselines": optional(table(_COSTS)),
+        "groups": optional(many(fields({"name": text, "size": count, "kept": count}))),
+        "locked": optional(many(fields({"name": text, "size": count, "reason": text}))),
+        "warnings": optional(many(text)),
+        "certificate": optional(
+            fields({"keep_sets": count, "worst_error": number, "passed": flag, "locked": many(text)})
+        ),
+        "environment": optional(table(scalar)),
+        "guarantee": optional(_GUARANTEE),
+        "latency": optional(_LATENCY),
+        "candidates": optional(many(_CANDIDATE)),
+        "schedule": optional(many(number)),
+        "rounds": optional(many(_ROUND)),
+        "files": table(text),
+    }
+)
+
+POLICY = fields(
+    {
+        "method": text,
+        "groups": many(
+            fields({"name": text, "size": positive, "kept": positive, "keep": many(count)}, needed=("name", "size"))
+        ),
+    },
+    needed=("method", "groups"),
+)
+
+FINETUNE_STATE = fields(
+    {
+        "settings": table(scalar),
+        "candidates": positive,
+        "candidate_epochs": positive,
+        "measured": many(fields(_MEASURED, needed=_MEASURED)),
+        "places": many(table(scalar)),
+    },
+    needed=("settings", "candidates", "candidate_epochs", "measured"),
+)
+
+EPISODE = fields(
+    {
+        "episode": count,
+        "keep": many(positive),
+        "cost": table(number),
+        "score": optional(number),
+        "reward": optional(number),
+        "error": optional(text),
+        "standard_error": optional(number),
+    }
+)
+HEADER = fields({"journal": positive, "seed": whole, "agent": text, "decisions": text, "settings": table(anything)})
+TIMING = fields({"agent": text, "episode": count, "seconds": table(number)})
+EPOCH = fields({"epoch": positive, **dict.fromkeys(("loss", "lr", "seconds"), number), "score": optional(number)})
+
+OBJECTS: Mapping[str, Check] = {
+    "config.json": CONFIG,
+    "summary.json": SUMMARY,
+    "policy.json": POLICY,
+    "finetune-state.json": FINETUNE_STATE,
+}
+
+
+def check_of_lines(name: str) -> Check:
+    """The rule for a record of the line file of this name."""
+    if name.startswith("journal"):
+        return lambda record, place: (EPISODE if "episode" in record else HEADER)(record, place)
+    return {"timings.jsonl": TIMING, "finetune.jsonl": EPOCH}.get(name, anything)

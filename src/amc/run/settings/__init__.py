@@ -1,0 +1,37 @@
+"""The settings of the jobs: each option of the command line is one field here, or of `SearchConfig`.
+
+Imports neither torch nor NumPy, so that the command line can show its help without them.
+"""
+
+from amc.run.settings.finetuning import CandidateConfig, FineTuneConfig, OptimiserName, PrecisionName, SessionConfig
+from amc.run.settings.given import Given
+from amc.run.settings.limits import CONFIDENCE, MAX_SPARSITY, MAX_SPARSITY_LINEAR, Ranking
+from amc.run.settings.options import Option, Panel, argument, option, options_of
+from amc.run.settings.rounds import ScheduleConfig, parse_schedule
+from amc.run.settings.source import Source
+from amc.run.settings.timing import TimingConfig
+from amc.run.settings.types import MAX_SEED, settle_types_
+
+__all__ = [
+    "CONFIDENCE",
+    "MAX_SEED",
+    "MAX_SPARSITY",
+    "MAX_SPARSITY_LINEAR",
+    "CandidateConfig",
+    "FineTuneConfig",
+    "Given",
+    "OptimiserName",
+    "Option",
+    "Panel",
+    "PrecisionName",
+    "Ranking",
+    "ScheduleConfig",
+    "SessionConfig",
+    "Source",
+    "TimingConfig",
+    "argument",
+    "option",
+    "options_of",
+    "parse_schedule",
+    "settle_types_",
+]

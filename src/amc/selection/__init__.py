@@ -1,5 +1,0 @@
-"""The end of a search: its most promising policies are measured with more effort, and one of them is taken."""
-
-from amc.selection.base import Choice, Selection, Trial, choose
-
-__all__ = ["Choice", "Selection", "Trial", "choose"]
