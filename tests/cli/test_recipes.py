@@ -12,7 +12,7 @@ from amc.run.settings import parse_schedule
 from amc.zoo import model_info
 from tests.commands import amc
 
-RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 OPTIONS = {"model", "budget", "baseline", "episodes", "method", "reward", "schedule", "round_epochs"}
 
 

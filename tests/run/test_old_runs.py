@@ -26,7 +26,7 @@ from amc.search import read_journal
 from tests.commands import contents
 from tests.fixtures.runs import make, small
 
-ARCHIVES = sorted((Path(__file__).parent / "fixtures" / "runs").glob("*.tar.xz"))
+ARCHIVES = sorted((Path(__file__).parents[1] / "fixtures" / "runs").glob("*.tar.xz"))
 FINISHED = [kind for kind in make.KINDS if not kind.startswith("cut-")]
 CUT_SEARCHES = ["cut-channel", "cut-2-4", "cut-latency"]
 ONE_IMAGE = 1 / 80  # of the search split; another instruction set may answer one differently

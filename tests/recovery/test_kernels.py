@@ -21,7 +21,7 @@ from amc.recovery.kernels import RightGradients, slow_bfloat16
 from tests.commands import amc
 from tests.kernels.sweep import AVX2, IS_X86, SETTINGS, Setting, environment_of
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 QUICK = (
     "--episodes", 2, "--agent", "random", "--search-images", 40, "--calibration-images", 20, "--bn-images", 20,

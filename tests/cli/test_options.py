@@ -34,7 +34,7 @@ from amc.run.settings import (
     options_of,
 )
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COMMANDS: Any = get_command(app)
 
 SETTINGS: dict[str, tuple[type[Any], ...]] = {
