@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 import amc
+from amc.cli.jobs import finetune_state
 from amc.cli.jobs.finetune import run_finetune
 from amc.compression.verify import reconciled
 from amc.errors import RunError
@@ -25,7 +25,6 @@ from tests.fixtures.runs import make
 from tests.tiny import compress, images, labelled, tiny
 
 HALF = 3
-jobs_finetune = sys.modules["amc.cli.jobs.finetune"]
 
 
 def stopping(after: int = HALF) -> make.Watch:
@@ -255,7 +254,7 @@ def test_instruction_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_fine_tuning_that_goes_on_elsewhere_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, watch, here = tmp_path / "run", make.Watch(), execution()
     make.KINDS["cut-tuned"](run)
-    monkeypatch.setattr(jobs_finetune, "execution", lambda: here | {"threads": 99})
+    monkeypatch.setattr(finetune_state, "execution", lambda: here | {"threads": 99})
     run_finetune(run, progress=watch)
     text = f"part of this fine-tuning ran elsewhere (threads {here['threads']}, now 99): the weights may differ"
     assert [warning for warning in watch.warnings if warning.startswith(text)]

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from amc.report import (
+from amc.report.tables import (
     BudgetLine,
     SummaryRow,
     budget_lines,

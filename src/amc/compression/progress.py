@@ -10,7 +10,7 @@ from rich.progress import Progress as Bar
 
 from amc.compression.observer import Observer
 from amc.recovery import EpochRecord, StepRecord
-from amc.report import format_count, format_score
+from amc.report.tables import format_count, format_score
 from amc.run.settings.scores import NamedScore
 from amc.search import EpisodeRecord, EpisodeTiming
 from amc.structure import Certificate, Structure

@@ -1,7 +1,6 @@
 """`amc finetune`: train the slim network of a run, or the best of its candidates, and resume what was stopped.
 
-RUN/finetune-state.json says what was asked for and which candidates are measured, RUN/finetune*.ckpt hold the
-training under way. Both go when the result is in the run's summary.
+`FineTuneState` keeps the unfinished work on disk until its result is in the run's summary.
 """
 
 from __future__ import annotations
@@ -18,11 +17,12 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from amc.cli.jobs.finetune_state import FineTuneState
 from amc.cli.jobs.origin import BATCH, data_of, evaluate_of, network_of, source_of
 from amc.compression.load import load_run, settings_of
 from amc.compression.observer import Observer
-from amc.compression.prepare import Inputs, Job, final_score, prepare, score_of
-from amc.compression.scoring.evaluator import Evaluate, Evaluator, as_evaluator
+from amc.compression.prepare import Inputs, Job, prepare
+from amc.compression.scoring.evaluator import Evaluate, Evaluator, as_evaluator, final_score, score_of
 from amc.compression.selection import Choice
 from amc.compression.selection.base import best_first, merged
 from amc.compression.selection.by_finetuning import ByFineTuning, FineTuningTrial
@@ -37,16 +37,12 @@ from amc.recovery.workers import launched
 from amc.report import render_report
 from amc.run import files, records
 from amc.run.directory import RunDir
-from amc.run.provenance import difference, execution
 from amc.run.records import sealed
 from amc.run.settings import CandidateConfig, Given, SessionConfig, Source
 from amc.run.settings.scores import get_score
 from amc.search import EpisodeRecord, read_journal
 from amc.structure import inspect
 from amc.zoo import DataSplits
-
-STATE = files.FINETUNE_STATE
-CHECKPOINT = "finetune.ckpt"
 
 T = TypeVar("T")
 
@@ -73,7 +69,7 @@ def run_finetune(
     main = accelerator is None or accelerator.process_index == 0
     place = accelerator.device if accelerator else _device(session.device)
     with run.lock() if main else nullcontext():
-        state = _State(run, accelerator)
+        state = FineTuneState(run, accelerator)
         state.plan(_given(config, FineTuneConfig), _given(candidates, CandidateConfig), session.restart)
         watch = progress if main else Observer()
         watch.stage("network and data")
@@ -119,115 +115,6 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
-class _State:
-    """The settings of the fine-tuning and how far it has come, on disk; the same for all processes."""
-
-    def __init__(self, run: RunDir, accelerator: Any) -> None:
-        self.run, self.accelerator = run, accelerator
-        self.main = accelerator is None or accelerator.process_index == 0
-        self.settings, self.candidate_config = FineTuneConfig(), CandidateConfig()
-        self.measured: list[dict[str, Any]] = []
-        self.places: list[dict[str, Any]] = []  # versions, threads and instruction sets it ran under, in turn
-
-    def plan(self, given: Given[FineTuneConfig], candidates: Given[CandidateConfig], restart: bool) -> None:
-        """Resume an unfinished fine-tuning if its settings match; settings that are not given keep their values.
-
-        Otherwise start a new one.
-        """
-        settings, candidate_config = given.make().resolved(), candidates.make()
-        resumed = self.run.has(STATE) and not restart
-        if not resumed and not restart and self.checkpoints():
-            raise RunError(
-                f"'{self.run.path}' has a fine-tuning under way, and {STATE}, which says with what settings, is "
-                "missing; restore it from a copy, or add --restart to begin anew"
-            )
-        if resumed:
-            self._take(self._stored())
-            resumed = self._continues(given, candidates)
-        if not resumed:
-            self.settings, self.candidate_config = settings, candidate_config
-            self.measured, self.places = [], []
-        self.wait()
-        if not resumed:
-            self.clear()
-
-    def _continues(self, given: Given[FineTuneConfig], candidates: Given[CandidateConfig]) -> bool:
-        """Whether the given settings are those of the unfinished fine-tuning.
-
-        Raises RunError where they differ and a part of the fine-tuning is done.
-        """
-        before = {**asdict(self.settings), **asdict(self.candidate_config)}
-        requested = {**asdict(given.over(self.settings).resolved()), **asdict(candidates.over(self.candidate_config))}
-        differing = [name for name in (*given.values, *candidates.values) if requested[name] != before[name]]
-        if differing and (self.measured or self.checkpoints()):
-            name = differing[0]
-            raise RunError(
-                f"'{self.run.path}' has a fine-tuning under way with {name} {before[name]!r}, not {requested[name]!r}; "
-                f"go on with it by `amc finetune {self.run.path}`, or add --restart to begin anew"
-            )
-        return not differing
-
-    def save(self) -> None:
-        """Write what the main process knows, and let the others know it."""
-        here = execution()
-        if not self.places or self.places[-1] != here:
-            self.places.append(here)
-        if self.main:
-            record: dict[str, Any] = {"settings": asdict(self.settings), "measured": self.measured}
-            record |= asdict(self.candidate_config)
-            record["places"] = self.places
-            self.run.write_json(STATE, record)
-        self.wait()
-        if not self.main:
-            self._take(self._stored())
-        self.wait()
-
-    def wait(self) -> None:
-        """Wait for the other processes."""
-        if self.accelerator is not None:
-            self.accelerator.wait_for_everyone()
-
-    def checkpoint(self, candidate: int | None = None) -> Path:
-        """The file with the checkpoint of a candidate, or of the fine-tuning itself."""
-        return self.run.file(CHECKPOINT if candidate is None else f"finetune-candidate-{candidate}.ckpt")
-
-    def checkpoints(self) -> list[Path]:
-        return sorted(self.run.path.glob("finetune*.ckpt"))
-
-    def clear(self) -> None:
-        """Remove the state and the checkpoints: the fine-tuning is finished, or forgotten."""
-        if self.main:
-            for path in (*self.checkpoints(), self.run.file(STATE)):  # without it checkpoints are of no use
-                path.unlink(missing_ok=True)
-
-    def _stored(self) -> dict[str, Any]:
-        """The file, with every setting; RunError if it is damaged."""
-        anew = f"`amc finetune {self.run.path} --restart` begins anew"
-        try:
-            record = self.run.read_json(STATE)
-        except RunError as error:
-            raise RunError(f"{error}; {anew}") from None
-        try:
-            record["settings"] = asdict(FineTuneConfig(**record["settings"]).resolved())
-        except (TypeError, AmcError) as error:
-            raise RunError(f"'{self.run.file(STATE)}' is damaged ({error}); {anew}") from None
-        return record
-
-    def _take(self, record: Mapping[str, Any]) -> None:
-        self.settings = FineTuneConfig(**record["settings"]).resolved()
-        self.candidate_config = CandidateConfig(record["candidates"], record["candidate_epochs"])
-        self.measured, self.places = list(record["measured"]), list(record.get("places", ()))
-
-    def elsewhere(self) -> list[str]:
-        """A warning for each other kind of machine or version that a part of this fine-tuning ran on."""
-        differing = (difference(place, execution()) for place in self.places)
-        return [
-            f"part of this fine-tuning ran elsewhere ({words}): the weights may differ in the last digits"
-            for words in dict.fromkeys(differing)
-            if words is not None
-        ]
-
-
 @dataclass(frozen=True)
 class _Start:
     """The network to fine-tune."""
@@ -246,7 +133,7 @@ class _Task:
         run: RunDir,
         source: Source,
         data: DataSplits,
-        state: _State,
+        state: FineTuneState,
         device: torch.device,
         checkpoint_every: int,
         progress: Observer,
