@@ -94,12 +94,12 @@ def message_of(error: BaseException) -> str:
     return _message(error) or type(error).__name__
 
 
-def one_line(text: str) -> str:
-    """The first non-empty line of `text`, at most `LINE` characters; unprintable characters are escaped."""
+def one_line(text: str, length: int = LINE) -> str:
+    """The first non-empty line of `text`, at most `length` characters; unprintable characters are escaped."""
     lines = (line.strip() for line in text[: 10 * LINE].splitlines())
     line = next(filter(None, lines), "")
     plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
-    return plain if len(plain) <= LINE else plain[: LINE - 1] + "…"
+    return plain if len(plain) <= length else plain[: length - 1] + "…"
 
 
 def shown(value: object) -> str:

@@ -16,8 +16,6 @@ from rich.table import Table
 
 from amc.report import (
     budget_lines,
-    format_bytes,
-    format_count,
     format_ratio,
     format_score,
     format_seconds,
@@ -30,6 +28,7 @@ from amc.report import (
     words_of,
 )
 from amc.run import files
+from amc.run.text import format_bytes, format_count
 
 LOCKS_SHOWN = 8
 
