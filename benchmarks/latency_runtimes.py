@@ -25,7 +25,8 @@ from torch import nn
 
 from amc import load_run
 from amc.cli.jobs.origin import network_of
-from amc.deploy import MeasureSettings, installed_runtimes
+from amc.deploy.measure import MeasureSettings
+from amc.deploy.runtimes import installed_runtimes
 from amc.deploy.timing import latency_record
 from amc.errors import AmcError
 from amc.pruning.methods import MethodOptions

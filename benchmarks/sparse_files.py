@@ -28,9 +28,10 @@ from typing import Any
 
 import torch
 
-from amc.deploy import MeasureSettings, latency_of_files
 from amc.deploy.formats import tflite_graph
+from amc.deploy.measure import MeasureSettings
 from amc.deploy.runtimes import get_runtime
+from amc.deploy.timing import latency_of_files
 from amc.errors import AmcError
 from amc.run.provenance import environment
 from common import Record, load, plain_parser, table

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from amc.compression.observer import Observer
     from amc.compression.pipeline import Result, compress
     from amc.compression.settings import SearchConfig
-    from amc.deploy.exporting import Export, export
+    from amc.deploy.export import Export, export
     from amc.deploy.latencies import Latencies, latency
     from amc.pruning import Policy
     from amc.pruning.methods import apply_policy
@@ -83,7 +83,7 @@ _HOMES = {
     "amc.compression.observer": ("Observer",),
     "amc.compression.pipeline": ("Result", "compress"),
     "amc.compression.settings": ("SearchConfig",),
-    "amc.deploy.exporting": ("Export", "export"),
+    "amc.deploy.export": ("Export", "export"),
     "amc.deploy.latencies": ("Latencies", "latency"),
     "amc.pruning": ("Policy",),
     "amc.pruning.methods": ("apply_policy",),

@@ -15,10 +15,10 @@ import typer
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from amc.cli import app
+from amc.cli.app import app
 from amc.cli.options import OTHER, PanelCommand, takes_settings
 from amc.compression.settings import SearchConfig
-from amc.deploy import MeasureSettings
+from amc.deploy.measure import MeasureSettings
 from amc.errors import AmcError
 from amc.pruning.methods import MethodOptions
 from amc.run.settings import (

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from amc import cli
+from amc.cli import app as cli
 from amc.cli.jobs.search import free_place
 from amc.cli.jobs.stopped import left_in
 from amc.errors import AmcError, RunError

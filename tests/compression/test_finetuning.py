@@ -76,7 +76,7 @@ def test_progress_says_each_epoch(capsys: pytest.CaptureFixture[str]) -> None:
     model = tiny()
     result = amc.finetune(model, labelled(model, 32, 3), evaluate=lambda _: 0.5, progress=True, epochs=1)
     out = capsys.readouterr()
-    assert f"epoch 1: loss {result.epochs[0].loss:.3f}, score 0.5000" in out.err
+    assert f"epoch 1: loss {result.epochs[0].loss:.3f}, score 50.00%" in out.err
     assert out.out == ""
 
 

@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amc.deploy import FORMATS, MissingExtraError, ParityError, export
+from amc.deploy.export import export
+from amc.deploy.extras import MissingExtraError
 from amc.deploy.failures import ConversionError, find_operator
 from amc.deploy.files import target_files
-from amc.deploy.formats import get_format
+from amc.deploy.formats import FORMATS, get_format
+from amc.deploy.parity import ParityError
 from amc.deploy.runtimes import get_runtime
 from amc.errors import AmcError, ModelError
 from tests.deploy.nets import EXAMPLE, Bessel, FixedBatch, Two, available, block, formats

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from amc.deploy import MeasureSettings, latency_of_files, machine
+from amc.deploy import machine
+from amc.deploy.measure import MeasureSettings
 from amc.deploy.runtimes import RUNTIMES, RuntimeFailure, Session, get_runtime
 from amc.deploy.runtimes.onnxruntime import OnnxRuntime
-from amc.deploy.timing import latency_record, prepared
+from amc.deploy.timing import latency_of_files, latency_record, prepared
 from amc.errors import AmcError
 from amc.run import provenance
 from tests.deploy.nets import EXAMPLE, available, block
@@ -55,7 +56,7 @@ def test_batch_reaches_the_network() -> None:
 
 
 def test_files_are_timed_as_they_are(tmp_path: Path) -> None:
-    from amc.deploy import export
+    from amc.deploy.export import export
 
     export(block(), EXAMPLE, tmp_path / "a.onnx")
     models = {"a": ([tmp_path / "a.onnx"], (torch.ones(2, 3, 8, 8),))}

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from amc.cli.jobs.export import default_name
-from amc.deploy import MissingExtraError, export
+from amc.deploy.export import export
+from amc.deploy.extras import MissingExtraError
 from amc.deploy.formats import get_format
 from amc.errors import AmcError
 from amc.pruning.methods import MethodOptions, create_method

@@ -79,9 +79,9 @@ def latency(
 ) -> Latencies:
     """Time one network, or several by name in alternation, on a runtime of this machine.
 
-    runtime: a name of `amc.deploy.RUNTIMES`. Each network is exported to its format, and checked, before it is timed.
+    runtime: a name of `amc.deploy.runtimes.RUNTIMES`. Each network is exported to its format, and checked, before it is timed.
     batch: how many examples one call takes. half: weights in 16 bits.
-    settings: fields of `amc.deploy.MeasureSettings`: rounds, precision, max_seconds, and so on.
+    settings: fields of `amc.deploy.measure.MeasureSettings`: rounds, precision, max_seconds, and so on.
 
     Raises AmcError for unusable arguments, a missing package, or a network that the runtime cannot run.
 

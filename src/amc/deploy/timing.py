@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from amc.deploy import machine
-from amc.deploy.exporting import tolerance_of, write_checked
+from amc.deploy.export import tolerance_of, write_checked
 from amc.deploy.formats import Format, get_format
 from amc.deploy.formats.base import Half
 from amc.deploy.measure import MeasureSettings, Timing, compare, measure, steady

@@ -12,11 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from amc.deploy import FORMATS, RUNTIMES
 from amc.deploy.device.formats import FILES, check_model, check_model_files, check_runtime
 from amc.deploy.device.strict import RefusedError
-from amc.deploy.formats import get_format
-from amc.deploy.runtimes import get_runtime
+from amc.deploy.formats import FORMATS, get_format
+from amc.deploy.runtimes import RUNTIMES, get_runtime
 
 XML = b'<?xml version="1.0"?>\n<net name="main" version="11"><layers/></net>'
 PARAM = b"7767517\n2 2\nInput in0 0 1 in0\nReLU r 1 1 in0 out0\n"

@@ -15,7 +15,7 @@ from amc.deploy.device.client import DeviceClient
 from amc.deploy.device.parts import joined, split
 from amc.deploy.device.protocol import DTYPE_BYTES, Device, DeviceError, Model, Request, TensorSpec, check_threads
 from amc.deploy.device.token import find_token
-from amc.deploy.exporting import write_checked
+from amc.deploy.export import write_checked
 from amc.deploy.extras import MissingExtraError
 from amc.deploy.formats import Format
 from amc.deploy.measure import MeasureSettings

@@ -70,7 +70,7 @@ def export(
     """Write `model` to `path`, and check the file on random inputs and, if given, on `real` inputs.
 
     path: a file; for a format with several files (openvino, ncnn), a directory that will hold model.*.
-    format: a name of `amc.deploy.FORMATS`; None: that of the file's suffix.
+    format: a name of `amc.deploy.formats.FORMATS`; None: that of the file's suffix.
     half: store weights in 16 bits. sparse: do not store zeros (litert only).
     dynamic: accept batches of any size; None: only if the format supports this at no cost and the network allows it.
     An earlier export is replaced only after the new one has passed the check. `model` is not changed.

@@ -1,0 +1,58 @@
+"""The `amc` command: all its subcommands, and what it does with signals."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import warnings
+from typing import Annotated
+
+import typer
+
+import amc
+from amc.cli.common import Stopped, complain, out, stop
+from amc.cli.deploy import export, latency
+from amc.cli.device import app as device
+from amc.cli.finetune import finetune
+from amc.cli.options import PanelCommand
+from amc.cli.search import demo, inspect, report, resume, search
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        out.print(f"amc {amc.__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Prune a trained network to a budget with a reinforcement-learning agent."""
+
+
+for command in (demo, inspect, search, resume, finetune, export, latency, report):
+    app.command(cls=PanelCommand)(command)
+app.add_typer(device, name="device")
+
+
+def main() -> None:
+    """Entry point of the `amc` command."""
+    sys.path.insert(0, "")  # package.module:factory may lie in the current directory
+    signal.signal(signal.SIGTERM, stop)  # what is half done is cleared away
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a background job ignores it
+        signal.signal(signal.SIGINT, stop)
+    warnings.filterwarnings("ignore", module=r"torch\.")  # meant for whoever writes code that calls torch
+    try:
+        app()
+    except Stopped as stopped:  # before a job began, or in a command that leaves nothing
+        complain(stopped.word)
+        raise
