@@ -14,6 +14,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 LINE = 300  # largest length of a reason, characters
+BRIEF = 120  # of a `repr`
 _MEMORY = re.compile(  # torch's messages in a plain RuntimeError
     r"DefaultCPUAllocator: (can't allocate memory|not enough memory)|"
     r"\b(CUDA|HIP|MPS|XPU)\b.{0,40}\bout of memory\b|CUBLAS_STATUS_ALLOC_FAILED"
@@ -100,6 +101,11 @@ def one_line(text: str, length: int = LINE) -> str:
     line = next(filter(None, lines), "")
     plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
     return plain if len(plain) <= length else plain[: length - 1] + "…"
+
+
+def brief(text: str) -> str:
+    """`text` as one line of at most `BRIEF` characters, for the `repr` of a result."""
+    return one_line(text, BRIEF)
 
 
 def shown(value: object) -> str:

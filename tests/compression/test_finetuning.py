@@ -104,7 +104,7 @@ def test_training_resumes_from_its_checkpoint(tmp_path) -> None:
     [
         ({"lrr": 0.1}, "unknown setting 'lrr'; did you mean 'lr'?"),
         ({"epochs": 0}, "fine-tuning epochs is out of range: 0; it must be at least 1"),
-        ({"score": "top7"}, "unknown score 'top7'"),
+        ({"score": "top7"}, "score 'top7' is unknown"),
         ({"evaluate": 3}, "evaluate is a int; give a function"),
         ({"distill": 0.5}, "needs a teacher"),
     ],

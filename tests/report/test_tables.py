@@ -2,8 +2,15 @@ from typing import Any
 
 import pytest
 
-from amc.report import BudgetLine, SummaryRow, budget_lines, format_score, format_seconds, summary_table
-from amc.run.text import format_count
+from amc.report.tables import (
+    BudgetLine,
+    SummaryRow,
+    budget_lines,
+    format_count,
+    format_score,
+    format_seconds,
+    summary_table,
+)
 
 DENSE = {"macs": 40_000_000, "params": 250_000, "score": 0.9, "test": 0.89}
 SLIM = {"macs": 20_000_000, "params": 100_000, "score": 0.75, "test": 0.74}

@@ -73,7 +73,7 @@ def latency(
 
 
 def _show_export(record: Mapping[str, Any]) -> None:
-    from amc.run.text import format_bytes
+    from amc.report.tables import format_bytes
 
     sizes = " + ".join(f"{name} {format_bytes(count)}" for name, count in record["files"].items())
     weights = record["weight_bytes"]
@@ -101,7 +101,7 @@ def _show_export(record: Mapping[str, Any]) -> None:
 
 
 def _show_latency(record: Mapping[str, Any]) -> None:
-    from amc.run.text import format_bytes, format_count
+    from amc.report.tables import format_bytes, format_count
 
     machine = record["machine"]
     shape = "x".join(map(str, record["input"]))

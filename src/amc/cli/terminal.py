@@ -14,21 +14,20 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from amc.report import (
+from amc.report.guarantee import guarantee_verdict
+from amc.report.schedule import schedule_rows
+from amc.report.tables import (
     budget_lines,
+    format_bytes,
+    format_count,
     format_ratio,
     format_score,
     format_seconds,
-    guarantee_verdict,
-    metric_label,
-    metric_of,
     named_scores,
-    schedule_rows,
     summary_table,
-    words_of,
 )
+from amc.report.words import metric_label, metric_of, words_of
 from amc.run import files
-from amc.run.text import format_bytes, format_count
 
 LOCKS_SHOWN = 8
 

@@ -18,8 +18,7 @@ from amc.deploy.parity import TOLERANCE, TOLERANCE_HALF, Cases, ParityError, che
 from amc.deploy.runtimes import get_runtime
 from amc.deploy.runtimes.base import RuntimeFailure
 from amc.deploy.tensors import Tensors, cloned, inputs_of, on_cpu, random_like, with_batch
-from amc.errors import AmcError
-from amc.run.text import format_bytes, short
+from amc.errors import AmcError, one_line
 from amc.structure.copying import copy_model, undisturbed
 from amc.structure.modes import evaluating
 
@@ -47,8 +46,8 @@ class Export:
     def __repr__(self) -> str:
         error = max(self.errors.values(), default=0.0)
         name = Path(self.path).name
-        return short(
-            f"Export({self.format}, {name}: {format_bytes(self.bytes)}, error {error:.0e} on {self.checked_with})"
+        return one_line(
+            f"Export({self.format}, {name}: {self.bytes:,} bytes, error {error:.0e} on {self.checked_with})"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -79,7 +78,7 @@ def export(
 
     >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
     >>> amc.export(net, torch.zeros(1, 1, 6, 6), "slim.onnx")
-    Export(onnx, slim.onnx: ... B, error ... on onnxruntime ...)
+    Export(onnx, slim.onnx: ... bytes, error ... on onnxruntime ...)
     """
     begin = time.perf_counter()
     target, inputs = Path(path), inputs_of(example_input)

@@ -10,8 +10,8 @@ from torch import nn
 
 from amc.deploy.measure import MeasureSettings
 from amc.deploy.timing import latency_record
+from amc.errors import one_line
 from amc.run.settings import from_keywords
-from amc.run.text import short
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Latencies:
         first, threads = next(iter(self.networks)), self.record["threads"]
         runtime = f"{self.record['runtime']} {self.record['runtime_version']}"
         latencies = ", ".join(_text(name, entry, first) for name, entry in self.networks.items())
-        return short(f"{runtime}, {threads} thread{'s' if threads > 1 else ''}: {latencies}")
+        return one_line(f"{runtime}, {threads} thread{'s' if threads > 1 else ''}: {latencies}")
 
 
 def _text(name: str, entry: NetworkLatency, first: str) -> str:
@@ -79,7 +79,7 @@ def latency(
 ) -> Latencies:
     """Time one network, or several by name in alternation, on a runtime of this machine.
 
-    runtime: a name of `amc.deploy.runtimes.RUNTIMES`. Each network is exported to its format, and checked, before it is timed.
+    runtime: a name of `amc.deploy.runtimes.RUNTIMES`. Each network is exported to its format, and checked, first.
     batch: how many examples one call takes. half: weights in 16 bits.
     settings: fields of `amc.deploy.measure.MeasureSettings`: rounds, precision, max_seconds, and so on.
 

@@ -7,9 +7,8 @@ from typing import Any
 
 from amc.report.figures import baseline_of, best_of, scores_of
 from amc.report.record import RunRecord, merit
-from amc.report.tables import format_difference, format_ratio, format_score, part_of
+from amc.report.tables import DASH, format_difference, format_ratio, format_score, part_of
 from amc.report.words import metric_of
-from amc.run.text import DASH
 from amc.search import EpisodeRecord
 
 

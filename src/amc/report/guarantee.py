@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from amc.report.tables import format_points, part_of, records_of
+from amc.report.tables import DASH, format_points, part_of, records_of
 from amc.report.words import format_allowance
-from amc.run.text import DASH
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,20 @@ from amc.report import sections
 from amc.report.charts.drawing import NARROW, WIDE
 from amc.report.charts.rounds import RoundPoint, RoundsCurve, describe_rounds, rounds_chart
 from amc.report.page import open_run, render_template
-from amc.report.tables import format_ratio, format_score, named_scores, part_of, records_of, scores_are_fractions
+from amc.report.tables import (
+    DASH,
+    format_bytes,
+    format_count,
+    format_ratio,
+    format_score,
+    named_scores,
+    part_of,
+    records_of,
+    scores_are_fractions,
+)
 from amc.report.words import metric_label, metric_of, words_of
 from amc.run import files
 from amc.run.directory import RunDir
-from amc.run.text import DASH, format_bytes, format_count
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]+")  # a directory inside the run, not a path or an address
 

@@ -10,9 +10,18 @@ from amc.report.charts.tradeoff import describe_tradeoff
 from amc.report.comparison import reward_comparisons, score_comparisons, share_left
 from amc.report.figures import both_widths, is_percent, reward_curve, score_curve, trade_off
 from amc.report.record import RunRecord
-from amc.report.tables import format_points, format_ratio, format_score, format_seconds, part_of, records_of
+from amc.report.tables import (
+    DASH,
+    format_bytes,
+    format_count,
+    format_points,
+    format_ratio,
+    format_score,
+    format_seconds,
+    part_of,
+    records_of,
+)
 from amc.report.words import goal_of, is_priced, metric_label, metric_of
-from amc.run.text import DASH, format_bytes, format_count
 from amc.search import EpisodeRecord
 
 _SHOWN_BEST = 5

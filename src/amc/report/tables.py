@@ -10,9 +10,9 @@ from typing import Any
 
 from amc.report.words import budgets_of, words_of
 from amc.run.settings.scores import TOP1, NamedScore, score_of_record
-from amc.run.text import DASH, format_bytes, format_count
 from amc.search.budget import Budget, Metric
 
+DASH = "–"  # shown for a missing value
 _SCORE_KEYS = ("score", "score_finetuned", "test", "test_finetuned")
 _NAMED_KEYS = (*_SCORE_KEYS, "median", "score_tuned")  # all keys of scores
 _LISTS = ("rounds", "candidates")
@@ -112,6 +112,24 @@ def scores_are_fractions(summary: Mapping[str, Any]) -> bool:
     parts = [part_of(summary, "dense"), part_of(summary, "slim"), *part_of(summary, "baselines").values(), *rounds]
     values = [_number(part, key) for part in parts if isinstance(part, Mapping) for key in _SCORE_KEYS]
     return all(value is None or 0 <= value <= 1 for value in values)
+
+
+def format_count(value: float | None) -> str:
+    """Text such as "20.47 M", "272.5 k" or "512": four digits and a power of 1000."""
+    if value is None:
+        return DASH
+    rounded = float(f"{value:.4g}")  # round first, so that 999,999 is 1 M and not 1000 k
+    for scale, suffix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(rounded) >= scale:
+            scaled = rounded / scale
+            return f"{scaled:.{max(0, 4 - len(str(int(abs(scaled)))))}f}{suffix}"
+    return f"{value:g}"
+
+
+def format_bytes(value: float | None) -> str:
+    """Text such as "1.079 MB", in powers of 1000 as in budgets."""
+    text = format_count(value)
+    return text if value is None else f"{text}{'' if text[-1].isalpha() else ' '}B"
 
 
 def format_points(value: float | None, *, unit: str = " points") -> str:
