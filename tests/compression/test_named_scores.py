@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import amc as package
 from amc.cli.terminal import show_summary
 from amc.errors import RunError
-from amc.report import format_score, render_report, summary_table
-from amc.report.tables import format_difference, named_scores
+from amc.report import render_report
+from amc.report.tables import format_difference, format_score, named_scores, summary_table
 from amc.run.settings.scores import SCORES, NamedScore, get_score
 from amc.zoo import create_model, load_data, load_weights, model_info
 from tests.commands import amc

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from amc.errors import RunError
-from amc.report import render_report, render_schedule, schedule_rows
+from amc.report import render_report
 from amc.report.charts.drawing import NARROW, WIDE
 from amc.report.charts.rounds import RoundPoint, RoundsCurve, describe_rounds, rounds_chart
+from amc.report.schedule import render_schedule, schedule_rows
 from tests.report.pages import Page, render, words
 from tests.report.runs import make_schedule
 

@@ -43,7 +43,7 @@ def finetune(
 
 def _show_candidates(run: Path) -> None:
     """Print the candidates and their scores, if there were several."""
-    from amc.report import format_score, named_scores
+    from amc.report.tables import format_score, named_scores
     from amc.run.directory import RunDir
     from amc.run.files import SUMMARY
 

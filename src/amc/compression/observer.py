@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
 
 from amc.recovery import EpochRecord, StepRecord
 from amc.search import EpisodeRecord, EpisodeTiming
@@ -83,43 +85,13 @@ class LogObserver(Observer):
 
 
 class Together(Observer):
-    """Several observers as one, told in order."""
+    """Several observers as one: each of them hears everything, in order."""
 
     def __init__(self, *observers: Observer) -> None:
-        self.observers = observers
+        for name in (name for name in vars(Observer) if not name.startswith("_")):
+            setattr(self, name, partial(_tell, [getattr(observer, name) for observer in observers]))
 
-    def stage(self, name: str) -> None:
-        for observer in self.observers:
-            observer.stage(name)
 
-    def structure(self, structure: Structure, certificate: Certificate | None) -> None:
-        for observer in self.observers:
-            observer.structure(structure, certificate)
-
-    def warning(self, text: str) -> None:
-        for observer in self.observers:
-            observer.warning(text)
-
-    def dense(self, score: float) -> None:
-        for observer in self.observers:
-            observer.dense(score)
-
-    def plan(self, episodes: Mapping[str, int]) -> None:
-        for observer in self.observers:
-            observer.plan(episodes)
-
-    def episode(self, agent: str, record: EpisodeRecord, timing: EpisodeTiming) -> None:
-        for observer in self.observers:
-            observer.episode(agent, record, timing)
-
-    def training_step(self, step: StepRecord) -> None:
-        for observer in self.observers:
-            observer.training_step(step)
-
-    def epoch(self, epoch: EpochRecord, score: float | None) -> None:
-        for observer in self.observers:
-            observer.epoch(epoch, score)
-
-    def close(self) -> None:
-        for observer in self.observers:
-            observer.close()
+def _tell(listening: Iterable[Callable[..., None]], *heard: Any) -> None:
+    for listen in listening:
+        listen(*heard)

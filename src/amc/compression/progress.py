@@ -11,9 +11,8 @@ from rich.progress import Progress as Bar
 
 from amc.compression.observer import LogObserver, Observer, Together
 from amc.recovery import EpochRecord, StepRecord
-from amc.report import format_score
+from amc.report.tables import format_count, format_score
 from amc.run.settings.scores import NamedScore
-from amc.run.text import format_count
 from amc.search import EpisodeRecord, EpisodeTiming
 from amc.structure import Certificate, Structure
 

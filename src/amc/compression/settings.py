@@ -18,6 +18,7 @@ from amc.run.settings import (
     MAX_SPARSITY_LINEAR,
     Panel,
     Ranking,
+    check_rules,
     option,
     settle_types_,
 )
@@ -149,9 +150,7 @@ class SearchConfig:
             "keep_sets": (self.keep_sets >= 0, "at least 0"),
             "baselines": (set(self.baselines) <= set(BASELINES), f"among {', '.join(BASELINES)}"),
         }
-        for name, (holds, rule) in rules.items():
-            if not holds:
-                raise AmcError(f"{name.replace('_', '-')} must be {rule}, got {getattr(self, name)!r}")
+        check_rules(self, rules)
 
     def _check_score(self) -> None:
         """AmcError for a score that cannot do what the protocol asks of it."""

@@ -18,7 +18,7 @@ from amc.deploy.parity import TOLERANCE, TOLERANCE_HALF, Cases, ParityError, che
 from amc.deploy.runtimes import get_runtime
 from amc.deploy.runtimes.base import RuntimeFailure
 from amc.deploy.tensors import Tensors, cloned, inputs_of, on_cpu, random_like, with_batch
-from amc.errors import AmcError, one_line
+from amc.errors import AmcError, brief
 from amc.structure.copying import copy_model, undisturbed
 from amc.structure.modes import evaluating
 
@@ -46,9 +46,7 @@ class Export:
     def __repr__(self) -> str:
         error = max(self.errors.values(), default=0.0)
         name = Path(self.path).name
-        return one_line(
-            f"Export({self.format}, {name}: {self.bytes:,} bytes, error {error:.0e} on {self.checked_with})"
-        )
+        return brief(f"Export({self.format}, {name}: {self.bytes:,} bytes, error {error:.0e} on {self.checked_with})")
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""

@@ -10,7 +10,7 @@ from torch import nn
 
 from amc.deploy.measure import MeasureSettings
 from amc.deploy.timing import latency_record
-from amc.errors import one_line
+from amc.errors import brief
 from amc.run.settings import from_keywords
 
 
@@ -57,7 +57,7 @@ class Latencies:
         first, threads = next(iter(self.networks)), self.record["threads"]
         runtime = f"{self.record['runtime']} {self.record['runtime_version']}"
         latencies = ", ".join(_text(name, entry, first) for name, entry in self.networks.items())
-        return one_line(f"{runtime}, {threads} thread{'s' if threads > 1 else ''}: {latencies}")
+        return brief(f"{runtime}, {threads} thread{'s' if threads > 1 else ''}: {latencies}")
 
 
 def _text(name: str, entry: NetworkLatency, first: str) -> str:

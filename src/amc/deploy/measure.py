@@ -30,7 +30,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from amc.errors import AmcError
+from amc.run.settings import check_rules
 
 _LEAST_CALLS = 3  # a median needs at least three values
 _MOST_CALLS = 1000
@@ -58,9 +58,7 @@ class MeasureSettings:
             "precision": (0 < self.precision < 1, "in (0, 1)"),
             "max_seconds": (0 <= self.max_seconds < math.inf, "at least 0 and finite"),
         }
-        for name, (holds, rule) in rules.items():
-            if not holds:
-                raise AmcError(f"{name.replace('_', '-')} must be {rule}, got {getattr(self, name)!r}")
+        check_rules(self, rules)
 
 
 @dataclass(frozen=True, slots=True)

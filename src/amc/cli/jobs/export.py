@@ -34,9 +34,9 @@ def run_export(
 ) -> dict[str, Any]:
     """Write the network of a run to `out`, or into the run. It is the fine-tuned one if there is one and `finetuned`.
 
-    The record: that of `amc.deploy.export.Export`, and run, finetuned, weight_bytes (of the tensors of the dense and the
-    slim network as PyTorch holds them) and real_images (on how many it was checked; 0 with the reason in
-    `real_images_missing`). With `sparse`, `sparse_kernels` says what XNNPACK will make of the file on Arm.
+    The record: that of `amc.Export`, and run, finetuned, weight_bytes (of the tensors of the dense and the slim network
+    as PyTorch holds them) and real_images (on how many it was checked; 0 with the reason in `real_images_missing`).
+    With `sparse`, `sparse_kernels` says what XNNPACK will make of the file on Arm.
     """
     chosen = get_format(format, sparse=sparse)
     run = RunDir.open(run_path)

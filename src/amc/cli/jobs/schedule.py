@@ -24,7 +24,7 @@ from amc.compression.settings import NO_BUDGET, SearchConfig
 from amc.errors import AmcError, BudgetError, RunError
 from amc.pruning.methods import CHANNEL, create_method, problem_of
 from amc.recovery import DivergenceError, FineTuneConfig
-from amc.report import render_schedule
+from amc.report.schedule import render_schedule
 from amc.run import files
 from amc.run.directory import RunDir
 from amc.run.provenance import amc_version, environment

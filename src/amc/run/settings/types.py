@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from numbers import Integral, Real
 from os import PathLike
 from types import NoneType, UnionType
@@ -42,6 +43,13 @@ def settle_types_(config: Any, what: str = "") -> None:
         if not fits or (kind is tuple and not all(isinstance(part, str) for part in value)):
             raise AmcError(f"{what}{name} must be {words}, got {value!r}")
         object.__setattr__(config, name, kind(value))
+
+
+def check_rules(config: Any, rules: Mapping[str, tuple[bool, str]], what: str = "") -> None:
+    """AmcError for the first field whose rule does not hold: by name, whether it holds and what the value must be."""
+    for name, (holds, rule) in rules.items():
+        if not holds:
+            raise AmcError(f"{what}{name.replace('_', '-')} must be {rule}, got {getattr(config, name)!r}")
 
 
 def _is_numpy_bool(value: Any) -> bool:
