@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         count_macs,
         count_params,
         inspect,
+        operator_rule,
     )
 
 __all__ = [  # noqa: RUF022 -- the verbs in the order of their use, what they take and return, the errors
@@ -53,6 +54,7 @@ __all__ = [  # noqa: RUF022 -- the verbs in the order of their use, what they ta
     "certify",
     "count_macs",
     "count_params",
+    "operator_rule",
     "Structure",
     "Group",
     "Layer",
@@ -92,6 +94,7 @@ _HOMES = {
     "amc.search": ("SearchResult",),
     "amc.structure": (
         "Certificate", "Group", "Layer", "Locked", "Structure", "certify", "count_macs", "count_params", "inspect",
+        "operator_rule",
     ),
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

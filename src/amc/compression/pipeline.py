@@ -20,12 +20,13 @@ from amc.compression.scoring.policy import ScoreTiming
 from amc.compression.selection import Selection, choose
 from amc.compression.selection.by_confidence import ByConfidence
 from amc.compression.selection.by_latency import ByLatency
-from amc.compression.settings import SearchConfig
+from amc.compression.settings import NO_BUDGET, SearchConfig
 from amc.compression.summary import summarise
 from amc.compression.verify import Recorded, confirmed
-from amc.errors import AmcError, EvaluationError, RunError
+from amc.errors import AmcError, EvaluationError, RunError, brief
 from amc.pruning import Policy
 from amc.report import render_report
+from amc.report.tables import format_count
 from amc.run import files
 from amc.run.directory import RunDir
 from amc.run.provenance import amc_version
@@ -60,6 +61,16 @@ class Result:
     structure: Structure
     search: SearchResult
     masks: Mapping[str, Tensor]  # by parameter name, bool of its shape, True = kept; empty after channel pruning
+
+    def __repr__(self) -> str:
+        dense, slim = self.summary["dense"], self.summary["slim"]
+        score = get_score(self.summary["score"] or DEFAULT)
+        before, after = score.turned(dense["score"]), score.turned(slim["score"])
+        budget = "" if self.summary["budget"] == NO_BUDGET else f", {self.summary['budget']}"
+        return brief(
+            f"Result({self.policy.method}{budget}: {format_count(dense['macs'])} -> {format_count(slim['macs'])} MACs, "
+            f"score {before:.4f} -> {after:.4f}, {len(self.policy.groups)} decisions)"
+        )
 
 
 def compress(
