@@ -6,7 +6,6 @@ Imports neither torch nor NumPy before a configuration is made: the help of the 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -219,17 +218,6 @@ class SearchConfig:
         from amc.pruning.methods import MethodOptions
 
         return MethodOptions(**{f.name: getattr(self, f.name) for f in dataclasses.fields(MethodOptions)})
-
-    @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> SearchConfig:
-        """From keyword arguments; AmcError for a name that is none."""
-        known = [f.name for f in dataclasses.fields(cls)]
-        for name in settings:
-            if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-                raise AmcError(f"unknown setting {name!r}; {hint}")
-        return cls(**settings)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from amc.errors import RunError
+from amc.errors import RunError, brief
 from amc.run import records
 from amc.run import schema as runfiles
 from amc.run.lines import atomic_write_bytes
@@ -36,6 +36,9 @@ class GroupPolicy:
     def kept(self) -> int:
         """How many channels stay."""
         return len(self.keep)
+
+    def __repr__(self) -> str:
+        return brief(f"GroupPolicy({self.name}: {self.kept} of {self.size} channels)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,10 @@ class Policy:
         for name in names:
             if names.count(name) > 1:
                 raise RunError(f"the policy names group {name!r} twice; keep one of the two")
+
+    def __repr__(self) -> str:
+        kept, size = sum(self.keep_counts), sum(group.size for group in self.groups)
+        return f"Policy({self.method}: {kept:,} of {size:,} kept, {len(self.groups)} decisions)"
 
     @classmethod
     def of(cls, keep: Mapping[str, Any], sizes: Mapping[str, int], method: str = "channel") -> Policy:

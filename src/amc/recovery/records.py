@@ -35,3 +35,8 @@ class FineTuneResult:
 
     model: nn.Module
     epochs: tuple[EpochRecord, ...]
+
+    def __repr__(self) -> str:
+        first, last = self.epochs[0], self.epochs[-1]
+        score = "" if last.score is None else f", score {last.score:.4f}"
+        return f"FineTuneResult({len(self.epochs)} epochs, loss {first.loss:.4f} -> {last.loss:.4f}{score})"

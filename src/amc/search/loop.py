@@ -44,6 +44,10 @@ class SearchResult:
         """The number of episodes that failed."""
         return sum(record.error is not None for record in self.episodes)
 
+    def __repr__(self) -> str:
+        failed = f", {self.failed} failed" if self.failed else ""
+        return f"SearchResult({len(self.episodes)} episodes{failed}; best: {self.best})"
+
 
 OnEpisode = Callable[[EpisodeRecord, EpisodeTiming], None]
 

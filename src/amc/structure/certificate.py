@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from amc.errors import ModelError, message_of
+from amc.errors import ModelError, brief, message_of
 from amc.structure.channels import Lock
 from amc.structure.copying import copy_model, plain, undisturbed
 from amc.structure.count import count_params, example_on_meta, module_macs, on_meta
@@ -50,6 +50,11 @@ class Certificate:
     @property
     def passed(self) -> bool:
         return not self.failed
+
+    def __repr__(self) -> str:
+        failed = ", ".join(name for name, _ in self.failed)
+        outcome = f"{len(self.failed)} groups failed: {failed}" if failed else "passed"
+        return brief(f"Certificate({self.keep_sets} keep sets, largest difference {self.worst_error:.0e}, {outcome})")
 
 
 def certify(

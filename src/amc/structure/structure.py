@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amc.errors import ModelError
+from amc.errors import ModelError, brief
 from amc.structure.channels import Lock
 from amc.structure.cost import CostModel
 from amc.structure.grouping import FIXED
@@ -61,6 +61,9 @@ class Layer(WeightUse):
             rows, columns = columns, rows
         return (rows, columns // self.groups, *self.kernel)
 
+    def __repr__(self) -> str:
+        return brief(f"Layer({self.name}: {self.kind} {'x'.join(map(str, self.filters))}, {self.macs:,} MACs)")
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -72,6 +75,9 @@ class Group:
     producers: tuple[int, ...]  # layers whose output it is part of
     consumers: tuple[int, ...]  # layers whose input it is part of
 
+    def __repr__(self) -> str:
+        return brief(f"Group({self.name}: {self.size} channels)")
+
 
 @dataclass(frozen=True, slots=True)
 class Locked:
@@ -80,6 +86,9 @@ class Locked:
     name: str
     size: int
     lock: Lock
+
+    def __repr__(self) -> str:
+        return brief(f"Locked({self.name}: {self.size} channels, {self.lock})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +115,12 @@ class Structure:
     shapes: Mapping[str, tuple[int, ...]]
     attributes: tuple[Attribute, ...]
     cost: CostModel
+
+    def __repr__(self) -> str:
+        return (
+            f"Structure({len(self.groups)} groups of {self.channels:,} channels, {len(self.locked)} locked; "
+            f"{self.macs:,} MACs, {self.params:,} parameters)"
+        )
 
     @property
     def sizes(self) -> npt.NDArray[np.int64]:

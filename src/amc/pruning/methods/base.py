@@ -90,8 +90,8 @@ class Method(Protocol):
         """Bring what a built network declares of its own sizes in line, in place; only slicing changes any."""
         ...
 
-    def masks(self, slim: nn.Module) -> dict[str, Tensor] | None:
-        """For training: by name, the weights of a built network that may not be zero (True); None: no mask."""
+    def masks(self, slim: nn.Module) -> dict[str, Tensor]:
+        """For training: by parameter name, bool of its shape, True = kept; empty where every weight may change."""
         ...
 
     def stored(self, model: nn.Module) -> bytes:
