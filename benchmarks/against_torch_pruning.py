@@ -18,7 +18,8 @@ from torch import nn
 
 from amc.cli.jobs.origin import BATCH, data_of, network_of
 from amc.compression.load import load_run
-from amc.compression.scoring.evaluator import Evaluator, reestimate_batchnorm_
+from amc.compression.scoring.batchnorm import reestimate_batchnorm_
+from amc.compression.scoring.evaluator import Evaluator
 from amc.compression.settings import SearchConfig
 from amc.recovery import FineTuneConfig, finetune
 from amc.run.provenance import environment

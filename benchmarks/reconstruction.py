@@ -11,7 +11,8 @@ import argparse
 
 import numpy as np
 
-from amc.compression.scoring.evaluator import Evaluator, reestimate_batchnorm_
+from amc.compression.scoring.batchnorm import reestimate_batchnorm_
+from amc.compression.scoring.evaluator import Evaluator
 from amc.pruning import Pruner, calibrate
 from amc.run.provenance import environment
 from amc.structure import restrict

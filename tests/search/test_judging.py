@@ -18,8 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amc.compression.prepare import final_score, score_of
-from amc.compression.scoring.evaluator import as_evaluator
+from amc.compression.scoring.evaluator import as_evaluator, final_score, score_of
 from amc.compression.selection import Choice
 from amc.compression.selection.by_confidence import ByConfidence, feasible
 from amc.compression.selection.by_finetuning import ByFineTuning, FineTuningTrial

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import amc
-from amc.compression.scoring.evaluator import Evaluator, reestimate_batchnorm_
+from amc.compression.scoring.batchnorm import reestimate_batchnorm_
+from amc.compression.scoring.evaluator import Evaluator
 from amc.errors import DataError
 from amc.pruning import calibrate
 from amc.structure import inspect

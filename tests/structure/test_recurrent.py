@@ -115,7 +115,7 @@ def test_a_projected_lstm_is_counted_and_locked_with_its_reason() -> None:
     assert structure.macs == CONVOLUTIONS + 14 * (4 * 10 * (32 + 3) + 10 * 3) + 2 * 3 * 5
     assert sizes(structure) == {"first": 6, "second": 4}
     locks = [str(item.lock) for item in structure.locked]
-    assert any("torch tells a projected LSTM by its two widths" in lock for lock in locks)
+    assert any("torch recognises a projected LSTM by its two widths" in lock for lock in locks)
 
 
 @pytest.mark.parametrize("kind", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from amc import recovery
 from amc.compression.observer import Observer
-from amc.compression.prepare import score_of
 from amc.compression.progress import listening
-from amc.compression.scoring.evaluator import Batch, as_evaluator
+from amc.compression.scoring.evaluator import Batch, as_evaluator, score_of
 from amc.recovery import EpochRecord, FineTuneConfig, FineTuneResult, TrainingSet
 from amc.recovery.kernels import slow_bfloat16
 from amc.run.settings import SessionConfig, from_keywords

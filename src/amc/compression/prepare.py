@@ -7,19 +7,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 
 from amc.compression.latency import aligned, guarded, latency_of
 from amc.compression.observer import Observer
-from amc.compression.scoring.evaluator import Evaluate, Evaluator, PairedEvaluator, as_evaluator
+from amc.compression.scoring.evaluator import Evaluate, Evaluator, PairedEvaluator, as_evaluator, score_of, scored_on
 from amc.compression.scoring.metrics import tally
 from amc.compression.scoring.policy import PolicyScorer
 from amc.compression.selection.by_confidence import check_resolution
 from amc.compression.settings import SearchConfig
 from amc.deploy.table import Bench, Latency, open_bench
-from amc.errors import AmcError, EvaluationError, ResourceError, check_resources, reason_of
+from amc.errors import EvaluationError
 from amc.pruning import Calibration, calibrate
 from amc.pruning.methods import Method, create_method, problem_of
 from amc.recovery.kernels import slow_bfloat16
@@ -34,15 +34,12 @@ from amc.search import (
     get_reward,
     rewarded_metric,
 )
-from amc.search.judging import EVALUATE, number_of
 from amc.structure import Certificate, Structure, inspect
 from amc.structure.batches import Reader, limited
 from amc.structure.copying import copy_model
-from amc.structure.modes import device_of, evaluating
+from amc.structure.modes import device_of
 
 DEFAULT_RUNTIME = "onnxruntime"
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -179,7 +176,7 @@ def _judges(model: nn.Module, score: Evaluate, config: SearchConfig) -> tuple[Ev
     if config.max_drop is None or not isinstance(score, Evaluator):
         return score, None, score_of(score, model, "dense")
     halves = score.halves()
-    searched, confirm = (_on("dense", partial(PairedEvaluator, half, model)) for half in halves)
+    searched, confirm = (scored_on("dense", partial(PairedEvaluator, half, model)) for half in halves)
     return searched, confirm, searched.dense_score
 
 
@@ -191,36 +188,6 @@ def _warnings(calibration: Calibration) -> Iterator[str]:
             f"few calibration samples: layer {name} has {gram.matrix.shape[-1]} inputs and only {gram.samples} "
             "samples, so its fit is regularised more strongly; more calibration images would give a better network"
         )
-
-
-def score_of(score: Evaluate, model: nn.Module, which: str) -> float:
-    """Score in eval mode, all modes restored; EvaluationError where the user's function fails."""
-    with evaluating(model):
-        return number_of(_on(which, lambda: score(model)), EVALUATE)
-
-
-def final_score(score: Evaluate, model: nn.Module, which: str) -> tuple[float | None, list[str]]:
-    """A score for the record alone: where it fails there is none, and a warning says why."""
-    try:
-        return score_of(score, model, which), []
-    except ResourceError:
-        raise
-    except AmcError as error:
-        return None, [f"the {which} network has no test score: {error}"]
-
-
-def _on(which: str, call: Callable[[], T]) -> T:
-    """What scoring the `which` network gives. Raises EvaluationError, naming the network, for what is no AmcError."""
-    try:
-        return call()
-    except AmcError:
-        raise
-    except Exception as error:  # a user's function or network may raise anything
-        check_resources(error, f" while the {which} network is scored; free some, then start or resume")
-        raise EvaluationError(
-            f"evaluate fails on the {which} network ({reason_of(error)}); it must return a number for any network of "
-            "this class"
-        ) from error
 
 
 def _near_chance(score: Evaluate, model: nn.Module, dense: float) -> list[str]:

@@ -19,8 +19,8 @@ from amc.run.settings import (
     Panel,
     Ranking,
     check_rules,
+    convert_types_,
     option,
-    settle_types_,
 )
 from amc.run.settings.scores import DEFAULT, get_score
 
@@ -115,7 +115,7 @@ class SearchConfig:
 
         if not isinstance(self.budget, str | None):
             raise AmcError(f'budget must be text such as "macs<=50%", got {self.budget!r}')
-        settle_types_(self)
+        convert_types_(self)
         baselines = tuple(name for name in self.baselines if name not in (NO_BASELINE, self.agent))
         object.__setattr__(self, "baselines", baselines)
         object.__setattr__(self, "method", check_method(self.method))

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from amc.compression.prepare import Job, final_score
-from amc.compression.scoring.evaluator import Evaluator, PairedEvaluator
+from amc.compression.prepare import Job
+from amc.compression.scoring.evaluator import Evaluator, PairedEvaluator, final_score
 from amc.compression.selection.base import Choice, merged
 from amc.run import files
 from amc.run.directory import RunDir

@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import nn
 
-from amc.compression.prepare import Job, score_of
+from amc.compression.prepare import Job
+from amc.compression.scoring.evaluator import score_of
 from amc.errors import EvaluationError, RunError
 from amc.run.provenance import difference
 from amc.search import EpisodeRecord, JournalContent, Outcome, load_journal, rewarded

@@ -1,4 +1,4 @@
-"""Calibration, ranking, reconstruction, masks and policies: from what to keep to the network that keeps it."""
+"""Calibration, ranking, reconstruction, masks and policies: from keep counts to the pruned network."""
 
 from amc.pruning.calibration import Calibration, calibrate, reconstructible
 from amc.pruning.policy import GroupPolicy, LayerPolicy, Policy

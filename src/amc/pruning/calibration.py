@@ -1,8 +1,8 @@
-"""Calibration: what the inputs of every layer look like, as Gram matrices.
+"""Calibration: statistics of every layer's inputs, as Gram matrices.
 
 For a layer with weight W [outputs, n] and input patches X [samples, n], G = XᵀX is all that ranking and
 reconstruction need (the target is the dense layer's own output X Wᵀ, without its bias). Feature maps are never
-kept: each batch adds to the matrices and is gone. Memory is 8 n² bytes a layer, and `memory` bounds their sum.
+kept: each batch only adds to the matrices. A layer needs 8 n² bytes of memory, and `memory` bounds the sum.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from amc.structure.trace import inference
 MEMORY = 6 << 30  # bytes for all Gram matrices together
 SCARCE_DAMPING = 100.0  # times the usual damping where a layer has fewer samples than columns
 POSITIONS = 10  # output positions sampled per image, as in the paper's reconstruction
-TWO_WAYS = "its weight also serves transposed: what suits one use would be wrong for the other"
+TWO_WAYS = "its weight is also used transposed: a refit for one use would be wrong for the other"
 
 
 @dataclass(slots=True)
@@ -40,7 +40,7 @@ class Gram:
     samples: int = 0
 
     def add_(self, rows: Tensor) -> None:
-        """More samples: [groups, samples, n]."""
+        """Add samples [groups, samples, n]."""
         rows = rows.float()
         self.matrix += (rows.mT @ rows).double().cpu()
         self.samples += rows.shape[1]
@@ -60,7 +60,7 @@ class Gram:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Gram matrices by weight name, and the layers that have none with the reason."""
+    """Gram matrices by weight name. `skipped`: the reason for each layer without one."""
 
     grams: Mapping[str, Gram]
     skipped: Mapping[str, str] = field(default_factory=dict)
@@ -95,7 +95,7 @@ def used_two_ways(layers: Iterable[Layer]) -> set[str]:
 
 
 def within(layers: Mapping[str, Layer], memory: int) -> tuple[dict[str, Layer], dict[str, str]]:
-    """The layers whose Gram matrices fit in `memory` bytes together, first come, and why the others do not."""
+    """The layers, in order, whose Gram matrices still fit in `memory` bytes, and why the others do not."""
     chosen: dict[str, Layer] = {}
     skipped: dict[str, str] = {}
     for name, layer in layers.items():
@@ -135,10 +135,10 @@ def calibrate(
 ) -> Calibration:
     """Run `batches` (images, or (images, labels)) through the dense model in eval mode, once.
 
-    `layers` by weight name: those that channel pruning refits unless given. `positions` output positions of every
+    `layers`: by weight name; by default the layers that channel pruning refits. `positions` output positions of every
     image are sampled per convolution. Raises DataError for an empty set or activations that are not finite.
     """
-    model = copy_model(model)  # what its forward keeps is not the user's
+    model = copy_model(model)  # a forward may store state in its network
     layers, skipped = reconstructible(structure, memory=memory) if layers is None else within(layers, memory)
     grams = {
         name: Gram(torch.zeros(layer.groups, columns(layer), columns(layer), dtype=torch.float64))
@@ -155,7 +155,7 @@ def calibrate(
                 check_resources(error)
                 raise DataError(
                     f"{type(model).__name__} fails on a calibration batch ({reason_of(error)}); "
-                    "give batches as in training, of the example input's kind"
+                    "give batches as in training, in the form of the example input"
                 ) from error
             count += 1
     if count == 0:

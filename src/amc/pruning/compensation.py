@@ -1,12 +1,12 @@
-"""Weights that make up for masked ones: least output error under a fixed mask, row by row.
+"""Weights that compensate for masked ones: least output error under a fixed mask, row by row.
 
 With G = XᵀX of the layer's input patches, a row w of the dense weight and its mask, the best row u that is zero
 outside the mask minimises (u - w) G (u - w)ᵀ: on the kept columns S it solves G[S,S] u_S = (G w)_S. This is the
 optimal-brain-surgeon update (Hassibi and Stork, 1993) for all removed weights at once. Every row has its own S, so
-no one factorisation serves them all, as it does for channels (`reconstruction`); conjugate gradients do, with one
-matrix product an iteration for all rows together. A row's error falls with every iteration, so stopping early is
-safe: some 25 iterations come within 1% of the least error. Matrices are [groups, outputs per group, n], as in
-`masks`. Memory: about 8 times the weight in double precision.
+one factorisation cannot serve all rows, as it does for channels (`reconstruction`). Conjugate gradients can: each
+iteration is one matrix product for all rows. A row's error falls with every iteration, so stopping early is safe:
+about 25 iterations come within 1% of the least error. Matrices are [groups, outputs per group, n], as in `masks`.
+Memory: about 8 times the weight in double precision.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-TOLERANCE = 1e-3  # stop once an iteration takes off less than this share of the error that is left
+TOLERANCE = 1e-3  # stop once an iteration removes less than this share of the remaining error
 MAX_ITERATIONS = 300
-EXHAUSTED = 1e-24  # of a row's first squared residual: no more can be had in double precision
+EXHAUSTED = 1e-24  # of a row's first squared residual: the limit of double precision
 
 
 def compensate(
@@ -25,7 +25,7 @@ def compensate(
     """The weight, zero outside `mask`, whose output on the calibration data is closest to the dense weight's.
 
     `weight` and `mask` [O, I/groups, kernel...], True = kept; `gram` [groups, n, n], damped, in double precision.
-    Returns shape, type and device of `weight`. No row errs more than the dense row under the mask. With tolerance 0
+    Returns shape, type and device of `weight`. No row has a larger error than the masked dense row. With tolerance 0
     the iterations go on to double precision, or to `max_iterations`.
     """
     groups, n = gram.shape[0], gram.shape[-1]
@@ -37,14 +37,14 @@ def compensate(
     start = (lost * reach).sum(-1, keepdim=True)  # [groups, outputs, 1]: squared error of masking alone
     change = _conjugate_gradients(reach * kept, kept, gram, float(start.sum()), tolerance, max_iterations)
     rest = lost - change
-    better = (rest * (rest @ gram)).sum(-1, keepdim=True) <= start  # rounding must not undo the promise
+    better = (rest * (rest @ gram)).sum(-1, keepdim=True) <= start  # rounding must not make a row worse
     return torch.where(better, masked + change, masked).reshape(weight.shape).to(weight)
 
 
 def _conjugate_gradients(
     residual: Tensor, kept: Tensor, gram: Tensor, error: float, tolerance: float, max_iterations: int
 ) -> Tensor:
-    """x, zero outside `kept`, with (x G) = `residual` on it: every row by steps of its own. `error` is that of x = 0.
+    """x, zero outside `kept`, with x G = `residual` on `kept`; each row has its own steps. `error`: that of x = 0.
 
     Jacobi preconditioning: low-rank and inverse-Gram preconditioners saved fewer iterations than they cost.
     """
@@ -72,5 +72,5 @@ def _conjugate_gradients(
 
 
 def _ratio(a: Tensor, b: Tensor) -> Tensor:
-    """a / b, 0 where b is not positive: a row that is done, or that no input reaches, stays as it is."""
+    """a / b, 0 where b is not positive: a finished row, or a row that no input reaches, does not change."""
     return torch.where(b > 0, a / b, 0)

@@ -1,10 +1,10 @@
-"""Masks of one weight: which units may go, which go first, and the mask of every keep count.
+"""Masks of one weight: which units may be removed, in which order, and the mask of every keep count.
 
 A weight [O, I/groups, kernel...] is, per convolution group, a matrix of O/groups rows (outputs) and n columns, where
 n = I/groups * kernel positions: [groups, O/groups, n]. That is the weight's own memory order (`reconstruction`
-uses the transpose). A pattern says which of its entries stand or fall together, the units: the paper prunes single
-weights, rows, columns and blocks (arXiv 1802.03494, section 3.1). Units are ranked once, so the masks of growing
-keep counts are nested, and every mask after that is one comparison. Pure: tensors in, tensors out.
+uses the transpose). A pattern divides its entries into units, which are kept or removed whole: the paper prunes single
+weights, rows, columns and blocks (arXiv 1802.03494, section 3.1). Units are ranked once. So the masks of growing keep
+counts are nested, and each mask is one comparison. Pure: tensors in, tensors out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from amc.pruning.reconstruction import damp
 from amc.run.settings import Ranking
 
 Counts = npt.NDArray[np.int64]
-CHOICES = 128  # keep counts on offer at most: a finer grid changes no layer by more than 0.8% of its weights
+CHOICES = 128  # most keep counts to choose from: a finer grid changes no layer by more than 0.8% of its weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,26 +34,26 @@ class NestedMasks:
     """The masks of one weight for all keep counts.
 
     `rank` [the weight's shape], int32: place of the unit that each weight belongs to, 0 = kept longest.
-    `step`: what one place counts for in a keep count.
+    `step`: how much one place adds to a keep count.
     """
 
     rank: Tensor
     step: int = 1
 
     def mask(self, keep_count: int) -> Tensor:
-        """True where kept: [the weight's shape]. Every mask holds all those of smaller keep counts."""
+        """True where kept: [the weight's shape]. Every mask contains the masks of smaller keep counts."""
         return self.rank < keep_count // self.step
 
 
 class Pattern(Protocol):
-    """What is removed together. `shape` is a weight's [O, I/groups, kernel...]; `groups` its convolution groups.
+    """The weights that go together. `shape` is a weight's [O, I/groups, kernel...]; `groups` its convolution groups.
 
     Keep counts are in weights for single weights and N:M, in units for rows, columns and blocks.
     """
 
     @property
     def name(self) -> str:
-        """As `parse_pattern` reads it."""
+        """The name that `parse_pattern` reads."""
 
     def units(self, shape: Sequence[int], *, groups: int = 1) -> int:
         """The keep count of the dense weight."""
@@ -62,7 +62,7 @@ class Pattern(Protocol):
         """Why this weight has only the dense choice; empty if it can be pruned."""
 
     def keep_choices(self, shape: Sequence[int], max_sparsity: float, *, groups: int = 1) -> tuple[int, ...]:
-        """Keep counts on offer: ascending, at least 1, the last is `units`. AmcError unless 0 <= max_sparsity < 1."""
+        """Keep counts to choose from: 1 or more, ascending to `units`. AmcError unless 0 <= max_sparsity < 1."""
 
     def weights_kept(self, shape: Sequence[int], keep_count: npt.ArrayLike, *, groups: int = 1) -> Counts:
         """Weights that the mask of each keep count keeps, exactly: [the shape of `keep_count`]."""
@@ -95,10 +95,10 @@ class FineGrained:
 
 @dataclass(frozen=True, slots=True)
 class NM:
-    """Of every `m` consecutive input channels at one kernel position `n` weights stay, as sparse tensor cores want 2:4.
+    """`n` of every `m` consecutive input channels stay at each kernel position; sparse tensor cores need 2:4.
 
-    `n` None leaves the share to the agent, 1 to m. A share that the name states is what was asked for: there
-    `max_sparsity` does not bound it. A weight whose inputs per group `m` does not divide stays dense.
+    `n` None: the agent chooses 1 to m. `max_sparsity` does not bound a share that the name states. A weight stays dense
+    if `m` does not divide its inputs per group.
     """
 
     n: int | None
@@ -208,10 +208,10 @@ class Columns(_Coarse):
 
 @dataclass(frozen=True, slots=True)
 class Blocks(_Coarse):
-    """A unit is `r` outputs by `c` inputs of one group, all kernel positions; those at the edges may be smaller.
+    """A unit is `r` outputs by `c` inputs of one group, all kernel positions; units at the edges may be smaller.
 
-    Where sizes differ, each size is ranked by itself and the rankings are merged in proportion, so that the number
-    of weights kept follows from the keep count alone and costs stay exact.
+    If sizes differ, each size is ranked alone and the rankings are merged in proportion: the keep count alone then
+    gives the number of weights kept, and costs stay exact.
     """
 
     r: int
@@ -266,11 +266,11 @@ def parse_pattern(text: str) -> Pattern:
 
 
 def importance(weight: Tensor, gram: Tensor | None = None, ranking: Ranking = "magnitude") -> Tensor:
-    """What each weight is worth, in double precision: [the shape of `weight`, O, I/groups, kernel...].
+    """The importance of each weight, in double precision: [the shape of `weight`, O, I/groups, kernel...].
 
-    "magnitude" is w². "elimination" is the rise of the layer's squared output error when that weight alone goes and
-    the rest of its row make up for it, w²/[G⁻¹]_jj (optimal brain surgeon, Hassibi and Stork, 1993, without the
-    factor 1/2), from the damped Gram matrices `gram` [groups, n, n]; without them it is magnitude.
+    "magnitude" is w². "elimination" is the rise of the layer's squared output error if only that weight is removed and
+    the rest of its row compensates, w²/[G⁻¹]_jj (optimal brain surgeon, Hassibi and Stork, 1993, without the factor
+    1/2), from the damped Gram matrices `gram` [groups, n, n]; without `gram` it is the magnitude.
     """
     squares = weight.detach().double().square()
     if ranking == "magnitude" or gram is None:
@@ -284,7 +284,7 @@ def importance(weight: Tensor, gram: Tensor | None = None, ranking: Ranking = "m
 
 
 def _removable(units: int, max_sparsity: float) -> int:
-    """The most units that may go: their share is at most `max_sparsity`, exactly, and one stays."""
+    """The most units that may be removed: a share of at most `max_sparsity`, exactly; one unit stays."""
     if not 0 <= max_sparsity < 1:
         raise AmcError(f"the largest sparsity must be in [0, 1), got {max_sparsity}; write 0.8 to keep at least 20%")
     share = Fraction(str(float(max_sparsity)))  # the decimal that was written, not its binary neighbour

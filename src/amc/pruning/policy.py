@@ -43,9 +43,9 @@ class GroupPolicy:
 
 @dataclass(frozen=True, slots=True)
 class LayerPolicy:
-    """How much of one layer's weight stays unmasked: weights, or the method's units, of `size` in all.
+    """How many of the `size` weights (or units of the method) of one layer stay unmasked.
 
-    Which ones follows from the ranking of the weights.
+    The ranking of the weights decides which.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Policy:
 
     @property
     def keep(self) -> dict[str, tuple[int, ...]]:
-        """Kept channel indices by group name; nothing of masked layers."""
+        """Kept channel indices by group name, without masked layers."""
         return {group.name: group.keep for group in self.groups if isinstance(group, GroupPolicy)}
 
     @property
@@ -106,7 +106,7 @@ class Policy:
 
     @classmethod
     def from_json(cls, data: Any) -> Policy:
-        """RunError for anything that is not a policy."""
+        """The policy of a JSON object. Raises RunError for anything else."""
         try:
             return cls(tuple(_entry_from_json(entry) for entry in data["groups"]), str(data["method"]))
         except (KeyError, TypeError, ValueError) as error:
@@ -115,12 +115,12 @@ class Policy:
             ) from None
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON, whole or not at all; RunError if the disk refuses."""
+        """Write as JSON, whole or not at all. Raises RunError if that fails."""
         atomic_write_bytes(path, (json.dumps(self.to_json(), indent=1) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Policy:
-        """Read what `save` wrote, or a run's policy.json; RunError if the file is missing or damaged."""
+        """Read a file of `save`, or a run's policy.json. Raises RunError if it is missing or damaged."""
         try:
             record = records.unsealed(records.parse_object(records.read_bytes(Path(path))))
             runfiles.POLICY(record, "")

@@ -1,4 +1,4 @@
-"""Channel policies to networks: rank once, factorise once, then build any pruned network in milliseconds."""
+"""From keep counts to sliced networks: rank once, factorise once, then build any network in milliseconds."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Pruner:
         self._solutions = SolutionCache()
 
     def policy(self, keep_counts: Sequence[int]) -> Policy:
-        """The best-ranked channels of each group, as many as asked for."""
+        """The policy that keeps the best-ranked channels of each group, `keep_counts` of them."""
         keep = {
             group.name: np.sort(self.orders[group.name][:count])
             for group, count in zip(self.structure.groups, keep_counts, strict=True)
@@ -89,7 +89,7 @@ class Pruner:
         return weight
 
     def _position_order(self, layer: Layer) -> Order | None:
-        """Input positions, those that always stay first, then by rank; None if several groups feed the layer."""
+        """Input positions: those that always stay, then the others by rank. None if several groups feed the layer."""
         inputs = layer.input[: layer.input.size // layer.groups]
         rank = np.full(self.structure.channels + 1, -1, dtype=np.int64)  # the last entry serves FIXED
         feeding = 0

@@ -1,7 +1,7 @@
 """Which channels of a group to keep first.
 
-Both rankings are by group: its channels are judged by all the layers that read them. With one fixed order the
-keep sets of all keep counts are nested, which makes reconstruction cheap.
+Both rankings judge the channels of a group by all layers that read them. With one fixed order the keep sets of all
+keep counts are nested, which makes reconstruction cheap.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ def group_columns(group: Group, layer: Layer) -> Tensor | None:
 
 
 def magnitude(structure: Structure, group: Group, weights: Mapping[str, Tensor]) -> Order:
-    """Largest weights first: the paper's criterion, the norm of what each channel feeds.
+    """Largest weights first: the paper's criterion, the norm of the weights that read each channel.
 
-    `weights` [parts, n, outputs] by weight name. Each layer counts by the share of its norm. Where no layer
-    reads the group through a weight, channels keep their order.
+    `weights` [parts, n, outputs] by weight name. A layer contributes each channel's share of its squared norm. If
+    no layer reads the group through a weight, channels keep their order.
     """
     total = torch.zeros(group.size, dtype=torch.float64)
     for layer in _readers(structure, group, weights):
@@ -66,11 +66,11 @@ def magnitude(structure: Structure, group: Group, weights: Mapping[str, Tensor])
 def elimination(
     structure: Structure, group: Group, weights: Mapping[str, Tensor], damped: Mapping[str, Tensor]
 ) -> Order:
-    """Remove, again and again, the channel whose loss the remaining ones can make up for best.
+    """Remove, step by step, the channel for which the remaining channels compensate best.
 
-    After each removal the rest are refitted in closed form (block inverse updates of the Gram matrix), so the
-    criterion is the exact rise of the reconstruction error, summed over the readers in units of each one's
-    output energy. `damped` [parts, n, n] are Gram matrices that can be inverted.
+    After each removal the rest are refitted in closed form (block inverse updates of the Gram matrix). So the
+    criterion is the exact rise of the reconstruction error, summed over the readers, each in units of its output
+    energy. `damped` [parts, n, n]: invertible Gram matrices.
     """
     readers = []
     for layer in _readers(structure, group, weights):
@@ -85,8 +85,8 @@ def elimination(
 
 
 def _readers(structure: Structure, group: Group, weights: Mapping[str, Tensor]) -> Sequence[Layer]:
-    found = {structure.layers[index].weight: structure.layers[index] for index in group.consumers}
-    return [layer for name, layer in found.items() if name in weights]
+    consumers = {structure.layers[index].weight: structure.layers[index] for index in group.consumers}
+    return [layer for name, layer in consumers.items() if name in weights]
 
 
 def _eliminate(readers: Sequence[Reader], size: int) -> Order:
@@ -107,7 +107,7 @@ def _eliminate(readers: Sequence[Reader], size: int) -> Order:
 
 
 def _rise(reader: Reader, channels: Tensor) -> Tensor:
-    """[channels]: how much the squared error rises if each goes alone: tr(W_Bᵀ (G⁻¹_BB)⁻¹ W_B)."""
+    """[channels]: rise of the squared error if only that channel is removed: tr(W_Bᵀ (G⁻¹_BB)⁻¹ W_B)."""
     places = reader.columns[channels]
     blocks = reader.inverse[:, places[:, :, None], places[:, None, :]]  # [parts, C, b, b]
     weight = reader.weight[:, places]  # [parts, C, b, outputs]

@@ -5,7 +5,7 @@ the leading blocks of one Cholesky factor of the reordered G serve them all: wit
 Z = L⁻¹ (G W), the weights for the first m columns are L[:m,:m]⁻ᵀ Z[:m], and the squared error left is
 ‖Z‖² - ‖Z[:m]‖². A layer read by several groups has no single nesting and is solved for each keep set.
 
-Memory: 8 n (n + outputs) bytes a layer beside the solutions, of which a bounded number is remembered.
+Memory: 8 n (n + outputs) bytes a layer, and a bounded cache of solutions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from amc.structure import Layer
 from amc.structure.structure import Slots
 
 DAMPING = 1e-4  # of the mean diagonal: keeps G invertible and small weights small
-CACHE_BYTES = 256 << 20  # solutions remembered, over all layers
+CACHE_BYTES = 256 << 20  # of solutions, over all layers
 
 
 def as_filters(weight: Tensor, layer: Layer) -> Tensor:
@@ -45,7 +45,7 @@ def flat_weight(weight: Tensor, layer: Layer) -> Tensor:
 
 
 def damp(gram: Tensor, damping: float = DAMPING) -> Tensor:
-    """Add `damping` times the mean diagonal, more where that leaves the matrix singular.
+    """Add `damping` times the mean diagonal, or more if the matrix stays singular.
 
     Damping G on both sides of the normal equations pulls the solution towards the dense weights.
     """
@@ -72,7 +72,7 @@ class LayerFit:
             columns = self._columns(position_order)
             self.factor = torch.linalg.cholesky(gram[:, columns[:, None], columns])
             self.rhs = torch.linalg.solve_triangular(self.factor, self.target[:, columns], upper=False)
-            self.gram = self.target = torch.empty(0)  # the factor is all that is needed
+            self.gram = self.target = torch.empty(0)  # only the factor is needed
 
     def weights(self, kept: Slots) -> Tensor:
         """Weights for these input positions (ascending): [O, kept, kernel...] in double precision."""
@@ -90,7 +90,7 @@ class LayerFit:
         return outputs.contiguous()
 
     def relative_errors(self) -> Tensor:
-        """[positions + 1]: squared error left with the first 0, 1, 2 … positions, as a share of the output's.
+        """[positions + 1]: squared error with the first 0, 1, 2 … positions, as a share of the output's energy.
 
         Only for a layer with one ranking.
         """
@@ -111,7 +111,7 @@ class SolutionCache:
         self._entries: OrderedDict[Hashable, Tensor] = OrderedDict()
 
     def get(self, key: Hashable, solve: Callable[[], Tensor]) -> Tensor:
-        """What `solve()` gave for this key, or gives now."""
+        """The solution of this key; calls `solve()` for a new key."""
         if key in self._entries:
             self._entries.move_to_end(key)
             return self._entries[key]

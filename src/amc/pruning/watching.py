@@ -1,7 +1,7 @@
-"""What enters every layer while a network runs: the calls of torch that contract a parameter with an activation.
+"""Records the inputs of every layer while a network runs: torch's calls that contract a parameter with an activation.
 
-Weights are known by the parameter itself or by a view of it (`w.t()`, `w.mT`, `w[None]`), so modules, functions and
-operators are seen alike. What a layer sees is [groups, samples, inputs per group * kernel], sampled.
+A weight is recognised as the parameter itself or a view of it (`w.t()`, `w.mT`, `w[None]`), in modules, functions and
+operators alike. The inputs of a layer are [groups, samples, inputs per group * kernel], sampled.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CELLS = {torch.lstm_cell, torch.gru_cell, torch.rnn_tanh_cell, torch.rnn_relu_c
 
 
 class Watch(TorchFunctionMode):
-    """Tells `seen` what enters each of `layers`, by weight name; `parameters` are those of the network that runs.
+    """Calls `seen` with the inputs of each of `layers`, by weight name; `parameters`: of the network that runs.
 
     At most `positions` places of every example are sampled: output positions, tokens or time steps.
     """
@@ -73,7 +73,7 @@ class Watch(TorchFunctionMode):
                 self.seen(name, self._rows(_entering(way, layout, x.detach(), weight)))
 
     def _recurrent(self, func: Any, x: Tensor, hx: Any, params: Any, *settings: Any) -> None:
-        """Layer by layer: what enters it, and its own output one step before."""
+        """For each layer: its input, and its own output one step before."""
         if not isinstance(params, (list, tuple)) or not any(map(self._name, params)):
             return  # packed input comes with its batch sizes in between
         has_biases, layers, _, _, bidirectional, batch_first = settings
@@ -99,7 +99,7 @@ class Watch(TorchFunctionMode):
         self._steps(w_hh, state[None])
 
     def _steps(self, weight: Tensor, x: Tensor) -> None:
-        """x [T, N, I]: what enters the matrix `weight` at every step."""
+        """Record x [T, N, I], the input of the matrix `weight` at every step."""
         name = self._name(weight)
         if name is not None:
             self.seen(name, self._rows(x.detach().transpose(0, 1)[None]))
@@ -162,7 +162,7 @@ def _each(value: Any, rank: int) -> tuple[int, ...]:
 
 
 def _padded(x: Tensor, kernel: Sequence[int], padding: Any, dilations: Sequence[int]) -> Tensor:
-    """Zero padding as the convolution itself would add it; other kinds are padded by the module before."""
+    """Zero padding, as the convolution adds it. The module adds other kinds of padding before it calls torch."""
     if padding == "same":
         totals = [dilation * (size - 1) for size, dilation in zip(kernel, dilations, strict=True)]
         ends = [(total // 2, total - total // 2) for total in totals]
@@ -189,16 +189,16 @@ def _axes(view: Tensor) -> list[int | None] | None:
     left = {dim: extent for dim, extent in left.items() if extent[0] > 1}
     axes: list[int | None] = []
     for extent in zip(view.shape, view.stride(), strict=True):
-        found = next((dim for dim, mine in left.items() if mine == extent), None)
-        if found is None and extent[0] > 1 and extent[1] > 0:
+        axis = next((dim for dim, own in left.items() if own == extent), None)
+        if axis is None and extent[0] > 1 and extent[1] > 0:
             return None
-        axes.append(found)
-        left.pop(-1 if found is None else found, None)
+        axes.append(axis)
+        left.pop(-1 if axis is None else axis, None)
     return None if left else axes
 
 
 def _entering(product: Product, layout: Layout, x: Tensor, weight: Tensor) -> Tensor:
-    """The activation as [stack, ..., inputs]; a stack that it does not have repeats it."""
+    """The activation as [stack, ..., inputs], repeated over the stack if it has none."""
     rows = "".join(letter for letter in product.left if letter not in layout.stack + layout.inputs)
     x = x.permute([product.left.index(letter) for letter in layout.stack + rows + layout.inputs])
     x = x.flatten(x.ndim - len(layout.inputs))

@@ -1,1 +1,1 @@
-"""What a run leaves on disk: its directory, line files, JSON records, weights, and where they were made."""
+"""The files of a run: its directory, line files, JSON records, weights, and their provenance."""

@@ -1,10 +1,9 @@
-"""The directory of one run: what lies in it, and writing there so that nothing is ever half written.
+"""The directory of one run: its files, read with checks and never half written.
 
-A run is killed, meets a full disk, or is started twice in one place; none of these may harm what was there
-before. So files are replaced whole or not at all, line files lose at most a torn last line, one process
-writes at a time, and a directory that holds anything else is refused untouched. What is read was perhaps changed
-since: JSON files carry a digest of themselves, and summary.json those of the other files. Needs a POSIX system (flock,
-fsync of directories).
+A run may be killed, fill the disk, or be started twice in one directory. None of these may harm its files. So files
+are replaced whole or not at all, line files lose at most a torn last line, only one process writes at a time, and a
+directory with other files is refused untouched. Files may be changed later: JSON files contain their own digest, and
+summary.json the digests of the other files. Needs a POSIX system (flock, fsync of directories).
 """
 
 import fcntl
@@ -36,10 +35,10 @@ class RunDir:
     def claim(cls, path: str | os.PathLike[str]) -> Iterator[Self]:
         """Make the directory of a new run, and be the only process that writes to it inside the block.
 
-        A directory is a run from the moment it holds `config.json`, which the block writes. If the block raises before
-        that, or ends with an error before the first episode, all is as it was found; a run that is interrupted there
-        stays, and can be resumed. Raises `RunError`, with everything left as it was, when the directory holds a run or
-        any other file, when the path is a file, when it cannot be written, or when another process has claimed it.
+        A directory is a run once it holds `config.json`, which the block writes. If the block raises before that, or
+        fails with an error before the first episode, the directory is restored; an interrupted run stays, and can be
+        resumed. Raises `RunError`, without any change, if the directory holds a run or any other file, if the path is
+        a file or cannot be written, or if another process has claimed it.
         """
         run = cls(Path(path))
         run._refuse_occupied()  # before the lock file is made: a foreign directory stays untouched
@@ -61,14 +60,14 @@ class RunDir:
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], config: Mapping[str, object]) -> Self:
-        """Make the directory of a new run and write its `config.json`; raises as `claim` does."""
+        """Make the directory of a new run and write its `config.json`. Raises like `claim`."""
         with cls.claim(path) as run:
             run.write_json(files.CONFIG, config)
         return run
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
-        """Open the directory of an existing run; `RunError` when there is none."""
+        """Open the directory of an existing run. Raises `RunError` if it holds no run."""
         run = cls(Path(path))
         if not run.path.is_dir():
             raise RunError(f"no run directory '{run.path}'; give the directory that `amc search --out` made")
@@ -84,7 +83,7 @@ class RunDir:
         return self.path / name
 
     def has(self, name: str) -> bool:
-        """Whether the run has the file `name`, whatever it is: what cannot be read is refused when it is."""
+        """Whether the run has a file `name` of any kind; only reading it refuses an unreadable file."""
         return self.file(name).exists()
 
     def begun(self) -> bool:
@@ -92,7 +91,7 @@ class RunDir:
         return any(self.path.glob("journal*.jsonl")) or any(self.path.glob("round-*"))
 
     def config(self) -> dict[str, Any]:
-        """What the run was started with."""
+        """The settings that the run was started with."""
         return self.read_json(files.CONFIG)
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -115,11 +114,11 @@ class RunDir:
         self.write_bytes(name, records.json_bytes(record))
 
     def digests(self, names: Iterable[str]) -> dict[str, str]:
-        """SHA-256 of those of the files that are there, for the summary."""
+        """SHA-256 of each of these files that exists, for the summary."""
         return {name: _sha256(self.file(name)) for name in names if self.has(name)}
 
     def verify(self, *names: str) -> None:
-        """`RunError` for a file that is not the one the summary was written with.
+        """Raise `RunError` for a file that differs from the one that the summary describes.
 
         Files that the summary does not list pass: the search is not finished, or an earlier version wrote it.
         """
@@ -143,8 +142,7 @@ class RunDir:
     def read_jsonl(self, name: str) -> list[dict[str, Any]]:
         """Records of a line file, without a torn last line; a missing file has none.
 
-        A line that is no JSON object and is not the last one gives `RunError` with the file and the line's
-        number.
+        Raises `RunError`, with the file and the line's number, if a line before the last is not a JSON object.
         """
         path = self.file(name)
         if not path.exists():
@@ -165,8 +163,8 @@ class RunDir:
     def append_jsonl(self, name: str, record: Mapping[str, object], *, durable: bool = True) -> None:
         """Append one line to a line file; a torn last line is removed first.
 
-        With `durable`, the line is on the disk when this returns. On a full disk: `RunError`, the file as
-        before.
+        With `durable`, the line is on the disk when this returns. Raises `RunError` on a full disk; the file is then
+        unchanged.
         """
         path = self.file(name)
         line = records.json_line(record)
@@ -177,9 +175,9 @@ class RunDir:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Be the only process that writes to this run; `RunError` at once when another one is.
+        """Be the only process that writes to this run. Raises `RunError` at once if another process is writing.
 
-        The lock goes with the process, however it ends. Not re-entrant.
+        The lock ends with the process, even if that is killed. Not re-entrant.
         """
         try:
             descriptor = open_to_write(self.file(files.LOCK), os.O_RDWR)
@@ -211,14 +209,14 @@ class RunDir:
             os.pwrite(descriptor, str(os.getpid()).encode(), 0)
 
     def _remove_stale(self) -> None:
-        """Remove what killed writers left; a young file may be a report's (written unlocked)."""
+        """Remove temporary files of killed writers; a young one may be a report's, which is written unlocked."""
         for path in self.path.iterdir():
             with suppress(OSError):
                 if is_temporary(path.name) and time.time() - path.stat().st_mtime > _STALE_SECONDS:
                     path.unlink()
 
     def _clear(self) -> None:
-        """Remove what this process wrote to a directory that was free; `config.json` last, for it makes it a run."""
+        """Remove the files that this process wrote to a free directory; `config.json` last, as it marks a run."""
         for path in sorted(self.path.iterdir(), key=lambda path: (path.name == files.CONFIG, path.name)):
             if path.name != files.LOCK:
                 with suppress(OSError):
@@ -245,7 +243,7 @@ class RunDir:
             raise RunError(f"'{self.path}' is not empty (it holds {shown}); choose another directory")
 
     def _describe(self) -> str:
-        """What run this is, for a message; says less when its files cannot be read."""
+        """A description of the run for a message; shorter if its files cannot be read."""
         try:
             config = self.config()
             scored = sum("episode" in record for record in self.read_jsonl(files.JOURNAL))
@@ -267,7 +265,7 @@ def _sha256(path: Path) -> str:
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether the open file still is the one at `path`."""
+    """Whether the open file is still the one at `path`."""
     try:
         there, held = path.stat(), os.fstat(descriptor)
     except OSError:
@@ -276,7 +274,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 
 def _make_directories(path: Path) -> list[Path]:
-    """Make the directory and those above it; the ones that are new, the innermost first."""
+    """Make the directory and its parents. Returns the new ones, the innermost first."""
     new = [directory for directory in (path, *path.parents) if not directory.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)

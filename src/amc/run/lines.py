@@ -1,8 +1,8 @@
-"""Writing that a kill or a full disk cannot spoil: line files that lose at most their last line, files replaced whole.
+"""Writing that survives a kill or a full disk: line files lose at most their last line; other files are replaced whole.
 
-A line file has one JSON object a line. A write that is cut short leaves a line without its newline or, where the file
-system kept the length and lost the bytes, a last line that is no JSON. That torn line is left out by whoever reads, and
-cut off by whoever writes next. Needs a POSIX system (fsync of directories).
+A line file has one JSON object per line. An interrupted write leaves a torn line: a line without its newline or, if the
+file system kept the length and lost the bytes, a last line that is not JSON. Readers skip the torn line, and the next
+writer cuts it off. Needs a POSIX system (fsync of directories).
 """
 
 import errno
@@ -15,18 +15,18 @@ from pathlib import Path
 from amc.errors import RunError
 from amc.run.records import check_regular
 
-_BLOCK = 65536  # bytes read from the end of a line file, to begin with
+_BLOCK = 65536  # bytes to read first from the end of a line file
 
 
 def whole_lines(data: bytes) -> list[bytes]:
-    """The lines of a line file that were written to the end, without their newlines."""
+    """The complete lines of a line file, without their newlines."""
     return data[: len(data) - torn(data)].split(b"\n")[:-1]
 
 
 def torn(data: bytes) -> int:
-    """Bytes that a cut write left at the end of `data`, which begins before or at the last whole line.
+    """Bytes of the torn line at the end of `data`, which must begin at or before the last whole line.
 
-    No more than one write can be cut short: where a last line has no newline, the line before it counts as whole.
+    Only one write can be interrupted: if the last line has no newline, the line before it is whole.
     """
     *lines, rest = data.split(b"\n")
     if rest or not lines or _is_object(lines[-1]):
@@ -37,8 +37,8 @@ def torn(data: bytes) -> int:
 def append_line(path: Path, line: bytes, *, durable: bool = True) -> None:
     """Append a line, given without its newline, to a line file; a torn last line is cut off first.
 
-    With `durable` the line is on the disk when this returns, and so is the name of a new file. On an error the file has
-    the whole lines that it had. Raises OSError where the disk refuses, RunError as `open_to_write` does.
+    With `durable` the line, and the name of a new file, are on the disk when this returns. On an error the file keeps
+    its whole lines. Raises OSError if the disk fails, and RunError like `open_to_write`.
     """
     descriptor = open_to_write(path, os.O_RDWR | os.O_APPEND)
     try:
@@ -58,7 +58,7 @@ def append_line(path: Path, line: bytes, *, durable: bool = True) -> None:
 
 
 def repair(path: Path) -> None:
-    """Cut a torn last line off; raises as `append_line` does."""
+    """Cut off a torn last line. Raises like `append_line`."""
     descriptor = open_to_write(path, os.O_RDWR)
     try:
         _cut_torn(descriptor)
@@ -67,9 +67,9 @@ def repair(path: Path) -> None:
 
 
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Replace the file at `path` by `data`, whole or not at all, and see it on the disk.
+    """Replace the file at `path` by `data`, whole or not at all, and flush it to the disk.
 
-    When it fails (`RunError`) the former file is as it was and nothing else is left behind.
+    Raises RunError; the old file is then unchanged, and no temporary file remains.
     """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
@@ -92,14 +92,14 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether `atomic_write_bytes` gives such names to the files that it has not finished."""
+    """Whether this is the name of an unfinished file of `atomic_write_bytes`."""
     return name.startswith(".") and name.endswith(".tmp")
 
 
 def open_to_write(path: Path, flags: int) -> int:
-    """A descriptor of a regular file, made if it is missing; never of what a link names.
+    """Open a regular file for writing; create it if it is missing.
 
-    Raises RunError for a link or another kind of file, OSError where the disk refuses.
+    Raises RunError for a link or another kind of file, OSError if the disk fails.
     """
     try:
         descriptor = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
@@ -118,14 +118,14 @@ def open_to_write(path: Path, flags: int) -> int:
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write all of `data`, where one call may write less than it was given."""
+    """Write all of `data`; one call of os.write may write only a part."""
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in the directory `path` durable; a file system that cannot loses only promptness."""
+    """Make the names in the directory `path` durable; some file systems cannot, and write them later."""
     with suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -135,7 +135,7 @@ def sync_directory(path: Path) -> None:
 
 
 def is_full(error: OSError) -> bool:
-    """Whether there is no space left, or none of this user's."""
+    """Whether the disk, or the user's quota, is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -147,7 +147,7 @@ def unwritable(path: Path, error: OSError) -> RunError:
 
 
 def _cut_torn(descriptor: int) -> int:
-    """Cut a torn last line off the open file; returns the bytes that are left."""
+    """Cut a torn last line off the open file. Returns the size that remains, bytes."""
     size = os.lseek(descriptor, 0, os.SEEK_END)
     end = size - torn(_tail(descriptor, size))
     if end < size:

@@ -1,8 +1,8 @@
-"""JSON that was written earlier, read strictly: regular files, bounded size and depth, finite numbers, typed fields.
+"""Strict reading of JSON: regular files, bounded size and depth, finite numbers, typed fields.
 
-A run lies on a disk for months and is copied, edited and damaged there. Every file of a run is read through this
-module, so that what is wrong with it is one line that names the file. What a device and its host send one another is
-read by the same `parse_object`. Pure but for `read_bytes` and `check_regular`.
+A run stays on a disk for months; it may be copied, edited or damaged. Every file of a run is read through this module,
+which reports a fault in one line that names the file. A device and its host read each other's messages with the same
+`parse_object`. Pure except `read_bytes` and `check_regular`.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from typing import Any, NoReturn
 from amc.errors import RunError
 
 MAX_BYTES = 256 << 20
-MAX_DEPTH = 32  # lists and objects inside one another; what is written here has 5
-MAX_DIGITS = 19  # of a whole number: below 2^63 and a sign
-LARGEST = 1e100  # of a figure; sums and products of two stay finite
+MAX_DEPTH = 32  # of nested lists and objects; AMC writes at most 5
+MAX_DIGITS = 19  # of a whole number, without its sign: below 2^63
+LARGEST = 1e100  # number; sums and products of two stay finite
 SEAL = "sha256"  # the key of a record's own digest
 
-Check = Callable[[Any, str], None]  # a value and its place in the file; DamagedError where it does not fit
+Check = Callable[[Any, str], None]  # of a value and its place in the file; raises DamagedError
 
 
 class DamagedError(ValueError):
-    """Why a record cannot be used: words to follow the name of its file."""
+    """Why a record cannot be used. The message follows the name of its file."""
 
 
 def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
@@ -57,7 +57,7 @@ def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
 
 
 def check_regular(path: Path, descriptor: int | None = None) -> None:
-    """RunError unless the path, or what is open, is a regular file; a missing path passes."""
+    """Raise RunError unless the path, or the open file, is a regular file; a missing path passes."""
     try:
         mode = (path.stat() if descriptor is None else os.fstat(descriptor)).st_mode
     except FileNotFoundError:
@@ -69,7 +69,7 @@ def check_regular(path: Path, descriptor: int | None = None) -> None:
 
 
 def parse(data: bytes) -> Any:
-    """One JSON value in UTF-8; DamagedError for what this program never writes, such as NaN or a repeated key."""
+    """One JSON value in UTF-8. Raises DamagedError for JSON that AMC never writes: NaN, a repeated key."""
     try:
         value = json.loads(
             data.decode(), object_pairs_hook=_unique, parse_int=_whole, parse_float=_finite, parse_constant=_constant
@@ -85,7 +85,7 @@ def parse(data: bytes) -> Any:
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
-    """One JSON object; DamagedError for anything else."""
+    """One JSON object. Raises DamagedError for anything else."""
     value = parse(data)
     if not isinstance(value, dict):
         raise DamagedError(f"holds a {type(value).__name__} where an object is expected")
@@ -117,7 +117,7 @@ def _constant(name: str) -> NoReturn:
 
 
 def _check_values(value: Any) -> None:
-    """DamagedError for text that is no Unicode, and for lists and objects too deep inside one another."""
+    """Raise DamagedError for text that is not Unicode, and for lists and objects that are nested too deep."""
     for depth, item in _all(value):
         if depth > MAX_DEPTH:
             raise DamagedError(f"is nested deeper than {MAX_DEPTH} levels")
@@ -126,7 +126,7 @@ def _check_values(value: Any) -> None:
 
 
 def _all(value: Any) -> Iterator[tuple[int, Any]]:
-    """Every value and key inside a value, with its depth. Not recursive: the depth is not trusted yet."""
+    """Every value and key inside a value, with its depth. Not recursive: the depth is not checked yet."""
     pending = [(0, value)]
     while pending:
         depth, item = pending.pop()
@@ -144,7 +144,7 @@ def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unsealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record without its digest; DamagedError where the two differ. A record without one passes."""
+    """The record without its digest. Raises DamagedError if the digest is wrong; a record without one passes."""
     rest = {key: value for key, value in record.items() if key != SEAL}
     if SEAL in record and record[SEAL] != _digest(rest):
         raise DamagedError(
@@ -155,12 +155,12 @@ def unsealed(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _digest(record: Mapping[str, Any]) -> str:
-    """SHA-256 of the values, whatever the order of the keys and the spaces between them."""
+    """SHA-256 of the values. The order of the keys and the spaces between them do not count."""
     return hashlib.sha256(json.dumps(record, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def shown(value: object) -> str:
-    """A value as a message has room for it."""
+    """A value, shortened for a message."""
     text = ascii(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
 
@@ -187,11 +187,11 @@ scalar = _kind("text, a number, true, false or null", lambda value: not isinstan
 
 
 def anything(value: Any, place: str) -> None:
-    """No rule."""
+    """Accept any value."""
 
 
 def optional(check: Check) -> Check:
-    """Null, or what `check` takes."""
+    """Null, or a value that `check` accepts."""
 
     def checked(value: Any, place: str) -> None:
         if value is not None:
@@ -201,7 +201,7 @@ def optional(check: Check) -> Check:
 
 
 def many(check: Check, least: int = 0) -> Check:
-    """A list of what `check` takes."""
+    """A list of values that `check` accepts, at least `least` of them."""
 
     def checked(value: Any, place: str) -> None:
         if not isinstance(value, list) or len(value) < least:
@@ -214,7 +214,7 @@ def many(check: Check, least: int = 0) -> Check:
 
 
 def table(check: Check) -> Check:
-    """An object, every value of which `check` takes."""
+    """An object of values that `check` accepts."""
 
     def checked(value: Any, place: str) -> None:
         for key, item in _object(value, place).items():
@@ -224,7 +224,7 @@ def table(check: Check) -> Check:
 
 
 def fields(known: Mapping[str, Check], needed: Collection[str] = ()) -> Check:
-    """An object, whose fields of these names `known` takes; those `needed` must be there, and others may be."""
+    """An object: `known` checks its fields by name, those in `needed` must be present, and others pass."""
 
     def checked(value: Any, place: str) -> None:
         record = _object(value, place)
@@ -250,7 +250,7 @@ def _inside(place: str, name: str) -> str:
 def json_bytes(record: Mapping[str, object]) -> bytes:
     """The JSON file of a record, with the record's digest.
 
-    `ValueError` for NaN; `RunError` for text that is no Unicode, as the path of a file can be.
+    Raises ValueError for NaN, and RunError for text that is not Unicode, such as some paths.
     """
     plain = json.loads(json.dumps(record, allow_nan=False, default=_plain))
     try:
@@ -265,7 +265,7 @@ def json_line(record: Mapping[str, object]) -> bytes:
 
 
 def _plain(value: object) -> object:
-    """JSON form of what json cannot write: paths, and NumPy or torch scalars and arrays."""
+    """The JSON form of objects that json cannot write: paths, and NumPy or torch scalars and arrays."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, Mapping):

@@ -1,7 +1,6 @@
-"""What the files of a run hold, field by field, so that whoever reads one may rely on its types.
+"""The fields of a run's files and their types, on which readers may rely.
 
-Fields that are not named here pass: an older or newer version may have others. A field that is named may be absent
-unless it is needed.
+Unknown fields pass: an older or newer version may have written them. A known field may be absent unless it is needed.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ _COSTS = table(optional(number))
 
 
 def _shape(value: Any, place: str) -> None:
-    """Sizes of one example, which are asked for as memory."""
+    """The shape of one example, bounded because a tensor of this shape will be allocated."""
     many(positive, least=1)(value, place)
     if math.prod(value) > MAX_INPUT:
         raise DamagedError(f"has {shown(value)} as {place}, more values than any network takes")

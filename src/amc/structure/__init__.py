@@ -1,4 +1,4 @@
-"""What of a network can be removed, what is tied together, what it costs, and what is locked and why."""
+"""The structure of a network: the channels that can be removed, their ties, their costs, and the locked channels."""
 
 from amc.structure.analysis import inspect
 from amc.structure.certificate import Certificate, certify, check_counts

@@ -1,4 +1,4 @@
-"""What a user can do about a network that cannot be followed, or about what of it is locked."""
+"""Advice for users: on networks that cannot be traced, and on locked channels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PARAMETRIZED = ".parametrizations."
 
 
 def advice_on_network(model: nn.Module) -> str:
-    """What to prune instead of a network of a kind that cannot be traced or run here; "" where nothing is known."""
+    """What to prune instead of a network that cannot be traced or run here; "" without advice."""
     modules = [*model.modules()]
     if any(isinstance(module, torch.jit.ScriptModule) for module in modules):
         return "it is TorchScript: give the nn.Module that it was made from"
@@ -28,19 +28,19 @@ def advice_on_network(model: nn.Module) -> str:
         return "it returns a cache of keys and values: set model.config.use_cache = False"
     backbone = getattr(model, "backbone", None)
     if isinstance(backbone, nn.Module):
-        return "of a detector prune the part that takes one tensor: give model.backbone, and put the result back in"
+        return "of a detector prune the part that takes one tensor: give model.backbone, and put the result back"
     return ""
 
 
 def advice_on_recurrence(model: nn.Module) -> str:
-    """What torch.export does not follow of recurrent layers; "" for a network without any."""
+    """What torch.export does not trace in recurrent layers; "" for a network without them."""
     if any(isinstance(module, nn.RNNBase) for module in model.modules()):
         return "torch.export does not follow pack_padded_sequence: if it packs its sequences, let it run on padded ones"
     return ""
 
 
 def advice_on_example(model: nn.Module, inputs: Any) -> str:
-    """How the example's tensors must differ to fit the network's; "" where they fit in precision and device."""
+    """How to change the example's tensors to fit the network; "" if precision and device fit."""
     weight = next((p for p in model.parameters() if p.is_floating_point()), None)
     given = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
     if weight is None or not given:
@@ -64,7 +64,7 @@ def _has_quantised_tensors(model: nn.Module) -> bool:
 
 
 def explained(locked: Iterable[Locked], model: nn.Module) -> tuple[Locked, ...]:
-    """The locks, with the cause and the remedy where a weight is computed by something that can be taken off."""
+    """The locks. If something removable computes a weight, the reason names it and says how to remove it."""
     return tuple(_explained(item, model) for item in locked)
 
 
@@ -76,8 +76,8 @@ def _explained(item: Locked, model: nn.Module) -> Locked:
 
 
 def _parametrization(model: nn.Module, path: str) -> str:
-    owner, found, rest = path.partition(_PARAMETRIZED)
-    if not found:
+    owner, separator, rest = path.partition(_PARAMETRIZED)
+    if not separator:
         return ""
     kind = type(_module(model, path)).__name__.strip("_")
     tensor = rest.partition(".")[0]

@@ -34,7 +34,7 @@ def inspect(
 
     `example_input` is a tensor, a tuple of positional or a dict of keyword arguments; costs are for this input
     as a whole, so give one example (batch 1) for costs per example. `lock` keeps groups whose name or producing
-    layer matches one of these patterns (`layer3.*`); `only` keeps all that match none.
+    layer matches one of these patterns (`layer3.*`); `only` keeps all groups that match none of its patterns.
 
     Raises ModelError where the model does not take the example, or torch.export cannot trace it.
 
@@ -98,9 +98,9 @@ def _assemble(walk: Propagation, traced: Trace) -> Structure:
 
 
 def _layer_names(uses: Sequence[LayerUse]) -> list[str]:
-    """Each layer by the module of its weight; by the weight itself where a module holds several.
+    """The name of each layer: the module of its weight, or the weight itself if the module holds several.
 
-    A weight named `weight` is the module's main one and leaves the module's name to no other.
+    A weight named `weight` is the module's main weight and always takes the module's name.
     """
     names = [use.weight.rpartition(".")[0] or use.module or use.weight or use.kind for use in uses]
     weights: dict[str, set[str]] = {}
@@ -118,8 +118,8 @@ def _is_main(weight: str) -> bool:
 
 def _layer(use: LayerUse, name: str, macs: int, slots: Callable[[Ids], Slots], other: str) -> Layer:
     obstacle = f"{other} uses its weight, too" if other else ""
-    inputs = [found for ids in use.input_ids if ((found := slots(ids)) != FIXED).any()]
-    outputs = [found for ids in use.output_ids if ((found := slots(ids)) != FIXED).any()]
+    inputs = [prunable for ids in use.input_ids if ((prunable := slots(ids)) != FIXED).any()]
+    outputs = [prunable for ids in use.output_ids if ((prunable := slots(ids)) != FIXED).any()]
     return Layer(
         **use.shared(),
         name=name,
@@ -189,10 +189,10 @@ def _groups(
     producers: list[list[int]] = [[] for _ in grouping.sizes]
     consumers: list[list[int]] = [[] for _ in grouping.sizes]
     for index, use in enumerate(uses):
-        for entries, found in ((use.output_ids, producers), (use.input_ids, consumers)):
+        for entries, layers_of in ((use.output_ids, producers), (use.input_ids, consumers)):
             numbers = [slots(ids) for ids in entries]
             for group in np.unique([each for part in numbers for each in group_of[part[part != FIXED]]]).tolist():
-                found[int(group)].append(index)
+                layers_of[int(group)].append(index)
     groups: list[Group] = []
     used: dict[str, int] = {}
     for index, size in enumerate(grouping.sizes.tolist()):
@@ -208,32 +208,32 @@ def _groups(
 def _locked(walk: Propagation, channel: Ids, parameters: Iterable[str]) -> tuple[Locked, ...]:
     """Locked channels by the layer that makes them and by reason, each channel once; then those of no layer."""
     seen = np.zeros(channel.max(initial=-1) + 1, dtype=bool)
-    found: list[Locked] = []
+    locked: list[Locked] = []
     for use in walk.layers:
         if not use.output_ids:
             continue
         mine = np.unique(channel[np.concatenate(use.output_ids)])
-        found += _by_reason(use.module or use.weight, mine[~seen[mine]], walk)
+        locked += _by_reason(use.module or use.weight, mine[~seen[mine]], walk)
         seen[mine] = True
-    return (*found, *_locked_apart(walk, channel, parameters, seen, {item.name for item in found}))
+    return (*locked, *_locked_apart(walk, channel, parameters, seen, {item.name for item in locked}))
 
 
 def _locked_apart(
     walk: Propagation, channel: Ids, parameters: Iterable[str], seen: npt.NDArray[np.bool_], listed: set[str]
 ) -> list[Locked]:
-    """Locked channels of parameters in no layer: recurrent ones, computed weights, ones that nothing uses.
+    """Locked channels of parameters outside every layer: recurrent, computed or unused ones.
 
-    One entry a module that is not `listed`: the widest dimension of its first parameter of which nothing can go.
+    One entry for each module that is not `listed`: the widest dimension of its first parameter that is wholly locked.
     """
-    found: dict[str, list[Locked]] = {}
+    by_owner: dict[str, list[Locked]] = {}
     for name in parameters:
         owner = name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
         mine = [np.unique(channel[ids]) for ids in walk.tensors.get(name, ()) if ids is not None]
         locked = [ids for ids in mine if all(each in walk.resolution.locks for each in ids.tolist())]
         whole = len(locked) == len(mine) > 0 and not any(seen[ids].any() for ids in mine)
         if whole and owner not in listed:
-            found.setdefault(owner or name, _by_reason(owner or name, max(locked, key=len), walk))
-    return [item for items in found.values() for item in items]
+            by_owner.setdefault(owner or name, _by_reason(owner or name, max(locked, key=len), walk))
+    return [item for items in by_owner.values() for item in items]
 
 
 def _by_reason(name: str, channels: Ids, walk: Propagation) -> list[Locked]:

@@ -32,7 +32,7 @@ TOLERANCES: dict[torch.dtype | None, float] = {torch.float64: 1e-6, torch.float3
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """What was checked and what came of it: `failed` groups are locked in the structure that comes with it.
+    """The result of the check. `certify` also returns the structure in which the `failed` groups are locked.
 
     >>> structure, certificate = amc.certify(net, amc.inspect(net, x), x)
     >>> certificate.passed, certificate.keep_sets, certificate.failed
@@ -44,7 +44,7 @@ class Certificate:
     failed: tuple[tuple[str, Lock], ...]
 
     def to_json(self) -> dict[str, Any]:
-        """As summary.json and `amc inspect --json` have it; `locked` names the groups that failed."""
+        """The form in summary.json and `amc inspect --json`; `locked` names the groups that failed."""
         return {
             "keep_sets": self.keep_sets,
             "worst_error": self.worst_error,
@@ -67,8 +67,8 @@ def certify(
 ) -> tuple[Structure, Certificate]:
     """Check `keep_sets` random keep sets; lock the groups for which sliced and masked differ.
 
-    Returns the structure that holds, and the certificate. Raises ModelError if not even the whole network
-    reproduces itself, or where a cost is not what torch's counter says of the network or of a slice.
+    Returns the structure with these locks, and the certificate. Raises ModelError if a copy of the whole network does
+    not reproduce its output, or if a cost of the network or of a slice differs from torch's count.
 
     >>> amc.certify(net, amc.inspect(net, x), x, keep_sets=5)
     (Structure(1 group of ...), Certificate(5 keep sets, largest difference ..., passed))
@@ -104,7 +104,7 @@ Counted = Mapping[str, Mapping[str, int]]  # multiply-accumulates by module path
 
 def _difference(name: str, counted: Counted, claimed: Counted, mask: Mask | None) -> str:
     """The innermost module in which the two counts differ, in one line."""
-    inside: dict[str, dict[str, int]] = {}  # as the counter has it: each module with all inside it
+    inside: dict[str, dict[str, int]] = {}  # like torch's counter: each module includes the modules inside it
     for path, operators in claimed.items():
         parts = path.split(".") if path else []
         for depth in range(len(parts) + 1):
@@ -151,7 +151,7 @@ def _certified(
             worst, passed = max(worst, error), passed + 1
             continue
         names = _offenders(structure, check, mask, [g.name for g in structure.groups if g.name not in failed])
-        if not names:  # it fails, and again it does not
+        if not names:  # the failure does not repeat
             raise ModelError(
                 f"{type(model).__name__} cannot be certified: its forward is random in eval mode; fix its random state"
             )
@@ -160,7 +160,7 @@ def _certified(
 
 
 def _random_mask(structure: Structure, rng: np.random.Generator) -> Mask:
-    """Every group keeps a random non-empty set: sizes differ, so that literal sizes show."""
+    """Every group keeps a random non-empty set. The sizes differ, so that a literal size fails."""
     mask = np.zeros(structure.channels, dtype=bool)
     for group in structure.groups:
         count = int(rng.integers(1, group.size)) if group.size > 1 else 1
@@ -174,8 +174,8 @@ def _keep_all(structure: Structure, mask: Mask, name: str) -> None:
 
 
 def _offenders(structure: Structure, check: _Check, mask: Mask, names: Sequence[str]) -> dict[str, Lock]:
-    """Groups that fail by themselves, by bisection; where only a combination fails, all of it."""
-    by_size = check.obstacle(mask) is not None  # then sizes alone tell, and no arithmetic is needed
+    """Groups that fail alone, by bisection. If only a combination fails: all groups in it."""
+    by_size = check.obstacle(mask) is not None  # then the sizes show the failure, without arithmetic
 
     def outcome(subset: Sequence[str]) -> Lock | None:
         trial = np.ones_like(mask)
@@ -190,19 +190,19 @@ def _offenders(structure: Structure, check: _Check, mask: Mask, names: Sequence[
     if whole is not None:
         raise ModelError(
             f"{type(check.model).__name__} does not reproduce itself when copied ({whole}): if its forward is random "
-            "in eval mode, fix its random state; if it reads what lies outside the network, let it read copies"
+            "in eval mode, fix its random state; if it reads objects outside the network, let it read copies"
         )
 
     def search(subset: Sequence[str], lock: Lock) -> dict[str, Lock]:
         if len(subset) == 1:
             return {subset[0]: lock}
-        found: dict[str, Lock] = {}
+        offenders: dict[str, Lock] = {}
         half = len(subset) // 2
         for part in (subset[:half], subset[half:]):
             result = outcome(part)
             if result is not None:
-                found |= search(part, result)
-        return found or dict.fromkeys(subset, lock)
+                offenders |= search(part, result)
+        return offenders or dict.fromkeys(subset, lock)
 
     first = outcome(names)
     return search(names, first) if first is not None else {}
@@ -243,7 +243,7 @@ class _Check:
         check_counts(model, self.structure, example, mask)
 
     def obstacle(self, mask: Mask) -> Lock | None:
-        """Why the sliced network does not run, found by its sizes alone, without arithmetic."""
+        """Why the sliced network does not run, judged by its sizes alone, without arithmetic."""
         if self.sizes is None:
             return None
         model, example = self.sizes
@@ -260,14 +260,14 @@ class _Check:
         try:
             with torch.device("meta"):
                 self._outputs(on_meta(model), example)
-        except Exception:  # whatever cannot run there is judged by running it in full
+        except Exception:  # a network that cannot run there is judged by a full run
             return None
         return model, example
 
     def _prepared(self, model: nn.Module, example: Example) -> tuple[nn.Module, Example, float]:
-        """The model in the highest precision that its forward bears, if possible with random parameters.
+        """The model in the highest precision that its forward accepts, if possible with random parameters.
 
-        Its own parameters serve where random ones overflow, which would compare NaN with NaN.
+        Where random parameters overflow it keeps its own: NaN cannot be compared with NaN.
         """
         for dtype, tolerance in TOLERANCES.items():
             cast = functools.partial(_cast, dtype=dtype)
@@ -275,10 +275,10 @@ class _Check:
             for candidate in (_randomised(model, self.generator), copy_model(model)):
                 candidate = candidate.to(dtype) if dtype is not None else candidate
                 try:
-                    found = self._outputs(copy_model(candidate), inputs)  # what is sliced has never been run
+                    outputs = self._outputs(copy_model(candidate), inputs)  # the model to slice must not have run
                 except (RuntimeError, TypeError):  # mixed precisions in the forward
                     break
-                if all(bool(out.isfinite().all()) for out in found) and any(bool(out.any()) for out in found):
+                if all(bool(out.isfinite().all()) for out in outputs) and any(bool(out.any()) for out in outputs):
                     return candidate, inputs, tolerance
         raise ModelError(
             f"{type(model).__name__} cannot be certified: on the example input it returns nothing but zeros, NaN or "

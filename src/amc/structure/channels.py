@@ -1,4 +1,4 @@
-"""Channel ids: which positions of which tensor dimensions live or die together.
+"""Channel ids: which positions of which tensor dimensions are kept or removed together.
 
 Every dimension of every parameter gets fresh ids; operator rules carry ids along activations and tie or lock
 them. Ties are collected as edges and resolved once, as connected components. Pure numpy: no torch, no files.
@@ -53,7 +53,7 @@ class ChannelTable:
         return ids
 
     def tie(self, a: Ids, b: Ids) -> None:
-        """Position by position, the two live or die together."""
+        """Tie each position of `a` to the same position of `b`: both are kept or both are removed."""
         if a.shape != b.shape:
             raise ValueError(f"cannot tie {a.shape} with {b.shape} channel ids")
         self._ties.append((a.ravel(), b.ravel()))
@@ -65,7 +65,7 @@ class ChannelTable:
         return first[:, 0]
 
     def lock(self, ids: Ids, lock: Lock) -> None:
-        """None of these may be removed. The first reason given is the one reported."""
+        """Lock these ids: none may be removed. If several locks reach a channel, the first is reported."""
         if ids.size:
             self._locks.append((ids.ravel(), lock))
 

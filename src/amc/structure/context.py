@@ -66,10 +66,10 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class LayerUse(WeightUse):
-    """A layer whose channels are ids still; it becomes an `amc.structure.Layer` once they are resolved.
+    """A layer whose channels are still ids. It becomes an `amc.structure.Layer` when they are resolved.
 
-    `input_ids` and `output_ids`: of every input and output channel. Where several dimensions of the weight together
-    make the channels there is one entry a dimension that has ids, each over all channels.
+    `input_ids` and `output_ids`: the ids of all input and output channels. If several dimensions of the weight make up
+    the channels, each dimension with ids has one entry, over all channels.
     """
 
     module: str
@@ -84,7 +84,7 @@ SplitKey = tuple[str, tuple[int, ...]]  # module path and shape: queries, keys a
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """One dimension spread over several of which more than one could stay prunable."""
+    """One dimension that a reshape spreads over several, where more than one could stay prunable."""
 
     key: SplitKey
     ids: Ids
@@ -100,16 +100,16 @@ class Context:
     literals: tuple[Literal, ...] = ()
     attributes_known: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # by module path
     parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # shapes by name
-    count: Callable[[Node], int | None] = lambda _: None  # what torch's counter says of an operator
+    count: Callable[[Node], int | None] = lambda _: None  # torch's count of an operator
     node: Node | None = None
     live: bool = True  # whether anything the network returns depends on the operator
-    unruled: bool = False  # whether the operator was locked for want of a rule
+    unruled: bool = False  # whether the operator was locked because it has no rule
     terms: list[Term] = field(default_factory=list)
     layers: list[LayerUse] = field(default_factory=list)
     attributes: list[Attribute] = field(default_factory=list)
     splits: list[Split] = field(default_factory=list)
     free: list[Ids] = field(default_factory=list)  # dimensions that repeat one value
-    used: dict[str, str] = field(default_factory=dict)  # parameters that other operators than layers use, and which
+    used: dict[str, str] = field(default_factory=dict)  # parameter -> the operator, not a layer, that uses it
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -175,11 +175,11 @@ class Context:
         return self.table.tie_rows(grid if outer else grid.T)
 
     def counted(self, ids: Ids | None, size: int, *, place: int | None = None, name: str = "") -> bool:
-        """The forward gives `size` as a number for these ids: a slice updates the attribute it was read from.
+        """Record the attribute that holds `size`, a number in the forward that counts these ids: a slice updates it.
 
-        `place` is the number's place among those of the call, from the end; `name` the attribute of the
-        operator's own module that is known to hold it. Returns whether an attribute was found; where none is,
-        the number may come from a tensor's shape or be literal, which only the certificate can tell.
+        `place`: position of the number among those of the call, from the end. `name`: the attribute of the operator's
+        own module that holds it, if known. Returns whether an attribute was found. Otherwise the number comes from a
+        tensor's shape or is literal; only the certificate can tell which.
         """
         if ids is None:
             return True
@@ -195,8 +195,8 @@ class Context:
     def _literals(self) -> list[Literal]:
         """Attributes of this module or one around it that reach this line, the innermost first.
 
-        Where no function around the operator is called forward, export keeps no line; then any line of the module
-        itself will do.
+        If no function around the operator is named forward, torch.export keeps no line; then every line of the module
+        itself counts.
         """
         assert self.node is not None
         line, inside = line_of_node(self.node), f"{self.module}."
@@ -216,9 +216,9 @@ class Context:
         layer: int | None = None,
         vanishing: Ids | None = None,
     ) -> None:
-        """Multiply-accumulates: the product of these sizes, of which those with ids shrink with them.
+        """Add multiply-accumulates: the product of these sizes. A size with ids shrinks with its channels.
 
-        `vanishing`: the ids of the dimension without which (at size one) torch counts nothing.
+        `vanishing`: the ids of a dimension; torch counts nothing once its size is one.
         """
         fixed = math.prod(size for size, ids in zip(sizes, dims, strict=True) if ids is None)
         shrinking = tuple(ids for ids in dims if ids is not None)
@@ -228,9 +228,8 @@ class Context:
     def split(self, ids: Ids, shape: Sequence[int]) -> Dims:
         """Ids of one dimension spread over several: one axis stays prunable, the others are tied across.
 
-        Where the ids vary along one axis only, that is the axis. Otherwise several would do (whole heads, or
-        the same feature of every head): the innermost is taken first, and the next one out if a later
-        operator locks it.
+        If the ids vary along one axis only, that axis stays. Otherwise several are possible (whole heads, or the same
+        feature of every head): the innermost is tried first, and the next outer one if a later operator locks it.
         """
         assert self.node is not None
         grid = ids.reshape(tuple(shape))

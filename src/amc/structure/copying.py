@@ -1,7 +1,7 @@
-"""Copies of a network that share nothing with it, so that the user's own is never run, changed or wrapped.
+"""Copies of a network that share nothing with it: AMC never runs, changes or wraps the user's own network.
 
-A copy is *plain*: `torch.compile`, `DataParallel` and `DistributedDataParallel` are taken off, wherever they sit.
-Hooks and patched methods come along, with copies of what they refer to: a hook of the copy fills no list of the user's.
+A copy is *plain*: without the wrappers of `torch.compile`, `DataParallel` and `DistributedDataParallel`, at any depth.
+Hooks and patched methods are copied together with the objects that they refer to.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def plain(model: nn.Module) -> nn.Module:
 
 
 def copy_model(model: nn.Module) -> nn.Module:
-    """A plain deep copy, computed weights (weight norm, pruning masks) included. Raises ModelError if there is none."""
+    """A plain deep copy, with computed weights (weight norm, pruning masks). Raises ModelError if copying fails."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     for name, tensor in tensors:
         if is_lazy(tensor):
@@ -42,7 +42,7 @@ def copy_model(model: nn.Module) -> nn.Module:
 
 
 def with_tensors(model: nn.Module, replaced: Mapping[str, Tensor]) -> nn.Module:
-    """A plain deep copy that takes these tensors instead: the old ones are never copied, and tied ones stay tied."""
+    """A plain deep copy with these tensors in place of the old ones, which are never copied. Tied tensors stay tied."""
     memo: dict[int, Any] = {}
     for name, parameter in model.named_parameters():
         memo[id(parameter)] = nn.Parameter(replaced[name], requires_grad=parameter.requires_grad)
@@ -58,14 +58,14 @@ def with_tensors(model: nn.Module, replaced: Mapping[str, Tensor]) -> nn.Module:
             FunctionTwins(memo).replace_(copied)
     except (TypeError, RuntimeError, NotImplementedError) as error:
         raise ModelError(
-            f"{type(model).__name__} cannot be copied ({message_of(error)}): take what cannot be copied off it, "
-            "or give its class a __deepcopy__"
+            f"{type(model).__name__} cannot be copied ({message_of(error)}): remove the attribute that cannot be "
+            "copied, or give its class a __deepcopy__"
         ) from error
     return copied
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside the wrappers around the whole of it: no copy."""
+    """The network inside the wrappers around the whole network. Makes no copy."""
     inner = _inside(model)
     return model if inner is None else unwrapped(inner)
 
@@ -84,7 +84,7 @@ def _inside(module: nn.Module) -> nn.Module | None:
 
 
 class _ComputedTensors(TorchFunctionMode):
-    """Lets tensors be copied that were computed from parameters: caches, or weights that a hook computes again."""
+    """Copies tensors that were computed from parameters: caches, or weights that a hook recomputes."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -99,9 +99,9 @@ class _ComputedTensors(TorchFunctionMode):
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Keep what the network shares with others as it is: random states, and attributes of the user's classes.
+    """Restore the random states and the attributes of the user's classes after the block.
 
-    And run compiled functions as they are written: a network whose sizes change all the time is not compiled.
+    Compiled functions run uncompiled inside it: torch would compile the network again for every new size.
     """
     classes = {cls for module in model.modules() for cls in type(module).__mro__ if _is_users_class(cls)}
     attributes = {cls: {name: (value, _contents(value)) for name, value in vars(cls).items()} for cls in classes}
@@ -121,7 +121,7 @@ def _is_users_class(cls: type) -> bool:
 
 
 def _contents(value: Any) -> Any:
-    """A shallow copy of a container; None of anything else."""
+    """A shallow copy of a container; None for anything else."""
     return copy.copy(value) if type(value) in (dict, list, set) else None
 
 
@@ -138,8 +138,8 @@ def _restore_attributes_(cls: type, before: Mapping[str, tuple[Any, Any]]) -> No
 
 def _same_items(value: Any, contents: Any) -> bool:
     """Whether two containers of one kind hold the very same objects."""
-    parts = [[*one.items()] if isinstance(one, dict) else [*one] for one in (value, contents)]
-    flat = [[id(part) for item in one for part in (item if isinstance(item, tuple) else (item,))] for one in parts]
+    listed = [[*each.items()] if isinstance(each, dict) else [*each] for each in (value, contents)]
+    flat = [[id(part) for item in items for part in (item if isinstance(item, tuple) else (item,))] for items in listed]
     return flat[0] == flat[1]
 
 

@@ -62,13 +62,12 @@ class CostModel:
     def module_macs(self, keep_counts: npt.ArrayLike) -> dict[str, dict[str, int]]:
         """Multiply-accumulates by the path of the module that calls the operator, and by operator."""
         factors, dims = self._macs
-        found: dict[str, dict[str, int]] = {}
-        for (module, operator), value in zip(
-            self.macs_places, self._products(keep_counts, dims) * factors, strict=True
-        ):
-            operators = found.setdefault(module, {})
+        by_module: dict[str, dict[str, int]] = {}
+        values = self._products(keep_counts, dims) * factors
+        for (module, operator), value in zip(self.macs_places, values, strict=True):
+            operators = by_module.setdefault(module, {})
             operators[operator] = operators.get(operator, 0) + int(value)
-        return found
+        return by_module
 
     def shrinking(self, keep_counts: npt.ArrayLike, metric: Metric = "macs") -> float:
         """Share of the cost in terms that depend on any keep count, in [0, 1]."""

@@ -1,4 +1,4 @@
-"""Multiply-accumulates and parameters as torch itself counts them: the referee for every claimed cost."""
+"""Multiply-accumulates and parameters as torch itself counts them: the reference for every claimed cost."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from amc.structure.trace import Example, inference
 def count_macs(model: nn.Module, example_input: Any) -> int:
     """Multiply-accumulates of one forward pass on `example_input`, by torch's FlopCounterMode.
 
-    Runs on the meta device, without arithmetic; a model that cannot run there runs where it is. Kernels that the
-    counter cannot see into (attention, recurrent layers) are replaced by the operators that they are made of.
-    ModelError if the model does not run under the counter at all.
+    Runs on the meta device, without arithmetic; a model that cannot run there runs on its own device. Basic operators
+    replace the kernels that the counter cannot see into (attention, recurrent layers). Raises ModelError if the model
+    does not run under the counter at all.
 
     >>> amc.count_macs(nn.Conv2d(3, 8, 3), torch.zeros(1, 3, 6, 6))  # 8 * 3 * 3 * 3 at 4 * 4 places
     3456
@@ -34,7 +34,7 @@ def count_macs(model: nn.Module, example_input: Any) -> int:
 
 
 def module_macs(model: nn.Module, example_input: Any) -> dict[str, dict[str, int]]:
-    """As `count_macs`, by module path and operator: each module with all inside it, the whole network as ""."""
+    """As `count_macs`, by module path and operator. A module includes those inside it; "" is the whole network."""
     example = Example.of(example_input).cloned()
     with undisturbed(model):
         return _counted(model, example)
@@ -70,12 +70,12 @@ def count_params(model: nn.Module) -> int:
 
 
 def operator_macs(node: Node) -> int | None:
-    """What the counter says of one operator of a traced graph; None if it cannot run without values.
+    """The count of one operator of a traced graph; None if the operator cannot run without values.
 
-    Blocks that hold parameters of their own run on export's kind of tensors only.
+    Blocks with parameters of their own run on torch.export's tensors only.
     """
     assert callable(node.target)
-    for convert, device in ((_sized, torch.device("meta")), (_as_it_is, contextlib.nullcontext())):
+    for convert, device in ((_sized, torch.device("meta")), (_unchanged, contextlib.nullcontext())):
         args, kwargs = torch.fx.map_arg((node.args, node.kwargs), functools.partial(_traced_value, convert=convert))
         try:
             with device, torch.no_grad(), _visible(), FlopCounterMode(display=False) as counter:
@@ -87,7 +87,7 @@ def operator_macs(node: Node) -> int | None:
 
 
 def _traced_value(node: Node, convert: Callable[[Any], Any]) -> Any:
-    """A node's value; the graph of a block as it is."""
+    """A node's value, converted; the graph of a block, unchanged."""
     if node.op == "get_attr" and "val" not in node.meta and node.graph.owning_module is not None:
         block = getattr(node.graph.owning_module, str(node.target), None)
         if isinstance(block, GraphModule):
@@ -95,12 +95,12 @@ def _traced_value(node: Node, convert: Callable[[Any], Any]) -> Any:
     return tree_map(convert, node.meta.get("val"))
 
 
-def _as_it_is(value: Any) -> Any:
+def _unchanged(value: Any) -> Any:
     return value
 
 
 def _sized(value: Any) -> Any:
-    """A tensor of export's own kind as an ordinary one without storage."""
+    """A tensor of torch.export as an ordinary tensor without storage."""
     if not isinstance(value, torch.Tensor):
         return value
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
@@ -110,18 +110,18 @@ def _count(model: nn.Module, example: Example) -> dict[str, dict[str, int]]:
     with inference(model), _visible(), FlopCounterMode(display=False) as counter:
         model(*example.args, **example.kwargs)
     root = type(model).__name__
-    found = {
+    by_module = {
         name.removeprefix(root).removeprefix("."): {str(operator): int(flops) // 2 for operator, flops in each.items()}
         for name, each in counter.get_flop_counts().items()
         if name == root or name.startswith(f"{root}.")
     }
     total = {str(operator): int(flops) // 2 for operator, flops in counter.get_flop_counts().get("Global", {}).items()}
-    return {**found, "": total}
+    return {**by_module, "": total}
 
 
 @contextlib.contextmanager
 def _visible() -> Iterator[None]:
-    """Keep fused kernels away, of which the counter knows nothing."""
+    """Disable fused kernels, which the counter does not know."""
     mkldnn, *_ = torch.backends.mkldnn.set_flags(_enabled=False, _fp32_precision=None)  # type: ignore[no-untyped-call]
     try:
         with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
@@ -143,4 +143,4 @@ def on_meta(model: nn.Module) -> nn.Module:
     """A copy without storage."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     copied = with_tensors(model, {name: tensor.detach().to("meta") for name, tensor in tensors})
-    return copied.requires_grad_(False)  # the counter's hooks stumble over views of parameters that want gradients
+    return copied.requires_grad_(False)  # the counter's hooks fail on views of parameters that require gradients

@@ -1,8 +1,7 @@
 """Sizes that a network declares without reading them itself, such as timm's `num_features` and `feature_info`.
 
-Other code relies on them: `reset_classifier` builds a new head of `num_features` inputs. A slice brings them in line:
-an attribute of one of the names below that equals a dimension of what goes into its module, or comes out, follows
-that dimension.
+Other code relies on them: `reset_classifier` builds a new head of `num_features` inputs. A slice updates them: an
+attribute with one of the names below that equals a dimension of its module's input or output follows that dimension.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from amc.structure.trace import Example, inference
 
 _OF_INPUT = ("in_features", "in_channels", "in_chs", "num_features", "num_channels", "embed_dim")
 _OF_OUTPUT = ("out_features", "out_channels", "out_chs", "num_features", "num_channels", "hidden_size", "embed_dim")
-_HEAD = "head_hidden_size"  # of timm: what its classifier reads
+_HEAD = "head_hidden_size"  # of timm: the width that its classifier reads
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, tuple[Shape, ...]]  # by module path
 
 
 def update_declared_sizes_(slim: nn.Module, dense: nn.Module, example_input: Any) -> None:
-    """Bring what `slim` declares of its sizes in line, in place; `dense` is the network that it was sliced from.
+    """Update the sizes that `slim` declares, in place; `dense` is the network that it was sliced from.
 
-    A network that cannot run without arithmetic keeps what it declares.
+    A network that cannot run without arithmetic keeps its declared sizes.
     """
     if not any(True for _ in _declarations(dense)):
         return
@@ -38,17 +37,17 @@ def update_declared_sizes_(slim: nn.Module, dense: nn.Module, example_input: Any
     except Exception:  # the user's forward may raise anything where there are no values
         return
     for path, name in _declarations(dense):
-        was: Any = getattr(dense.get_submodule(path), name)
-        now = _followed(was, before.around(path, name), after.around(path, name))
-        if now != was:
-            setattr(slim.get_submodule(path), name, now)
+        old: Any = getattr(dense.get_submodule(path), name)
+        new = _followed(old, before.around(path, name), after.around(path, name))
+        if new != old:
+            setattr(slim.get_submodule(path), name, new)
     for entry in _feature_info(slim):
         path = str(entry.get("module"))
         entry["num_chs"] = _followed(entry["num_chs"], before.outputs.get(path, ()), after.outputs.get(path, ()))
 
 
 def _declarations(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """(path, name) of every declared size; torch's own modules are brought in line by their tensors."""
+    """(path, name) of every declared size; the sizes of torch's own modules follow their tensors."""
     for path, module in model.named_modules():
         if not type(module).__module__.startswith("torch."):
             for name in dict.fromkeys((*_OF_INPUT, *_OF_OUTPUT, _HEAD)):
@@ -66,7 +65,7 @@ def _feature_info(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def _followed(size: int, before: tuple[Shape, ...], after: tuple[Shape, ...]) -> int:
-    """What became of the dimension of that size; the channels', of several."""
+    """The new size of the dimension that had this size; of the channels, if several had it."""
     for old, new in zip(before, after, strict=False):
         if len(old) == len(new):
             for axis in dict.fromkeys((1, len(old) - 1)):  # [N, C, H, W], or channels last
@@ -76,7 +75,7 @@ def _followed(size: int, before: tuple[Shape, ...], after: tuple[Shape, ...]) ->
 
 
 class _Shapes:
-    """The shapes of what goes into every module and comes out, from one pass without arithmetic."""
+    """The input and output shapes of every module, from one pass without arithmetic."""
 
     def __init__(self, model: nn.Module, example: Example) -> None:
         self.inputs: dict[str, tuple[Shape, ...]] = {}
@@ -89,18 +88,18 @@ class _Shapes:
             self.features = _parts_of_timm(model, example)
 
     def around(self, path: str, name: str) -> tuple[Shape, ...]:
-        """Where a size of that name is looked for."""
+        """The shapes in which to look for a size of this name."""
         if not path and self.features:
             features, hidden = self.features
             return (hidden,) if name == _HEAD else (features, hidden)
-        found = self.inputs.get(path, ()) if name in _OF_INPUT else ()
-        return (*found, *(self.outputs.get(path, ()) if name in (*_OF_OUTPUT, _HEAD) else ()))
+        inputs = self.inputs.get(path, ()) if name in _OF_INPUT else ()
+        return (*inputs, *(self.outputs.get(path, ()) if name in (*_OF_OUTPUT, _HEAD) else ()))
 
     def _watch(self, path: str) -> Callable[..., None]:
-        def hear(_: nn.Module, given: Any, result: Any) -> None:
-            self.inputs[path], self.outputs[path] = _shapes_in(given), _shapes_in(result)
+        def record(_: nn.Module, inputs: Any, outputs: Any) -> None:
+            self.inputs[path], self.outputs[path] = _shapes_in(inputs), _shapes_in(outputs)
 
-        return hear
+        return record
 
 
 def _parts_of_timm(model: Any, example: Example) -> tuple[Shape, Shape] | None:

@@ -1,8 +1,7 @@
-"""Functions that a copied network carries: hooks, patched methods, and whatever else is kept in an attribute.
+"""Functions that a copied network holds: hooks, patched methods, and functions in other attributes.
 
-`copy.deepcopy` shares functions and weak references. Then a hook of the copy fills the user's own list, and a method
-that was patched with a function around the old one runs the user's own network. Here each gets a twin, which refers
-to copies.
+`copy.deepcopy` shares functions and weak references. A hook of the copy would fill the user's own list, and a patched
+method that calls the old method would run the user's own network. Here each function gets a twin that refers to copies.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ _CONTAINERS = (dict, list, set, bytearray, deque, Tensor)
 
 
 class FunctionTwins:
-    """Twins of functions; `memo` is that of the `copy.deepcopy` that made the network."""
+    """Twins of functions. `memo` comes from the `copy.deepcopy` that made the network."""
 
     def __init__(self, memo: dict[int, Any]) -> None:
         self._memo = memo
         self._twins: dict[FunctionType, FunctionType] = {}
 
     def replace_(self, model: nn.Module) -> None:
-        """Give every function of the user's that the modules hold its twin, in place."""
+        """Replace every user function that the modules hold by its twin, in place."""
         for module in model.modules():
             attributes = vars(module)
             for name, value in [*attributes.items()]:
@@ -42,8 +41,8 @@ class FunctionTwins:
     def _replaced(self, value: Any) -> Any:
         """The value with twins for functions; containers are changed in place."""
         if isinstance(value, FunctionType):
-            compiled = getattr(value, "_torchdynamo_orig_callable", None)  # of torch.compile: as it is written
-            return self._twin(value) if compiled is None else self._copied(compiled)
+            original = getattr(value, "_torchdynamo_orig_callable", None)  # of a function that torch.compile wraps
+            return self._twin(value) if original is None else self._copied(original)
         if isinstance(value, functools._lru_cache_wrapper):
             inner = self._copied(value.__wrapped__)
             return value if inner is value.__wrapped__ else functools.lru_cache(**value.cache_parameters())(inner)
@@ -63,7 +62,7 @@ class FunctionTwins:
         return value
 
     def _twin(self, function: FunctionType) -> FunctionType:
-        """The function on copies of what it encloses; itself if it refers to nothing that could be changed."""
+        """The function on copies of the values that it encloses; itself if it refers to nothing mutable."""
         if function in self._twins:
             return self._twins[function]
         kept = _global_state(function, self._memo) if is_users(function.__code__.co_filename) else {}
@@ -86,28 +85,28 @@ class FunctionTwins:
         return twin
 
     def _copied(self, value: Any) -> Any:
-        """A deep copy, in which the copied network takes the place of the user's; itself if it cannot be copied."""
+        """A deep copy that refers to the copied network, not to the user's; the value itself if it cannot be copied."""
         if isinstance(value, FunctionType):
             return self._replaced(value)
         try:
-            made = copy.deepcopy(value, self._memo)
+            copied = copy.deepcopy(value, self._memo)
         except Exception:  # locks, files, modules …: shared, as deepcopy shares functions
             return value
-        return self._replaced(made)
+        return self._replaced(copied)
 
 
 def _global_state(function: FunctionType, memo: dict[int, Any]) -> dict[str, Any]:
-    """Global names of the function that hold something it could change, or a module of the network."""
-    found = {name: function.__globals__[name] for name in _names(function.__code__) if name in function.__globals__}
+    """Global names of the function, with their values, that hold something mutable or a module of the network."""
+    used = {name: function.__globals__[name] for name in _names(function.__code__) if name in function.__globals__}
     return {
         name: value
-        for name, value in found.items()
+        for name, value in used.items()
         if isinstance(value, _CONTAINERS) or (isinstance(value, nn.Module) and id(value) in memo)
     }
 
 
 def _keeps_state(function: FunctionType) -> bool:
-    """Whether it assigns global names, or has a default that it could change."""
+    """Whether the function assigns global names or has a mutable default."""
     if not is_users(function.__code__.co_filename):
         return False
     defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())

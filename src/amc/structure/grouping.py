@@ -1,4 +1,4 @@
-"""Channels to groups: those with the same footprint are one decision.
+"""From channels to groups: channels with the same footprint form one group.
 
 The footprint of a channel is how many positions of which dimensions it takes, over all parameters and costs.
 Channels with one footprint are interchangeable for every cost, so a group is priced by its keep count alone.

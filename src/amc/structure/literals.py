@@ -1,8 +1,8 @@
 """Sizes that a forward reads from integer attributes, such as `self.num_heads` in a reshape.
 
-While the model is traced its integer attributes are stood in for by integers that remember where they come
-from, and a function mode notes which of them reach which line. So a slice can bring exactly those attributes
-in line, without guessing by name or value.
+While the model is traced, integers that remember their origin replace its integer attributes. A function mode
+records which of them reach which line. A slice can then update exactly those attributes, without a guess by name or
+value.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Literal:
     module: str
     name: str
     value: int  # of the attribute
-    size: int  # as the call was given it
-    place: int  # among the numbers of the call, from the end: -1 is the last
-    line: str  # `file.py:12`, the user's
+    size: int  # in the call
+    place: int  # position among the numbers of the call, counted from the end: -1 is the last
+    line: str  # the user's line, `file.py:12`
 
 
 class AttributeInt(int):
@@ -41,13 +41,13 @@ class AttributeInt(int):
     @classmethod
     def of(cls, size: int, origin: tuple[str, str, int]) -> AttributeInt:
         """`origin` is the module's path, the attribute's name and its value."""
-        made = cls(size)
-        made.origin = origin
-        return made
+        number = cls(size)
+        number.origin = origin
+        return number
 
     def __mul__(self, other: Any) -> Any:
         product = int(self) * other
-        # Of a product of two attributes either could be meant: one that shrinks is also read by itself.
+        # The origin of a product of two attributes is ambiguous; the attribute that shrinks is also read alone.
         known = type(product) is int and not isinstance(other, AttributeInt)
         return AttributeInt.of(product, self.origin) if known else product
 
@@ -64,26 +64,26 @@ class AttributeInt(int):
 
 @contextlib.contextmanager
 def watching_(model: nn.Module) -> Iterator[Callable[[], tuple[Literal, ...]]]:
-    """Watch the attributes of `model` in the forward passes inside; the value tells what was seen.
+    """Record the attributes of `model` that the forward passes inside the block use; the yielded function lists them.
 
-    The attributes stay integers that remember, in place: give a copy.
+    Replaces the attributes in place and does not restore them: give a copy.
     """
     for path, module in model.named_modules():
         if type(module).__module__.startswith("torch.nn.") or isinstance(module, torch.jit.ScriptModule):
-            continue  # torch's own modules are brought in line by their tensors
+            continue  # the sizes of torch's own modules follow their tensors
         for name, value in list(vars(module).items()):
             if type(value) is int:
                 vars(module)[name] = AttributeInt.of(value, (path, name, value))
     with _Watcher() as watcher:
-        yield lambda: tuple(watcher.found)
+        yield lambda: tuple(watcher.literals)
 
 
 class _Watcher(TorchFunctionMode):
-    """Notes attribute integers among the arguments of every torch function, by the user's line."""
+    """Records attribute integers among the arguments of every torch function, with the user's line."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: dict[Literal, None] = {}
+        self.literals: dict[Literal, None] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -95,14 +95,14 @@ class _Watcher(TorchFunctionMode):
             if isinstance(number, AttributeInt):
                 module, name, value = number.origin
                 line = _line_in_forward(sys._getframe(1))
-                self.found[Literal(module, name, value, int(number), place, line)] = None
+                self.literals[Literal(module, name, value, int(number), place, line)] = None
         return func(*args, **(kwargs or {}))
 
 
 def _line_in_forward(frame: FrameType | None) -> str:
-    """`file.py:12` of the user's innermost line in a function called forward, the only lines that export keeps.
+    """`file.py:12` of the user's innermost line in a function named forward: torch.export keeps only such lines.
 
-    Else of the user's innermost line.
+    Without such a function: the user's innermost line.
     """
     innermost = line_of_frame(frame)
     while frame is not None:

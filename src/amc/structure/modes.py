@@ -1,4 +1,4 @@
-"""What a network is in: its mode, put back as it was, and its device."""
+"""A network's mode (training or eval) and its device."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from torch import nn
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode inside the block; every submodule back in its own mode after it."""
+    """Eval mode inside the block; afterwards every submodule is in its own mode again."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -20,5 +20,5 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the first parameter is; the CPU for a network without one."""
+    """The device of the first parameter; the CPU for a network without parameters."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

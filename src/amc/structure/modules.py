@@ -1,4 +1,4 @@
-"""Modules that stand in for torch's own where those refuse the sizes that pruning leaves."""
+"""Modules that replace torch's own where torch refuses the sizes that pruning leaves."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class SlimMultiheadAttention(nn.MultiheadAttention):
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values [N, L, heads * head_dim], with the learned extra key and value appended."""
-        weight: Tensor | None = self.in_proj_weight  # one of the two is None, whatever torch declares
+        weight: Tensor | None = self.in_proj_weight  # may be None, although torch declares a Tensor
         bias: Tensor | None = self.in_proj_bias
         separate = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
         weights = separate if weight is None else weight.chunk(3)
@@ -92,7 +92,7 @@ class SlimMultiheadAttention(nn.MultiheadAttention):
 
 @contextlib.contextmanager
 def attention_by_parts(model: nn.Module) -> Iterator[None]:
-    """Let every `nn.MultiheadAttention` of the model compute by single operators, which can then be watched."""
+    """Let every `nn.MultiheadAttention` of the model compute by single operators, which hooks can watch."""
     swapped = [module for module in model.modules() if type(module) is nn.MultiheadAttention]
     for module in swapped:
         module.__class__ = SlimMultiheadAttention
@@ -104,7 +104,7 @@ def attention_by_parts(model: nn.Module) -> Iterator[None]:
 
 
 def slim_attention_(module: nn.MultiheadAttention) -> None:
-    """Bring an attention in line with its sliced parameters, in place: by its class and its count of heads."""
+    """Fit an attention to its sliced parameters, in place: its class and its number of heads."""
     inner = module.out_proj.weight.shape[1]
     module.num_heads = inner // module.head_dim
     if inner != module.embed_dim:
@@ -113,7 +113,7 @@ def slim_attention_(module: nn.MultiheadAttention) -> None:
 
 
 def avoid_nested_tensors_(model: nn.Module) -> None:
-    """Keep torch's encoders from packing padded inputs for fused layers that slim attentions do not take, in place."""
+    """Stop torch's encoders from packing padded inputs, which slim attentions do not take. In place."""
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder) and any(
             isinstance(inner, SlimMultiheadAttention) for inner in module.modules()

@@ -1,4 +1,4 @@
-"""What the user keeps whole: one rule for groups of channels and for layers. Pure: no torch, no files."""
+"""The groups or layers that the user keeps whole: one rule for both. Pure: no torch, no files."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ NOT_CHOSEN = "not chosen by --only"
 def kept_whole(
     names: Mapping[str, Sequence[str]], *, lock: Sequence[str], only: Sequence[str], kind: str
 ) -> dict[str, str]:
-    """The reason for each thing that stays whole.
+    """The reason for each item (group or layer) that stays whole.
 
-    names: for each thing, the names that a pattern may match. `lock` keeps what one of its patterns matches; `only`
-    keeps what none of its patterns matches (no pattern: it keeps nothing). `kind`: what the things are, for the error.
+    names: for each item, the names that a pattern may match. `lock` keeps the items that one of its patterns matches;
+    `only`, if it has patterns, keeps the items that none of them matches. `kind` names the items in the error.
 
     Raises ModelError for a pattern that matches nothing.
     """

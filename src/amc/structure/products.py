@@ -1,7 +1,7 @@
-"""Products of two tensors by letters, however they are written: matmul, bmm, tensordot, inner or einsum.
+"""Products of two tensors (matmul, bmm, tensordot, inner, einsum) in one notation.
 
-Every dimension of both factors and of the result has a letter; letters that the result lacks are summed over. Where
-one factor is a weight, `weight_layout` says which of its dimensions run over inputs, outputs and a stack of
+Every dimension of both factors and of the result has a letter; the product sums over letters that the result lacks.
+If one factor is a weight, `weight_layout` says which of its dimensions run over inputs, outputs and a stack of
 matrices. Pure: shapes and letters, no tensors.
 """
 
@@ -35,7 +35,7 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What the dimensions of a weight are for, by letter. `order`: its own dimensions as stack, outputs, inputs."""
+    """The roles of a weight's dimensions, by letter. `order`: the weight's dimensions as stack, outputs, inputs."""
 
     stack: str
     outputs: str
@@ -64,7 +64,7 @@ def inner(left: int, right: int) -> Product:
 
 
 def tensordot(left: int, right: int, a: Sequence[int], b: Sequence[int]) -> Product:
-    """Dimensions `a` of the left factor meet `b` of the right one; the others follow one another."""
+    """Contract dimensions `a` of the left factor with `b` of the right one; the result has the others in order."""
     first, second = list(LETTERS[:left]), list(LETTERS[left : left + right])
     for x, y in zip(a, b, strict=True):
         second[y % right] = first[x % left]
@@ -73,7 +73,7 @@ def tensordot(left: int, right: int, a: Sequence[int], b: Sequence[int]) -> Prod
 
 
 def einsum(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
-    """Letters of every operand and of the result; an ellipsis becomes letters, and a result left out is filled in."""
+    """Letters of every operand and of the result. An ellipsis becomes letters; a missing result is filled in."""
     inputs, arrow, output = equation.replace(" ", "").partition("->")
     terms = inputs.split(",")
     spare = [letter for letter in LETTERS if letter not in equation]
@@ -87,16 +87,16 @@ def einsum(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
 
 
 def chain(terms: Sequence[str], output: str) -> list[Product]:
-    """The products of an einsum, from left to right: each of the result so far and the next operand."""
-    found: list[Product] = []
+    """The products of an einsum, from left to right: each takes the result so far and the next operand."""
+    steps: list[Product] = []
     left = terms[0]
     for place, term in enumerate(terms[1:], start=1):
         wanted = set(output).union(*terms[place + 1 :])
         last = place == len(terms) - 1
         out = output if last else "".join(letter for letter in dict.fromkeys(left + term) if letter in wanted)
-        found.append(Product(left, term, out))
+        steps.append(Product(left, term, out))
         left = out
-    return found
+    return steps
 
 
 def _expanded(term: str, rank: int, dots: str) -> str:
@@ -105,10 +105,10 @@ def _expanded(term: str, rank: int, dots: str) -> str:
 
 
 def weight_layout(product: Product, axes: Sequence[int | None], shape: Sequence[int]) -> Layout | None:
-    """What the right factor's dimensions are for, if it is a weight applied to the left one; None if it is not.
+    """The roles of the right factor's dimensions if it is a weight applied to the left factor; else None.
 
-    `axes`: the weight's own dimension behind each of the factor's, None for one that repeats or was added;
-    `shape` of the weight itself. A sum over a dimension of one factor alone is no layer.
+    `axes`: for each dimension of the factor the dimension of the weight, None for a repeated or an added one.
+    `shape`: of the weight itself. A product that sums over a dimension of one factor alone is not a layer.
     """
     axis = dict(zip(product.right, axes, strict=True))
     everything = product.left + product.right

@@ -63,18 +63,18 @@ def _sliced(tensor: torch.Tensor, dims: tuple[Slots | None, ...], mask: Mask) ->
 
 
 def _tensors(model: nn.Module, structure: Structure) -> list[tuple[str, torch.Tensor]]:
-    found: list[tuple[str, torch.Tensor]] = [*model.named_parameters(), *model.named_buffers()]
-    for name, tensor in found:
+    tensors: list[tuple[str, torch.Tensor]] = [*model.named_parameters(), *model.named_buffers()]
+    for name, tensor in tensors:
         if structure.shapes.get(name) != tuple(tensor.shape):
             raise ModelError(
                 f"'{name}' has shape {tuple(tensor.shape)} but the structure was computed for "
                 f"{structure.shapes.get(name, 'a model without it')}; inspect this model again"
             )
-    return found
+    return tensors
 
 
 def _update_attributes_(slim: nn.Module, structure: Structure, mask: Mask) -> None:
-    """Bring the sizes that torch's modules keep as attributes in line with their tensors."""
+    """Update the sizes that modules keep as attributes to those of their tensors."""
     for each in structure.attributes:
         kept = int(np.count_nonzero(_kept(each.counted, mask)))
         setattr(slim.get_submodule(each.module), each.name, kept * each.value // each.counted.size)

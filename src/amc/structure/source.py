@@ -1,7 +1,7 @@
-"""Where in the user's code something happened: the innermost frame that is neither torch's, Python's nor ours.
+"""Finds the user's line: the innermost frame that belongs neither to torch, nor to Python, nor to AMC.
 
-A file is a library's if it lies in the directory of that package, wherever that is installed. The names of the
-directories around it say nothing: a user's project may be called `torch` or `amc`.
+A file belongs to a library if it is inside the directory of the installed package. Names of other directories do not
+count: a user's project may be called `torch` or `amc`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ZOO = f"{_OURS}{os.sep}zoo"  # networks, which count as the user's
 
 @functools.lru_cache(maxsize=4096)
 def is_users(file: str) -> bool:
-    """Whether code of this file is the user's: of no library named above, and not made up while the program runs."""
+    """Whether the code of this file is the user's: of no library above, and not generated at run time."""
     if file.startswith("<"):
         return False
     path = os.path.realpath(file)
@@ -42,17 +42,17 @@ def _within(path: str, folders: Iterable[str]) -> bool:
 
 
 def line_of_error(error: BaseException) -> str:
-    """`file.py:12` of the innermost frame of the user's that the error passed through; "" if there is none."""
-    found, step = "", error.__traceback__
+    """`file.py:12` of the user's innermost frame that the error passed through; else ""."""
+    line, step = "", error.__traceback__
     while step is not None:
         if is_users(step.tb_frame.f_code.co_filename):
-            found = f"{step.tb_frame.f_code.co_filename}:{step.tb_lineno}"
+            line = f"{step.tb_frame.f_code.co_filename}:{step.tb_lineno}"
         step = step.tb_next
-    return found
+    return line
 
 
 def line_of_frame(frame: FrameType | None) -> str:
-    """`file.py:12` of the innermost frame of the user's around this one; "" if there is none."""
+    """`file.py:12` of the user's innermost frame around this one; else ""."""
     while frame is not None and not is_users(frame.f_code.co_filename):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else ""

@@ -1,4 +1,4 @@
-"""What of a network can be removed, what is tied together, what everything costs, and what is locked and why."""
+"""The result of `inspect`: prunable groups, layers, costs, and the locked channels with the reason of each lock."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class WeightUse:
-    """How a weight is contracted with an activation: what is known of it before and after its channels are numbered."""
+    """How a weight is contracted with an activation: the fields that `Layer` and `LayerUse` share."""
 
     kind: str  # "conv" | "conv_transpose" | "linear" | "recurrent"
     weight: str  # the parameter's name; empty where the weight is no parameter
@@ -30,12 +30,12 @@ class WeightUse:
     order: tuple[int, ...]  # the weight's dimensions as (stack, outputs, inputs, kernel): how `filters` is laid out
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
-    groups: int  # of a convolution, or matrices in a stack, each with inputs of its own
-    tied_across: bool  # groups lose the same places in each; otherwise whole groups go
+    groups: int  # of a convolution, or matrices in a stack, each with its own inputs
+    tied_across: bool  # every group loses the same places; otherwise whole groups are removed
     input_size: tuple[int, ...]  # spatial
 
     def shared(self) -> dict[str, Any]:
-        """The fields of a `WeightUse` by name, for what is made of it."""
+        """The fields of a `WeightUse` by name, for the `Layer` that is made from it."""
         return {item.name: getattr(self, item.name) for item in fields(WeightUse)}
 
 
@@ -43,11 +43,11 @@ class WeightUse:
 class Layer(WeightUse):
     """One use of a weight: a convolution, a linear layer however it is written, or a matrix of a recurrent layer.
 
+    `input` and `output` give, for each input and output channel, the number of its prunable channel, or -1. The
+    channels of several groups follow one another.
+
     >>> amc.inspect(net, x).layers[0]
     Layer(0: conv 8x1x3x3, 1,152 MACs)
-
-    `input` and `output` give, for each input and output channel, the number of its prunable channel, or -1. Those
-    of several groups follow one another.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Layer(WeightUse):
 
     @property
     def filters(self) -> tuple[int, ...]:
-        """Shape of the weight as [outputs, inputs / groups, kernel...]; of a transposed convolution as it is stored."""
+        """Shape of the weight: [outputs, inputs / groups, kernel...], with both swapped if transposed."""
         rows, columns = self.output.size, self.input.size
         if self.kind == "conv_transpose":
             rows, columns = columns, rows
@@ -70,7 +70,7 @@ class Layer(WeightUse):
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Channels that look alike to every layer: one decision, how many of them to keep.
+    """Channels that every layer treats alike: a policy decides how many of them to keep.
 
     >>> amc.inspect(net, x).group("0")
     Group(0: 8 channels)
@@ -79,8 +79,8 @@ class Group:
     name: str
     size: int
     offset: int  # number of its first channel
-    producers: tuple[int, ...]  # layers whose output it is part of
-    consumers: tuple[int, ...]  # layers whose input it is part of
+    producers: tuple[int, ...]  # layers whose output contains it
+    consumers: tuple[int, ...]  # layers whose input contains it
 
     def __repr__(self) -> str:
         return brief(f"Group({self.name}: {self.size} channels)")
@@ -104,9 +104,9 @@ class Locked:
 
 @dataclass(frozen=True, slots=True)
 class Attribute:
-    """An integer attribute of a module that counts channels: it shrinks in proportion to those of `counted`.
+    """An integer attribute of a module that counts channels: it shrinks in proportion to `counted`.
 
-    `counted`: the ids of these channels while the network is walked through, their slots in a `Structure`.
+    `counted`: the ids of these channels during the walk over the graph; their slots in a `Structure`.
     """
 
     module: str
@@ -159,7 +159,7 @@ class Structure:
         return int(self.sizes.sum())
 
     def group(self, name: str) -> Group:
-        """The group of this name; ModelError if there is none."""
+        """The group of this name. Raises ModelError if no group has it."""
         for group in self.groups:
             if group.name == name:
                 return group

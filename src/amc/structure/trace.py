@@ -42,7 +42,7 @@ class Example:
 
     @classmethod
     def of(cls, example_input: Any) -> Example:
-        """A tensor or anything else is the only argument, a tuple the positional ones, a dict the keywords."""
+        """A tuple holds the positional arguments, a dict the keyword ones; any other value is the only argument."""
         if isinstance(example_input, cls):
             return example_input
         if isinstance(example_input, tuple):
@@ -52,7 +52,7 @@ class Example:
         return cls((example_input,), {})
 
     def cloned(self) -> Example:
-        """The same on tensors of its own: a forward may write into its input."""
+        """A copy with its own tensors: a forward pass may write into its input."""
         return Example(tree_map(_cloned, self.args), tree_map(_cloned, dict(self.kwargs)))
 
 
@@ -86,10 +86,10 @@ def inference(model: nn.Module) -> Iterator[None]:
 
 
 def dry_run(model: nn.Module, example: Example) -> None:
-    """One forward pass on real tensors; ExampleError, naming the cause, if the network does not take the example.
+    """Run one forward pass on real tensors. Raises ExampleError with the cause if the network refuses the example.
 
-    It goes before the trace: what the user's functions cache outside the network (`functools.lru_cache`) is then a
-    real tensor, and not one of the trace's, which hold no values.
+    Call it before `trace`: functions of the user's with a cache (`functools.lru_cache`) then keep real tensors, not the
+    trace's tensors, which hold no values.
     """
     try:
         with inference(model), _quiet():
@@ -102,9 +102,9 @@ def dry_run(model: nn.Module, example: Example) -> None:
 
 
 def trace(model: nn.Module, example: Example) -> Trace:
-    """Export `model` on `example`; ModelError, naming the cause, if torch.export cannot follow it.
+    """Export `model` on `example`. Raises ModelError with the cause if torch.export cannot trace it.
 
-    The network is of no use afterwards, as its attributes are the trace's: give a copy.
+    Give a copy: afterwards the network's attributes belong to the trace, and it cannot be used.
     """
     attributes = {
         path: {key: value for key, value in vars(module).items() if type(value) is int}
@@ -133,7 +133,7 @@ def trace(model: nn.Module, example: Example) -> Trace:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what torch.export warns, logs and prints off the user's terminal: errors are told in our own line."""
+    """Hide the warnings, logs and prints of torch.export: AMC reports an error in one line of its own."""
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -146,11 +146,11 @@ def _quiet() -> Iterator[None]:
 
 
 def _live(nodes: tuple[Node, ...]) -> frozenset[Node]:
-    found: set[Node] = set()
+    live: set[Node] = set()
     for node in reversed(nodes):
-        if node.op == "output" or node.is_impure() or not found.isdisjoint(node.users):
-            found.add(node)
-    return frozenset(found)
+        if node.op == "output" or node.is_impure() or not live.isdisjoint(node.users):
+            live.add(node)
+    return frozenset(live)
 
 
 def _canonical_names(model: nn.Module) -> dict[str, str]:

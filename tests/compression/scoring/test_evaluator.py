@@ -5,15 +5,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from amc.compression.scoring.batchnorm import reestimate_batchnorm_
 from amc.compression.scoring.evaluator import (
     Evaluator,
     PairedEvaluator,
     as_evaluator,
-    evaluating,
-    reestimate_batchnorm_,
 )
 from amc.errors import DataError, EvaluationError
 from amc.search.statistics import Measured, PairedDrop
+from amc.structure.modes import evaluating
 from amc.zoo import ImageSet
 
 CLASSES = 4

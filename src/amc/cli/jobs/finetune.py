@@ -21,8 +21,8 @@ from amc.cli.jobs.finetune_state import FineTuneState
 from amc.cli.jobs.origin import BATCH, data_of, evaluate_of, network_of, source_of
 from amc.compression.load import load_run, settings_of
 from amc.compression.observer import Observer
-from amc.compression.prepare import Inputs, Job, final_score, prepare, score_of
-from amc.compression.scoring.evaluator import Evaluate, Evaluator, as_evaluator
+from amc.compression.prepare import Inputs, Job, prepare
+from amc.compression.scoring.evaluator import Evaluate, Evaluator, as_evaluator, final_score, score_of
 from amc.compression.selection import Choice
 from amc.compression.selection.base import best_first, merged
 from amc.compression.selection.by_finetuning import ByFineTuning, FineTuningTrial

@@ -2,27 +2,36 @@
 
 `Evaluator` computes top-1 accuracy, or another named score, on a data set in memory. `as_evaluator` makes an
 evaluator from a user's function or data. `PairedEvaluator` adds the standard error against the dense network.
-`reestimate_batchnorm_` gives a sliced network the statistics of its own activations.
+`score_of` is the score of one network, with the user's errors named.
 """
 
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from amc.compression.scoring.metrics import Hits, Tally, classes_of, output_of, tally
-from amc.errors import AmcError, DataError, EvaluationError, NotFiniteError
+from amc.errors import (
+    AmcError,
+    DataError,
+    EvaluationError,
+    NotFiniteError,
+    ResourceError,
+    check_resources,
+    reason_of,
+)
 from amc.run.settings.scores import DEFAULT, TOP1, get_score
 from amc.search.judging import EVALUATE, number_of
 from amc.search.statistics import Measured, PairedDrop, compare
-from amc.structure.batches import Reader, examples, mapped, moved, picked, size_of
+from amc.structure.batches import Reader, mapped, moved, picked
 from amc.structure.modes import device_of, evaluating
 from amc.structure.trace import Example
+
+T = TypeVar("T")
 
 Batch = tuple[Tensor, Tensor]
 Evaluate = Callable[[nn.Module], float]  # network -> score, higher is better; a `Measured` with its standard error
@@ -228,37 +237,34 @@ def as_evaluator(
     )
 
 
-@torch.no_grad()
-def reestimate_batchnorm_(model: nn.Module, batches: Iterable[Any]) -> None:
-    """Replace the running statistics of every batch norm by those of `batches` (see `amc.structure.batches`), in place.
-
-    The new statistics are the means and (unbiased) variances of the batches, averaged by their numbers of images. A
-    last batch of one image is skipped: it may have no variance. Other layers run in eval mode, and nothing else in the
-    network changes. Raises DataError without a batch.
-    """
-    norms = [part for part in model.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
-    if not norms:
-        return
-    momenta = [norm.momentum for norm in norms]
-    seen = 0
+def score_of(score: Evaluate, model: nn.Module, which: str) -> float:
+    """Score in eval mode, all modes restored; EvaluationError where the user's function fails."""
     with evaluating(model):
-        try:
-            for inputs in examples(batches, device_of(model)):
-                count = size_of(inputs)
-                if count <= bool(seen):
-                    continue
-                seen += count
-                for norm in norms:
-                    if seen == count:
-                        norm.reset_running_stats()
-                    norm.momentum = count / seen  # the share of this batch in the average so far
-                    norm.training = True
-                model(*inputs.args, **inputs.kwargs)
-        finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.momentum = momentum
-    if not seen:
-        raise DataError("batch-norm statistics need at least one batch of calibration images")
+        return number_of(scored_on(which, lambda: score(model)), EVALUATE)
+
+
+def final_score(score: Evaluate, model: nn.Module, which: str) -> tuple[float | None, list[str]]:
+    """A score for the record alone: where it fails there is none, and a warning says why."""
+    try:
+        return score_of(score, model, which), []
+    except ResourceError:
+        raise
+    except AmcError as error:
+        return None, [f"the {which} network has no test score: {error}"]
+
+
+def scored_on(which: str, call: Callable[[], T]) -> T:
+    """What scoring the `which` network gives. Raises EvaluationError, naming the network, for what is no AmcError."""
+    try:
+        return call()
+    except AmcError:
+        raise
+    except Exception as error:  # a user's function or network may raise anything
+        check_resources(error, f" while the {which} network is scored; free some, then start or resume")
+        raise EvaluationError(
+            f"evaluate fails on the {which} network ({reason_of(error)}); it must return a number for any network of "
+            "this class"
+        ) from error
 
 
 def _laid_out(inputs: Example, labels: Tensor) -> tuple[Example, Tensor]:

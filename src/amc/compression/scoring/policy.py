@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from amc.compression.scoring.evaluator import Evaluate, reestimate_batchnorm_
+from amc.compression.scoring.batchnorm import reestimate_batchnorm_
+from amc.compression.scoring.evaluator import Evaluate
 from amc.pruning.methods import Builder
 
 

@@ -19,7 +19,7 @@ from amc.structure.declared import update_declared_sizes_
 
 
 def check_method(name: str) -> str:
-    """The method's name as it is written everywhere; AmcError if there is none of this name."""
+    """The canonical name of a method. Raises AmcError for an unknown name."""
     if name.strip().lower() == CHANNEL:
         return CHANNEL
     try:
@@ -38,7 +38,7 @@ def create_method(
     lock: tuple[str, ...] = (),
     only: tuple[str, ...] = (),
 ) -> Method:
-    """The method of this name for one network; AmcError if there is none.
+    """The method of this name for one network. Raises AmcError for an unknown name.
 
     `lock` and `only`: patterns of the names of layers, or of groups of channels (`amc.structure.patterns`).
     """
@@ -51,8 +51,8 @@ def create_method(
 def apply_policy(model: nn.Module, example_input: Any, policy: Policy, structure: Structure | None = None) -> nn.Module:
     """The network that `policy` describes, without refitting; `model` is untouched.
 
-    Channels are sliced away. Of a masked layer the weights of largest magnitude stay. Raises ModelError if the
-    policy was made for another network.
+    Channels are sliced away. A masked layer keeps its weights of largest magnitude. Raises ModelError if the policy was
+    made for another network.
 
     >>> policy = amc.Policy.of({"0": [0, 2, 3]}, sizes={"0": 8})  # of group "0", three of eight channels
     >>> amc.apply_policy(net, x, policy)[0]
@@ -75,7 +75,7 @@ def apply_policy(model: nn.Module, example_input: Any, policy: Policy, structure
 
 
 def shaped(model: nn.Module, example_input: Any, policy: Policy) -> nn.Module:
-    """A network of the shapes that `policy` leaves, into which its weights can be loaded; `model` is untouched.
+    """A network of the shapes that `policy` leaves, ready to load such weights; `model` is untouched.
 
     Raises ModelError if the policy was made for another network.
     """

@@ -1,4 +1,4 @@
-"""What every way of compressing a network has in common."""
+"""The interface of every method of compression, and the search problem of a method."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class MethodOptions:
 
 
 class Builder(Protocol):
-    """Keep counts to networks, once everything that can be computed beforehand has been."""
+    """Builds networks from keep counts, with everything computed in advance that does not depend on them."""
 
     def policy(self, keep_counts: Sequence[int]) -> Policy:
         """What is kept, decision by decision."""
@@ -41,7 +41,7 @@ class Builder(Protocol):
 class Method(Protocol):
     """A way of compressing one network: what the agent decides, what that costs, and how it is built.
 
-    `whole`: what stays as it is, by name, with the reason: locked by the user's patterns or by the network itself.
+    `whole`: the reason for each group or layer that stays whole, by name: the user's patterns or the network lock it.
     """
 
     @property
@@ -62,40 +62,40 @@ class Method(Protocol):
     def whole(self) -> Mapping[str, str]: ...
 
     def checked(self, example_input: Any, *, keep_sets: int) -> tuple[Method, Certificate | None]:
-        """The method on what holds on this network, after its costs were compared with torch's counter.
+        """The method without the groups that fail a check on this network. Compares its costs with torch's counter.
 
         A method that slices certifies `keep_sets` random keep sets (0: none) and locks the groups that fail (see
-        `amc.structure.certify`); another has no certificate. Raises ModelError where nothing prunable is left, or
-        where a cost differs.
+        `amc.structure.certify`); a method that masks has no certificate. Raises ModelError if nothing prunable is left
+        or a cost differs.
         """
         ...
 
     def locked(self) -> list[dict[str, Any]]:
-        """What stays whole, as summary.json lists it: its name, the reason, and of channels their number (`size`)."""
+        """The entries of summary.json for `whole`: name, reason and, for channels, their number (`size`)."""
         ...
 
     def warnings(self) -> list[str]:
-        """What the user should know before the search, a line each."""
+        """Warnings for the user before the search, one line each."""
         ...
 
     def calibrated(self) -> Mapping[str, Layer]:
-        """The layers whose inputs the method wants to know, by weight name."""
+        """The layers whose inputs the method needs a calibration of, by weight name."""
         ...
 
     def builder(self, calibration: Calibration | None) -> Builder:
-        """Rank, factorise, and be ready to build; without a calibration by magnitude and without refitting."""
+        """The builder, ranked and factorised. Without a calibration it ranks by magnitude and does not refit."""
         ...
 
     def finish_(self, slim: nn.Module, example_input: Any) -> None:
-        """Bring what a built network declares of its own sizes in line, in place; only slicing changes any."""
+        """Update the sizes that a built network declares, in place; only slicing changes them."""
         ...
 
     def masks(self, slim: nn.Module) -> dict[str, Tensor]:
-        """For training: by parameter name, bool of its shape, True = kept; empty where every weight may change."""
+        """For training, by weight name: True where a weight of a built network may change; empty if all may."""
         ...
 
     def stored(self, model: nn.Module) -> bytes:
-        """A network of this method as the bytes of its file."""
+        """The bytes of the file of a network of this method."""
         ...
 
     def recount(self, model: nn.Module, example_input: Any) -> dict[str, int]:
@@ -111,13 +111,13 @@ def problem_of(
     decisions: tuple[Decision, ...] | None = None,
     measured: Mapping[Metric, CostFunction] | None = None,
 ) -> Problem:
-    """The search problem. BudgetError where nothing can be pruned or a budget cannot be reached.
+    """The search problem. Raises BudgetError if nothing can be pruned or a budget cannot be reached.
 
-    `metric`: without a budget, the cost that the reward is about, in which the agent then sees its progress.
-    `decisions`: in place of the method's own. `measured`: costs beside its closed forms, such as the latency.
+    `metric`: without a budget, the cost in the reward, by which the agent also sees its progress. `decisions` replace
+    the method's own. `measured`: costs besides the closed forms, such as the latency.
     """
     decisions = decisions or method.decisions
-    if not decisions:  # a masked layer may be left alone without being locked
+    if not decisions:  # a masked layer may have only the dense choice without being locked
         raise BudgetError(_nothing_to_prune(method))
     costs = {**method.costs, **(measured or {})}
     first = {metric: costs[metric]} if metric is not None and metric in costs else {}

@@ -1,4 +1,4 @@
-"""Channel pruning: one decision a group of tied channels, and a network that is physically smaller."""
+"""Channel pruning: one decision for each group of tied channels, and a physically smaller network."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from amc.structure import (
 from amc.structure.declared import update_declared_sizes_
 
 LEAST_CHOICES = 8  # rounding leaves a group at least this many keep counts
-ROUND_TO = 8  # channel counts that vector units like
-LOCKS_SHOWN = 2  # in the error where nothing can be pruned
+ROUND_TO = 8  # vector units are fastest on multiples of 8 channels
+LOCKS_SHOWN = 2  # in the error if nothing can be pruned
 NAME = "channel"
 
 
@@ -96,7 +96,7 @@ class ChannelMethod:
         update_declared_sizes_(slim, self.model, example_input)
 
     def masks(self, slim: nn.Module) -> dict[str, Tensor]:
-        """Nothing: what a slice has left may take any value."""
+        """Empty: the weights of a sliced network may take any value."""
         return {}
 
     def stored(self, model: nn.Module) -> bytes:
@@ -120,10 +120,10 @@ def _reasons(structure: Structure) -> str:
 def channel_decisions(
     structure: Structure, *, round_to: int | None = None, max_sparsity: float = MAX_SPARSITY
 ) -> tuple[Decision, ...]:
-    """One decision a group, in execution order.
+    """One decision for each group, in execution order.
 
-    `round_to` None means 8 where a group is wide enough, else the largest power of two that leaves it at least
-    8 keep counts.
+    `round_to` None means 8 if a group is wide enough, else the largest power of two that leaves it at least 8 keep
+    counts.
     """
     return tuple(
         Decision(group.name, group.size, keep_choices(group.size, round_to, max_sparsity), _features(structure, group))
@@ -140,7 +140,7 @@ def channel_costs(structure: Structure) -> dict[Metric, CostFunction]:
 
 
 def keep_choices(size: int, round_to: int | None, max_sparsity: float) -> tuple[int, ...]:
-    """Keep counts on offer: multiples of the rounding, and the whole group."""
+    """Keep counts to choose from: multiples of the rounding, and the whole group."""
     step = round_to or min(ROUND_TO, 1 << max(0, int(math.log2(max(1, size // LEAST_CHOICES)))))
     least = max(1, math.ceil(size * (1 - max_sparsity) - 1e-9))
     return tuple(sorted({*(k for k in range(step, size, step) if k >= least), size}))
@@ -156,7 +156,7 @@ def _features(structure: Structure, group: Group) -> LayerFeatures:
 
 
 def layer_features(layer: Layer, macs: int) -> LayerFeatures:
-    """A layer as the agent sees it; `macs` of all the layers that the decision is about."""
+    """A layer as the agent sees it; `macs`: of all layers that read the group or the weight."""
     height, width = (*layer.input_size, 1, 1)[:2]
     return LayerFeatures(
         n=layer.output.size,
@@ -170,7 +170,7 @@ def layer_features(layer: Layer, macs: int) -> LayerFeatures:
 
 
 def _stored_size(model: nn.Module, structure: Structure) -> CostFunction:
-    """Bytes of the file of a sliced network, at most: its tensors, after a header as long as the dense network's.
+    """Largest size of a sliced network's file, bytes: its tensors and a header as long as the dense network's.
 
     Exact for the dense network.
     """
@@ -195,9 +195,9 @@ def _stored_size(model: nn.Module, structure: Structure) -> CostFunction:
 
 
 def _sizes(structure: Structure, name: str, shape: tuple[int, ...]) -> list[tuple[int, npt.NDArray[np.float64]]]:
-    """Each dimension of a tensor as (what always stays, what each kept channel of every group adds)."""
+    """Each dimension of a tensor: (positions that always stay, positions per kept channel of each group)."""
     slots_of = structure.tensors.get(name, (None,) * len(shape))
-    found = []
+    sizes = []
     for extent, slots in zip(shape, slots_of, strict=True):
         per_channel = np.zeros(len(structure.groups))
         if slots is not None:
@@ -205,5 +205,5 @@ def _sizes(structure: Structure, name: str, shape: tuple[int, ...]) -> list[tupl
                 inside = np.count_nonzero((slots >= group.offset) & (slots < group.offset + group.size))
                 per_channel[index] = inside / group.size
         fixed = extent - round(sum(per_channel * structure.sizes))
-        found.append((fixed, per_channel))
-    return found
+        sizes.append((fixed, per_channel))
+    return sizes

@@ -1,7 +1,7 @@
 """Fine-grained pruning and its structured relatives: one decision a layer, weights set to zero.
 
-The network keeps its shape; what goes is decided by one ranking of the layer's weights, rows, columns, blocks or
-N:M runs (`amc.pruning.masks`), and what stays may make up for it (`amc.pruning.compensation`).
+The network keeps its shape. One ranking of the layer's weights, rows, columns, blocks or N:M runs
+(`amc.pruning.masks`) decides what is masked; the other weights may compensate (`amc.pruning.compensation`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class _Target:
-    """A weight that is masked, and the layer (the first, where several share it) that it belongs to."""
+    """A weight that is masked, and its layer (the first, if several share it)."""
 
     weight: str
     layer: Layer
@@ -50,7 +50,7 @@ class _Target:
 
     @property
     def macs_per_weight(self) -> int:
-        """Every weight is used as often as every other."""
+        """The weights of a layer are all used equally often."""
         return self.macs // self.numel
 
 
@@ -93,7 +93,7 @@ class MaskedMethod:
         }
 
     def checked(self, example_input: Any, *, keep_sets: int) -> tuple[MaskedMethod, Certificate | None]:
-        """Nothing is sliced, so `keep_sets` does not matter and there is no certificate."""
+        """Compares the costs only: a network that is not sliced needs no keep sets and no certificate."""
         check_counts(self.model, self.structure, example_input)
         return self, None
 
@@ -149,7 +149,7 @@ class MaskedMethod:
             reasons = [locked[layer.name] for layer in layers if layer.name in locked]
             if reasons:
                 self.whole[target.layer.name] = reasons[0]
-            elif len(target.choices) > 1 or target.kept(target.choices[-1]) < target.numel:  # what is gone stays so
+            elif len(target.choices) > 1 or target.kept(target.choices[-1]) < target.numel:  # zeros stay zero
                 targets.append(target)
         return targets
 
@@ -173,12 +173,12 @@ class MaskedMethod:
         return _Target(weight, layer, refitted, sum(use.macs for use in layers), choices, kept)
 
     def _alive(self, weight: str, choices: tuple[int, ...]) -> tuple[int, ...]:
-        """Weights that are zero already, from an earlier round, are gone for good and are not paid for again."""
+        """The choices without weights that an earlier round set to zero: these stay zero and cost nothing."""
         alive = int(torch.count_nonzero(self.model.get_parameter(weight)))
         return (*(count for count in choices if count < alive), alive) if alive else choices[-1:]
 
     def _linear_cost(self, dense: int, per_weight: Sequence[int]) -> CostFunction:
-        """The dense cost without what the dropped weights cost."""
+        """The dense cost minus the cost of the masked weights."""
         targets, each = self._targets, np.array(per_weight, dtype=np.float64)
         most = np.array([target.numel for target in targets], dtype=np.float64)
 
@@ -207,7 +207,7 @@ class MaskedMethod:
 
 
 class MaskBuilder:
-    """Ranks every layer once; a policy is then one comparison a layer, and the refitting of what is new."""
+    """Ranks every layer once; each network is then one comparison per layer, and a refit of each new mask."""
 
     def __init__(
         self,
@@ -247,7 +247,7 @@ class MaskBuilder:
         )
 
     def build(self, keep_counts: Sequence[int]) -> nn.Module:
-        """A copy with masked, and where asked for refitted, weights."""
+        """A copy with masked weights, refitted if `reconstruct` is set."""
         chosen = {
             target.weight: (target.layer, int(count)) for target, count in zip(self._targets, keep_counts, strict=True)
         }

@@ -10,7 +10,7 @@ from amc.run.settings.options import Option, Panel, argument, option, options_of
 from amc.run.settings.rounds import ScheduleConfig, parse_schedule
 from amc.run.settings.source import Source
 from amc.run.settings.timing import TimingConfig
-from amc.run.settings.types import MAX_SEED, check_rules, settle_types_
+from amc.run.settings.types import MAX_SEED, check_rules, convert_types_
 
 __all__ = [
     "CONFIDENCE",
@@ -31,9 +31,9 @@ __all__ = [
     "TimingConfig",
     "argument",
     "check_rules",
+    "convert_types_",
     "from_keywords",
     "option",
     "options_of",
     "parse_schedule",
-    "settle_types_",
 ]

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from amc.errors import AmcError
 from amc.run.settings.options import Panel, option
-from amc.run.settings.types import MAX_SEED, settle_types_
+from amc.run.settings.types import MAX_SEED, convert_types_
 
 OptimiserName = Literal["sgd", "adamw"]
 PrecisionName = Literal["float32", "bfloat16", "float16"]
@@ -27,7 +27,7 @@ class FineTuneConfig:
 
     epochs: int = option(5, panel=Panel.TRAINING, help="Passes over the training split.")
     batch_size: int = option(  # of a TrainingSet; a loader brings its own
-        128, panel=Panel.TRAINING, help="Images a step, over all processes."
+        128, panel=Panel.TRAINING, help="Images per step, over all processes."
     )
     optimiser: OptimiserName = option(  # noqa: RUF009 -- this is a field
         "sgd", panel=Panel.TRAINING, flags=("--optimiser", "--optimizer"), help="sgd or adamw."
@@ -37,28 +37,28 @@ class FineTuneConfig:
     )
     momentum: float = 0.9  # Nesterov's for sgd, the first beta of adamw; no option
     weight_decay: float | None = option(  # not of biases and norms
-        None, panel=Panel.TRAINING, help="Of weights alone (default: 1e-4; adamw: 0.01)."
+        None, panel=Panel.TRAINING, help="Weight decay, of weights only (default: 1e-4; adamw: 0.01)."
     )
     warmup: float = option(  # the rate rises from 0
         0.05, panel=Panel.TRAINING, help="Share of all steps over which the learning rate rises, in [0, 1)."
     )
-    label_smoothing: float = option(0.0, panel=Panel.TRAINING, help="In [0, 1).")
+    label_smoothing: float = option(0.0, panel=Panel.TRAINING, help="Label smoothing, in [0, 1).")
     distill: float = option(  # needs a teacher
-        0.0, panel=Panel.TRAINING, help="Weight of the dense network's answers in the loss, in [0, 1]."
+        0.0, panel=Panel.TRAINING, help="Weight of the dense network's outputs in the loss, in [0, 1]."
     )
-    temperature: float = option(4.0, panel=Panel.TRAINING, help="Of --distill.")
-    clip_norm: float = option(5.0, panel=Panel.TRAINING, help="Largest norm of the whole gradient; 0: any.")
+    temperature: float = option(4.0, panel=Panel.TRAINING, help="Temperature of --distill.")
+    clip_norm: float = option(5.0, panel=Panel.TRAINING, help="Largest norm of the gradient; 0: no limit.")
     ema: float = option(
         0.0, panel=Panel.TRAINING,
-        help="Decay a step of the weights' moving average, such as 0.999; it is the result. 0: no average.",
+        help="Decay per step of the weights' moving average, which is then the result, such as 0.999; 0: no average.",
     )  # fmt: skip
     precision: PrecisionName = option(  # noqa: RUF009 -- this is a field
         "float32", panel=Panel.TRAINING, help="Of the forward pass: float32, bfloat16, or on CUDA float16."
     )
-    seed: int = option(0, panel=Panel.TRAINING, help="Of shuffling, augmentation and dropout.")
+    seed: int = option(0, panel=Panel.TRAINING, help="Seed of shuffling, augmentation and dropout.")
 
     def __post_init__(self) -> None:
-        settle_types_(self, "fine-tuning ")
+        convert_types_(self, "fine-tuning ")
         lr, decay = self.peak_lr, self.decay
         rules = {
             "epochs": (self.epochs >= 1, "at least 1"),
@@ -91,21 +91,21 @@ class FineTuneConfig:
         return _WEIGHT_DECAY.get(self.optimiser, 0.0) if self.weight_decay is None else self.weight_decay
 
     def resolved(self) -> FineTuneConfig:
-        """The same with every default written out."""
+        """The same settings with every default filled in."""
         return replace(self, lr=self.peak_lr, weight_decay=self.decay)
 
 
 @dataclass(frozen=True, slots=True)
 class CandidateConfig:
-    """How many of the search's best policies are fine-tuned briefly, so that the best of them is taken on."""
+    """How many finalists (the search's best policies) are fine-tuned briefly; the best one is trained in full."""
 
     candidates: int = option(
-        1, panel=Panel.CANDIDATES, help="Train this many of the search's best policies briefly, take the best on."
+        1, panel=Panel.CANDIDATES, help="Train this many of the search's best policies briefly, then the best in full."
     )
     candidate_epochs: int = option(1, panel=Panel.CANDIDATES, help="Passes for each candidate.")
 
     def __post_init__(self) -> None:
-        settle_types_(self)
+        convert_types_(self)
         for name, count in (("candidates", self.candidates), ("candidate-epochs", self.candidate_epochs)):
             if count < 1:
                 raise AmcError(f"{name} must be at least 1, got {count}")
@@ -115,10 +115,8 @@ class CandidateConfig:
 class SessionConfig:
     """How one call of `amc finetune` runs; a later call that resumes it may have others."""
 
-    checkpoint_every: int = option(250, panel=Panel.SESSION, min=0, help="Steps; 0: only after each epoch.")
-    restart: bool = option(
-        False, panel=Panel.SESSION, flags=("--restart",), help="Forget a fine-tuning that was interrupted."
+    checkpoint_every: int = option(
+        250, panel=Panel.SESSION, min=0, help="Steps between checkpoints; 0: only after each epoch."
     )
-    device: str | None = option(
-        None, panel=Panel.SESSION, help="cpu, cuda or cuda:1 (default: cuda where there is one)."
-    )
+    restart: bool = option(False, panel=Panel.SESSION, flags=("--restart",), help="Discard an unfinished fine-tuning.")
+    device: str | None = option(None, panel=Panel.SESSION, help="cpu, cuda or cuda:1 (default: cuda if available).")

@@ -1,4 +1,4 @@
-"""Settings of which only some are given: a job that is resumed keeps the others as they were."""
+"""Settings that are given in part: a resumed job keeps its old values of the others."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def from_keywords(kind: type[T], settings: Mapping[str, Any]) -> T:
 
 @dataclass(frozen=True, slots=True)
 class Given(Generic[T]):
-    """Some fields of a settings class, by name, as they were given."""
+    """The given fields of a settings class, by name."""
 
     kind: type[T]
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -37,9 +37,9 @@ class Given(Generic[T]):
         return cls(type(settings), {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)})  # type: ignore[arg-type]
 
     def make(self, **changes: Any) -> T:
-        """The settings, with the defaults for what is not given. Raises AmcError for a value that is wrong."""
+        """The settings, with defaults for the other fields. Raises AmcError for a wrong value."""
         return self.kind(**{**self.values, **changes})
 
     def over(self, settings: T) -> T:
-        """`settings` with the given values in place of its own. Raises AmcError for a value that is wrong."""
+        """`settings` with the given values in place of its own. Raises AmcError for a wrong value."""
         return dataclasses.replace(settings, **self.values)  # type: ignore[type-var]

@@ -1,6 +1,6 @@
-"""What the command line says of a field of settings: its help, its panel and, where they differ, its spellings.
+"""The option of a settings field: its help, its panel and, if they differ from the field's name, its spellings.
 
-The name, the type and the default are those of the field itself.
+The field itself gives the name, the type and the default.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def option(
 
 
 def argument(metavar: str, *, help: str) -> Mapping[str, Option]:
-    """The metadata of a dataclass field that is an argument: it has no default, and is given by its place."""
+    """The metadata of a dataclass field that is a positional argument; it has no default."""
     return {_KEY: Option(help, metavar=metavar)}
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from amc.errors import AmcError
 from amc.run.settings.finetuning import FineTuneConfig
 from amc.run.settings.options import Panel, option
-from amc.run.settings.types import settle_types_
+from amc.run.settings.types import convert_types_
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,17 +16,17 @@ class ScheduleConfig:
     """The rounds of `amc search`, if there is more than one."""
 
     schedule: str | None = option(  # as `parse_schedule` takes it; None: a single search
-        None, panel=Panel.BUDGET, help="Prune and fine-tune in rounds, to these shares: 0.5,0.35,0.25,0.2."
+        None, panel=Panel.BUDGET, help="Prune and fine-tune in rounds, to these fractions: 0.5,0.35,0.25,0.2."
     )
-    round_epochs: int = option(5, panel=Panel.BUDGET, help="Fine-tuning after each round of a --schedule.")
-    round_lr: float | None = option(None, panel=Panel.BUDGET, help="Its learning rate.")
+    round_epochs: int = option(5, panel=Panel.BUDGET, help="Epochs of fine-tuning after each round of a --schedule.")
+    round_lr: float | None = option(None, panel=Panel.BUDGET, help="Learning rate of that fine-tuning.")
 
     def __post_init__(self) -> None:
-        settle_types_(self)
+        convert_types_(self)
 
     @property
     def fractions(self) -> tuple[float, ...]:
-        """Of the dense network's cost, round by round; empty for a single search. Raises AmcError."""
+        """The fraction of the dense network's cost for each round; empty for a single search. Raises AmcError."""
         return () if self.schedule is None else parse_schedule(self.schedule)
 
     def tuning(self, seed: int) -> FineTuneConfig:
@@ -35,7 +35,7 @@ class ScheduleConfig:
 
 
 def parse_schedule(text: str) -> tuple[float, ...]:
-    """`0.5,0.35,0.25` -> fractions of the dense network's cost, falling; AmcError for anything else."""
+    """`0.5,0.35,0.25` -> falling fractions of the dense network's cost. Raises AmcError for anything else."""
     try:
         fractions = tuple(float(part) for part in text.split(","))
     except ValueError:

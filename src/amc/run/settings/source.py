@@ -1,4 +1,4 @@
-"""Where a run's network and data come from, by name: what a run needs to be resumed, fine-tuned or exported."""
+"""The names of a run's network and data: with them a run can be resumed, fine-tuned or exported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Source:
 
     model: str = field(
         metadata=argument(
-            "MODEL", help="A zoo or torchvision name, timm:NAME, package.module:factory, or a run to go on from."
+            "MODEL", help="A zoo or torchvision name, timm:NAME, package.module:factory, or a run to continue from."
         )
     )
     weights: str | None = option(  # None: the built-in ones
@@ -32,24 +32,24 @@ class Source:
         None, panel=Panel.DATA, help="Images that give the score (default: the whole split)."
     )
     image_size: int | None = option(
-        None, panel=Panel.DATA, help="Of an imagefolder, in pixels (default: 224, or as in the run gone on from)."
+        None, panel=Panel.DATA, help="Of an imagefolder, pixels (default: 224, or that of the run continued from)."
     )
     test: bool = option(True, panel=Panel.OUTPUT, help="Evaluate dense and slim on the test split at the end.")
     command: str = "search"  # the command that started the run
-    preprocessing: Mapping[str, Any] | None = None  # of an imagefolder's images, where the network asks for it
+    preprocessing: Mapping[str, Any] | None = None  # of an imagefolder's images, if the network needs it
     parent: str | None = None  # path of the run whose result is the network, from the run's own directory
     input_shape: tuple[int, ...] | None = None  # of one example, without the batch; known once the data is loaded
 
     def to_json(self) -> dict[str, Any]:
-        """For config.json. The last three fields are written where they are known."""
+        """For config.json. The last three fields are written if they are known."""
         names = ("command", "model", "weights", "data", "evaluate", "search_images", "image_size", "test")
-        known = {"preprocessing": self.preprocessing, "parent": self.parent, "input_shape": self.input_shape}
-        settled = {name: value for name, value in known.items() if value is not None}
-        return {name: getattr(self, name) for name in names} | settled
+        optional = {"preprocessing": self.preprocessing, "parent": self.parent, "input_shape": self.input_shape}
+        known = {name: value for name, value in optional.items() if value is not None}
+        return {name: getattr(self, name) for name in names} | known
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> Source:
-        """From a run's config.json, whose other fields are passed over and whose missing ones have the defaults."""
+        """From a run's config.json. Ignores its other fields; missing fields have their defaults."""
         known = {name: config[name] for name in cls.__dataclass_fields__ if config.get(name) is not None}
         if "input_shape" in known:
             known["input_shape"] = tuple(known["input_shape"])

@@ -1,4 +1,4 @@
-"""What all settings have in common: every field is of its declared type before anything is decided by it."""
+"""The types of settings: every field is converted to its declared type before it is used."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from amc.errors import AmcError
 
-MAX_SEED = 2**63 - 1  # torch's generators take twice as much; processes that train together add their number
+MAX_SEED = 2**63 - 1  # torch's generators take twice as much; processes that train together add their rank
 
 _KINDS: dict[Any, tuple[Any, str]] = {
     bool: (bool, "True or False"),
@@ -22,11 +22,11 @@ _KINDS: dict[Any, tuple[Any, str]] = {
 }
 
 
-def settle_types_(config: Any, what: str = "") -> None:
-    """Make every field of a frozen dataclass exactly what its annotation says; AmcError for what is something else.
+def convert_types_(config: Any, what: str = "") -> None:
+    """Convert every field of a frozen dataclass to its annotated type, in place. Raises AmcError for another type.
 
-    Numbers of other libraries become Python's, and lists tuples: a configuration is written down and compared.
-    `what`: put before the field's name in the message.
+    Numbers of other libraries become Python's, and lists tuples: settings are written to files and compared. `what`:
+    stands before the field's name in the message.
     """
     for name, annotation in get_type_hints(type(config)).items():
         value = getattr(config, name)
@@ -53,6 +53,6 @@ def check_rules(config: Any, rules: Mapping[str, tuple[bool, str]], what: str = 
 
 
 def _is_numpy_bool(value: Any) -> bool:
-    """Whether this is a truth value of NumPy, which is not imported for the question."""
+    """Whether this is a bool of NumPy, without an import of NumPy."""
     numpy = sys.modules.get("numpy")
     return numpy is not None and isinstance(value, numpy.bool_)

@@ -1,7 +1,7 @@
 """Operator rules: how channel ids flow through each ATen operator.
 
-`apply_rule(target)` finds the rule. Operators that torch tags as pointwise share one rule; an operator without a
-rule locks what flows into it and costs what torch's counter says of it.
+`apply_rule(target)` finds the rule. Operators that torch tags as pointwise share one rule. An operator without a rule
+locks the channels that flow into it; its cost is torch's own count.
 """
 
 from amc.structure.rules import attention, layers, products, recurrent, reductions, shapes  # noqa: F401  (each registers its rules)

@@ -34,7 +34,7 @@ def convolution(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Dims:
-    """x [N, I, ...], weight [O, I/groups, kernel...] -> [N, O, ...]; each output position costs one weight."""
+    """x [N, I, ...], weight [O, I/groups, kernel...] -> [N, O, ...]; every output position uses each weight once."""
     spatial = weight.rank - 2
     batch = x.ids[: -1 - spatial]
     _lock_all(ctx, (*batch, *x.ids[-spatial:]), f"{ctx.operator} slides over it")
@@ -73,7 +73,7 @@ def transposed_convolution(
     groups: int = 1,
     dilation: Any = 1,
 ) -> Dims:
-    """x [N, I, ...], weight [I, O/groups, kernel...] -> [N, O, ...]; each input position costs one weight."""
+    """x [N, I, ...], weight [I, O/groups, kernel...] -> [N, O, ...]; every input position uses each weight once."""
     spatial = weight.rank - 2
     batch = x.ids[: -1 - spatial]
     _lock_all(ctx, (*batch, *x.ids[-spatial:]), f"{ctx.operator} slides over it")
@@ -96,7 +96,7 @@ def transposed_convolution(
 
 
 def _tied_across(groups: int, per_group: int) -> bool:
-    """Few large groups lose the same places in each; many small ones are removed whole."""
+    """Whether every group loses the same places (few large groups). Many small groups are removed whole."""
     return 1 < groups < per_group
 
 
@@ -113,7 +113,7 @@ def _record(
     across: bool,
     input_size: tuple[int, ...],
 ) -> None:
-    """Remember a layer, without a weight to slice where that is computed."""
+    """Record a layer. The name of its weight is empty if the weight is computed."""
     plain = weight.name in ctx.parameters and weight.axes == tuple(range(weight.rank))
     ctx.layers.append(
         LayerUse(
@@ -168,7 +168,7 @@ def batch_norm(
     *_: Any,
     **__: Any,
 ) -> Dims:
-    """x [N, C, ...]: every channel by itself; over the other dimensions there may be statistics."""
+    """x [N, C, ...]: each channel is normalised alone, with statistics over the other dimensions."""
     _lock_all(ctx, (x.ids[0], *x.ids[2:]), f"{ctx.operator} averages over it, as in standardised weights")
     channels = x.ids[1]
     for tensor in (weight, bias, running_mean, running_var):

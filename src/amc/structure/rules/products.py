@@ -1,4 +1,4 @@
-"""Products of tensors. One of a weight and an activation is a layer, however it is written."""
+"""Products of tensors. A product of a weight and an activation is a layer, however it is written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCALED = "a product of two activations, as in attention, is usually scaled by it
 
 
 def record_product(ctx: Context, product: Product, a: Tracked, b: Tracked, bias: Tracked | None = None) -> int | None:
-    """Remember the layer that `product` is, if exactly one factor is a parameter; returns the layer's index."""
+    """Record `product` as a layer if exactly one factor is a parameter. Returns the layer's index, else None."""
     if (a.name in ctx.parameters) == (b.name in ctx.parameters):
         return None
     weight, product = (b, product) if b.name in ctx.parameters else (a, product.swapped)
@@ -55,7 +55,7 @@ def _layer(ctx: Context, product: Product, layout: Layout, weight: Tracked, bias
 
 
 def _merged(sizes: Sequence[int], ids: Sequence[Ids | None], groups: int) -> tuple[Ids, ...]:
-    """Ids of several dimensions seen as one, `groups` times over: an entry a dimension that has any."""
+    """Ids of several dimensions seen as one, repeated for each group: one entry for each dimension with ids."""
     return tuple(
         np.tile(entry.repeat(math.prod(sizes[place + 1 :])), groups * math.prod(sizes[:place]))
         for place, entry in enumerate(ids)
@@ -70,7 +70,7 @@ def matmul(ctx: Context, a: Tracked, b: Tracked, *, bias: Tracked | None = None)
     if a.name is None and b.name is None:
         ctx.lock(inner, SCALED)
         inner = None
-    elif a.rank == 1 and b.rank > 2:  # torch does this in another way where the size is one
+    elif a.rank == 1 and b.rank > 2:  # torch computes this differently at size one
         ctx.lock(inner, f"{ctx.operator} of a vector and a stack runs over it")
         inner = None
     rows = a.ids[-2:-1]
@@ -131,7 +131,7 @@ def einsum(ctx: Context, equation: str, operands: list[Tracked], *, path: Any = 
 
 
 def _diagonal(ctx: Context, letters: str, operand: Tracked) -> Tracked:
-    """A letter that occurs twice in one operand takes its diagonal, whose size is fixed."""
+    """The operand's diagonal over a letter that occurs twice in it; the diagonal's size is fixed."""
     if len(set(letters)) == len(letters):
         return operand
     kept = [place for place, letter in enumerate(letters) if letter not in letters[:place]]
@@ -146,7 +146,7 @@ def _diagonal(ctx: Context, letters: str, operand: Tracked) -> Tracked:
 def contract(ctx: Context, product: Product, a: Tracked, b: Tracked, *, vanishing: bool = True) -> Tracked:
     """One product of two tensors: ties, cost and layer.
 
-    `vanishing`: torch's einsum multiplies, and its counter counts nothing, where all that is contracted has size one.
+    `vanishing`: if all contracted dimensions have size one, torch's einsum multiplies and its counter counts nothing.
     """
     sizes: dict[str, int] = {}
     dims: dict[str, Ids | None] = {}
@@ -176,14 +176,14 @@ def contract(ctx: Context, product: Product, a: Tracked, b: Tracked, *, vanishin
 
 @rule("tensordot")
 def tensordot(ctx: Context, a: Tracked, b: Tracked, dims_self: Sequence[int], dims_other: Sequence[int]) -> Dims:
-    """The given dimensions of both meet and are summed over."""
+    """Sum over the given dimensions of both factors."""
     product = products.tensordot(a.rank, b.rank, dims_self, dims_other)
     return contract(ctx, product, a, b, vanishing=False).ids
 
 
 @rule("inner")
 def inner(ctx: Context, a: Tracked, b: Tracked) -> Dims:
-    """The last dimensions of both meet and are summed over."""
+    """Sum over the last dimension of both factors."""
     if min(a.rank, b.rank) == 0:
         no_rule(ctx, a, b)
         return (None,) * len(ctx.output_shape)

@@ -1,8 +1,8 @@
 """Recurrent layers and cells: one hidden size for all gates, directions and layers of a module.
 
-A hidden unit whose gates all have zero weights and biases stays at zero if it starts there: an LSTM's cell and
-output, a GRU's and a plain RNN's state are then products with or tanh and relu of zero. So masking and slicing
-agree, and units may go.
+A hidden unit whose gates have zero weights and biases stays at zero if it starts at zero: the state of an LSTM, a GRU
+or a plain RNN is then a product with zero, or tanh or relu of zero. So masking and slicing agree, and units may be
+removed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from amc.structure.rules.registry import operator_name, rule
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 OVER_TIME = "a recurrent layer runs over time and batch"
-PROJECTED = "torch tells a projected LSTM by its two widths, which must stay unequal"
+PROJECTED = "torch recognises a projected LSTM by its two widths, which must stay unequal"
 ZEROS = ("zeros", "new_zeros", "zeros_like")
 MOVES = ("expand", "repeat", "clone", "contiguous", "to", "_to_copy", "detach", "alias", "unsqueeze", "squeeze")
 
@@ -39,7 +39,7 @@ class _Matrices:
 def recurrent(ctx: Context, x: Tracked, *args: Any, **_: Any) -> Any:
     """x [T, N, I], or [N, T, I] with batch_first -> all outputs [T, N, directions * width], and the last states.
 
-    Of packed input x is [steps, I], with no time of its own.
+    Packed input is x [steps, I], without a time dimension.
     """
     packed = ctx.argument("batch_sizes") is not None
     hx, params, has_biases, layers = args[int(packed) : 4 + int(packed)]
@@ -93,7 +93,7 @@ def _matrices(params: Sequence[Tracked], has_biases: bool, count: int) -> list[_
 def _sizes(ctx: Context, matrices: Sequence[_Matrices], gates: int) -> tuple[Ids | None, Ids | None]:
     """Ids of the output's width and of the hidden units, tied over all gates, layers and directions.
 
-    They are the same but for a projected LSTM.
+    Both are equal unless the LSTM has a projection.
     """
     width, projection = matrices[0].hidden.ids[1], matrices[0].projection
     if projection is not None:
@@ -155,10 +155,10 @@ def _record(ctx: Context, matrix: Tracked, input_ids: Ids | None, output_ids: Id
 
 
 def _start(ctx: Context, state: Tracked, width: Ids | None, place: int) -> None:
-    """A unit must start at zero to stay there.
+    """Tie an initial state: a unit must start at zero to stay there.
 
-    torch's own modules size their zeros by their weights. Those of a user's forward have the size of an attribute,
-    which a slice brings in line, or a literal one, which is left to the certificate.
+    torch's own modules size their zeros by their weights. Zeros in a user's forward take their size from an attribute,
+    which a slice updates, or from a literal, which the certificate checks.
     """
     origin = _origin(ctx, place)
     if state.ids[-1] is None and origin is not None:

@@ -82,25 +82,9 @@ def _fixed(value: Any) -> Dims:
 
 
 @rule(
-    "hardswish",
-    "log_sigmoid",
-    "copy",
-    "floor_divide",
-    "subtract",
-    "multiply",
-    "divide",
-    "negative",
-    "absolute",
-    "greater",
-    "greater_equal",
-    "less",
-    "less_equal",
-    "not_equal",
-    "__and__",
-    "__or__",
-    "__xor__",
-    "pow",
-)
+    "hardswish", "log_sigmoid", "copy", "floor_divide", "subtract", "multiply", "divide", "negative", "absolute",
+    "greater", "greater_equal", "less", "less_equal", "not_equal", "__and__", "__or__", "__xor__", "pow"
+)  # fmt: skip
 def pointwise(ctx: Context, *args: Any, **kwargs: Any) -> Dims:
     """Broadcast: positions that meet are tied; a dimension of size one stretches."""
     return broadcast(ctx, list(tensors_in([args, kwargs])), ctx.output_shape)

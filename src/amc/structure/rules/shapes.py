@@ -139,7 +139,7 @@ def _joined(ctx: Context, tensors: list[Tracked], axis: int) -> Ids | None:
 
 
 def _or_fixed(ctx: Context, ids: Ids | None, size: int) -> Ids:
-    """Ids of a dimension, locked ones where it had none."""
+    """Ids of a dimension; new locked ids if it has none."""
     if ids is not None:
         return ids
     fixed = ctx.table.fresh(size)
@@ -158,16 +158,9 @@ def stack(ctx: Context, tensors: list[Tracked], dim: int = 0) -> Dims:
 
 
 @rule(
-    "pad",
-    "constant_pad_nd",
-    "reflection_pad1d",
-    "reflection_pad2d",
-    "replication_pad1d",
-    "replication_pad2d",
-    "reflection_pad3d",
-    "replication_pad3d",
-    "_pad_circular",
-)
+    "pad", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d",
+    "reflection_pad3d", "replication_pad3d", "_pad_circular"
+)  # fmt: skip
 def pad(ctx: Context, x: Tracked, padding: Sequence[int], *_: Any, **__: Any) -> Dims:
     """New positions before and after; where they are channels their number is literal."""
     dims = list(x.ids)
@@ -189,7 +182,7 @@ def pad(ctx: Context, x: Tracked, padding: Sequence[int], *_: Any, **__: Any) ->
 
 @rule("chunk")
 def chunk(ctx: Context, x: Tracked, chunks: int, dim: int = 0) -> Any:
-    """Parts of one size: equal places of all parts go together, so that the parts stay of one size."""
+    """Equal parts: equal places of all parts go together, so that the parts stay equal."""
     axis, size = dim % x.rank, x.shape[dim % x.rank]
     ids = x.ids[axis]
     if ids is not None and size % chunks:
@@ -204,7 +197,7 @@ def chunk(ctx: Context, x: Tracked, chunks: int, dim: int = 0) -> Any:
 def split(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Any:
     """Parts that are multiples of the smallest are treated as a chunk into parts of that size.
 
-    Others where attributes of the module hold their sizes. The certificate tells whether they were literal.
+    Other parts shrink if attributes of the module hold their sizes; otherwise they are locked.
     """
     axis = (ctx.argument("dim") or 0) % x.rank
     sizes = [t.shape[axis] for t in _outputs(ctx)]
@@ -214,8 +207,8 @@ def split(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Any:
     if ids is not None and len(sizes) > 1 and whole:
         ids = np.tile(ctx.tie_across(ids, units, outer=False), units)  # type: ignore[arg-type]
     parts = _cut(ids, sizes)
-    found = [ctx.counted(part, size) for part, size in zip(parts, sizes, strict=True)]
-    if not whole and not all(found):
+    counted = [ctx.counted(part, size) for part, size in zip(parts, sizes, strict=True)]
+    if not whole and not all(counted):
         ctx.lock(ids, LITERAL)
         parts = _cut(None, sizes)
     return [_replaced(x.ids, axis, part) for part in parts]
@@ -254,7 +247,7 @@ def select(ctx: Context, x: Tracked, dim: int, index: int) -> Dims:
 def slice_(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Dims:
     """A whole-range slice changes nothing; a half is treated as a chunk.
 
-    Any other has literal ends, which only an attribute of the module can bring in line.
+    Any other slice has literal ends: it is locked unless an attribute of the module holds them.
     """
     axis = (ctx.argument("dim") or 0) % x.rank
     ids, size, length = x.ids[axis], x.shape[axis], ctx.output_shape[axis]
@@ -278,9 +271,9 @@ def slice_(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Dims:
 
 @rule("expand", "expand_as", "broadcast_to")
 def expand(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Dims:
-    """New and stretched dimensions repeat one value: they take any size that what they meet has.
+    """New and stretched dimensions repeat one value: they take the size of the dimension that they meet.
 
-    So a mask expanded to all heads loses the heads that the queries lose.
+    A mask expanded to all heads thus loses the heads that the queries lose.
     """
     extra = len(ctx.output_shape) - x.rank
     dims: list[Ids | None] = [None] * extra
@@ -311,7 +304,7 @@ def repeat_interleave(ctx: Context, x: Tracked, repeats: Any, *_: Any, **__: Any
 
 @rule("roll", "flip")
 def roll(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Dims:
-    """Along dimensions of fixed size nothing changes for the others."""
+    """The moved dimensions must have a fixed size; the others pass."""
     moved = {int(axis) % x.rank for axis in ctx.argument("dims") or range(x.rank)}
     for axis in moved:
         ctx.lock(x.ids[axis], f"{ctx.operator} reorders it")
