@@ -114,7 +114,7 @@ def test_a_signal_loses_no_whole_line_and_a_broken_disk_leaves_none_behind(
     def failing(_: int) -> None:
         raise fault
 
-    with monkeypatch.context() as patch, pytest.raises(type(fault)):
-        patch.setattr(os, "fsync", failing)
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(type(fault)):
         append_line(path, b'{"b": 2}')
     assert whole_lines(path.read_bytes()) == [b'{"a": 1}', b'{"b": 2}'][:kept]

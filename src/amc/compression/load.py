@@ -70,6 +70,10 @@ def load_run(
     Of a schedule, the last round's. Without `model`, the dense network is built as the run's config.json says (a
     zoo name or factory, whose code then runs); a run that began in Python with a network of your own needs `model` (any
     weights) and `example_input`. RunError where a file is damaged, or is not the one that the summary describes.
+
+    >>> slim = amc.load_run("runs/mine", net, x)  # of a network of your own; the run of a zoo network needs no more
+    >>> amc.count_macs(slim, x)
+    768
     """
     return _load(run_dir, model, example_input, finetuned, ())
 

@@ -20,7 +20,7 @@ class Observer:
 
     What a method raises ends the job: KeyboardInterrupt stops a search, which can be resumed.
 
-    >>> class Best(Observer):
+    >>> class Best(amc.Observer):
     ...     def episode(self, agent, record, timing):
     ...         print(agent, record.episode, record.score)
     """

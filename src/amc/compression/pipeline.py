@@ -27,6 +27,7 @@ from amc.errors import AmcError, EvaluationError, RunError, brief
 from amc.pruning import Policy
 from amc.report import render_report
 from amc.report.tables import format_count
+from amc.report.words import words_of
 from amc.run import files
 from amc.run.directory import RunDir
 from amc.run.provenance import amc_version
@@ -53,7 +54,13 @@ from amc.structure.copying import copy_model, undisturbed
 
 @dataclass(frozen=True)
 class Result:
-    """What `compress` gives back."""
+    """What `compress` gives back.
+
+    >>> result
+    Result(channel, macs<=50%: 1.536 k -> 768 MACs, score ... -> ..., 1 group)
+    >>> result.policy.keep_counts, result.summary["slim"]["macs"], result.masks
+    ((4,), 768, {})
+    """
 
     model: nn.Module  # smaller, or masked; of the same class, in eval mode; batch norms as scored
     policy: Policy
@@ -66,10 +73,11 @@ class Result:
         dense, slim = self.summary["dense"], self.summary["slim"]
         score = get_score(self.summary["score"] or DEFAULT)
         before, after = score.turned(dense["score"]), score.turned(slim["score"])
+        count, holder = len(self.policy.groups), words_of(self.policy.method).holder
         budget = "" if self.summary["budget"] == NO_BUDGET else f", {self.summary['budget']}"
         return brief(
             f"Result({self.policy.method}{budget}: {format_count(dense['macs'])} -> {format_count(slim['macs'])} MACs, "
-            f"score {before:.4f} -> {after:.4f}, {len(self.policy.groups)} decisions)"
+            f"score {before:.4f} -> {after:.4f}, {count} {holder}{'s' * (count != 1)})"
         )
 
 
@@ -102,6 +110,13 @@ def compress(
     settings: fields of `SearchConfig`: budget, method, episodes, seed, and so on.
 
     Raises AmcError (its kinds in `amc.errors`) with one clear line for whatever is wrong with the input.
+
+    >>> net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3))
+    >>> example = torch.zeros(1, 1, 6, 6)
+    >>> seen, held = [[(torch.randn(32, 1, 6, 6), torch.randint(3, (32,)))] for _ in range(2)]
+    >>> result = amc.compress(net, example, calibration=seen, evaluate=held, budget="macs<=50%", episodes=3)
+    >>> amc.count_macs(net, example), amc.count_macs(result.model, example)
+    (1536, 768)
     """
     reward, config = _own_reward(settings), from_keywords(SearchConfig, settings)
     inputs = Inputs(model, example_input, calibration, evaluate, test, reward)

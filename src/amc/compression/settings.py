@@ -35,7 +35,11 @@ NO_BASELINE = "none"
 
 @dataclass(frozen=True, slots=True)
 class SearchConfig:
-    """Everything that decides a search's outcome besides the network and the data."""
+    """Everything that decides a search's outcome besides the network and the data.
+
+    >>> amc.SearchConfig(budget="macs<=50%,size<=1MB", episodes=100).budgets
+    (Budget(...), Budget(...))
+    """
 
     budget: str | None = option(  # None: half the MACs, or "none" where the reward or max_drop leads to a small network
         None, panel=Panel.BUDGET,

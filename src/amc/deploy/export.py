@@ -28,7 +28,12 @@ _REAL_EXAMPLES = 8  # largest number of real examples on which a file is checked
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """The result of an export: its files, and how they were checked."""
+    """The result of an export: its files, and how they were checked.
+
+    >>> written = amc.export(net, x, "net.onnx")
+    >>> list(written.files), written.errors["random"] < written.tolerance
+    (['net.onnx'], True)
+    """
 
     format: str
     path: str

@@ -59,7 +59,15 @@ class LayerPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What is kept, group by group for channels, layer by layer for masks."""
+    """What is kept, group by group for channels, layer by layer for masks.
+
+    >>> policy = amc.Policy.of({"0": [0, 2, 3]}, sizes={"0": 8})
+    >>> policy
+    Policy(channel: 3 of 8 kept, 1 group)
+    >>> policy.save("policy.json")
+    >>> amc.Policy.load("policy.json") == policy
+    True
+    """
 
     groups: tuple[GroupPolicy | LayerPolicy, ...]
     method: str = "channel"
@@ -72,7 +80,9 @@ class Policy:
 
     def __repr__(self) -> str:
         kept, size = sum(self.keep_counts), sum(group.size for group in self.groups)
-        return f"Policy({self.method}: {kept:,} of {size:,} kept, {len(self.groups)} decisions)"
+        holder = "group" if self.method == "channel" else "layer"
+        count = f"{len(self.groups)} {holder}{'s' * (len(self.groups) != 1)}"
+        return f"Policy({self.method}: {kept:,} of {size:,} kept, {count})"
 
     @classmethod
     def of(cls, keep: Mapping[str, Any], sizes: Mapping[str, int], method: str = "channel") -> Policy:

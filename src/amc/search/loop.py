@@ -34,7 +34,11 @@ class EpisodeTiming:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """All episodes and the best one: the highest reward, and the earliest episode if rewards are equal."""
+    """All episodes and the best one: the highest reward, and the earliest episode if rewards are equal.
+
+    >>> result.search
+    SearchResult(3 episodes; best: EpisodeRecord(...: score ..., reward ...))
+    """
 
     best: EpisodeRecord
     episodes: tuple[EpisodeRecord, ...]
@@ -46,7 +50,8 @@ class SearchResult:
 
     def __repr__(self) -> str:
         failed = f", {self.failed} failed" if self.failed else ""
-        return f"SearchResult({len(self.episodes)} episodes{failed}; best: {self.best})"
+        episodes = f"{len(self.episodes)} episode{'s' * (len(self.episodes) != 1)}"
+        return f"SearchResult({episodes}{failed}; best: {self.best})"
 
 
 OnEpisode = Callable[[EpisodeRecord, EpisodeTiming], None]

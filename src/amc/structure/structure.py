@@ -45,6 +45,9 @@ class Layer(WeightUse):
 
     `input` and `output` give, for each input and output channel, the number of its prunable channel, or -1. The
     channels of several groups follow one another.
+
+    >>> amc.inspect(net, x).layers[0]
+    Layer(0: conv 8x1x3x3, 1,152 MACs)
     """
 
     name: str
@@ -67,7 +70,11 @@ class Layer(WeightUse):
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Channels that every layer treats alike: a policy decides how many of them to keep."""
+    """Channels that every layer treats alike: a policy decides how many of them to keep.
+
+    >>> amc.inspect(net, x).group("0")
+    Group(0: 8 channels)
+    """
 
     name: str
     size: int
@@ -81,7 +88,11 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Locked:
-    """Channels of a layer that must stay, and why."""
+    """Channels of a layer that must stay, and why.
+
+    >>> amc.inspect(net, x).locked[0].lock.reason
+    'network output'
+    """
 
     name: str
     size: int
@@ -106,7 +117,14 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Structure:
-    """The result of `inspect`. Holds numbers and names only, never the model's tensors."""
+    """The result of `inspect`. Holds numbers and names only, never the model's tensors.
+
+    >>> structure = amc.inspect(net, x)
+    >>> structure
+    Structure(1 group of 8 channels, 1 locked; 1,536 MACs, 467 parameters)
+    >>> structure.cost.macs([4])  # with 4 of the 8 channels kept
+    768
+    """
 
     groups: tuple[Group, ...]
     locked: tuple[Locked, ...]
@@ -117,10 +135,8 @@ class Structure:
     cost: CostModel
 
     def __repr__(self) -> str:
-        return (
-            f"Structure({len(self.groups)} groups of {self.channels:,} channels, {len(self.locked)} locked; "
-            f"{self.macs:,} MACs, {self.params:,} parameters)"
-        )
+        groups = f"{len(self.groups)} group{'s' * (len(self.groups) != 1)} of {self.channels:,} channels"
+        return f"Structure({groups}, {len(self.locked)} locked; {self.macs:,} MACs, {self.params:,} parameters)"
 
     @property
     def sizes(self) -> npt.NDArray[np.int64]:

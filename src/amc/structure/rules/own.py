@@ -46,7 +46,7 @@ def operator_rule(name: str) -> Callable[[Rule], Rule]:
     ...     def forward(self, x):
     ...         return self.b(scaled_relu(self.a(x), self.scale))
     >>> amc.inspect(Net(), torch.zeros(1, 4)).locked[0]
-    Locked(a: 6 channels, operator docs.scaled_relu.default has no rule; register one with amc.operator_rule (...))
+    Locked(a: 6 channels, operator docs.scaled_relu.default has no rule; register one with amc.operator_rule)
     >>> @amc.operator_rule("docs::scaled_relu")
     ... def scaled_relu_rule(ctx, x, scale):
     ...     return (x.ids[0], ctx.tie(x.ids[1], scale.ids[0]))
