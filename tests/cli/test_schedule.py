@@ -171,7 +171,7 @@ def test_a_round_that_diverges_goes_on_with_another_learning_rate(tmp_path: Path
         line = json.loads((run / f"round-{number}" / "finetune.jsonl").read_text())
         assert 0 < line["lr"] <= 0.01
     complaint = amc("resume", run / "round-1", "--round-lr", 0.01).complaint
-    assert complaint == f"'{run / 'round-1'}' is no schedule, whose rounds round-lr 0.01 is for; leave it out"
+    assert complaint == f"'{run / 'round-1'}' is not a schedule; round-lr 0.01 is for rounds only; leave it out"
 
 
 def test_a_schedule_can_begin_with_what_a_run_came_to(whole: Path, tmp_path: Path) -> None:

@@ -246,7 +246,7 @@ CASES: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "no budget and no reward": ((*SEARCH, "--budget", "none"), ("keeps the whole network; give a budget",)),
     "max-drop and a budget": (
         (*SEARCH, "--max-drop", "1", "--budget", "macs<=50%"),
-        ("max-drop 1 seeks the smallest network by itself", "'macs<=50%'"),
+        ("max-drop 1 already seeks the smallest network", "'macs<=50%'"),
     ),
     "negative max-drop": ((*SEARCH, "--max-drop", "-1"), ("max-drop must be points of accuracy in [0, 100), got -1",)),
     "max-drop that no image count can tell": (

@@ -31,7 +31,7 @@ def test_a_masked_network_has_its_size_its_guarantee_and_its_warnings(tmp_path: 
         "          loses 0.21 points, at most 0.46 points (confidence 80%); 0.5 points\n"
         "          allowed."
     ) in text
-    assert "masked    weights that were dropped are zero: on most runtimes it runs no faster" in text
+    assert "masked    dropped weights are zero; most runtimes run the network no faster" in text
     assert "warning   few calibration samples: layer <fc> has 64 inputs" in text
     assert "budget" not in text
 

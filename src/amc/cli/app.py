@@ -1,4 +1,4 @@
-"""The `amc` command: all its subcommands, and what it does with signals."""
+"""The `amc` command: its subcommands and its signal handlers."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ app.add_typer(device, name="device")
 
 def main() -> None:
     """Entry point of the `amc` command."""
-    sys.path.insert(0, "")  # package.module:factory may lie in the current directory
-    signal.signal(signal.SIGTERM, stop)  # what is half done is cleared away
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a background job ignores it
+    sys.path.insert(0, "")  # package.module:factory may be in the current directory
+    signal.signal(signal.SIGTERM, stop)  # clears away unfinished work
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a background job may ignore it
         signal.signal(signal.SIGINT, stop)
-    warnings.filterwarnings("ignore", module=r"torch\.")  # meant for whoever writes code that calls torch
+    warnings.filterwarnings("ignore", module=r"torch\.")  # meant for developers, not for users
     try:
         app()
-    except Stopped as stopped:  # before a job began, or in a command that leaves nothing
+    except Stopped as stopped:  # before a job began, or in a command without a run
         complain(stopped.word)
         raise

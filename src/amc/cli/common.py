@@ -35,7 +35,7 @@ OnlyOption = Annotated[list[str] | None, typer.Option(help=options_of(SearchConf
 
 
 class Stopped(SystemExit):
-    """SIGTERM or SIGINT, as an exception that clears away what is half done."""
+    """SIGTERM or SIGINT as an exception, so that unfinished work is cleared away."""
 
     def __init__(self, number: int) -> None:
         self.status = 128 + number
@@ -44,7 +44,7 @@ class Stopped(SystemExit):
 
 
 def stop(number: int, _: object) -> None:
-    """Handler of SIGTERM, and of SIGINT until a command begins; further ones change nothing."""
+    """Handler of SIGTERM, and of SIGINT until a command begins. It ignores further signals."""
     signal.signal(number, signal.SIG_IGN)
     raise Stopped(number)
 
@@ -82,7 +82,7 @@ def complain(message: str) -> None:
 
 @contextmanager
 def stoppable(run: Path) -> Iterator[None]:
-    """Around a job on `run`: if it is stopped, one line says by what, and what the directory holds."""
+    """If the job on `run` is stopped inside the block, print the cause and the content of the directory in one line."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as ended:
@@ -113,7 +113,7 @@ def _left_in(run: Path) -> str:
 
 @reported
 def take_recipe(context: typer.Context, path: Path | None) -> Path | None:
-    """Let the recipe give the defaults of the command's other options, MODEL included."""
+    """Take the defaults of the command's other options, MODEL included, from the recipe."""
     from amc.cli.recipes import load_recipe
 
     if path is not None:
@@ -130,7 +130,7 @@ RecipeOption = Annotated[
 
 
 def finish(run: Path, as_json: bool) -> None:
-    """What every job ends with: its summary, as a table or as JSON."""
+    """Print the summary of a finished job, as a table or as JSON."""
     from amc.cli.terminal import show_summary
     from amc.run.directory import RunDir
     from amc.run.files import SUMMARY

@@ -15,7 +15,7 @@ from amc.run.settings import Panel, TimingConfig, options_of
 
 FinetunedOption = Annotated[
     bool,
-    typer.Option("--finetuned/--searched", help="The fine-tuned network if there is one, or as the search left it."),
+    typer.Option("--finetuned/--searched", help="The fine-tuned network, if any, or the network before fine-tuning."),
 ]
 
 
@@ -34,7 +34,7 @@ def export(
     fp16: Annotated[bool, typer.Option("--fp16", help=options_of(TimingConfig)["half"].help)] = False,
     dynamic: Annotated[
         bool | None,
-        typer.Option("--dynamic/--fixed", help="Batches of any size. Default: where the format has them at no cost."),
+        typer.Option("--dynamic/--fixed", help="Batches of any size. Default: if they cost the format nothing."),
     ] = None,
     sparse: Annotated[
         bool, typer.Option("--sparse", help="litert: do not store zeros of a fine-grained network (docs/sparse.md).")
@@ -62,7 +62,7 @@ def latency(
     finetuned: FinetunedOption = True,
     as_json: JsonFlag = False,
 ) -> None:
-    """Time a network on a runtime; of a run the dense and the slim one, in alternation."""
+    """Time a network on a runtime, or the dense and the slim network of a run in alternation."""
     from amc.cli.jobs.latency import run_latency as job
 
     record = job(target, config=config, weights=weights, input_shape=input_shape, finetuned=finetuned)
@@ -138,12 +138,12 @@ def _show_latency(record: Mapping[str, Any]) -> None:
 
 
 def _beside(row: Mapping[str, Any], first: str, steady: bool) -> str:
-    """How long a network takes beside the first one. It is called faster only where noise does not explain it."""
+    """A network's time compared with the first one's; "faster" only if noise does not explain the difference."""
     share = f"{row['ratio']:.1%} ± {row['uncertainty']:.1%} of the time of {first}"
     if row["verdict"] == "undecided":
-        return f"{share}: no difference to be told from noise"
+        return f"{share}: the difference may be noise"
     if not steady:
-        return f"{share}: {row['verdict']}, but by how much the noise does not tell"
+        return f"{share}: {row['verdict']}, but the noise hides by how much"
     factor = 1 / row["ratio"] if row["ratio"] < 1 else row["ratio"]
     return f"{share}: {factor:.2f}x {row['verdict']}"
 

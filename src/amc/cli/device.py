@@ -26,16 +26,16 @@ def device() -> None:
 @reported
 def serve(
     host: Annotated[
-        str, typer.Option(help="Address to listen on. 127.0.0.1: this machine alone, as through an SSH tunnel.")
+        str, typer.Option(help="Address to listen on. 127.0.0.1: this machine only, for instance by an SSH tunnel.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0: any free one.")] = 8765,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0: any free one.")] = 8765,
     token_file: Annotated[
-        Path | None, typer.Option(help="Holds the token; made if it is not there. Without: a new token, shown once.")
+        Path | None, typer.Option(help="File with the token, created if missing (default: a new token, shown once).")
     ] = None,
-    max_bytes: Annotated[int, typer.Option(help="Bytes of the largest request.")] = 512 << 20,
-    max_seconds: Annotated[float, typer.Option(help="Longest measurement, once its runtime is loaded.")] = 300.0,
-    max_memory: Annotated[int, typer.Option(help="Bytes that one measurement may take; 0: no limit.")] = 0,
-    queue: Annotated[int, typer.Option(help="Measurements that may wait.")] = 32,
+    max_bytes: Annotated[int, typer.Option(help="Largest request, bytes.")] = 512 << 20,
+    max_seconds: Annotated[float, typer.Option(help="Longest measurement, after its runtime is loaded.")] = 300.0,
+    max_memory: Annotated[int, typer.Option(help="Most memory of one measurement, bytes; 0: no limit.")] = 0,
+    queue: Annotated[int, typer.Option(help="Most measurements that may wait.")] = 32,
     verbose: Annotated[bool, typer.Option(help="Show every request.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -66,7 +66,7 @@ def serve(
 def _stop_on_signals() -> Iterator[Stop]:
     """A `Stop` that is set by Ctrl-C, SIGTERM and the end of the terminal.
 
-    None of these raises anything, however often they come: they cannot break the clean-up. What was ignored stays so.
+    The signals raise no exception, so they cannot interrupt the clean-up. Ignored signals stay ignored.
     """
     with Stop() as stop:
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}

@@ -26,7 +26,7 @@ def finetune(
 ) -> None:
     """Fine-tune the slim network of a run; the last epoch is reported.
 
-    A fine-tuning that was interrupted is resumed, and an option that is not given keeps its value from there.
+    An interrupted fine-tuning is resumed; options that are not given keep their earlier values.
 
     On many GPUs: accelerate launch -m amc.cli finetune RUN
     """

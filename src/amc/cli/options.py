@@ -1,4 +1,4 @@
-"""The command line's options, made from the fields of the settings (`amc.run.settings`): each exists once, there."""
+"""The command line's options, made from the fields of the settings (`amc.run.settings`), where each is defined once."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from typer.core import TyperCommand
 
 from amc.run.settings import Given, Option, Panel, options_of
 
-OTHER = "Options"  # the section of what belongs to no panel
+OTHER = "Options"  # the section of options without a panel
 
 
 def takes_settings(command: Callable[..., Any]) -> Callable[..., Any]:
     """A command for typer: a parameter that is a settings class becomes the options of its fields.
 
-    The command gets an instance of the class; of `Given[...]`, the fields that were given, by option or recipe.
+    The command gets an instance of the class; for `Given[...]`, only the fields that an option or a recipe gives.
     """
     hints = get_type_hints(command, include_extras=True)
     own = inspect.signature(command).parameters
     groups = {name: _Group.of(hints[name]) for name in own if _is_settings(hints[name])}
     plain = [parameter.replace(annotation=hints[name]) for name, parameter in own.items() if name not in groups]
-    made = [parameter for group in groups.values() for parameter in group.parameters()]
+    generated = [parameter for group in groups.values() for parameter in group.parameters()]
     context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
 
     @wraps(command)
@@ -35,7 +35,7 @@ def takes_settings(command: Callable[..., Any]) -> Callable[..., Any]:
         settings = {name: group.take(values, context) for name, group in groups.items()}
         return command(**settings, **values)
 
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (context, *made, *plain)]
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (context, *generated, *plain)]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
@@ -45,7 +45,7 @@ class PanelCommand(TyperCommand):
     """A command whose help has a section for each panel."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the arguments, the options panel by panel, and what belongs to no panel."""
+        """Write the arguments, the options panel by panel, and the other options."""
         sections: dict[str, list[tuple[str, str]]] = {name: [] for name in ("Arguments", *Panel, OTHER)}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
@@ -69,7 +69,7 @@ class _Group:
     """The options of one settings class."""
 
     settings: type[Any]
-    partial: bool  # whether the command wants only what was given
+    partial: bool  # whether the command takes only the given fields
 
     @classmethod
     def of(cls, annotation: Any) -> _Group:
@@ -78,7 +78,7 @@ class _Group:
         return cls(get_args(annotation)[0] if partial else annotation, partial)
 
     def parameters(self) -> Iterator[inspect.Parameter]:
-        """One for each option, as typer takes them."""
+        """The typer parameter of each option."""
         types, options = get_type_hints(self.settings), options_of(self.settings)
         for field in fields(self.settings):
             if field.name in options:
@@ -86,7 +86,7 @@ class _Group:
                 yield _parameter(field.name, types[field.name], default, options[field.name])
 
     def take(self, values: dict[str, Any], context: typer.Context) -> Any:
-        """Take the options of this class out of `values`; the settings."""
+        """Remove the options of this class from `values` and return the settings."""
         given = {}
         for field, described in options_of(self.settings).items():
             name = described.name or field
@@ -108,16 +108,16 @@ def _was_given(context: typer.Context, name: str) -> bool:
 
 
 def _parameter(field: str, annotation: Any, default: Any, described: Option) -> inspect.Parameter:
-    """An option or argument as typer takes it."""
+    """The typer parameter of an option or argument."""
     kind = _click_type(annotation, described)
-    made: Any
+    info: Any
     if described.metavar is not None:
-        made = typer.Argument(metavar=described.metavar, help=described.help)
+        info = typer.Argument(metavar=described.metavar, help=described.help)
     else:
-        made = typer.Option(*described.flags, help=described.help, rich_help_panel=described.panel, min=described.min)
+        info = typer.Option(*described.flags, help=described.help, rich_help_panel=described.panel, min=described.min)
     default = list(default) if isinstance(default, tuple) else default
     name = described.name or field
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, made])
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info])
 
 
 def _click_type(annotation: Any, described: Option) -> Any:

@@ -1,7 +1,7 @@
-"""Recipes: the options of an experiment in a TOML file, so that it is repeated with one command.
+"""Recipes: the options of an experiment in a TOML file, so that one command repeats it.
 
-A recipe has a table for each command it is about, `search` and `finetune`, with the command's options by name (`-`
-written `_`), and `waiting` if it needs something that is not there yet.
+A recipe has a table for each of its commands, `search` or `finetune`, with the command's options by name (`-` written
+`_`), and the key `waiting` if it needs a feature that does not exist yet.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from amc.errors import AmcError
 
 
 def load_recipe(path: Path, command: str, options: Collection[str]) -> dict[str, Any]:
-    """What the recipe gives `command`, by option.
+    """The recipe's values for the options of `command`.
 
-    AmcError if it is missing, malformed, waiting, has no table for the command, or names an option that is none.
+    Raises AmcError if it is missing, malformed or waiting, has no table for the command, or names an unknown option.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise AmcError(f"recipe '{path}' cannot be read ({error.strerror}); check the path") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise AmcError(f"recipe '{path}' is not valid TOML ({error}); mend the file") from None
+        raise AmcError(f"recipe '{path}' is not valid TOML ({error}); correct the file") from None
     if content.get("waiting"):
         raise AmcError(f"recipe '{path}' waits for {content['waiting']}, which this version does not have")
     chosen = content.get(command)

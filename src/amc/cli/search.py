@@ -41,7 +41,7 @@ def demo(
         ),
     ] = None,
     episodes: Annotated[int, typer.Option(help="Policies to score.")] = 100,
-    seed: Annotated[int, typer.Option(help="Of the agent and the fine-tuning.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the agent and the fine-tuning.")] = 0,
     as_json: JsonFlag = False,
 ) -> None:
     """The whole job on built-in data, offline: search, fine-tune, report."""
@@ -67,11 +67,11 @@ def inspect(
     only: OnlyOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """What can be pruned, what each budget can reach, and what is locked and why."""
+    """Show what can be pruned, how far each budget can go, and what is locked and why."""
     from amc.cli.jobs.inspect import run_inspect as job
     from amc.cli.terminal import show_structure
 
-    found = job(
+    record = job(
         model,
         weights=weights,
         input_shape=input_shape,
@@ -80,9 +80,9 @@ def inspect(
         only=tuple(only or ()),
     )
     if as_json:
-        print_json(found)
+        print_json(record)
     else:
-        show_structure(out, found)
+        show_structure(out, record)
 
 
 @reported
@@ -117,7 +117,7 @@ def resume(
     run: RunArgument,
     round_lr: Annotated[
         float | None,
-        typer.Option(help="Of a schedule: another learning rate; an unfinished fine-tuning starts again with it."),
+        typer.Option(help="New learning rate of a schedule; an unfinished fine-tuning starts again with it."),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:

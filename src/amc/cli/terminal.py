@@ -1,4 +1,4 @@
-"""How results look on a terminal.
+"""Results as tables and lines on a terminal.
 
 Writes only to the consoles that `amc.cli` hands in.
 """
@@ -33,7 +33,7 @@ LOCKS_SHOWN = 8
 
 
 def show_summary(console: Console, run: Path, summary: Mapping[str, Any]) -> None:
-    """What came out, the baselines, and where everything lies; of a schedule, round by round."""
+    """Show the result, the baselines and the path of the report; for a schedule, each round."""
     summary = named_scores(summary)
     console.print()
     if summary.get("schedule"):
@@ -45,9 +45,9 @@ def show_summary(console: Console, run: Path, summary: Mapping[str, Any]) -> Non
         _show_promises(console, summary)
         _show_search(console, summary)
     if not words_of(summary.get("method")).slices:
-        _tell(console, "masked", "weights that were dropped are zero: on most runtimes it runs no faster")
+        _show_line(console, "masked", "dropped weights are zero; most runtimes run the network no faster")
     for warning in summary.get("warnings") or ():
-        _tell(console, "warning", warning, style="yellow")
+        _show_line(console, "warning", warning, style="yellow")
     if run.joinpath(files.REPORT).exists():
         console.print(f"report    {run / files.REPORT}", markup=False, soft_wrap=True)
 
@@ -81,33 +81,33 @@ def _rounds_table(summary: Mapping[str, Any]) -> Table:
 
 
 def _show_promises(console: Console, summary: Mapping[str, Any]) -> None:
-    """Whether budgets and the allowed loss hold."""
+    """Show whether budgets and the allowed loss hold."""
     for line in budget_lines(summary):
-        _tell(console, "budget", line.text, style="green" if line.held else "red")
+        _show_line(console, "budget", line.text, style="green" if line.held else "red")
     verdict = guarantee_verdict(summary)
     if verdict:
-        _tell(console, "max-drop", verdict.sentence, style="green" if verdict.confirmed else "red")
+        _show_line(console, "max-drop", verdict.sentence, style="green" if verdict.confirmed else "red")
 
 
 def _show_search(console: Console, summary: Mapping[str, Any]) -> None:
-    """The baselines beside, and the time that it took."""
+    """Show the baselines and the time of the search."""
     for name, baseline in (summary.get("baselines") or {}).items():
         count = baseline.get("episodes", 1)
         what = f"best of {count}, median {format_score(baseline.get('median'))}" if count > 1 else "one policy"
         left = _left_of(baseline, summary)
-        _tell(console, name, f"{format_score(baseline.get('score'))}{left} ({what})")
+        _show_line(console, name, f"{format_score(baseline.get('score'))}{left} ({what})")
     if summary.get("seconds") is not None:
-        _tell(console, "scoring", format_seconds(summary["seconds"]))
+        _show_line(console, "scoring", format_seconds(summary["seconds"]))
 
 
-def _tell(console: Console, label: str, text: object, style: str = "") -> None:
-    """One labelled line, broken under its text where it is too long."""
+def _show_line(console: Console, label: str, text: object, style: str = "") -> None:
+    """Print a labelled line, wrapped under its text if it is too long."""
     plain = textwrap.fill(str(text), console.width, initial_indent=f"{label:<9} ", subsequent_indent=" " * 10)
     console.print(plain, style=style, markup=False, soft_wrap=True)
 
 
 def _left_of(baseline: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
-    """What a baseline's best policy keeps, where no budget makes that the same for all."""
+    """The cost of a baseline's best policy, if no budget makes the costs equal."""
     metric = metric_of(summary)
     dense = (summary.get("dense") or {}).get(metric)
     if str(summary.get("budget")) != "none" or not dense or metric not in baseline:
@@ -115,11 +115,11 @@ def _left_of(baseline: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     return f" at {format_ratio(dense, baseline[metric])} of the {metric_label(metric)}"
 
 
-def show_structure(console: Console, found: Mapping[str, Any]) -> None:
-    """Groups with their share of the cost, locks with their reasons, and what budgets can be reached."""
-    macs, params, least = found["macs"], found["params"], found["least"]
-    shape = "x".join(map(str, found["input"]))
-    console.print(f"{found['model']}, input {shape}: {format_count(macs)} MACs, {format_count(params)} parameters")
+def show_structure(console: Console, record: Mapping[str, Any]) -> None:
+    """Show groups with their share of the cost, locks with their reasons, and the budgets that can be reached."""
+    macs, params, least = record["macs"], record["params"], record["least"]
+    shape = "x".join(map(str, record["input"]))
+    console.print(f"{record['model']}, input {shape}: {format_count(macs)} MACs, {format_count(params)} parameters")
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("group", overflow="fold")
     table.add_column("channels", justify="right", no_wrap=True)
@@ -127,28 +127,28 @@ def show_structure(console: Console, found: Mapping[str, Any]) -> None:
     wide = console.width >= 110
     if wide:
         table.add_column("read by", overflow="ellipsis", no_wrap=True)
-    for group in found["groups"]:
+    for group in record["groups"]:
         share = f"{group['macs'] / max(1, macs):.1%}"
         table.add_row(group["name"], str(group["size"]), share, *((_few(group["consumers"]),) if wide else ()))
-    if found["groups"]:
+    if record["groups"]:
         console.print(table)
     console.print(
-        f"prunable: {found['prunable_macs']:.1%} of the MACs; budgets down to macs<={least['macs'] / max(1, macs):.1%}"
+        f"prunable: {record['prunable_macs']:.1%} of the MACs; budgets down to macs<={least['macs'] / max(1, macs):.1%}"
         f" or params<={least['params'] / max(1, params):.1%} can be reached"
     )
-    reasons = Counter(item["reason"] for item in found["only_sliced"])
+    reasons = Counter(item["reason"] for item in record["only_sliced"])
     only_sliced = "".join(f"; {count} only sliced: {reason}" for reason, count in reasons.most_common())
-    console.print(f"refitted by least squares: {len(found['refitted'])} layers{only_sliced}", markup=False)
-    for item in found["locked"][:LOCKS_SHOWN]:
+    console.print(f"refitted by least squares: {len(record['refitted'])} layers{only_sliced}", markup=False)
+    for item in record["locked"][:LOCKS_SHOWN]:
         console.print(f"locked: {item['name']} ({item['size']} channels): {item['reason']}", markup=False)
-    if len(found["locked"]) > LOCKS_SHOWN:
-        console.print(f"… and {len(found['locked']) - LOCKS_SHOWN} more locked; --json lists them all")
-    proof = found["certificate"]
-    if proof is not None:
-        verdict = "holds" if proof["passed"] else "failed for the groups locked above"
+    if len(record["locked"]) > LOCKS_SHOWN:
+        console.print(f"… and {len(record['locked']) - LOCKS_SHOWN} more locked; --json lists them all")
+    certificate = record["certificate"]
+    if certificate is not None:
+        verdict = "holds" if certificate["passed"] else "failed for the groups locked above"
         console.print(
-            f"certificate: sliced equals masked on {proof['keep_sets']} random keep set(s): {verdict}"
-            f" (largest difference {proof['worst_error']:.0e})"
+            f"certificate: sliced equals masked on {certificate['keep_sets']} random keep set(s): {verdict}"
+            f" (largest difference {certificate['worst_error']:.0e})"
         )
 
 

@@ -1,4 +1,4 @@
-"""Latency as a cost of the search: a table predicts it, and the search is bounded by the prediction."""
+"""Latency as a cost of the search: a table predicts it, and the prediction bounds the search."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from amc.search import Budget, Decision, Metric
 from amc.structure import Structure
 
 ALIGN = 8  # runtimes have fast code for multiples of 8 channels; other widths are as slow as the next multiple
-NARROW = 4  # the same for groups of fewer channels than that
+NARROW = 4  # the same for groups of fewer channels
 
-# Where files and buffers lie in memory changes a ratio by about 1% from one process to the next.
-GUARD = 0.05  # share of the limit that is left free, half of it as measured, so that it also holds another day
+# The places of files and buffers in memory change a ratio by about 1% from one process to the next.
+GUARD = 0.05  # share of a limit that the prediction leaves free; the measured network must leave half of it free
 
 
 def aligned(decisions: Sequence[Decision], round_to: int | None) -> tuple[Decision, ...]:
     """The same decisions without the keep counts that runtimes handle badly, unless the user chose the rounding."""
     if round_to is not None:
         return tuple(decisions)
-    found = []
+    narrowed = []
     for decision in decisions:
-        kept = tuple(count for count in decision.choices if _likes(count) or count == decision.size)
-        found.append(replace(decision, choices=kept))
-    return tuple(found)
+        kept = tuple(count for count in decision.choices if _is_fast(count) or count == decision.size)
+        narrowed.append(replace(decision, choices=kept))
+    return tuple(narrowed)
 
 
-def _likes(count: int) -> bool:
+def _is_fast(count: int) -> bool:
     return count % (ALIGN if count > ALIGN else NARROW) == 0
 
 
@@ -69,7 +69,7 @@ def latency_of(
 
 
 def _check_reachable(budget: Budget, dense_ms: float, least_ms: float, place: Place) -> None:
-    """BudgetError, with what is reachable, for a limit below what stays when everything prunable is at its least."""
+    """Raise BudgetError for a limit above the dense latency, or below that of the smallest network."""
     if budget.absolute is not None and budget.absolute > dense_ms:
         raise BudgetError(
             f"budget {budget} is above the dense network's {dense_ms:.3g} ms on {place}: it asks for nothing; lower it "
@@ -84,12 +84,12 @@ def _check_reachable(budget: Budget, dense_ms: float, least_ms: float, place: Pl
 
 
 def limit_ms(budget: Budget, dense_ms: float) -> float:
-    """What the search may use up of a latency budget, by the table: the limit less the guard."""
+    """The predicted latency that a budget allows in the search: its limit minus the guard."""
     return budget.limit(dense_ms) * (1 - GUARD)
 
 
 def guarded(budgets: Sequence[Budget], latency: Latency) -> tuple[Budget, ...]:
-    """The budgets as the search is bounded by them."""
+    """The budgets of the search: latency budgets minus the guard, others unchanged."""
     return tuple(
         Budget(Metric.LATENCY, absolute=limit_ms(budget, latency.dense_ms))
         if budget.metric is Metric.LATENCY

@@ -1,4 +1,4 @@
-"""Networks in a run directory: what is written of them, and getting them back."""
+"""Networks of a run directory: the digest of their weights, and loading them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _RULE = "2"  # of the digest of weights; the first left out types and shapes, an
 
 
 def weights_key(model: nn.Module) -> dict[str, str]:
-    """What config.json says of the weights that a run begins with: the rule of their digest, and the digest."""
+    """The entry of config.json for a run's first weights: the rule of their digest, and the digest."""
     return {"weights_digest": f"{_RULE}:{digest(model.state_dict())}"}
 
 
 def check_weights(run: RunDir, model: nn.Module) -> None:
-    """RunError unless `model` has the weights that the run began with."""
+    """Raise RunError unless `model` has the weights that the run began with."""
     config = run.config()
     recorded = config.get("weights_digest")
     if recorded is None:
@@ -46,16 +46,16 @@ def check_weights(run: RunDir, model: nn.Module) -> None:
 
 
 def _first_digest(model: nn.Module) -> str:
-    """SHA-256 of names and values alone, which runs before `weights_digest` have as `weights_sha256`."""
-    made = hashlib.sha256()
+    """SHA-256 of names and values only: the `weights_sha256` of runs without `weights_digest`."""
+    sha256 = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
-        made.update(name.encode())
-        made.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-    return made.hexdigest()
+        sha256.update(name.encode())
+        sha256.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    return sha256.hexdigest()
 
 
 def settings_of(run: RunDir) -> SearchConfig:
-    """The settings in a run's config.json; RunError, naming the file, where one of them holds no longer."""
+    """The settings in a run's config.json. Raises RunError, with the file's name, if one is not valid any more."""
     try:
         return SearchConfig.from_json(run.config())
     except AmcError as error:
@@ -65,11 +65,11 @@ def settings_of(run: RunDir) -> SearchConfig:
 def load_run(
     run_dir: str | Path, model: nn.Module | None = None, example_input: Any = None, *, finetuned: bool = True
 ) -> nn.Module:
-    """The slim network of a run, ready to use: the fine-tuned one if there is one and `finetuned`.
+    """The slim network of a run, ready to use: with `finetuned` the fine-tuned one, if any; of a schedule the last one.
 
-    Of a schedule, the last round's. Without `model`, the dense network is built as the run's config.json says (a
-    zoo name or factory, whose code then runs); a run that began in Python with a network of your own needs `model` (any
-    weights) and `example_input`. RunError where a file is damaged, or is not the one that the summary describes.
+    Without `model`, the dense network is built from the name in the run's config.json (a zoo name, or a factory, whose
+    code then runs). A run that began in Python with a network of your own needs `model` (any weights) and
+    `example_input`. Raises RunError if a file is damaged or differs from the one that the summary describes.
 
     >>> slim = amc.load_run("runs/mine", net, x)  # of a network of your own; the run of a zoo network needs no more
     >>> amc.count_macs(slim, x)
@@ -81,7 +81,7 @@ def load_run(
 def _load(
     run_dir: str | Path, model: nn.Module | None, example_input: Any, finetuned: bool, children: tuple[Path, ...]
 ) -> nn.Module:
-    """`load_run`; `children` are the runs on the way here, each of which began with what the next came to."""
+    """`load_run`; `children` are the runs on the way here: each began with the result of the next."""
     run = RunDir.open(run_dir)
     here = run.path.resolve()
     if here in children:
@@ -99,7 +99,7 @@ def _load(
 
 
 def _is_finetuned(run: RunDir) -> bool:
-    """Whether there is a fine-tuned network, or ought to be: one that was lost is missed, not replaced."""
+    """Whether the run has or had a fine-tuned network: a lost one is an error, and no other takes its place."""
     if run.has(files.MODEL_FINETUNED):
         return True
     return run.has(files.SUMMARY) and "score_finetuned" in run.read_json(files.SUMMARY).get("slim", {})
@@ -121,12 +121,12 @@ def _original(run: RunDir, children: tuple[Path, ...]) -> tuple[nn.Module, Any]:
 
 
 def round_path(run: RunDir, number: int) -> Path:
-    """Where a schedule keeps its rounds, counted from 1."""
+    """The directory of a round of a schedule, counted from 1."""
     return run.path / f"round-{number}"
 
 
 def last_round(run: RunDir) -> Path:
-    """The last finished round of a schedule; RunError if there is none."""
+    """The last finished round of a schedule. Raises RunError if no round is finished."""
     rounds = len(run.config()["schedule"])
     for number in range(rounds, 0, -1):
         if (round_path(run, number) / files.SUMMARY).exists():

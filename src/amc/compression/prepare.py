@@ -1,4 +1,4 @@
-"""A search made ready: structure, certificate, calibration, ranking, reconstruction, and the dense score."""
+"""The preparation of a search: structure, certificate, calibration, ranking, reconstruction, and the dense score."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ DEFAULT_RUNTIME = "onnxruntime"
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the user brings to a search, besides its settings; `amc.compress` describes each."""
+    """The user's inputs to a search, besides its settings; `amc.compress` describes each."""
 
     model: nn.Module
     example_input: Any
@@ -70,7 +70,7 @@ class Job:
     reward: RewardFunction
     confirm: PairedEvaluator | None  # with max_drop: on images that the search never scores
     warnings: tuple[str, ...]
-    latency: Latency | None = None  # where it is among the costs
+    latency: Latency | None = None  # if it is among the costs
     origin: Mapping[str, Any] = field(default_factory=dict)  # as in `amc.search.JournalContent`
 
 
@@ -107,8 +107,8 @@ def prepare(
     if slow:
         warn(slow)
     watch.stage("dense score")
-    whole = copy_model(model)  # what is sliced has never been run: a forward may keep things in the network
-    score, confirm, dense = _judges(whole, score, config)
+    whole = copy_model(model)  # never run the network to slice: a forward may store state in it
+    score, confirm, dense = _scorers(whole, score, config)
     watch.dense(get_score(config.score).named(dense))
     for warning in _near_chance(score, whole, dense):
         warn(warning)
@@ -137,7 +137,7 @@ def prepare(
 
 
 def _origin(dense: float, calibration: Any, search: str | None) -> dict[str, Any]:
-    """Where this session scores and what on, for the journal's header; `search` is a digest, None if not known."""
+    """The machine, the dense score and the data of this session, for the journal. `search`: digest, None if unknown."""
     data = {"calibration": data_fingerprint(calibration), "search": search}
     return {"environment": execution(), "dense_score": float(dense), "data": data}
 
@@ -146,7 +146,7 @@ def _problem(
     model: nn.Module, structure: Structure, example_input: Any, method: Method, config: SearchConfig,
     rewarded: Metric | None, table: Path | None, watch: Observer, warn: Callable[[str], None],
 ) -> tuple[Problem, Latency | None]:  # fmt: skip
-    """The search problem, with a latency among its costs if one is asked for; `warn` hears of its table."""
+    """The search problem, with the latency among its costs if requested. Calls `warn` about its table."""
     if not config.times_latency:
         return problem_of(method, config.budgets, rewarded), None
     problem_of(method, tuple(b for b in config.budgets if b.metric is not Metric.LATENCY))  # before anything is timed
@@ -162,16 +162,16 @@ def _problem(
 
 
 def bench_of(config: SearchConfig) -> Bench:
-    """What times networks for this search."""
+    """The bench that times networks for this search."""
     token = None if config.token_file is None else Path(config.token_file)
     runtime = config.runtime or DEFAULT_RUNTIME
     return open_bench(runtime, threads=config.latency_threads, device_url=config.device_url, token_file=token)
 
 
-def _judges(model: nn.Module, score: Evaluate, config: SearchConfig) -> tuple[Evaluate, PairedEvaluator | None, float]:
-    """What scores a policy, what confirms the winner on other images, and the dense network's score.
+def _scorers(model: nn.Module, score: Evaluate, config: SearchConfig) -> tuple[Evaluate, PairedEvaluator | None, float]:
+    """The evaluator of the search, the one that confirms its result on other images, and the dense network's score.
 
-    Only `max_drop` divides the images: a loss can be promised only on images that did not choose the network.
+    Only `max_drop` divides the images: a bound on the loss holds only on images that did not choose the network.
     """
     if config.max_drop is None or not isinstance(score, Evaluator):
         return score, None, score_of(score, model, "dense")
@@ -191,7 +191,7 @@ def _warnings(calibration: Calibration) -> Iterator[str]:
 
 
 def _near_chance(score: Evaluate, model: nn.Module, dense: float) -> list[str]:
-    """A warning where the dense network does no better than guessing would, by two standard errors."""
+    """A warning unless the dense network scores better than guessing by two standard errors."""
     evaluator = score.evaluator if isinstance(score, PairedEvaluator) else score
     if not isinstance(evaluator, Evaluator):
         return []

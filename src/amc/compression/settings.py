@@ -1,6 +1,6 @@
-"""What decides a search's outcome besides the network and the data; the command line's options are made of it.
+"""The settings of a search; the command line's options are made from them.
 
-Imports neither torch nor NumPy before a configuration is made: the help of the command line needs only the fields.
+Imports neither torch nor NumPy before settings are made: the help of the command line needs only the fields.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NO_BASELINE = "none"
 
 @dataclass(frozen=True, slots=True)
 class SearchConfig:
-    """Everything that decides a search's outcome besides the network and the data.
+    """The settings that decide a search's outcome, together with the network and the data.
 
     >>> amc.SearchConfig(budget="macs<=50%,size<=1MB", episodes=100).budgets
     (Budget(...), Budget(...))
@@ -53,13 +53,13 @@ class SearchConfig:
         "r_err", panel=Panel.BUDGET, help="r_err under a budget; without one r_flops, r_params or r_latency."
     )
     max_drop: float | None = option(
-        None, panel=Panel.BUDGET, help="Points of accuracy that may be lost: find the smallest network within."
+        None, panel=Panel.BUDGET, help="Find the smallest network that loses at most this many points of accuracy."
     )
     minimise: str = option(
-        "macs", panel=Panel.BUDGET, help="What --max-drop makes small: macs, params, size or latency."
+        "macs", panel=Panel.BUDGET, help="Cost that --max-drop minimises: macs, params, size or latency."
     )
     confidence: float = option(  # of the drop's upper bound, in [0.5, 1)
-        CONFIDENCE, panel=Panel.BUDGET, help="Of --max-drop, one-sided."
+        CONFIDENCE, panel=Panel.BUDGET, help="Confidence of --max-drop, one-sided."
     )
     agent: str = option("ddpg", panel=Panel.SEARCH, help="ddpg, random, uniform, shallow or deep.")
     episodes: int = option(400, panel=Panel.SEARCH, help="Policies to score.")
@@ -73,41 +73,41 @@ class SearchConfig:
     )
     max_sparsity: float = option(
         MAX_SPARSITY, panel=Panel.PRUNING,
-        help="Largest share of a group, or of a convolution's weights, that may go.",
+        help="Largest share of a group, or of a convolution's weights, to remove.",
     )  # fmt: skip
     max_sparsity_linear: float = option(
-        MAX_SPARSITY_LINEAR, panel=Panel.PRUNING, help="The same for a linear layer's weights."
+        MAX_SPARSITY_LINEAR, panel=Panel.PRUNING, help="Largest share of a linear layer's weights to remove."
     )
     ranking: Ranking | None = option(  # noqa: RUF009 -- this is a field
         None, panel=Panel.PRUNING, help="elimination (the default for channels) or magnitude (for masks)."
     )
-    reconstruct: bool = option(True, panel=Panel.PRUNING, help="Refit what stays of a layer by least squares.")
-    # 0: keep the dense statistics. That is the default with max_drop, where re-estimating changes more answers of a
-    # hardly pruned network than its pruning.
+    reconstruct: bool = option(True, panel=Panel.PRUNING, help="Refit the weights that stay by least squares.")
+    # 0: keep the dense statistics. That is the default with max_drop: if little is pruned, re-estimating changes more
+    # answers than pruning.
     bn_images: int | None = option(
-        None, panel=Panel.DATA, help="Images to re-estimate batch norms on (default: 512, with --max-drop 0: none)."
+        None, panel=Panel.DATA, help="Images to re-estimate batch norms on; 0: none (default: 512; 0 with --max-drop)."
     )
     calibration_images: int = option(2048, panel=Panel.DATA, help="Training images for calibration.")
     score: str = option(  # a function in place of data is its own score
         DEFAULT, panel=Panel.SEARCH,
-        help="Of the data: top1, top5, balanced-accuracy, macro-f1, auroc, miou or mse (lower is better).",
+        help="Score on the data: top1, top5, balanced-accuracy, macro-f1, auroc, miou or mse (lower is better).",
     )  # fmt: skip
     bf16: bool = option(False, panel=Panel.SEARCH, help="Score in bfloat16.")
     keep_sets: int = option(  # of the certificate; 0: none
-        3, panel=Panel.PRUNING, flags=("--certify",), help="Random keep sets to check first."
+        3, panel=Panel.PRUNING, flags=("--certify",), help="Random keep sets to check first; 0: none."
     )
     lock: tuple[str, ...] = option((), panel=Panel.PRUNING, help="Keep layers of this name or pattern whole (repeat).")
     only: tuple[str, ...] = option((), panel=Panel.PRUNING, help="Prune only layers of this name or pattern (repeat).")
-    runtime: str | None = option(  # the default where a latency is asked for
-        None, panel=Panel.LATENCY, help="Whose latency counts: onnxruntime (the default), openvino, executorch …"
+    runtime: str | None = option(  # the default if a latency is requested
+        None, panel=Panel.LATENCY, help="Runtime to measure: onnxruntime (the default), openvino, executorch …"
     )
-    latency_threads: int = option(1, panel=Panel.LATENCY, help="Threads it runs on.")
+    latency_threads: int = option(1, panel=Panel.LATENCY, help="Threads of the runtime.")
     device_url: str | None = option(  # None: this machine
         None, panel=Panel.LATENCY,
-        help="Measure latency there: http://HOST:PORT of `amc device serve`, or adb://…",
+        help="Where to measure latency: http://HOST:PORT of `amc device serve`, or adb://…",
     )  # fmt: skip
     token_file: str | None = option(
-        None, panel=Panel.LATENCY, is_path=True, help="Holds the device's token (or AMC_DEVICE_TOKEN)."
+        None, panel=Panel.LATENCY, is_path=True, help="File with the device's token (default: AMC_DEVICE_TOKEN)."
     )
 
     def __post_init__(self) -> None:
@@ -127,12 +127,12 @@ class SearchConfig:
         self._check_score()
         if self.times_latency and self.method != CHANNEL:
             raise AmcError(
-                f"method {self.method} masks weights, which makes no runtime here faster: a latency can be had with "
-                "method channel only"
+                f"method {self.method} masks weights, which makes no runtime here faster; for a latency choose "
+                "method channel"
             )
 
     def _check_ranges(self) -> None:
-        """AmcError for a value that is outside its range or none of the known names."""
+        """Raise AmcError for a value that is outside its range or not a known name."""
         from amc.deploy.runtimes import RUNTIMES
         from amc.search import AGENTS, BASELINES
 
@@ -157,7 +157,7 @@ class SearchConfig:
         check_rules(self, rules)
 
     def _check_score(self) -> None:
-        """AmcError for a score that cannot do what the protocol asks of it."""
+        """Raise AmcError for a score that does not fit max_drop or the reward."""
         from amc.search import REWARDS
 
         kind = get_score(self.score)
@@ -173,14 +173,14 @@ class SearchConfig:
             )
 
     def _resolved_budget(self) -> str:
-        """The budget as it holds; AmcError where it contradicts what else is asked for."""
+        """The budget, with its default filled in. Raises AmcError if it contradicts other settings."""
         from amc.search import REWARDS
 
         if self.max_drop is not None:
             if self.budget not in (None, NO_BUDGET):
                 raise AmcError(
-                    f"max-drop {self.max_drop:g} seeks the smallest network by itself; leave out either it or "
-                    f"the budget {self.budget!r}"
+                    f"max-drop {self.max_drop:g} already seeks the smallest network; leave out max-drop or the budget "
+                    f"{self.budget!r}"
                 )
             if self.reward != "r_err":
                 raise AmcError(f"max-drop brings its own reward; leave {self.reward!r} out, or leave max-drop out")
@@ -204,7 +204,7 @@ class SearchConfig:
 
     @property
     def metric(self) -> Metric:
-        """With `max_drop`: what is made small."""
+        """With `max_drop`: the cost to minimise."""
         from amc.search import Metric
 
         return Metric(self.minimise)
@@ -218,7 +218,7 @@ class SearchConfig:
 
     @property
     def method_options(self) -> MethodOptions:
-        """Those of the settings that are the method's."""
+        """The settings of the method."""
         from amc.pruning.methods import MethodOptions
 
         return MethodOptions(**{f.name: getattr(self, f.name) for f in dataclasses.fields(MethodOptions)})
@@ -228,7 +228,7 @@ class SearchConfig:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SearchConfig:
-        """From a run's config.json, whose other fields are passed over."""
+        """From a run's config.json. Ignores its other fields."""
         known = {f.name: data[f.name] for f in dataclasses.fields(cls) if f.name in data}
         for name in ("baselines", "lock", "only"):
             known[name] = tuple(known.get(name, ()))

@@ -1,4 +1,4 @@
-"""The record of a finished search: what summary.json holds."""
+"""The record of a finished search: the content of summary.json."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def summarise(
     job: Job,
     slim: nn.Module,
     choice: Choice,
-    found: Mapping[str, SearchResult],
+    results: Mapping[str, SearchResult],
     run: RunDir | None,
     test: Any,
 ) -> dict[str, Any]:
-    """The record of a finished search, as in summary.json; `found` has the result of every agent by name."""
+    """The record of a finished search, as in summary.json; `results` has the result of every agent by name."""
     config, best = job.config, choice.record
     origin = run.config() if run else {}
     costs = job.problem.policy_costs(job.problem.dense.tolist())
@@ -40,16 +40,16 @@ def summarise(
         "budget": config.budget,
         "method": config.method,
         "reward": config.reward if config.max_drop is None else "smallest within max_drop",
-        # Its name, none for a function of the caller's own. An error counts with a minus in all that follows.
+        # The score's name; None for the caller's own function. All later scores that are errors are negated.
         "score": config.score if isinstance(job.scorer.evaluate, Evaluator | PairedEvaluator) else None,
         "agent": config.agent,
-        "episodes": len(found[config.agent].episodes),
-        "failed_episodes": found[config.agent].failed,
+        "episodes": len(results[config.agent].episodes),
+        "failed_episodes": results[config.agent].failed,
         "seed": config.seed,
         "seconds": round(_seconds(run, config.agent), 1) if run else None,
         "dense": {**dense, "score": job.dense_score},
         "slim": {**small, "score": best.score},
-        "baselines": _baselines(found, config.agent),
+        "baselines": _baselines(results, config.agent),
         "groups": [
             {"name": decision.name, "size": decision.size, "kept": count}
             for decision, count in zip(job.problem.decisions, best.keep, strict=True)
@@ -61,19 +61,19 @@ def summarise(
     }
     result = merged(result, choice.summary)
     result["warnings"] += choice.warnings
-    if not choice.trials:  # else reward alone does not decide
-        result["warnings"] += _outdone(found, best, config.agent, get_score(config.score))
+    if not choice.trials:  # with trials, the reward alone does not decide
+        result["warnings"] += _outdone(results, best, config.agent, get_score(config.score))
     if test is not None:
         for which, network in (("dense", copy_model(job.model)), ("slim", slim)):
-            value, told = final_score(test, network, which)
+            value, warnings = final_score(test, network, which)
             result[which] |= {} if value is None else {"test": value}
-            result["warnings"] += told
+            result["warnings"] += warnings
     return result
 
 
-def _baselines(found: Mapping[str, SearchResult], main: str) -> dict[str, Any]:
+def _baselines(results: Mapping[str, SearchResult], main: str) -> dict[str, Any]:
     out: dict[str, Any] = {}
-    for name, result in found.items():
+    for name, result in results.items():
         if name != main:
             scores = [record.score for record in result.episodes if record.score is not None]
             out[name] = {
@@ -85,13 +85,13 @@ def _baselines(found: Mapping[str, SearchResult], main: str) -> dict[str, Any]:
     return out
 
 
-def _outdone(found: Mapping[str, SearchResult], best: EpisodeRecord, main: str, kind: ScoreKind) -> list[str]:
-    """A baseline that did better than the agent is no secret: the search was too short."""
-    rewards = {name: result.best.reward or 0.0 for name, result in found.items() if name != main}
+def _outdone(results: Mapping[str, SearchResult], best: EpisodeRecord, main: str, kind: ScoreKind) -> list[str]:
+    """A warning if a baseline did better than the agent: the search was too short."""
+    rewards = {name: result.best.reward or 0.0 for name, result in results.items() if name != main}
     winner = max(rewards, key=rewards.__getitem__, default=None)
     if winner is None or rewards[winner] <= (best.reward or 0.0):
         return []
-    theirs, ours = (kind.turned(record.score or 0.0) for record in (found[winner].best, best))
+    theirs, ours = (kind.turned(record.score or 0.0) for record in (results[winner].best, best))
     return [
         f"the {winner} baseline did better (score {theirs:.4f}) than the search ({ours:.4f}): give it more episodes"
     ]

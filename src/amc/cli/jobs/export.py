@@ -32,11 +32,12 @@ def run_export(
     sparse: bool = False,
     finetuned: bool = True,
 ) -> dict[str, Any]:
-    """Write the network of a run to `out`, or into the run. It is the fine-tuned one if there is one and `finetuned`.
+    """Write the network of a run to `out`, or into the run: with `finetuned` the fine-tuned one, if any.
 
-    The record: that of `amc.Export`, and run, finetuned, weight_bytes (of the tensors of the dense and the slim network
-    as PyTorch holds them) and real_images (on how many it was checked; 0 with the reason in `real_images_missing`).
-    With `sparse`, `sparse_kernels` says what XNNPACK will make of the file on Arm.
+    The record: that of `amc.Export`, and run, finetuned, weight_bytes (of all tensors of the dense and of the
+    slim network in PyTorch) and real_images (the number of images of the check; 0 with the reason in
+    `real_images_missing`). With `sparse`, `sparse_kernels` says whether XNNPACK runs the file with sparse kernels on
+    Arm.
     """
     chosen = get_format(format, sparse=sparse)
     run = RunDir.open(run_path)
@@ -77,7 +78,7 @@ def weight_bytes(model: nn.Module) -> int:
 
 
 def _real_images(source: Source) -> tuple[Tensor | None, str | None]:
-    """Some images of the run's data, or why there are none: the data may lie on another machine."""
+    """Some images of the run's data, or the reason why not: the data may be on another machine."""
     try:
         images, _ = next(iter(data_of(source).calibration.batches(REAL_IMAGES)))
     except AmcError as error:

@@ -1,4 +1,4 @@
-"""`amc finetune`: train the slim network of a run, or the best of its candidates, and resume what was stopped.
+"""`amc finetune`: train the slim network of a run, or the best of its candidates; resume a stopped training.
 
 `FineTuneState` keeps the unfinished work on disk until its result is in the run's summary.
 """
@@ -57,10 +57,10 @@ def run_finetune(
 ) -> Path:
     """Train the slim network of a finished search and add the outcome to its summary and report.
 
-    An unfinished fine-tuning is resumed: settings that are not `Given` keep their values, and those that are must
-    have the same ones. With candidates, the best of them by the run's own score becomes the run's result.
+    An unfinished fine-tuning is resumed: settings that are not given keep their values, and given ones must not differ.
+    With candidates, the best of them by the run's own score becomes the run's result.
 
-    Started in several processes by `accelerate launch`, they train together and the first one writes.
+    The processes of `accelerate launch` train together, and the first one writes.
     """
     session = session or SessionConfig()
     run = RunDir.open(run_path)
@@ -91,13 +91,13 @@ def _given(settings: T | Given[T] | None, kind: type[T]) -> Given[T]:
 
 
 def _checked(run: RunDir) -> Source:
-    """The network and data of the run; RunError where there is nothing to fine-tune."""
+    """The network and data of the run. Raises RunError if the run has nothing to fine-tune."""
     if run.config().get("schedule"):
         raise RunError(f"'{run.path}' is a schedule, which fine-tunes by itself; name one of its rounds")
     if not run.has(files.SUMMARY):
         raise RunError(f"'{run.path}' has no finished search yet; run `amc resume {run.path}` first")
     source = source_of(run, "train result.model with amc.finetune")
-    summary = run.read_json(files.SUMMARY)  # a damaged one is refused before hours of training, not after
+    summary = run.read_json(files.SUMMARY)  # refuses a damaged one before hours of training
     if "slim" not in summary:
         raise RunError(f"'{run.file(files.SUMMARY)}' has no slim network; restore the file from a copy")
     return source
@@ -122,11 +122,11 @@ class _Start:
     model: nn.Module
     method: Method
     choice: Choice | None = None  # of several policies
-    replacing: Policy | None = None  # the chosen policy where it takes the place of the run's own
+    replacing: Policy | None = None  # the chosen policy, if it replaces the run's own
 
 
 class _Task:
-    """One call of `finetune`, its checks behind it."""
+    """One call of `run_finetune`, after its checks."""
 
     def __init__(
         self,
@@ -167,12 +167,12 @@ class _Task:
         slim = load_run(self.origin.path, finetuned=False)
         config = self.config
         structure = inspect(slim, self.example)
-        # Locks of a sliced network name what may be gone; they matter only for which weights are masked.
+        # Locks may name channels that were sliced away; they matter only for the choice of masked weights.
         locks = {} if config.method == "channel" else {"lock": config.lock, "only": config.only}
         return _Start(slim, create_method(config.method, slim, structure, config.method_options, **locks))
 
     def _chosen(self) -> _Start:
-        """Train the best policies briefly and take the best network, as its policy prescribes it: not as trained."""
+        """Train the best policies briefly, and choose the best. The network of its policy is returned untrained."""
         job = self._prepared()
         journal = self.origin.file(files.JOURNAL)
         self.origin.verify(files.JOURNAL)
@@ -192,7 +192,7 @@ class _Task:
         return _Start(job.scorer.build(choice.record.keep), job.method, choice, policy)
 
     def _prepared(self) -> Job:
-        """The search's means to build any policy; RunError where candidates would break what the run promises."""
+        """The job that builds any policy of the search. Raises RunError if candidates would break a promise."""
         path = self.origin.path
         if self.config.max_drop is not None:
             raise RunError(
@@ -229,7 +229,7 @@ class _Task:
         )
 
     def _record(self, start: _Start, untrained: nn.Module | None, result: FineTuneResult) -> None:
-        """Write what fine-tuning adds to the run. If it is interrupted, it is repeated with the same result."""
+        """Write the results of fine-tuning to the run. If this is interrupted, a repetition writes the same."""
         run, slim = self.origin, start.model
         summary = run.read_json(files.SUMMARY)
         test = Evaluator(self.data.test, score=self.config.score) if self.source.test else None
@@ -247,7 +247,7 @@ class _Task:
         summary["slim"] |= {**start.method.recount(slim, self.example), **tuned}
         epochs = "".join(json.dumps(sealed(asdict(epoch))) + "\n" for epoch in result.epochs)
         tuned_model = start.method.stored(slim)
-        replaced = {}  # last: as long as the policy is the old one, this is not over
+        replaced = {}  # written last: an old policy marks an unfinished replacement
         if start.replacing and untrained is not None:
             replaced[files.MODEL] = start.method.stored(untrained)
             replaced[files.POLICY] = records.json_bytes(start.replacing.to_json())
@@ -267,14 +267,14 @@ class _Task:
 
     @staticmethod
     def _describe(summary: dict[str, Any], record: EpisodeRecord, policy: Policy, costs: Mapping[str, int]) -> None:
-        """Put the chosen policy in the place of the search's best."""
+        """Replace the search's best policy by the chosen one."""
         summary["slim"] = {**costs, "score": record.score}
         summary["groups"] = [{"name": group.name, "size": group.size, "kept": group.kept} for group in policy.groups]
 
 
 @dataclass(frozen=True)
 class _Candidates:
-    """The `Training` of several policies; each is built, trained and written down in turn."""
+    """The `Training` of several policies: each is built, trained and recorded in turn."""
 
     task: _Task
     job: Job
@@ -282,7 +282,7 @@ class _Candidates:
     count: int
 
     def recheck(self, record: EpisodeRecord, number: int) -> EpisodeRecord:
-        """The policy with the score that its network has now; RunError where the journal was changed."""
+        """The policy with the present score of its network. Raises RunError if the journal was changed."""
         watch = self.task.progress
         watch.stage(f"candidate {number + 1} of {self.count} (episode {record.episode})")
         check_record(self.journal, record, self.job)
@@ -301,7 +301,7 @@ class _Candidates:
         return float(result.epochs[-1].score or 0.0)
 
     def keep(self, trial: FineTuningTrial, number: int) -> FineTuningTrial:
-        """Write the trial down, for a later session and for the other processes."""
+        """Record the trial, for a later session and for the other processes."""
         state = self.task.state
         if trial.error is not None:
             self.task.progress.warning(f"candidate {number + 1} is left out: {trial.error}")
@@ -315,7 +315,7 @@ class _Candidates:
 def _tested(
     summary: dict[str, Any], test: Evaluate | None, network: nn.Module, which: str, key: str
 ) -> dict[str, float]:
-    """The test score under `key`; where it fails, a warning in the summary says why."""
+    """The test score under `key`; if it fails, nothing, and a warning in the summary says why."""
     if test is None:
         return {}
     value, warnings = final_score(test, network, which)

@@ -69,7 +69,7 @@ class FineTuneState:
         return not differing
 
     def save(self) -> None:
-        """Write what the main process knows, and let the others know it."""
+        """Write the state of the main process; the other processes read it."""
         here = execution()
         if not self.places or self.places[-1] != here:
             self.places.append(here)
@@ -96,13 +96,13 @@ class FineTuneState:
         return sorted(self.run.path.glob("finetune*.ckpt"))
 
     def clear(self) -> None:
-        """Remove the state and the checkpoints: the fine-tuning is finished, or forgotten."""
+        """Remove the state and the checkpoints: the fine-tuning is finished or discarded."""
         if self.main:
-            for path in (*self.checkpoints(), self.run.file(STATE)):  # without it checkpoints are of no use
+            for path in (*self.checkpoints(), self.run.file(STATE)):  # checkpoints need the state: it is last
                 path.unlink(missing_ok=True)
 
     def _stored(self) -> dict[str, Any]:
-        """The file, with every setting; RunError if it is damaged."""
+        """The content of the file, with every setting. Raises RunError if it is damaged."""
         anew = f"`amc finetune {self.run.path} --restart` begins anew"
         try:
             record = self.run.read_json(STATE)

@@ -96,7 +96,7 @@ def _names(structure: Structure, layers: Iterable[int]) -> list[str]:
 
 
 def _layers(structure: Structure) -> list[dict[str, Any]]:
-    """Every weight that meets an activation, with the multiply-accumulates of all its uses."""
+    """Every weight that is contracted with an activation, with the multiply-accumulates of all its uses."""
     macs: dict[tuple[str, str, str], int] = {}
     for layer in structure.layers:
         key = (layer.name, layer.kind, layer.weight)
@@ -105,7 +105,7 @@ def _layers(structure: Structure) -> list[dict[str, Any]]:
 
 
 def refitting_record(structure: Structure) -> dict[str, Any]:
-    """Which layers are refitted by least squares after a cut, and why the others are only sliced."""
+    """The layers that are refitted by least squares after pruning, and why the others are only sliced."""
     refitted, sliced = reconstructible(structure)
     return {
         "refitted": list(refitted),

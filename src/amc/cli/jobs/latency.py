@@ -82,7 +82,7 @@ def _networks(
         raise ModelError(f"'{target}' is your own network: give the shape of one example, such as --input 3x224x224")
     example = torch.zeros(1, *shape)
     reason = misfit(model.eval(), shape)
-    if reason is not None:  # found before any exporter sees it
+    if reason is not None:  # refused before an exporter runs
         one = "x".join(map(str, shape))
         raise ModelError(f"'{target}' cannot take one input of {one}: {reason}; change --input")
     return {"dense": model}, example

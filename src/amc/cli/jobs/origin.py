@@ -24,7 +24,7 @@ BATCH = 256  # images a calibration batch
 
 
 def source_of(run: RunDir, remedy: str) -> Source:
-    """The network and the data of a run, by name; RunError with the remedy where the network has none."""
+    """The network and the data of a run, by name. Raises RunError, with `remedy`, if the network has no name."""
     config = run.config()
     if not config.get("model"):
         raise RunError(f"'{run.path}' was started from Python, with a network that has no name; {remedy}")
@@ -51,7 +51,7 @@ def network_of(source: Source, run_path: Path | None = None) -> nn.Module:
 
 
 def data_of(source: Source) -> DataSplits:
-    """The data set; a zoo network with its own data set needs none given."""
+    """The data set of the source; by default that of its zoo network."""
     info = model_info(source.model)
     spec = source.data or (info.data if info else None)
     if not spec:
@@ -66,7 +66,7 @@ def data_of(source: Source) -> DataSplits:
 
 
 def with_preprocessing(source: Source, model: nn.Module) -> Source:
-    """The source with the preprocessing that the network asks for, where an imagefolder has no other one yet.
+    """The source with the preprocessing that the network needs, if an imagefolder has no other one yet.
 
     The run's config.json keeps it: fine-tuning and resuming must prepare the images in the same way.
     """
@@ -77,7 +77,7 @@ def with_preprocessing(source: Source, model: nn.Module) -> Source:
 
 
 def misfit(model: nn.Module, input_shape: Sequence[int]) -> str | None:
-    """The reason, in one line, why a forward pass on one example of this shape fails; None where it does not fail."""
+    """The reason, in one line, why a forward pass on one example of this shape fails; None if it runs."""
     try:
         with torch.inference_mode():
             copy_model(model)(torch.zeros(1, *input_shape))

@@ -16,5 +16,5 @@ def run_resume(run_path: Path, *, round_lr: float | None = None, progress: Obser
     if RunDir.open(run_path).config().get("schedule"):
         return resume_schedule(run_path, round_lr=round_lr, progress=progress)
     if round_lr is not None:
-        raise AmcError(f"'{run_path}' is no schedule, whose rounds round-lr {round_lr:g} is for; leave it out")
+        raise AmcError(f"'{run_path}' is not a schedule; round-lr {round_lr:g} is for rounds only; leave it out")
     return resume_search(run_path, progress=progress)

@@ -1,7 +1,7 @@
 """Iterative pruning: rounds of search, pruning and fine-tuning, each from the last one's weights.
 
 The paper prunes ResNet-50 in four rounds, to densities 0.50, 0.35, 0.25 and 0.20 (arXiv 1802.03494, section 4.2). A
-schedule is a run directory with an ordinary run a round; whatever is finished there is never done again.
+schedule is a run directory with an ordinary run for each round; finished work is never repeated.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class _Plan:
 
     @property
     def metric(self) -> Metric:
-        """What the rounds make small."""
+        """The cost that the rounds lower."""
         return self.config.budgets[0].metric
 
     def to_json(self) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class _Plan:
 
     @classmethod
     def of(cls, run: RunDir) -> _Plan:
-        """From a run's config.json. RunError, naming the file, for settings that no schedule is made with."""
+        """From a run's config.json. Raises RunError, with the file's name, for settings that no schedule has."""
         source, record = source_of(run, "start it from the command line"), run.config()
         config = settings_of(run)
         try:
@@ -163,7 +163,7 @@ def _finished(path: Path) -> bool:
 def _check_reachable(source: Source, out: Path, config: SearchConfig, last: Budget) -> None:
     """Raise BudgetError before the first round if the last one cannot reach its budget.
 
-    Slicing starts every round from a smaller network, so only there the least is not known yet.
+    Not for slicing: each of its rounds starts from a smaller network, whose least cost is not known yet.
     """
     if config.method == CHANNEL:
         return

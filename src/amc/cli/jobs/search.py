@@ -33,7 +33,7 @@ def run_search(out: Path, source: Source, config: SearchConfig, *, progress: Obs
 
 
 def with_parent(source: Source, out: Path) -> Source:
-    """Where MODEL is a run directory: the source of that run's result, on the same data unless other data is given."""
+    """If MODEL is a run directory: the source of that run's result, on the same data unless other data is given."""
     path = Path(source.model)
     if not (path / files.CONFIG).exists():
         return source
@@ -48,14 +48,14 @@ def resume_search(run_path: Path, *, progress: Observer) -> Path:
     """Resume the search in `run_path`."""
     run = RunDir.open(run_path)
     source = source_of(run, "call amc.compress(..., run_dir=..., resume=True) again")
-    if run.has(files.SUMMARY):  # finished; what was fine-tuned since must stay
+    if run.has(files.SUMMARY):  # finished: a later fine-tuning must stay
         with run.lock():
             render_report(run)
         return run_path
     if run.has(files.MODEL_FINETUNED):
         raise RunError(
             f"'{run.path}' was fine-tuned, and its {files.SUMMARY} is missing; restore it from a copy, or remove "
-            f"{files.MODEL_FINETUNED} to go back to what the search found"
+            f"{files.MODEL_FINETUNED} to go back to the result of the search"
         )
     with run.lock():
         _run(run, source, settings_of(run), progress, resuming=True)

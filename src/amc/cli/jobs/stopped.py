@@ -1,4 +1,4 @@
-"""What a stopped job left in its directory, as read from the disk, and the command that resumes it."""
+"""The content of a stopped job's directory in one sentence, with the command that resumes the job."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A network -> its score; a policy -> its score."""
+"""The score of a network, and the score of a policy."""

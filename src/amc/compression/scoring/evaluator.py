@@ -238,13 +238,13 @@ def as_evaluator(
 
 
 def score_of(score: Evaluate, model: nn.Module, which: str) -> float:
-    """Score in eval mode, all modes restored; EvaluationError where the user's function fails."""
+    """The score in eval mode; all modes are restored. Raises EvaluationError if the user's function fails."""
     with evaluating(model):
         return number_of(scored_on(which, lambda: score(model)), EVALUATE)
 
 
 def final_score(score: Evaluate, model: nn.Module, which: str) -> tuple[float | None, list[str]]:
-    """A score for the record alone: where it fails there is none, and a warning says why."""
+    """A score for the record only: if it fails, None and a warning with the reason."""
     try:
         return score_of(score, model, which), []
     except ResourceError:
@@ -254,7 +254,7 @@ def final_score(score: Evaluate, model: nn.Module, which: str) -> tuple[float | 
 
 
 def scored_on(which: str, call: Callable[[], T]) -> T:
-    """What scoring the `which` network gives. Raises EvaluationError, naming the network, for what is no AmcError."""
+    """The result of `call`, which scores the `which` network. Its errors become EvaluationErrors, unless AmcErrors."""
     try:
         return call()
     except AmcError:

@@ -1,4 +1,4 @@
-"""The one expensive thing: a policy's score. Build the pruned network, set its batch norms, evaluate."""
+"""A policy's score, the expensive step of a search: build the pruned network, set its batch norms, evaluate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from amc.pruning.methods import Builder
 
 @dataclass(frozen=True, slots=True)
 class ScoreTiming:
-    """Seconds spent on one score; zero where it was remembered."""
+    """Seconds spent on one score; zero for a remembered score."""
 
     build: float = 0.0  # slicing and refitting
     batch_norm: float = 0.0  # re-estimating statistics
@@ -25,7 +25,7 @@ class ScoreTiming:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A policy's score and what it took."""
+    """A policy's score and its timing."""
 
     score: float
     timing: ScoreTiming
@@ -53,7 +53,7 @@ class PolicyScorer:
         return self.scored(keep_counts).score
 
     def scored(self, keep_counts: Sequence[int]) -> Scored:
-        """The score and the seconds that it took. What `evaluate` raises passes through and is not remembered."""
+        """The score and its timing. Errors of `evaluate` pass through and are not remembered."""
         policy = tuple(keep_counts)
         if policy in self._known:
             return Scored(self._known[policy], ScoreTiming())
