@@ -43,61 +43,33 @@ if TYPE_CHECKING:
         operator_rule,
     )
 
-__all__ = [  # noqa: RUF022 -- the verbs in the order of their use, what they take and return, the errors
-    "inspect",
-    "compress",
-    "finetune",
-    "export",
-    "latency",
-    "load_run",
-    "apply_policy",
-    "certify",
-    "count_macs",
-    "count_params",
-    "operator_rule",
-    "Structure",
-    "Group",
-    "Layer",
-    "Locked",
-    "Certificate",
-    "SearchConfig",
-    "Observer",
-    "Result",
-    "Policy",
-    "SearchResult",
-    "FineTuneConfig",
-    "FineTuneResult",
-    "Export",
-    "Latencies",
-    "AmcError",
-    "BudgetError",
-    "DataError",
-    "EvaluationError",
-    "ModelError",
-    "ResourceError",
-    "RunError",
+# The verbs in the order of their use, what they take and return, the errors.
+__all__ = [  # noqa: RUF022
+    "inspect", "compress", "finetune", "export", "latency", "load_run", "apply_policy",
+    "certify", "count_macs", "count_params", "operator_rule",
+    "Structure", "Group", "Layer", "Locked", "Certificate",
+    "SearchConfig", "Observer", "Result", "Policy", "SearchResult",
+    "FineTuneConfig", "FineTuneResult", "Export", "Latencies",
+    "AmcError", "BudgetError", "DataError", "EvaluationError", "ModelError", "ResourceError", "RunError",
     "__version__",
-]
+]  # fmt: skip
 
-_HOMES = {
-    "amc.compression.finetuning": ("finetune",),
-    "amc.compression.load": ("load_run",),
-    "amc.compression.observer": ("Observer",),
-    "amc.compression.pipeline": ("Result", "compress"),
-    "amc.compression.settings": ("SearchConfig",),
-    "amc.deploy.export": ("Export", "export"),
-    "amc.deploy.latencies": ("Latencies", "latency"),
-    "amc.pruning": ("Policy",),
-    "amc.pruning.methods": ("apply_policy",),
-    "amc.recovery": ("FineTuneResult",),
-    "amc.run.settings": ("FineTuneConfig",),
-    "amc.search": ("SearchResult",),
-    "amc.structure": (
-        "Certificate", "Group", "Layer", "Locked", "Structure", "certify", "count_macs", "count_params", "inspect",
-        "operator_rule",
-    ),
-}  # fmt: skip
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_NAMES = {
+    "amc.compression.finetuning": "finetune",
+    "amc.compression.load": "load_run",
+    "amc.compression.observer": "Observer",
+    "amc.compression.pipeline": "Result compress",
+    "amc.compression.settings": "SearchConfig",
+    "amc.deploy.export": "Export export",
+    "amc.deploy.latencies": "Latencies latency",
+    "amc.pruning": "Policy",
+    "amc.pruning.methods": "apply_policy",
+    "amc.recovery": "FineTuneResult",
+    "amc.run.settings": "FineTuneConfig",
+    "amc.search": "SearchResult",
+    "amc.structure": "Certificate Group Layer Locked Structure certify count_macs count_params inspect operator_rule",
+}
+_HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
@@ -106,8 +78,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         value: Any = version("amc-compress")
-    elif name in _HOME_OF:
-        value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    elif name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
     else:
         raise AttributeError(f"module 'amc' has no attribute {name!r}")
     globals()[name] = value
