@@ -27,7 +27,7 @@ from amc import load_run
 from amc.cli.jobs.origin import network_of
 from amc.deploy.measure import MeasureSettings
 from amc.deploy.runtimes import installed_runtimes
-from amc.deploy.timing import latency
+from amc.deploy.timing import latency_record
 from amc.errors import AmcError
 from amc.pruning.methods import MethodOptions
 from amc.pruning.methods.channel import ChannelMethod
@@ -82,7 +82,7 @@ def timed(args: argparse.Namespace, name: str, variants: Variants, example: torc
     settings = MeasureSettings(rounds=args.rounds, max_seconds=args.max_seconds)
     networks = {variant: module for variant, (module, _) in variants.items()}
     try:
-        times: Record = latency(networks, example, runtime=runtime, settings=settings)
+        times: Record = latency_record(networks, example, runtime=runtime, settings=settings)
     except AmcError as error:
         times = {"error": str(error)}
         print(f"{name} on {runtime}: {error}")

@@ -1,7 +1,13 @@
 """AMC: a reinforcement-learning agent decides, layer by layer, how much of a network to remove.
 
-The method is He, Lin et al., "AMC: AutoML for Model Compression and Acceleration on Mobile Devices", ECCV 2018
-(arXiv 1802.03494).
+    structure = amc.inspect(model, example)  # what can be pruned, and what is locked
+    result = amc.compress(model, example, calibration=train, evaluate=search, budget="macs<=50%", run_dir="runs/mine")
+    amc.finetune(result.model, train, masks=result.masks, epochs=10)  # in place
+    amc.export(result.model, example, "slim.onnx")  # checked against PyTorch
+    amc.latency({"dense": model, "slim": result.model}, example)  # timed in alternation
+
+`amc.load_run` loads the network of a run, `amc.apply_policy` applies a policy to a network. The method is He, Lin et
+al., "AMC: AutoML for Model Compression and Acceleration on Mobile Devices", ECCV 2018 (arXiv 1802.03494).
 """
 
 from __future__ import annotations
@@ -12,51 +18,58 @@ from typing import TYPE_CHECKING, Any
 from amc.errors import AmcError, BudgetError, DataError, EvaluationError, ModelError, ResourceError, RunError
 
 if TYPE_CHECKING:
+    from amc.compression.finetuning import finetune
     from amc.compression.load import load_run
     from amc.compression.observer import Observer
     from amc.compression.pipeline import Result, compress
     from amc.compression.settings import SearchConfig
+    from amc.deploy.export import Export, export
+    from amc.deploy.latencies import Latencies, latency
     from amc.pruning import Policy
     from amc.pruning.methods import apply_policy
-    from amc.structure import Structure, certify, count_macs, count_params, inspect
+    from amc.recovery import FineTuneResult
+    from amc.run.settings import FineTuneConfig
+    from amc.search import SearchResult
+    from amc.structure import (
+        Certificate,
+        Group,
+        Layer,
+        Locked,
+        Structure,
+        certify,
+        count_macs,
+        count_params,
+        inspect,
+        operator_rule,
+    )
 
-_HOMES = {
-    "Observer": "amc.compression.observer",
-    "Policy": "amc.pruning",
-    "Result": "amc.compression.pipeline",
-    "SearchConfig": "amc.compression.settings",
-    "Structure": "amc.structure",
-    "apply_policy": "amc.pruning.methods",
-    "certify": "amc.structure",
-    "compress": "amc.compression.pipeline",
-    "count_macs": "amc.structure",
-    "count_params": "amc.structure",
-    "inspect": "amc.structure",
-    "load_run": "amc.compression.load",
-}
-
-__all__ = [
-    "AmcError",
-    "BudgetError",
-    "DataError",
-    "EvaluationError",
-    "ModelError",
-    "Observer",
-    "Policy",
-    "ResourceError",
-    "Result",
-    "RunError",
-    "SearchConfig",
-    "Structure",
+# The verbs in the order of their use, what they take and return, the errors.
+__all__ = [  # noqa: RUF022
+    "inspect", "compress", "finetune", "export", "latency", "load_run", "apply_policy",
+    "certify", "count_macs", "count_params", "operator_rule",
+    "Structure", "Group", "Layer", "Locked", "Certificate",
+    "SearchConfig", "Observer", "Result", "Policy", "SearchResult",
+    "FineTuneConfig", "FineTuneResult", "Export", "Latencies",
+    "AmcError", "BudgetError", "DataError", "EvaluationError", "ModelError", "ResourceError", "RunError",
     "__version__",
-    "apply_policy",
-    "certify",
-    "compress",
-    "count_macs",
-    "count_params",
-    "inspect",
-    "load_run",
-]
+]  # fmt: skip
+
+_NAMES = {
+    "amc.compression.finetuning": "finetune",
+    "amc.compression.load": "load_run",
+    "amc.compression.observer": "Observer",
+    "amc.compression.pipeline": "Result compress",
+    "amc.compression.settings": "SearchConfig",
+    "amc.deploy.export": "Export export",
+    "amc.deploy.latencies": "Latencies latency",
+    "amc.pruning": "Policy",
+    "amc.pruning.methods": "apply_policy",
+    "amc.recovery": "FineTuneResult",
+    "amc.run.settings": "FineTuneConfig",
+    "amc.search": "SearchResult",
+    "amc.structure": "Certificate Group Layer Locked Structure certify count_macs count_params inspect operator_rule",
+}
+_HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:

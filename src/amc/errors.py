@@ -14,6 +14,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 LINE = 300  # largest length of a reason, characters
+BRIEF = 120  # of a `repr`
 _MEMORY = re.compile(  # torch's messages in a plain RuntimeError
     r"DefaultCPUAllocator: (can't allocate memory|not enough memory)|"
     r"\b(CUDA|HIP|MPS|XPU)\b.{0,40}\bout of memory\b|CUBLAS_STATUS_ALLOC_FAILED"
@@ -94,12 +95,17 @@ def message_of(error: BaseException) -> str:
     return _message(error) or type(error).__name__
 
 
-def one_line(text: str) -> str:
-    """The first non-empty line of `text`, at most `LINE` characters; unprintable characters are escaped."""
+def one_line(text: str, length: int = LINE) -> str:
+    """The first non-empty line of `text`, at most `length` characters; unprintable characters are escaped."""
     lines = (line.strip() for line in text[: 10 * LINE].splitlines())
     line = next(filter(None, lines), "")
     plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
-    return plain if len(plain) <= LINE else plain[: LINE - 1] + "…"
+    return plain if len(plain) <= length else plain[: length - 1] + "…"
+
+
+def brief(text: str) -> str:
+    """`text` as one line of at most `BRIEF` characters, for the `repr` of a result."""
+    return one_line(text, BRIEF)
 
 
 def shown(value: object) -> str:

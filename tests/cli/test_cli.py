@@ -305,6 +305,13 @@ def test_help_and_version_need_neither_torch_nor_scipy() -> None:
         assert done.stdout.splitlines()[-1] == "[] 0"
 
 
+def test_what_a_search_does_not_need_is_not_imported_with_it() -> None:
+    heavy = "{'onnx', 'onnxruntime', 'onnxscript', 'scipy.optimize', 'torchvision', 'timm', 'torchmetrics', 'typer'}"
+    program = f"import sys, amc; amc.compress; print({heavy} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
 def test_version_is_that_of_the_package() -> None:
     done = amc("--version")
     assert (done.code, done.stdout.strip()) == (0, f"amc {version('amc-compress')}")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from amc.deploy.export import export_network
+from amc.deploy.export import export
 from amc.deploy.extras import MissingExtraError
 from amc.deploy.failures import ConversionError, find_operator
 from amc.deploy.files import target_files
@@ -38,7 +38,7 @@ def run_file(format: str, path: Path, inputs: tuple[Tensor, ...], *, half: bool 
 @pytest.mark.parametrize("format", formats())
 def test_file_computes_what_the_network_computes(tmp_path: Path, format: str) -> None:
     model, real = block(), torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    written = export_network(model, EXAMPLE, tmp_path / "net", format=format, real=real)
+    written = export(model, EXAMPLE, tmp_path / "net", format=format, real=real)
     assert set(written.errors) == {"random", "real"} | ({"batch"} if format in UNBOUNDED else set())
     assert max(written.errors.values()) < 1e-5
     with torch.no_grad():
@@ -57,7 +57,7 @@ def test_two_inputs_stay_in_order(tmp_path: Path, format: str) -> None:
     torch.manual_seed(0)
     model = Two().eval()
     inputs = (torch.randn(1, 3, 8, 8), torch.randn(1, 3, 8, 8))
-    export_network(model, inputs, tmp_path / "net", format=format)
+    export(model, inputs, tmp_path / "net", format=format)
     with torch.no_grad():
         wanted = model(*inputs)
     given = run_file(format, tmp_path / "net", inputs)
@@ -70,10 +70,10 @@ def test_half_stores_weights_in_16_bits(tmp_path: Path, format: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 96, 3), nn.AdaptiveAvgPool2d(1)).eval()
     if not get_format(format).half:
         with pytest.raises(AmcError, match="does not store convolutions in 16 bits, so --fp16 would save nothing"):
-            export_network(model, EXAMPLE, tmp_path / "half", format=format, half=True)
+            export(model, EXAMPLE, tmp_path / "half", format=format, half=True)
         return
-    full = export_network(model, EXAMPLE, tmp_path / "full", format=format)
-    half = export_network(model, EXAMPLE, tmp_path / "half", format=format, half=True)
+    full = export(model, EXAMPLE, tmp_path / "full", format=format)
+    half = export(model, EXAMPLE, tmp_path / "half", format=format, half=True)
     weights = 4 * sum(value.numel() for value in model.parameters())
     assert full.bytes - half.bytes > 0.45 * weights
     assert 1e-6 < max(half.errors.values()) < 5e-3  # ten bits, and not 32-bit weights by mistake
@@ -84,7 +84,7 @@ def test_half_stores_weights_in_16_bits(tmp_path: Path, format: str) -> None:
 @pytest.mark.parametrize("format", [name for name in UNBOUNDED if available(name)])
 def test_dynamic_batch_takes_any_size(tmp_path: Path, format: str) -> None:
     model = block()
-    export_network(model, EXAMPLE, tmp_path / "net", format=format)
+    export(model, EXAMPLE, tmp_path / "net", format=format)
     x = torch.randn(7, 3, 8, 8)
     (given,) = run_file(format, tmp_path / "net", (x,))
     with torch.no_grad():
@@ -93,7 +93,7 @@ def test_dynamic_batch_takes_any_size(tmp_path: Path, format: str) -> None:
 
 @pytest.mark.skipif(not available("executorch"), reason="executorch is missing")
 def test_executorch_takes_batches_up_to_its_bound(tmp_path: Path) -> None:
-    written = export_network(block(), EXAMPLE, tmp_path / "net", format="executorch", dynamic=True)
+    written = export(block(), EXAMPLE, tmp_path / "net", format="executorch", dynamic=True)
     assert written.dynamic_batch
     assert written.max_batch == 8
     assert run_file("executorch", tmp_path / "net", (torch.ones(8, 3, 8, 8),))[0].shape == (8, 5)
@@ -102,42 +102,42 @@ def test_executorch_takes_batches_up_to_its_bound(tmp_path: Path) -> None:
 @pytest.mark.parametrize("format", [name for name in ("onnx", "torch") if available(name)])
 def test_a_network_that_fixes_its_batch(tmp_path: Path, format: str) -> None:
     """By default its file has a fixed batch; a dynamic batch is refused with the reason."""
-    written = export_network(FixedBatch().eval(), EXAMPLE, tmp_path / "net", format=format)
+    written = export(FixedBatch().eval(), EXAMPLE, tmp_path / "net", format=format)
     assert not written.dynamic_batch
     with pytest.raises(AmcError, match=r"leave --dynamic out for a fixed batch; no .* file was written"):
-        export_network(FixedBatch().eval(), EXAMPLE, tmp_path / "other", format=format, dynamic=True)
+        export(FixedBatch().eval(), EXAMPLE, tmp_path / "other", format=format, dynamic=True)
     assert [path.name for path in tmp_path.iterdir()] == ["net"]
 
 
 @pytest.mark.parametrize("format", [name for name in ("litert", "ncnn") if available(name)])
 def test_formats_with_a_fixed_batch_say_so(tmp_path: Path, format: str) -> None:
     with pytest.raises(AmcError, match=f"format {format} has a fixed batch; leave --dynamic out"):
-        export_network(block(), EXAMPLE, tmp_path / "net", format=format, dynamic=True)
+        export(block(), EXAMPLE, tmp_path / "net", format=format, dynamic=True)
 
 
 @pytest.mark.parametrize("format", [name for name in FORMATS if available(name) and name != "torch"])
 def test_operator_that_the_format_lacks_is_named(tmp_path: Path, format: str) -> None:
     expected = rf"format {format} cannot express operator aten\.special_i0e \(in module 'odd'\)"
     with pytest.raises(ConversionError, match=expected):
-        export_network(Bessel().eval(), EXAMPLE, tmp_path / "net", format=format)
+        export(Bessel().eval(), EXAMPLE, tmp_path / "net", format=format)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_wrong_file_does_not_replace_an_earlier_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ONNX exporters write another network here."""
-    good = export_network(block(), EXAMPLE, tmp_path / "net.onnx")
+    good = export(block(), EXAMPLE, tmp_path / "net.onnx")
     before = (tmp_path / "net.onnx").read_bytes()
-    export = torch.onnx.export
+    honest = torch.onnx.export
 
     def another(model: nn.Module, *rest: object, **options: object) -> object:
         wrong = copy.deepcopy(model)
         with torch.no_grad():
             wrong.head.bias.add_(0.05)  # type: ignore[union-attr,operator]
-        return export(wrong, *rest, **options)  # type: ignore[arg-type]
+        return honest(wrong, *rest, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(torch.onnx, "export", another)
     with pytest.raises(ParityError, match=r"differs from the network by .*no onnx file was written"):
-        export_network(block(), EXAMPLE, tmp_path / "net.onnx", dynamic=False)
+        export(block(), EXAMPLE, tmp_path / "net.onnx", dynamic=False)
     assert (tmp_path / "net.onnx").read_bytes() == before
     assert len(before) == good.bytes
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
@@ -146,22 +146,22 @@ def test_a_wrong_file_does_not_replace_an_earlier_export(tmp_path: Path, monkeyp
 def test_the_second_exporter_is_used_if_the_first_one_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    export, asked = torch.onnx.export, []
+    honest, asked = torch.onnx.export, []
 
     def newer_only(*arguments: object, dynamo: bool, **options: object) -> object:
         asked.append(dynamo)
         if not dynamo:
             raise ValueError("dynamo=False is no longer available")
-        return export(*arguments, dynamo=dynamo, **options)  # type: ignore[arg-type]
+        return honest(*arguments, dynamo=dynamo, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(torch.onnx, "export", newer_only)
-    written = export_network(nn.Conv2d(3, 4, 1).eval(), EXAMPLE, tmp_path / "net.onnx")
+    written = export(nn.Conv2d(3, 4, 1).eval(), EXAMPLE, tmp_path / "net.onnx")
     assert asked == [False, True]
     assert written.dynamic_batch
 
 
 def test_the_onnx_file_is_whole_and_valid(tmp_path: Path) -> None:
-    export_network(block(), EXAMPLE, tmp_path / "net.onnx")
+    export(block(), EXAMPLE, tmp_path / "net.onnx")
     graph = onnx.load(tmp_path / "net.onnx", load_external_data=False)
     onnx.checker.check_model(graph, full_check=True)
     assert [entry.name for entry in graph.graph.input] == ["input"]
@@ -175,7 +175,7 @@ def test_the_network_is_not_changed(tmp_path: Path) -> None:
     model.norm.eval()
     state = copy.deepcopy(model.state_dict())
     for half in (False, True):
-        export_network(model, EXAMPLE, tmp_path / "net.onnx", half=half)
+        export(model, EXAMPLE, tmp_path / "net.onnx", half=half)
     assert model.training
     assert not model.norm.training
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
@@ -189,7 +189,7 @@ def test_missing_package_names_the_command(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(metadata, "version", nothing)
     with pytest.raises(MissingExtraError) as caught:
-        export_network(block(), EXAMPLE, tmp_path / "net", format="litert")
+        export(block(), EXAMPLE, tmp_path / "net", format="litert")
     assert str(caught.value) == (
         'package ai-edge-litert is not installed; run: pip install -c constraints.txt "amc-compress[litert]"'
     )
@@ -201,12 +201,12 @@ def test_missing_package_names_the_command(tmp_path: Path, monkeypatch: pytest.M
 )
 def test_only_positional_tensors(tmp_path: Path, example: object, complaint: str) -> None:
     with pytest.raises(ModelError, match=f"called with {complaint}; files and runtimes take positional tensors only"):
-        export_network(block(), example, tmp_path / "net.onnx")
+        export(block(), example, tmp_path / "net.onnx")
 
 
 def test_unknown_format_is_refused_with_a_hint(tmp_path: Path) -> None:
     with pytest.raises(AmcError, match=r"unknown format 'onxx'; did you mean onnx\?"):
-        export_network(block(), EXAMPLE, tmp_path / "net", format="onxx")
+        export(block(), EXAMPLE, tmp_path / "net", format="onxx")
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_operators_are_found_in_messages(message: str, operator: str | None) -> 
 def test_the_users_network_and_input_are_not_changed(kind: type[nn.Module], format: str, tmp_path: Path) -> None:
     module, x = kind().eval(), torch.randn(2, 3, 8, 8)
     before, attributes, given = state(module), dict(vars(kind)), x.clone()
-    export_network(module, x, tmp_path / f"model.{'onnx' if format == 'onnx' else 'pt2'}", format=format)
+    export(module, x, tmp_path / f"model.{'onnx' if format == 'onnx' else 'pt2'}", format=format)
     assert_same(before, state(module))
     assert dict(vars(kind)) == attributes
     assert torch.equal(x, given)
@@ -237,5 +237,5 @@ def test_the_users_network_and_input_are_not_changed(kind: type[nn.Module], form
 
 def test_the_network_inside_a_wrapper_is_exported(tmp_path: Path) -> None:
     inner = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
-    export = export_network(nn.DataParallel(inner), torch.randn(1, 3, 8, 8), tmp_path / "model.onnx")
-    assert export.errors["random"] < 1e-5
+    written = export(nn.DataParallel(inner), torch.randn(1, 3, 8, 8), tmp_path / "model.onnx")
+    assert written.errors["random"] < 1e-5

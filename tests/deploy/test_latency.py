@@ -13,7 +13,7 @@ from amc.deploy import machine
 from amc.deploy.measure import MeasureSettings
 from amc.deploy.runtimes import RUNTIMES, RuntimeFailure, Session, get_runtime
 from amc.deploy.runtimes.onnxruntime import OnnxRuntime
-from amc.deploy.timing import latency, latency_of_files, prepared
+from amc.deploy.timing import latency_of_files, latency_record, prepared
 from amc.errors import AmcError
 from amc.run import provenance
 from tests.deploy.nets import EXAMPLE, available, block
@@ -27,7 +27,7 @@ HERE = [name for name in RUNTIMES if available(get_runtime(name).format)]
 @pytest.mark.parametrize("runtime", HERE)
 def test_a_much_smaller_network_is_found_faster(runtime: str) -> None:
     """64 times fewer MACs in all layers except the first: a difference larger than any noise."""
-    record = latency({"dense": WIDE, "slim": SLIM}, torch.zeros(1, 3, 48, 48), runtime=runtime, settings=QUICK)
+    record = latency_record({"dense": WIDE, "slim": SLIM}, torch.zeros(1, 3, 48, 48), runtime=runtime, settings=QUICK)
     assert list(record["networks"]) == ["dense", "slim"]
     dense, slim = record["networks"].values()
     assert slim["latency_ms"] < dense["latency_ms"]
@@ -38,7 +38,7 @@ def test_a_much_smaller_network_is_found_faster(runtime: str) -> None:
 
 
 def test_the_record_contains_everything_that_latency_depends_on() -> None:
-    record = latency({"net": block()}, EXAMPLE, threads=2, batch=3, settings=QUICK)
+    record = latency_record({"net": block()}, EXAMPLE, threads=2, batch=3, settings=QUICK)
     assert record["runtime"] == "onnxruntime"
     assert record["runtime_version"] == get_runtime("onnxruntime").version()
     assert (record["threads"], record["batch"], record["precision"]) == (2, 3, "float32")
@@ -56,9 +56,9 @@ def test_batch_reaches_the_network() -> None:
 
 
 def test_files_are_timed_as_they_are(tmp_path: Path) -> None:
-    from amc.deploy.export import export_network
+    from amc.deploy.export import export
 
-    export_network(block(), EXAMPLE, tmp_path / "a.onnx")
+    export(block(), EXAMPLE, tmp_path / "a.onnx")
     models = {"a": ([tmp_path / "a.onnx"], (torch.ones(2, 3, 8, 8),))}
     record = latency_of_files(models, settings=QUICK)
     assert record["networks"]["a"]["latency_ms"] > 0
@@ -69,13 +69,13 @@ def test_files_are_timed_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [{"threads": 0}, {"batch": 0}])
 def test_nonsense_is_refused(options: dict[str, int]) -> None:
     with pytest.raises(AmcError, match="threads and batch must be at least 1"):
-        latency({"net": block()}, EXAMPLE, settings=QUICK, **options)  # type: ignore[arg-type]
+        latency_record({"net": block()}, EXAMPLE, settings=QUICK, **options)  # type: ignore[arg-type]
 
 
 def test_ncnn_takes_one_example_at_a_time() -> None:
     words = "runtime ncnn takes one example at a time; leave --batch at 1, got 4"
     with pytest.raises(AmcError, match=words):
-        latency({"net": block()}, EXAMPLE, runtime="ncnn", batch=4, settings=QUICK)
+        latency_record({"net": block()}, EXAMPLE, runtime="ncnn", batch=4, settings=QUICK)
     with pytest.raises(AmcError, match=words):
         latency_of_files({"net": ([], (torch.ones(4, 3, 8, 8),))}, runtime="ncnn", settings=QUICK)
 
@@ -83,7 +83,7 @@ def test_ncnn_takes_one_example_at_a_time() -> None:
 def test_float16_is_only_reported_if_it_was_used() -> None:
     words = "runtime executorch has no 16-bit convolutions here; leave --fp16 out"
     with pytest.raises(AmcError, match=words):
-        latency({"net": block()}, EXAMPLE, runtime="executorch", half=True, settings=QUICK)
+        latency_record({"net": block()}, EXAMPLE, runtime="executorch", half=True, settings=QUICK)
     with pytest.raises(AmcError, match=words):
         latency_of_files({"net": ([], (EXAMPLE,))}, runtime="executorch", half=True, settings=QUICK)
 
@@ -103,7 +103,7 @@ def test_files_are_checked_with_the_threads_that_they_are_timed_with(monkeypatch
 
 def test_eager_times_the_module_itself_and_leaves_it_alone() -> None:
     model = block().train()
-    record = latency({"net": model}, EXAMPLE, runtime="eager", half=True, settings=QUICK)
+    record = latency_record({"net": model}, EXAMPLE, runtime="eager", half=True, settings=QUICK)
     assert record["precision"] == "float16"
     assert record["networks"]["net"]["file_bytes"] == 0
     assert model.training

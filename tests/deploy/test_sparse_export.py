@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from amc.cli.jobs.export import default_name
-from amc.deploy.export import export_network
+from amc.deploy.export import export
 from amc.deploy.extras import MissingExtraError
 from amc.deploy.formats import get_format
 from amc.errors import AmcError
@@ -34,7 +34,7 @@ def test_a_fine_grained_network_is_smaller_and_passes_the_parity_check(tmp_path:
     method = create_method("fine-grained", model, inspect(model, example), MethodOptions(max_sparsity=0.9))
     slim = method.builder(None).build([decision.choices[0] for decision in method.decisions])
     try:
-        files = [export_network(slim, example, tmp_path / f"{n}.tflite", format="litert", sparse=n) for n in (0, 1)]
+        files = [export(slim, example, tmp_path / f"{n}.tflite", format="litert", sparse=n) for n in (0, 1)]
     except MissingExtraError as missing:
         pytest.skip(str(missing))
     assert files[1].bytes < 0.6 * files[0].bytes

@@ -102,3 +102,19 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
         with pytest.raises(RunError, match="is a symbolic link, and nothing is written through one"):
             write(tmp_path / "file.jsonl")
     assert (tmp_path / "elsewhere").read_bytes() == b"precious\n"
+
+
+@pytest.mark.parametrize(("fault", "kept"), [(OSError(errno.EIO, "broken"), 1), (SystemExit(143), 2)])
+def test_a_signal_loses_no_whole_line_and_a_broken_disk_leaves_none_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: BaseException, kept: int
+) -> None:
+    path = tmp_path / "file.jsonl"
+    append_line(path, b'{"a": 1}')
+
+    def failing(_: int) -> None:
+        raise fault
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(type(fault)):
+        append_line(path, b'{"b": 2}')
+    assert whole_lines(path.read_bytes()) == [b'{"a": 1}', b'{"b": 2}'][:kept]

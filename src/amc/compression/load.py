@@ -70,6 +70,10 @@ def load_run(
     Without `model`, the dense network is built from the name in the run's config.json (a zoo name, or a factory, whose
     code then runs). A run that began in Python with a network of your own needs `model` (any weights) and
     `example_input`. Raises RunError if a file is damaged or differs from the one that the summary describes.
+
+    >>> slim = amc.load_run("runs/mine", net, x)  # of a network of your own; the run of a zoo network needs no more
+    >>> amc.count_macs(slim, x)
+    768
     """
     return _load(run_dir, model, example_input, finetuned, ())
 

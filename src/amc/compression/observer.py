@@ -20,7 +20,7 @@ class Observer:
 
     What a method raises ends the job: KeyboardInterrupt stops a search, which can be resumed.
 
-    >>> class Best(Observer):
+    >>> class Best(amc.Observer):
     ...     def episode(self, agent, record, timing):
     ...         print(agent, record.episode, record.score)
     """
@@ -46,8 +46,8 @@ class Observer:
     def training_step(self, step: StepRecord) -> None:
         """One more step of fine-tuning is done."""
 
-    def epoch(self, epoch: EpochRecord, score: float) -> None:
-        """One more pass over the training data is done; `score` is the network's afterwards."""
+    def epoch(self, epoch: EpochRecord, score: float | None) -> None:
+        """One more pass over the training data is done; `score`: of the network after it, None if it is not scored."""
 
     def close(self) -> None:
         """The job ends, with or without an error."""
@@ -79,8 +79,9 @@ class LogObserver(Observer):
     def training_step(self, step: StepRecord) -> None:
         LOG.debug("step %d of %d: loss %.6g, lr %.6g", step.step, step.total_steps, step.loss, step.lr)
 
-    def epoch(self, epoch: EpochRecord, score: float) -> None:
-        LOG.info("epoch %d: loss %.6g, score %.6g", epoch.epoch, epoch.loss, score)
+    def epoch(self, epoch: EpochRecord, score: float | None) -> None:
+        scored = "" if score is None else f", score {score:.6g}"
+        LOG.info("epoch %d: loss %.6g%s", epoch.epoch, epoch.loss, scored)
 
 
 class Together(Observer):

@@ -9,27 +9,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from amc.compression.load import check_weights, settings_of, weights_key
-from amc.compression.observer import LogObserver, Observer, Together
+from amc.compression.observer import Observer
 from amc.compression.prepare import Inputs, Job, prepare
-from amc.compression.progress import ProgressBar
+from amc.compression.progress import listening
 from amc.compression.scoring.evaluator import BatchSource, Evaluate, as_evaluator
 from amc.compression.scoring.policy import ScoreTiming
 from amc.compression.selection import Selection, choose
 from amc.compression.selection.by_confidence import ByConfidence
 from amc.compression.selection.by_latency import ByLatency
-from amc.compression.settings import SearchConfig
+from amc.compression.settings import NO_BUDGET, SearchConfig
 from amc.compression.summary import summarise
 from amc.compression.verify import Recorded, confirmed
-from amc.errors import AmcError, EvaluationError, RunError
+from amc.errors import AmcError, EvaluationError, RunError, brief
 from amc.pruning import Policy
 from amc.report import render_report
+from amc.report.tables import format_count
+from amc.report.words import words_of
 from amc.run import files
 from amc.run.directory import RunDir
 from amc.run.provenance import amc_version
+from amc.run.settings import from_keywords
 from amc.run.settings.scores import DEFAULT, get_score
 from amc.search import (
     REWARDS,
@@ -52,13 +54,31 @@ from amc.structure.copying import copy_model, undisturbed
 
 @dataclass(frozen=True)
 class Result:
-    """What `compress` gives back."""
+    """What `compress` gives back.
+
+    >>> result
+    Result(channel, macs<=50%: 1.536 k -> 768 MACs, score ... -> ..., 1 group)
+    >>> result.policy.keep_counts, result.summary["slim"]["macs"], result.masks
+    ((4,), 768, {})
+    """
 
     model: nn.Module  # smaller, or masked; of the same class, in eval mode; batch norms as scored
     policy: Policy
     summary: dict[str, Any]
     structure: Structure
     search: SearchResult
+    masks: Mapping[str, Tensor]  # by parameter name, bool of its shape, True = kept; empty after channel pruning
+
+    def __repr__(self) -> str:
+        dense, slim = self.summary["dense"], self.summary["slim"]
+        score = get_score(self.summary["score"] or DEFAULT)
+        before, after = score.turned(dense["score"]), score.turned(slim["score"])
+        count, holder = len(self.policy.groups), words_of(self.policy.method).holder
+        budget = "" if self.summary["budget"] == NO_BUDGET else f", {self.summary['budget']}"
+        return brief(
+            f"Result({self.policy.method}{budget}: {format_count(dense['macs'])} -> {format_count(slim['macs'])} MACs, "
+            f"score {before:.4f} -> {after:.4f}, {count} {holder}{'s' * (count != 1)})"
+        )
 
 
 def compress(
@@ -90,22 +110,18 @@ def compress(
     settings: fields of `SearchConfig`: budget, method, episodes, seed, and so on.
 
     Raises AmcError (its kinds in `amc.errors`) with one clear line for whatever is wrong with the input.
+
+    >>> net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3))
+    >>> example = torch.zeros(1, 1, 6, 6)
+    >>> seen, held = [[(torch.randn(32, 1, 6, 6), torch.randint(3, (32,)))] for _ in range(2)]
+    >>> result = amc.compress(net, example, calibration=seen, evaluate=held, budget="macs<=50%", episodes=3)
+    >>> amc.count_macs(net, example), amc.count_macs(result.model, example)
+    (1536, 768)
     """
-    reward, config = _own_reward(settings), SearchConfig.of(settings)
+    reward, config = _own_reward(settings), from_keywords(SearchConfig, settings)
     inputs = Inputs(model, example_input, calibration, evaluate, test, reward)
     with listening(observer, progress=progress) as watch, opened(run_dir, resume=resume) as run:
         return compress_in(run, inputs, config, watch, resume=resume, origin={})
-
-
-@contextmanager
-def listening(observer: Observer | None, *, progress: bool) -> Iterator[Observer]:
-    """All that listens to a job inside the block: the log, the caller's observer, and a progress bar on stderr."""
-    bars = [ProgressBar(Console(stderr=True, highlight=False))] if progress else []
-    watch = Together(LogObserver(), *([observer] if observer else []), *bars)
-    try:
-        yield watch
-    finally:
-        watch.close()
 
 
 @contextmanager
@@ -232,7 +248,7 @@ def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer,
         summary["files"] = run.digests([files.MODEL, files.POLICY, files.TABLE, *journals])
         run.write_json(files.SUMMARY, summary)
         render_report(run)
-    return Result(slim, policy, summary, job.structure, results[config.agent])
+    return Result(slim, policy, summary, job.structure, results[config.agent], job.method.masks(slim))
 
 
 def _selections(job: Job, watch: Observer) -> Iterator[Selection]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from amc.compression.observer import Observer
+from amc.compression.observer import LogObserver, Observer, Together
 from amc.recovery import EpochRecord, StepRecord
 from amc.report.tables import format_count, format_score
 from amc.run.settings.scores import NamedScore
@@ -16,6 +17,17 @@ from amc.search import EpisodeRecord, EpisodeTiming
 from amc.structure import Certificate, Structure
 
 PLAIN_EVERY = 20  # episodes between lines where there is no terminal to redraw
+
+
+@contextmanager
+def listening(observer: Observer | None, *, progress: bool) -> Iterator[Observer]:
+    """All that listens to a job inside the block: the log, the caller's observer, and a progress bar on stderr."""
+    bars = [ProgressBar(Console(stderr=True, highlight=False))] if progress else []
+    watch = Together(LogObserver(), *([observer] if observer else []), *bars)
+    try:
+        yield watch
+    finally:
+        watch.close()
 
 
 class ProgressBar(Observer):
@@ -94,9 +106,10 @@ class ProgressBar(Observer):
         note = f"epoch {step.epoch}  loss {step.loss:.3f}  lr {step.lr:.4f}"
         self._advance("  fine-tuning", step.total_steps, step.step, note)
 
-    def epoch(self, epoch: EpochRecord, score: float) -> None:
+    def epoch(self, epoch: EpochRecord, score: float | None) -> None:
         """One more pass over the training split."""
-        self._say(f"epoch {epoch.epoch}: loss {epoch.loss:.3f}, score {format_score(score)}")
+        scored = "" if score is None else f", score {format_score(score)}"
+        self._say(f"epoch {epoch.epoch}: loss {epoch.loss:.3f}{scored}")
 
     def close(self) -> None:
         """Clear the line that was being redrawn."""

@@ -6,7 +6,6 @@ Imports neither torch nor NumPy before settings are made: the help of the comman
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -36,7 +35,11 @@ NO_BASELINE = "none"
 
 @dataclass(frozen=True, slots=True)
 class SearchConfig:
-    """The settings that decide a search's outcome, together with the network and the data."""
+    """The settings that decide a search's outcome, together with the network and the data.
+
+    >>> amc.SearchConfig(budget="macs<=50%,size<=1MB", episodes=100).budgets
+    (Budget(...), Budget(...))
+    """
 
     budget: str | None = option(  # None: half the MACs, or "none" where the reward or max_drop leads to a small network
         None, panel=Panel.BUDGET,
@@ -219,17 +222,6 @@ class SearchConfig:
         from amc.pruning.methods import MethodOptions
 
         return MethodOptions(**{f.name: getattr(self, f.name) for f in dataclasses.fields(MethodOptions)})
-
-    @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> SearchConfig:
-        """From keyword arguments. Raises AmcError for an unknown name."""
-        known = [f.name for f in dataclasses.fields(cls)]
-        for name in settings:
-            if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
-                raise AmcError(f"unknown setting {name!r}; {hint}")
-        return cls(**settings)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -12,13 +12,13 @@ from torch import nn
 
 from amc.deploy.failures import ConversionError
 from amc.deploy.files import replacing, target_files
-from amc.deploy.formats import Format, get_format
+from amc.deploy.formats import Format, format_of, get_format
 from amc.deploy.formats.onnx import write_exported
 from amc.deploy.parity import TOLERANCE, TOLERANCE_HALF, Cases, ParityError, check
 from amc.deploy.runtimes import get_runtime
 from amc.deploy.runtimes.base import RuntimeFailure
 from amc.deploy.tensors import Tensors, cloned, inputs_of, on_cpu, random_like, with_batch
-from amc.errors import AmcError
+from amc.errors import AmcError, brief
 from amc.structure.copying import copy_model, undisturbed
 from amc.structure.modes import evaluating
 
@@ -28,7 +28,12 @@ _REAL_EXAMPLES = 8  # largest number of real examples on which a file is checked
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """The result of an export: its files, and how they were checked."""
+    """The result of an export: its files, and how they were checked.
+
+    >>> written = amc.export(net, x, "net.onnx")
+    >>> list(written.files), written.errors["random"] < written.tolerance
+    (['net.onnx'], True)
+    """
 
     format: str
     path: str
@@ -43,40 +48,51 @@ class Export:
     tolerance: float
     seconds: float
 
+    def __repr__(self) -> str:
+        error = max(self.errors.values(), default=0.0)
+        name = Path(self.path).name
+        return brief(f"Export({self.format}, {name}: {self.bytes:,} bytes, error {error:.0e} on {self.checked_with})")
+
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
         return asdict(self)
 
 
-def export_network(
-    module: nn.Module,
+def export(
+    model: nn.Module,
     example_input: Any,
     path: str | Path,
     *,
-    format: str = "onnx",
+    format: str | None = None,
     half: bool = False,
     dynamic: bool | None = None,
     sparse: bool = False,
     real: Any = None,
 ) -> Export:
-    """Write `module` to `path`, and check the file on random inputs and, if given, on `real` inputs.
+    """Write `model` to `path`, and check the file on random inputs and, if given, on `real` inputs.
 
-    path: a file; for a format with several files, a directory that will hold model.*.
+    path: a file; for a format with several files (openvino, ncnn), a directory that will hold model.*.
+    format: a name of `amc.deploy.formats.FORMATS`; None: that of the file's suffix.
     half: store weights in 16 bits. sparse: do not store zeros (litert only).
     dynamic: accept batches of any size; None: only if the format supports this at no cost and the network allows it.
-    An earlier export is replaced only after the new one has passed the check. The module is not changed.
+    An earlier export is replaced only after the new one has passed the check. `model` is not changed.
     Raises AmcError for an unknown format, a missing package, an operator that the format does not have, or a file whose
     outputs differ from the network's.
+
+    >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
+    >>> amc.export(net, torch.zeros(1, 1, 6, 6), "slim.onnx")
+    Export(onnx, slim.onnx: ... bytes, error ... on onnxruntime ...)
     """
     begin = time.perf_counter()
-    target, inputs, chosen = Path(path), inputs_of(example_input), get_format(format, sparse=sparse)
-    own, module = module, on_cpu(module)
+    target, inputs = Path(path), inputs_of(example_input)
+    format = format_of(target) if format is None else format
+    chosen, module = get_format(format, sparse=sparse), on_cpu(model)
     version = get_runtime(chosen.runtime).version()  # reports a missing package before any file is written
     _refuse_impossible(chosen, half=half, dynamic=dynamic)
     inputs = with_batch(inputs, 1) if chosen.batch_one else inputs
     cases = _cases(inputs, inputs_of(real) if real is not None else None)
     requested = dynamic if dynamic is not None else chosen.max_batch is None
-    with undisturbed(own), evaluating(module), replacing(target, chosen.suffixes) as paths:
+    with undisturbed(model), evaluating(module), replacing(target, chosen.suffixes) as paths:
         errors = None
         if requested:
             errors = _written(chosen, module, inputs, paths, cases, half=half, dynamic=True, needed=bool(dynamic))

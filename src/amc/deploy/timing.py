@@ -66,7 +66,7 @@ def prepared(
             session.close()
 
 
-def latency(
+def latency_record(
     networks: Mapping[str, nn.Module],
     example_input: Any,
     *,
@@ -104,7 +104,7 @@ def latency_of_files(
 ) -> dict[str, Any]:
     """Time networks from files; `models`: name -> (paths in the order of the format's suffixes, inputs).
 
-    Returns the record of `latency`. Raises RuntimeFailure, naming the network, if a file does not load or run.
+    Returns the record of `latency_record`. Raises RuntimeFailure, naming the network, if a file does not load or run.
     """
     for _, inputs in models.values():
         format_for(runtime, threads=threads, batch=len(inputs[0]) if inputs[0].dim() else 1, half=half)

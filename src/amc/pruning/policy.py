@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from amc.errors import RunError
+from amc.errors import RunError, brief
 from amc.run import records
 from amc.run import schema as runfiles
 from amc.run.lines import atomic_write_bytes
@@ -37,6 +37,9 @@ class GroupPolicy:
         """How many channels stay."""
         return len(self.keep)
 
+    def __repr__(self) -> str:
+        return brief(f"GroupPolicy({self.name}: {self.kept} of {self.size} channels)")
+
 
 @dataclass(frozen=True, slots=True)
 class LayerPolicy:
@@ -56,7 +59,15 @@ class LayerPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What is kept, group by group for channels, layer by layer for masks."""
+    """What is kept, group by group for channels, layer by layer for masks.
+
+    >>> policy = amc.Policy.of({"0": [0, 2, 3]}, sizes={"0": 8})
+    >>> policy
+    Policy(channel: 3 of 8 kept, 1 group)
+    >>> policy.save("policy.json")
+    >>> amc.Policy.load("policy.json") == policy
+    True
+    """
 
     groups: tuple[GroupPolicy | LayerPolicy, ...]
     method: str = "channel"
@@ -66,6 +77,12 @@ class Policy:
         for name in names:
             if names.count(name) > 1:
                 raise RunError(f"the policy names group {name!r} twice; keep one of the two")
+
+    def __repr__(self) -> str:
+        kept, size = sum(self.keep_counts), sum(group.size for group in self.groups)
+        holder = "group" if self.method == "channel" else "layer"
+        count = f"{len(self.groups)} {holder}{'s' * (len(self.groups) != 1)}"
+        return f"Policy({self.method}: {kept:,} of {size:,} kept, {count})"
 
     @classmethod
     def of(cls, keep: Mapping[str, Any], sizes: Mapping[str, int], method: str = "channel") -> Policy:

@@ -31,7 +31,17 @@ class EpochRecord:
 
 @dataclass(frozen=True, slots=True)
 class FineTuneResult:
-    """The trained network, the same object that was passed in, and one record per epoch."""
+    """The trained network, the same object that was passed in, and one record per epoch.
+
+    >>> amc.finetune(result.model, train, epochs=2)
+    FineTuneResult(2 epochs, loss ... -> ...)
+    """
 
     model: nn.Module
     epochs: tuple[EpochRecord, ...]
+
+    def __repr__(self) -> str:
+        count, last = len(self.epochs), self.epochs[-1]
+        before = f"{self.epochs[0].loss:.4f} -> " if count > 1 else ""
+        score = "" if last.score is None else f", score {last.score:.4f}"
+        return f"FineTuneResult({count} epoch{'s' * (count != 1)}, loss {before}{last.loss:.4f}{score})"

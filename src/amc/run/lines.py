@@ -37,8 +37,8 @@ def torn(data: bytes) -> int:
 def append_line(path: Path, line: bytes, *, durable: bool = True) -> None:
     """Append a line, given without its newline, to a line file; a torn last line is cut off first.
 
-    With `durable` the line, and the name of a new file, are on the disk when this returns. On an error the file keeps
-    its whole lines. Raises OSError if the disk fails, and RunError like `open_to_write`.
+    With `durable` the line, and the name of a new file, are on the disk when this returns. If the disk fails, the file
+    keeps its whole lines. Raises OSError if the disk fails, and RunError like `open_to_write`.
     """
     descriptor = open_to_write(path, os.O_RDWR | os.O_APPEND)
     try:
@@ -47,7 +47,7 @@ def append_line(path: Path, line: bytes, *, durable: bool = True) -> None:
             write_all(descriptor, line + b"\n")
             if durable:
                 os.fsync(descriptor)
-        except BaseException:
+        except OSError:  # not where a signal ends the process: a line that is whole then stays
             with suppress(OSError):
                 os.ftruncate(descriptor, end)
             raise

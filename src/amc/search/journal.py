@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from amc.errors import RunError
+from amc.errors import RunError, brief
 from amc.run import records as reading
 from amc.run.lines import append_line, is_full, repair, whole_lines
 from amc.run.schema import EPISODE
@@ -43,6 +43,10 @@ class EpisodeRecord:
             raise ValueError(f"episode {self.episode} must have either a score and a reward, or an error")
         if self.standard_error is not None and (self.score is None or self.standard_error < 0):
             raise ValueError(f"episode {self.episode} has a standard error of {self.standard_error} for no score")
+
+    def __repr__(self) -> str:
+        outcome = self.error if self.score is None else f"score {self.score:.4f}, reward {self.reward:.4f}"
+        return brief(f"EpisodeRecord({self.episode}: {outcome})")
 
     def named(self, kind: ScoreKind) -> Self:
         """The record with a `NamedScore`, for reports."""

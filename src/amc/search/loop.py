@@ -34,7 +34,11 @@ class EpisodeTiming:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """All episodes and the best one: the highest reward, and the earliest episode if rewards are equal."""
+    """All episodes and the best one: the highest reward, and the earliest episode if rewards are equal.
+
+    >>> result.search
+    SearchResult(3 episodes; best: EpisodeRecord(...: score ..., reward ...))
+    """
 
     best: EpisodeRecord
     episodes: tuple[EpisodeRecord, ...]
@@ -43,6 +47,11 @@ class SearchResult:
     def failed(self) -> int:
         """The number of episodes that failed."""
         return sum(record.error is not None for record in self.episodes)
+
+    def __repr__(self) -> str:
+        failed = f", {self.failed} failed" if self.failed else ""
+        episodes = f"{len(self.episodes)} episode{'s' * (len(self.episodes) != 1)}"
+        return f"SearchResult({episodes}{failed}; best: {self.best})"
 
 
 OnEpisode = Callable[[EpisodeRecord, EpisodeTiming], None]

@@ -3,6 +3,7 @@
 from amc.structure.analysis import inspect
 from amc.structure.certificate import Certificate, certify, check_counts
 from amc.structure.count import count_macs, count_params
+from amc.structure.rules.own import operator_rule
 from amc.structure.slicing import mask_model, slice_model
 from amc.structure.structure import Group, Layer, Locked, Structure, lock_groups, restrict
 
@@ -19,6 +20,7 @@ __all__ = [
     "inspect",
     "lock_groups",
     "mask_model",
+    "operator_rule",
     "restrict",
     "slice_model",
 ]

@@ -37,6 +37,13 @@ def inspect(
     layer matches one of these patterns (`layer3.*`); `only` keeps all groups that match none of its patterns.
 
     Raises ModelError where the model does not take the example, or torch.export cannot trace it.
+
+    >>> net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3))
+    >>> structure = amc.inspect(net, torch.zeros(1, 1, 6, 6))
+    >>> structure.groups
+    (Group(0: 8 channels),)
+    >>> structure.locked
+    (Locked(3: 3 channels, network output),)
     """
     example = Example.of(example_input)
     with undisturbed(model):

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from amc.errors import ModelError, message_of
+from amc.errors import ModelError, brief, message_of
 from amc.structure.channels import Lock
 from amc.structure.copying import copy_model, plain, undisturbed
 from amc.structure.count import count_params, example_on_meta, module_macs, on_meta
@@ -32,7 +32,12 @@ TOLERANCES: dict[torch.dtype | None, float] = {torch.float64: 1e-6, torch.float3
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """The result of the check. `certify` also returns the structure in which the `failed` groups are locked."""
+    """The result of the check. `certify` also returns the structure in which the `failed` groups are locked.
+
+    >>> structure, certificate = amc.certify(net, amc.inspect(net, x), x)
+    >>> certificate.passed, certificate.keep_sets, certificate.failed
+    (True, 3, ())
+    """
 
     keep_sets: int
     worst_error: float  # relative to the largest output, over the keep sets that passed
@@ -51,6 +56,11 @@ class Certificate:
     def passed(self) -> bool:
         return not self.failed
 
+    def __repr__(self) -> str:
+        failed = ", ".join(name for name, _ in self.failed)
+        outcome = f"{len(self.failed)} failed: {failed}" if failed else "passed"
+        return brief(f"Certificate({self.keep_sets} keep sets, largest difference {self.worst_error:.0e}, {outcome})")
+
 
 def certify(
     model: nn.Module, structure: Structure, example_input: Any, *, keep_sets: int = 3, seed: int = 0
@@ -59,6 +69,9 @@ def certify(
 
     Returns the structure with these locks, and the certificate. Raises ModelError if a copy of the whole network does
     not reproduce its output, or if a cost of the network or of a slice differs from torch's count.
+
+    >>> amc.certify(net, amc.inspect(net, x), x, keep_sets=5)
+    (Structure(1 group of ...), Certificate(5 keep sets, largest difference ..., passed))
     """
     with undisturbed(model):
         return _certified(plain(model), structure, Example.of(example_input), keep_sets, seed)

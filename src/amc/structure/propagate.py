@@ -16,7 +16,8 @@ from amc.structure.channels import ChannelTable, Lock, Resolution
 from amc.structure.context import Context, Dims, LayerUse, Split, SplitKey, Term, Tracked
 from amc.structure.count import operator_macs
 from amc.structure.rules import apply_rule
-from amc.structure.rules.registry import no_rule, operator_name
+from amc.structure.rules.own import own_rule
+from amc.structure.rules.registry import locked, operator_name
 from amc.structure.structure import Attribute
 from amc.structure.trace import Trace
 
@@ -169,7 +170,7 @@ def _call(ctx: Context, node: Node, env: dict[Node, Any]) -> Any:
     result = apply_rule(ctx, node.target, args, kwargs)
     if operator_name(node.target) not in VIEWS and node.meta.get("val") is not None:
         _note_uses(ctx, _tensors((args, kwargs)), layers)
-    if ctx.unruled or len(ctx.terms) > terms:
+    if ctx.unruled or len(ctx.terms) > terms or own_rule(node.target):
         result = _reconciled(ctx, node, terms, layers, result, (args, kwargs))
     value = node.meta.get("val")
     if isinstance(value, (list, tuple)):
@@ -206,7 +207,7 @@ def _reconciled(
     if counted == 0:
         return result
     if not ctx.unruled:
-        result = no_rule(ctx, *_tensors(given))
+        result = locked(ctx, *given, f"torch counts {counted:,} MACs of operator {ctx.operator}, and its rule {ours:,}")
     ctx.cost((counted,), (None,), layer=layers if len(ctx.layers) == layers + 1 else None)
     return result
 

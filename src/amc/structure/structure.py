@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amc.errors import ModelError
+from amc.errors import ModelError, brief
 from amc.structure.channels import Lock
 from amc.structure.cost import CostModel
 from amc.structure.grouping import FIXED
@@ -45,6 +45,9 @@ class Layer(WeightUse):
 
     `input` and `output` give, for each input and output channel, the number of its prunable channel, or -1. The
     channels of several groups follow one another.
+
+    >>> amc.inspect(net, x).layers[0]
+    Layer(0: conv 8x1x3x3, 1,152 MACs)
     """
 
     name: str
@@ -61,10 +64,17 @@ class Layer(WeightUse):
             rows, columns = columns, rows
         return (rows, columns // self.groups, *self.kernel)
 
+    def __repr__(self) -> str:
+        return brief(f"Layer({self.name}: {self.kind} {'x'.join(map(str, self.filters))}, {self.macs:,} MACs)")
+
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Channels that every layer treats alike: a policy decides how many of them to keep."""
+    """Channels that every layer treats alike: a policy decides how many of them to keep.
+
+    >>> amc.inspect(net, x).group("0")
+    Group(0: 8 channels)
+    """
 
     name: str
     size: int
@@ -72,14 +82,24 @@ class Group:
     producers: tuple[int, ...]  # layers whose output contains it
     consumers: tuple[int, ...]  # layers whose input contains it
 
+    def __repr__(self) -> str:
+        return brief(f"Group({self.name}: {self.size} channels)")
+
 
 @dataclass(frozen=True, slots=True)
 class Locked:
-    """Channels of a layer that must stay, and why."""
+    """Channels of a layer that must stay, and why.
+
+    >>> amc.inspect(net, x).locked[0].lock.reason
+    'network output'
+    """
 
     name: str
     size: int
     lock: Lock
+
+    def __repr__(self) -> str:
+        return brief(f"Locked({self.name}: {self.size} channels, {self.lock})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +117,14 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Structure:
-    """The result of `inspect`. Holds numbers and names only, never the model's tensors."""
+    """The result of `inspect`. Holds numbers and names only, never the model's tensors.
+
+    >>> structure = amc.inspect(net, x)
+    >>> structure
+    Structure(1 group of 8 channels, 1 locked; 1,536 MACs, 467 parameters)
+    >>> structure.cost.macs([4])  # with 4 of the 8 channels kept
+    768
+    """
 
     groups: tuple[Group, ...]
     locked: tuple[Locked, ...]
@@ -106,6 +133,10 @@ class Structure:
     shapes: Mapping[str, tuple[int, ...]]
     attributes: tuple[Attribute, ...]
     cost: CostModel
+
+    def __repr__(self) -> str:
+        groups = f"{len(self.groups)} group{'s' * (len(self.groups) != 1)} of {self.channels:,} channels"
+        return f"Structure({groups}, {len(self.locked)} locked; {self.macs:,} MACs, {self.params:,} parameters)"
 
     @property
     def sizes(self) -> npt.NDArray[np.int64]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from amc.cli.jobs.origin import data_of, network_of, source_of
 from amc.compression.load import load_run
-from amc.deploy.export import export_network
+from amc.deploy.export import export
 from amc.deploy.formats import get_format
 from amc.deploy.formats.sparse_kernels import sparse_kernels
 from amc.errors import AmcError
@@ -34,18 +34,18 @@ def run_export(
 ) -> dict[str, Any]:
     """Write the network of a run to `out`, or into the run: with `finetuned` the fine-tuned one, if any.
 
-    The record: that of `amc.deploy.Export`, and run, finetuned, weight_bytes (of all tensors of the dense and of the
+    The record: that of `amc.Export`, and run, finetuned, weight_bytes (of all tensors of the dense and of the
     slim network in PyTorch) and real_images (the number of images of the check; 0 with the reason in
     `real_images_missing`). With `sparse`, `sparse_kernels` says whether XNNPACK runs the file with sparse kernels on
     Arm.
     """
     chosen = get_format(format, sparse=sparse)
     run = RunDir.open(run_path)
-    source = source_of(run, "write result.model with amc.deploy.export_network")
+    source = source_of(run, "write result.model with amc.export")
     slim = load_run(run_path, finetuned=finetuned)
     shape = source.input_shape or data_of(source).input_shape
     real, why_none = _real_images(source)
-    record = export_network(
+    record = export(
         slim,
         torch.zeros(1, *shape),
         out or run.file(default_name(chosen.name, chosen.suffixes, half=half, sparse=sparse)),

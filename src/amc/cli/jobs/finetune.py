@@ -96,7 +96,7 @@ def _checked(run: RunDir) -> Source:
         raise RunError(f"'{run.path}' is a schedule, which fine-tunes by itself; name one of its rounds")
     if not run.has(files.SUMMARY):
         raise RunError(f"'{run.path}' has no finished search yet; run `amc resume {run.path}` first")
-    source = source_of(run, "train result.model with amc.recovery.finetune")
+    source = source_of(run, "train result.model with amc.finetune")
     summary = run.read_json(files.SUMMARY)  # refuses a damaged one before hours of training
     if "slim" not in summary:
         raise RunError(f"'{run.file(files.SUMMARY)}' has no slim network; restore the file from a copy")

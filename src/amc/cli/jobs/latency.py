@@ -12,7 +12,7 @@ from amc.cli.jobs.inspect import parse_shape
 from amc.cli.jobs.origin import data_of, misfit, network_of, source_of
 from amc.compression.load import load_run
 from amc.deploy.measure import MeasureSettings
-from amc.deploy.timing import latency as measure_latency
+from amc.deploy.timing import latency_record
 from amc.errors import ModelError, RunError
 from amc.run.directory import RunDir
 from amc.run.settings import TimingConfig
@@ -41,7 +41,7 @@ def run_latency(
         "settings": measuring,
     }  # fmt: skip
     if config.device_url is None:
-        record = measure_latency(networks, example, **options)
+        record = latency_record(networks, example, **options)
     else:
         from amc.deploy.device.remote import latency_on, open_device
 
@@ -62,7 +62,7 @@ def _networks(
         run = RunDir.open(path)
         if weights is not None or input_shape is not None:
             raise RunError("a run has its own weights and input; leave --weights and --input out")
-        source = source_of(run, "time result.model with amc.deploy.timing")
+        source = source_of(run, "time result.model with amc.latency")
         size = source.input_shape or data_of(source).input_shape
         dense, slim = network_of(source, path), load_run(path, finetuned=finetuned)
         return {"dense": dense, "slim": slim}, torch.zeros(1, *size)

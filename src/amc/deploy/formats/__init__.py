@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from pathlib import Path
 
 from amc.deploy.formats.base import Format
 from amc.deploy.formats.executorch import ExecuTorch
@@ -38,4 +39,15 @@ def get_format(name: str, *, sparse: bool = False) -> Format:
     return _FORMATS[name]()
 
 
-__all__ = ["FORMATS", "Format", "get_format"]
+def format_of(path: Path) -> str:
+    """The name of the format whose only file has the suffix of `path`; AmcError if there is none."""
+    names = {kind.suffixes[0]: kind.name for kind in map(get_format, FORMATS) if len(kind.suffixes) == 1}
+    if path.suffix not in names:
+        *most, last = names
+        raise AmcError(
+            f"the format of '{path}' is not clear; end the name in {', '.join(most)} or {last}, or give format"
+        )
+    return names[path.suffix]
+
+
+__all__ = ["FORMATS", "Format", "format_of", "get_format"]

@@ -18,7 +18,7 @@ from amc.deploy.measure import MeasureSettings
 from amc.deploy.runtimes import get_runtime
 from amc.deploy.runtimes.eager import EagerRuntime
 from amc.deploy.table.blocks import Run
-from amc.deploy.timing import latency, latency_of_files
+from amc.deploy.timing import latency_of_files, latency_record
 from amc.errors import AmcError
 from amc.structure.trace import inference
 
@@ -108,7 +108,7 @@ class LocalBench:
     ) -> dict[str, Any]:
         """See `Bench`."""
         place = self.place
-        return latency(networks, example_input, runtime=place.runtime, threads=place.threads, settings=settings)
+        return latency_record(networks, example_input, runtime=place.runtime, threads=place.threads, settings=settings)
 
 
 class DeviceBench:

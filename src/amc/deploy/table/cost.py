@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import nnls
 
 from amc.deploy.table.grid import FloatArray
 from amc.deploy.table.plan import Key, Plan
@@ -111,6 +110,8 @@ def fit(sums: FloatArray, measured_ms: FloatArray) -> Correction:
     Minimises the squared relative errors over nonnegative slopes. Raises ValueError if the measured latencies do not
     follow the table.
     """
+    from scipy.optimize import nnls  # here: only a search for latency needs it, and it takes a fifth of a second
+
     features = _features(sums, sums[0])
     weights, scale = 1 / measured_ms[1:], np.maximum(features[0], 1e-12)
     drops = (features[0] - features[1:]) / scale

@@ -53,6 +53,10 @@ def apply_policy(model: nn.Module, example_input: Any, policy: Policy, structure
 
     Channels are sliced away. A masked layer keeps its weights of largest magnitude. Raises ModelError if the policy was
     made for another network.
+
+    >>> policy = amc.Policy.of({"0": [0, 2, 3]}, sizes={"0": 8})  # of group "0", three of eight channels
+    >>> amc.apply_policy(net, x, policy)[0]
+    Conv2d(1, 3, kernel_size=(3, 3), stride=(1, 1))
     """
     model = plain(model)
     structure = structure or inspect(model, example_input)

@@ -90,8 +90,8 @@ class Method(Protocol):
         """Update the sizes that a built network declares, in place; only slicing changes them."""
         ...
 
-    def masks(self, slim: nn.Module) -> dict[str, Tensor] | None:
-        """For training, by weight name: True where a weight of a built network may change. None: no masks."""
+    def masks(self, slim: nn.Module) -> dict[str, Tensor]:
+        """For training, by weight name: True where a weight of a built network may change; empty if all may."""
         ...
 
     def stored(self, model: nn.Module) -> bytes:

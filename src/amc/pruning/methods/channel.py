@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import nn
+from torch import Tensor, nn
 
 from amc.errors import ModelError
 from amc.pruning import Calibration, Pruner, reconstructible
@@ -95,8 +95,9 @@ class ChannelMethod:
     def finish_(self, slim: nn.Module, example_input: Any) -> None:
         update_declared_sizes_(slim, self.model, example_input)
 
-    def masks(self, slim: nn.Module) -> None:
-        """None: the weights of a sliced network may take any value."""
+    def masks(self, slim: nn.Module) -> dict[str, Tensor]:
+        """Empty: the weights of a sliced network may take any value."""
+        return {}
 
     def stored(self, model: nn.Module) -> bytes:
         return pack(model.state_dict())

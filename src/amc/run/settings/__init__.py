@@ -4,7 +4,7 @@ Imports neither torch nor NumPy, so that the command line can show its help with
 """
 
 from amc.run.settings.finetuning import CandidateConfig, FineTuneConfig, OptimiserName, PrecisionName, SessionConfig
-from amc.run.settings.given import Given
+from amc.run.settings.given import Given, from_keywords
 from amc.run.settings.limits import CONFIDENCE, MAX_SPARSITY, MAX_SPARSITY_LINEAR, Ranking
 from amc.run.settings.options import Option, Panel, argument, option, options_of
 from amc.run.settings.rounds import ScheduleConfig, parse_schedule
@@ -32,6 +32,7 @@ __all__ = [
     "argument",
     "check_rules",
     "convert_types_",
+    "from_keywords",
     "option",
     "options_of",
     "parse_schedule",

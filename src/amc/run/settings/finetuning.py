@@ -19,7 +19,11 @@ _WEIGHT_DECAY: dict[OptimiserName, float] = {"sgd": 1e-4, "adamw": 1e-2}
 
 @dataclass(frozen=True, slots=True)
 class FineTuneConfig:
-    """Hyperparameters of `finetune`; the defaults suit a pretrained network of which half was pruned."""
+    """Hyperparameters of `finetune`; the defaults suit a pretrained network of which half was pruned.
+
+    >>> amc.FineTuneConfig(optimiser="adamw").peak_lr
+    0.001
+    """
 
     epochs: int = option(5, panel=Panel.TRAINING, help="Passes over the training split.")
     batch_size: int = option(  # of a TrainingSet; a loader brings its own

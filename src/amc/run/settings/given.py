@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from amc.errors import AmcError
+
 T = TypeVar("T")
+
+
+def from_keywords(kind: type[T], settings: Mapping[str, Any]) -> T:
+    """The settings class `kind` from a caller's keyword arguments; AmcError for a name that is no field."""
+    known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    for name in settings:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+            raise AmcError(f"unknown setting {name!r}; {hint}")
+    return kind(**settings)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tag
 
 from amc.structure.context import Context, Dims, Rule, Tracked
+from amc.structure.rules.own import own_rule
 
 _RULES: dict[str, Rule] = {}
 
@@ -26,13 +27,10 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 def apply_rule(ctx: Context, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Ids of the operator's output: Dims, or a list of them for several outputs."""
-    name = operator_name(target)
-    found = _RULES.get(name)
-    if found is None and _is_pointwise(target):
-        found = pointwise
-    if found is None:
-        return no_rule(ctx, *args, **kwargs)
-    return found(ctx, *args, **kwargs)
+    chosen = own_rule(target) or _RULES.get(operator_name(target))
+    if chosen is None:
+        chosen = pointwise if _is_pointwise(target) else no_rule
+    return chosen(ctx, *args, **kwargs)
 
 
 def _is_pointwise(target: Any) -> bool:
@@ -41,18 +39,21 @@ def _is_pointwise(target: Any) -> bool:
         return True
     if not isinstance(target, torch._ops.OpOverload):
         return False
-    functional = getattr(getattr(torch.ops, target.namespace), operator_name(target), None)
+    name = target._schema.name.partition("::")[2].rstrip("_")
+    functional = getattr(getattr(torch.ops, target.namespace), name, None)
     return functional is not None and any(
         Tag.pointwise in getattr(functional, overload).tags for overload in functional.overloads()
     )
 
 
 def operator_name(target: Any) -> str:
-    """`conv2d` of `aten.conv2d.default`, `relu` of `aten.relu_.default`."""
+    """`conv2d` of `aten.conv2d.default`, `relu` of `aten.relu_.default`, `mylib::conv2d` of `mylib.conv2d.default`."""
     schema = getattr(target, "_schema", None)
     if schema is None:
         return getattr(target, "__name__", str(target))
-    name: str = schema.name.split("::")[-1]
+    name: str = schema.name.removeprefix("aten::")
+    if "::" in name:
+        return name
     return name if name.startswith("_") and name.endswith("__") else name.rstrip("_")
 
 
@@ -92,9 +93,14 @@ def pointwise(ctx: Context, *args: Any, **kwargs: Any) -> Dims:
 def no_rule(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     """Lock everything that reaches an operator we know nothing about; its cost is what torch counts."""
     ctx.unruled = True
+    return locked(ctx, args, kwargs, f"operator {ctx.operator} has no rule; register one with amc.operator_rule")
+
+
+def locked(ctx: Context, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> Any:
+    """The operator's output, of fixed size, after everything that reaches the operator is locked."""
     for tensor in tensors_in([args, kwargs]):
         for ids in tensor.ids:
-            ctx.lock(ids, f"operator {ctx.operator} has no rule")
+            ctx.lock(ids, reason)
     return fixed_output(ctx)
 
 
