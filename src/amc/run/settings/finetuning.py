@@ -19,7 +19,7 @@ _WEIGHT_DECAY: dict[OptimiserName, float] = {"sgd": 1e-4, "adamw": 1e-2}
 
 @dataclass(frozen=True, slots=True)
 class FineTuneConfig:
-    """Hyperparameters of `finetune`; the defaults suit a pretrained network of which half was pruned.
+    """Hyperparameters of `finetune`; the defaults suit a pretrained network that lost half of its cost.
 
     >>> amc.FineTuneConfig(optimiser="adamw").peak_lr
     0.001

@@ -1,4 +1,4 @@
-"""Rules that users register for operators of their own. What such a rule returns is checked at each use."""
+"""Rules that users register for operators of their own. The result of such a rule is checked at each use."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def operator_rule(name: str) -> Callable[[Rule], Rule]:
 
     The decorated function gets a context and the operator's arguments, in which each tensor has `shape` and `ids`: for
     each dimension the ids of its channels [size], or None for a dimension of fixed size. It returns the ids of each
-    dimension of the output; for several outputs, a list of those. It may call
+    dimension of the output, or a list of them for several outputs. It may call
 
-    `ctx.tie(a, b)`: the channels of both live or die together, position by position; returns the ids of the result.
+    `ctx.tie(a, b)`: each channel of `a` is kept or removed together with that of `b`; returns the ids of the result.
     `ctx.lock(ids, reason)`: these channels must stay.
     `ctx.cost(sizes, ids)`: multiply-accumulates, the product of the sizes; a size shrinks with the ids at its place
         (or None). They count only if torch's counter agrees: see `torch.utils.flop_counter.register_flop_formula`.
 
-    A rule holds for all overloads of that one name. It precedes a rule of amc, and a later one for the same name takes
-    its place. The certificate locks the groups for which a rule is wrong. A rule that raises, or that returns other
-    dimensions than the output has, is a ModelError in `inspect`.
+    A rule holds for all overloads of that one name. It precedes a rule of amc, and a later rule for the same name
+    replaces it. The certificate locks the groups for which a rule is wrong. `inspect` raises ModelError for a rule that
+    raises, or that returns other dimensions than the output's.
 
     >>> @torch.library.custom_op("docs::scaled_relu", mutates_args=())
     ... def scaled_relu(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -64,18 +64,18 @@ def operator_rule(name: str) -> Callable[[Rule], Rule]:
 
 
 def remove_rule(name: str) -> None:
-    """Forget the rule that `operator_rule` registered for `name`, if there is one."""
+    """Remove the rule that `operator_rule` registered for `name`, if any."""
     _RULES.pop(name, None)
 
 
 def own_rule(target: Any) -> Rule | None:
-    """The user's rule for an operator of a traced graph; None if there is none."""
+    """The user's rule for an operator of a traced graph, or None."""
     function = _RULES.get(target._schema.name) if isinstance(target, torch._ops.OpOverload) else None
     return None if function is None else _Checked(function)
 
 
 class _Checked:
-    """A user's rule. Raises ModelError, naming the operator, where it fails or its result does not fit."""
+    """A user's rule. Raises ModelError, with the operator's name, if it fails or its result does not fit."""
 
     def __init__(self, function: Rule) -> None:
         self.function = function
