@@ -143,7 +143,7 @@ def test_a_share_that_a_later_round_cannot_reach(tmp_path: Path) -> None:
     rounds = ("--schedule", "0.5,0.03", "--round-epochs", 1)
     complaint = amc("search", "digits_cnn", *rounds, *QUICK, "--out", "run", cwd=tmp_path).complaint
     found = re.fullmatch(
-        r"round 2 of 'run' cannot keep 0\.03 of the macs: from where round 1 ended, (0\.\d+) to (0\.\d+) can be "
+        r"round 2 of 'run' cannot keep 0\.03 of the macs: after round 1, (0\.\d+) to (0\.\d+) can be "
         r"reached; start another schedule, or go on with the network of that round: "
         r"`amc search run/round-1 --budget \"(macs<=[\d.]+%)\" --out DIR` is the least",
         complaint,

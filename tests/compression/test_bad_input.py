@@ -260,7 +260,7 @@ CASES: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "schedule above one": ((*SEARCH, "--schedule", "1.5,0.5"), ("schedule '1.5,0.5' has 1.5",)),
     "schedule and another end": (
         (*SEARCH, "--schedule", "0.5,0.4", "--budget", "params<=30%"),
-        ("budget 'params<=30%' is not where the schedule ends (0.4)",),
+        ("budget 'params<=30%' differs from the end of the schedule (0.4)",),
     ),
     "schedule of latencies": (
         (*SEARCH, "--schedule", "0.5,0.4", "--budget", "latency"),
