@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from amc.errors import ModelError, check_resources, reason_of
-from amc.structure.channels import Ids
 from amc.structure.context import Context, Dims, Rule
 
 _RULES: dict[str, Rule] = {}
@@ -69,53 +69,44 @@ def remove_rule(name: str) -> None:
 
 
 def own_rule(target: Any) -> Rule | None:
-    """The user's rule for an operator of a traced graph; None if there is none."""
+    """The user's rule for an operator of a traced graph, with its result checked; None if there is none."""
     function = _RULES.get(target._schema.name) if isinstance(target, torch._ops.OpOverload) else None
-    return None if function is None else _Checked(function)
+    return None if function is None else partial(_checked, function)
 
 
-class _Checked:
-    """A user's rule. Raises ModelError, naming the operator, where it fails or its result does not fit."""
+def _checked(function: Rule, ctx: Context, *args: Any, **kwargs: Any) -> Any:
+    """The result of a user's rule. Raises ModelError, naming the operator, if it fails or its result does not fit."""
+    assert ctx.node is not None
+    subject = f"the rule {getattr(function, '__name__', 'given')!r} of operator {ctx.operator}"
+    try:
+        result = function(ctx, *args, **kwargs)
+    except Exception as error:  # the user's function may raise anything
+        check_resources(error)
+        raise ModelError(f"{subject} fails ({reason_of(error)}); correct it") from error
+    value = ctx.node.meta.get("val")
+    if not isinstance(value, (list, tuple)):
+        return _dims(subject, value, result, ctx.table.size)
+    if not isinstance(result, (list, tuple)) or len(result) != len(value):
+        raise ModelError(f"{subject} must return a list of {len(value)} outputs, each with its dimensions")
+    return [_dims(subject, *pair, ctx.table.size) for pair in zip(value, result, strict=True)]
 
-    def __init__(self, function: Rule) -> None:
-        self.function = function
 
-    def __call__(self, ctx: Context, *args: Any, **kwargs: Any) -> Any:
-        assert ctx.node is not None
-        try:
-            result = self.function(ctx, *args, **kwargs)
-        except Exception as error:  # the user's function may raise anything
-            check_resources(error)
-            raise ModelError(f"{self._subject(ctx)} fails ({reason_of(error)}); correct it") from error
-        value = ctx.node.meta.get("val")
-        if not isinstance(value, (list, tuple)):
-            return self._dims(ctx, value, result)
-        if not isinstance(result, (list, tuple)) or len(result) != len(value):
-            self._refuse(ctx, f"must return a list of {len(value)} outputs, each with its dimensions")
-        return [self._dims(ctx, *pair) for pair in zip(value, result, strict=True)]
-
-    def _dims(self, ctx: Context, value: Any, result: Any) -> Dims:
-        if not isinstance(value, torch.Tensor):
-            return ()
-        shape = tuple(value.shape)
-        if not isinstance(result, (list, tuple)) or len(result) != len(shape):
-            given = f"{len(result)} dimensions" if isinstance(result, (list, tuple)) else f"a {type(result).__name__}"
-            self._refuse(ctx, f"must return the ids of the output's {len(shape)} dimensions {shape}, got {given}")
-        for place, (ids, size) in enumerate(zip(result, shape, strict=True)):
-            if ids is not None and not _are_ids(ids, size, ctx.table.size):
-                self._refuse(ctx, f"must return {size} ids of channels for dimension {place} of {shape}, or None")
-        return tuple(result)
-
-    def _refuse(self, ctx: Context, what: str) -> None:
-        raise ModelError(f"{self._subject(ctx)} {what}")
-
-    def _subject(self, ctx: Context) -> str:
-        return f"the rule {getattr(self.function, '__name__', 'given')!r} of operator {ctx.operator}"
+def _dims(subject: str, value: Any, result: Any, count: int) -> Dims:
+    """The ids of one output, checked; `count` is the number of ids there are."""
+    if not isinstance(value, torch.Tensor):
+        return ()
+    shape = tuple(value.shape)
+    if not isinstance(result, (list, tuple)) or len(result) != len(shape):
+        given = f"{len(result)} dimensions" if isinstance(result, (list, tuple)) else f"a {type(result).__name__}"
+        raise ModelError(f"{subject} must return the ids of the output's {len(shape)} dimensions {shape}, got {given}")
+    for place, (ids, size) in enumerate(zip(result, shape, strict=True)):
+        if ids is not None and not _are_ids(ids, size, count):
+            raise ModelError(f"{subject} must return {size} ids of channels for dimension {place} of {shape}, or None")
+    return tuple(result)
 
 
 def _are_ids(ids: Any, size: int, count: int) -> bool:
     """Whether this is an array [size] of ids from 0 to `count` - 1."""
     if not isinstance(ids, np.ndarray) or ids.shape != (size,) or not np.issubdtype(ids.dtype, np.integer):
         return False
-    known: Ids = ids
-    return size == 0 or bool(known.min() >= 0 and known.max() < count)
+    return size == 0 or bool(ids.min() >= 0 and ids.max() < count)
