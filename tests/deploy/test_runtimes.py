@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -115,30 +116,49 @@ def test_onnxruntime_is_told_its_threads_and_to_report_nothing(tmp_path: Path, m
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (2, 1)
 
 
+class ThreadPool:
+    """ExecuTorch's library, as far as threads go; like the real one, it prints when it is asked for them."""
+
+    Runtime = Recorder()
+
+    def __init__(self) -> None:
+        self.threads = 1
+
+    def _threadpool_get_thread_count(self) -> int:
+        os.write(2, b"ExecuTorch counts its threads\n")
+        return self.threads
+
+    def _unsafe_reset_threadpool(self, threads: int) -> None:
+        os.write(2, b"ExecuTorch resets its threads\n")
+        self.threads = threads
+
+
 def test_executorch_keeps_its_threads_while_networks_are_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the thread pool were freed while a network is loaded, the next call would hang."""
-    pool = [1]
-
-    class Library:
-        Runtime = Recorder()
-
-        def _threadpool_get_thread_count(self) -> int:
-            return pool[0]
-
-        def _unsafe_reset_threadpool(self, threads: int) -> None:
-            pool[0] = threads
-
-    monkeypatch.setattr("amc.deploy.runtimes.executorch.require", lambda *_: Library())
+    library = ThreadPool()
+    monkeypatch.setattr("amc.deploy.runtimes.executorch.require", lambda *_: library)
     path = tmp_path / "model.pte"
     path.write_bytes(b"")
     first = get_runtime("executorch").load([path], threads=2, half=False)
-    assert pool == [2]
+    assert library.threads == 2
     get_runtime("executorch").load([path], threads=2, half=False).close()
     with pytest.raises(RuntimeFailure, match="executorch keeps 2 threads until its networks are closed, not 1"):
         get_runtime("executorch").load([path], threads=1, half=False)
     first.close()
     get_runtime("executorch").load([path], threads=1, half=False).close()
-    assert pool == [1]
+    assert library.threads == 1
+
+
+def test_executorch_sets_its_threads_without_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    library = ThreadPool()
+    monkeypatch.setattr("amc.deploy.runtimes.executorch.require", lambda *_: library)
+    path = tmp_path / "model.pte"
+    path.write_bytes(b"")
+    get_runtime("executorch").load([path], threads=2, half=False).close()
+    assert library.threads == 2
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.skipif("openvino" not in HERE, reason="openvino is missing")

@@ -1,6 +1,7 @@
 """Networks stored sparse compute the same outputs and have the expected size; unsuitable networks are refused."""
 
 import importlib.util
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from amc.deploy.formats.sparse_tflite import compress, sparsify_tflite
+from amc.deploy.formats.tflite_graph import constant
 from amc.errors import AmcError, RunError
 from tests.deploy.tflite_toys import Toy, mobile, outputs, unpacked
 
@@ -272,6 +274,25 @@ def test_a_damaged_file_raises_a_clear_error_or_none(data):
         message = str(error)
     assert message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("buffer", "shape", "words"),
+    [
+        (1, (2, 2), "list index out of range"),  # the file has one buffer
+        (0, (3, 3), "cannot reshape array of size 4 into shape"),
+        (None, (2, 2), "list indices must be integers"),
+    ],
+)
+def test_a_damaged_constant_raises_a_clear_error(buffer, shape, words):
+    types = SimpleNamespace(FLOAT32=0, FLOAT16=1, INT32=2, INT64=4)
+    schema = SimpleNamespace(TensorType=types)
+    model = SimpleNamespace(buffers=[SimpleNamespace(data=np.arange(4, dtype=np.float32).view(np.uint8))])
+    whole = SimpleNamespace(buffer=0, shape=(2, 2), type=types.FLOAT32, sparsity=None, name=b"weight")
+    assert constant(schema, model, whole).tolist() == [[0, 1], [2, 3]]
+    damaged = SimpleNamespace(**{**vars(whole), "buffer": buffer, "shape": shape})
+    with pytest.raises(RunError, match=f"^tensor 'weight' of this TFLite file is damaged \\({words}.*export it again$"):
+        constant(schema, model, damaged)
 
 
 @litert

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -81,84 +81,132 @@ def prepare(
 
     `table`: the latency table of the run that is resumed.
     """
-    watch, warnings = observer or Observer(), list[str]()
-    model, example_input = inputs.model, inputs.example_input
+    return _Preparation(inputs, config, observer or Observer()).job(table)
 
-    def warn(text: str) -> None:
-        warnings.append(text)
-        watch.warning(text)
 
-    tally(get_score(config.score))  # refuses a score whose package is not installed
-    reward = inputs.reward or get_reward(config.reward)
-    watch.stage("structure")
-    method = create_method(
-        config.method, model, inspect(model, example_input), config.method_options, lock=config.lock, only=config.only
-    )
-    watch.stage("check of the structure")
-    method, certificate = method.checked(example_input, keep_sets=config.keep_sets)
-    structure = method.structure
-    watch.structure(structure, certificate)
-    rewarded = config.metric if config.max_drop is not None else rewarded_metric(reward)
-    problem, latency = _problem(model, structure, example_input, method, config, rewarded, table, watch, warn)
-    check_costs(reward, problem.policy_costs(problem.dense.tolist()))
-    score = as_evaluator(inputs.evaluate, autocast=config.bf16, score=config.score, example_input=example_input)
-    seen = data_fingerprint(score.held) if isinstance(score, Evaluator) and score.held else None
-    slow = slow_bfloat16(device_of(model)) if config.bf16 else None
-    if slow:
-        warn(slow)
-    watch.stage("dense score")
-    whole = copy_model(model)  # never run the network to slice: a forward may store state in it
-    score, confirm, dense = _scorers(whole, score, config)
-    watch.dense(get_score(config.score).named(dense))
-    for warning in _near_chance(score, whole, dense):
-        warn(warning)
-    if config.max_drop is not None:
-        reward = SmallestWithin(config.max_drop / 100, dense, config.metric, config.confidence)
-        if confirm is not None:
-            check_resolution(reward, confirm.images, "confirmation")
-        elif not 0 <= dense <= 1:
+@dataclass(frozen=True)
+class _Dense:
+    """What the dense network scores, and what scores the others."""
+
+    score: Evaluate
+    value: float
+    confirm: PairedEvaluator | None  # as in `Job`
+    images: str | None  # digest of the images that are scored; None if unknown
+
+
+@dataclass(frozen=True)
+class _Preparation:
+    """The steps of `prepare`, in order."""
+
+    inputs: Inputs
+    config: SearchConfig
+    watch: Observer
+    warnings: list[str] = field(default_factory=list)
+
+    def job(self, table: Path | None) -> Job:
+        """The search, ready to run."""
+        inputs, config = self.inputs, self.config
+        tally(get_score(config.score))  # refuses a score whose package is not installed
+        reward = inputs.reward or get_reward(config.reward)
+        method, certificate = self.method()
+        problem, latency = self.problem(method, reward, table)
+        check_costs(reward, problem.policy_costs(problem.dense.tolist()))
+        dense = self.dense()
+        if config.max_drop is not None:
+            reward = self.smallest(config.max_drop, dense)
+        scorer, calibration = self.scorer(method, problem, dense.score)
+        origin = {
+            "environment": execution(),
+            "dense_score": float(dense.value),
+            "data": {"calibration": data_fingerprint(calibration), "search": dense.images},
+        }
+        return Job(
+            inputs.model, inputs.example_input, config, method.structure, certificate, method, problem, scorer,
+            dense.value, reward, dense.confirm, tuple(self.warnings), latency, origin,
+        )  # fmt: skip
+
+    def warn(self, text: str) -> None:
+        """Tell the user, and keep it for the summary."""
+        self.warnings.append(text)
+        self.watch.warning(text)
+
+    def method(self) -> tuple[Method, Certificate | None]:
+        """The method on what the certificate confirms."""
+        inputs, config = self.inputs, self.config
+        self.watch.stage("structure")
+        structure = inspect(inputs.model, inputs.example_input)
+        options, locks = config.method_options, {"lock": config.lock, "only": config.only}
+        method = create_method(config.method, inputs.model, structure, options, **locks)
+        self.watch.stage("check of the structure")
+        method, certificate = method.checked(inputs.example_input, keep_sets=config.keep_sets)
+        self.watch.structure(method.structure, certificate)
+        return method, certificate
+
+    def problem(self, method: Method, reward: RewardFunction, table: Path | None) -> tuple[Problem, Latency | None]:
+        """The search problem, with the latency among its costs if requested."""
+        inputs, config = self.inputs, self.config
+        rewarded = config.metric if config.max_drop is not None else rewarded_metric(reward)
+        if not config.times_latency:
+            return problem_of(method, config.budgets, rewarded), None
+        problem_of(method, tuple(b for b in config.budgets if b.metric is not Metric.LATENCY))  # before any timing
+        decisions = aligned(method.decisions, config.round_to)
+        self.watch.stage("latency table")
+        latency = latency_of(
+            inputs.model, method.structure, inputs.example_input, decisions, method.builder(None).build,
+            bench_of(config), budgets=config.budgets, stored=table, warn=self.warn,
+        )  # fmt: skip
+        budgets, costs = guarded(config.budgets, latency), {Metric.LATENCY: latency.cost}
+        return problem_of(method, budgets, rewarded, decisions=decisions, measured=costs), latency
+
+    def dense(self) -> _Dense:
+        """The score of the dense network.
+
+        Only `max_drop` divides the images: a bound on the loss holds only on images that did not choose the network.
+        """
+        inputs, config = self.inputs, self.config
+        example, score_name = inputs.example_input, config.score
+        score = as_evaluator(inputs.evaluate, autocast=config.bf16, score=score_name, example_input=example)
+        images = data_fingerprint(score.held) if isinstance(score, Evaluator) and score.held else None
+        slow = slow_bfloat16(device_of(inputs.model)) if config.bf16 else None
+        if slow:
+            self.warn(slow)
+        self.watch.stage("dense score")
+        whole = copy_model(inputs.model)  # never run the network to slice: a forward may store state in it
+        if config.max_drop is not None and isinstance(score, Evaluator):
+            searched, confirm = (scored_on("dense", partial(PairedEvaluator, half, whole)) for half in score.halves())
+            dense = _Dense(searched, searched.dense_score, confirm, images)
+        else:
+            dense = _Dense(score, score_of(score, whole, "dense"), None, images)
+        self.watch.dense(get_score(score_name).named(dense.value))
+        for warning in _near_chance(dense.score, whole, dense.value):
+            self.warn(warning)
+        return dense
+
+    def smallest(self, max_drop: float, dense: _Dense) -> SmallestWithin:
+        """The reward of `max_drop`. Raises AmcError if the images or the score cannot tell so small a loss."""
+        reward = SmallestWithin(max_drop / 100, dense.value, self.config.metric, self.config.confidence)
+        if dense.confirm is not None:
+            check_resolution(reward, dense.confirm.images, "confirmation")
+        elif not 0 <= dense.value <= 1:
             raise EvaluationError(
-                f"max_drop is in points of accuracy, and the dense network scores {dense:.4g}: "
+                f"max_drop is in points of accuracy, and the dense network scores {dense.value:.4g}: "
                 "let evaluate return a share between 0 and 1"
             )
-    watch.stage("calibration")
-    reader = Reader.of(example_input)
-    batches = limited(inputs.calibration, config.calibration_images, reader)
-    gathered = calibrate(model, structure, batches, layers=method.calibrated(), seed=config.seed)
-    for warning in (*method.warnings(), *_warnings(gathered)):
-        warn(warning)
-    watch.stage("ranking and reconstruction")
-    again = limited(batches, config.bn_images or 0, reader)
-    scorer = PolicyScorer(method.builder(gathered), score, again, dense=problem.dense.tolist())
-    return Job(
-        model, example_input, config, structure, certificate, method, problem, scorer, dense, reward, confirm,
-        tuple(warnings), latency, _origin(dense, batches, seen),
-    )  # fmt: skip
+        return reward
 
-
-def _origin(dense: float, calibration: Any, search: str | None) -> dict[str, Any]:
-    """The machine, the dense score and the data of this session, for the journal. `search`: digest, None if unknown."""
-    data = {"calibration": data_fingerprint(calibration), "search": search}
-    return {"environment": execution(), "dense_score": float(dense), "data": data}
-
-
-def _problem(
-    model: nn.Module, structure: Structure, example_input: Any, method: Method, config: SearchConfig,
-    rewarded: Metric | None, table: Path | None, watch: Observer, warn: Callable[[str], None],
-) -> tuple[Problem, Latency | None]:  # fmt: skip
-    """The search problem, with the latency among its costs if requested. Calls `warn` about its table."""
-    if not config.times_latency:
-        return problem_of(method, config.budgets, rewarded), None
-    problem_of(method, tuple(b for b in config.budgets if b.metric is not Metric.LATENCY))  # before anything is timed
-    decisions = aligned(method.decisions, config.round_to)
-    watch.stage("latency table")
-    latency = latency_of(
-        model, structure, example_input, decisions, method.builder(None).build, bench_of(config),
-        budgets=config.budgets, stored=table, warn=warn,
-    )  # fmt: skip
-    budgets = guarded(config.budgets, latency)
-    costs = {Metric.LATENCY: latency.cost}
-    return problem_of(method, budgets, rewarded, decisions=decisions, measured=costs), latency
+    def scorer(self, method: Method, problem: Problem, score: Evaluate) -> tuple[PolicyScorer, Sequence[Any]]:
+        """What scores a policy, and the calibration batches that it was made from."""
+        inputs, config = self.inputs, self.config
+        self.watch.stage("calibration")
+        reader = Reader.of(inputs.example_input)
+        batches = limited(inputs.calibration, config.calibration_images, reader)
+        layers = method.calibrated()
+        calibration = calibrate(inputs.model, method.structure, batches, layers=layers, seed=config.seed)
+        for warning in (*method.warnings(), *_warnings(calibration)):
+            self.warn(warning)
+        self.watch.stage("ranking and reconstruction")
+        again = limited(batches, config.bn_images or 0, reader)
+        return PolicyScorer(method.builder(calibration), score, again, dense=problem.dense.tolist()), batches
 
 
 def bench_of(config: SearchConfig) -> Bench:
@@ -166,18 +214,6 @@ def bench_of(config: SearchConfig) -> Bench:
     token = None if config.token_file is None else Path(config.token_file)
     runtime = config.runtime or DEFAULT_RUNTIME
     return open_bench(runtime, threads=config.latency_threads, device_url=config.device_url, token_file=token)
-
-
-def _scorers(model: nn.Module, score: Evaluate, config: SearchConfig) -> tuple[Evaluate, PairedEvaluator | None, float]:
-    """The evaluator of the search, the one that confirms its result on other images, and the dense network's score.
-
-    Only `max_drop` divides the images: a bound on the loss holds only on images that did not choose the network.
-    """
-    if config.max_drop is None or not isinstance(score, Evaluator):
-        return score, None, score_of(score, model, "dense")
-    halves = score.halves()
-    searched, confirm = (scored_on("dense", partial(PairedEvaluator, half, model)) for half in halves)
-    return searched, confirm, searched.dense_score
 
 
 def _warnings(calibration: Calibration) -> Iterator[str]:

@@ -69,13 +69,20 @@ def operator_code(model: Any, operator: Any) -> int:
 
 
 def constant(schema: Any, model: Any, tensor: Any) -> Array:
-    """A constant tensor's entries, in its shape; an empty array [0] if it is not constant or has another type."""
+    """A constant tensor's entries, in its shape; an empty array [0] if it is not constant or has another type.
+
+    Raises RunError if the tensor has no buffer, or one that does not fit its shape.
+    """
     types = schema.TensorType
     dtypes = {types.FLOAT32: np.float32, types.FLOAT16: np.float16, types.INT32: np.int32, types.INT64: np.int64}
-    data = model.buffers[tensor.buffer].data
-    if data is None or not len(data) or tensor.type not in dtypes or tensor.sparsity is not None:
-        return np.zeros(0)
-    return np.asarray(data, np.uint8).view(dtypes[tensor.type]).reshape(shape_of(tensor))
+    try:
+        data = model.buffers[tensor.buffer].data
+        if data is None or not len(data) or tensor.type not in dtypes or tensor.sparsity is not None:
+            return np.zeros(0)
+        return np.asarray(data, np.uint8).view(dtypes[tensor.type]).reshape(shape_of(tensor))
+    except _DAMAGED as error:
+        name = name_of(tensor)
+        raise RunError(f"tensor {name!r} of this TFLite file is damaged ({error}); export it again") from error
 
 
 def shape_of(tensor: Any) -> tuple[int, ...]:

@@ -29,11 +29,13 @@ class ExecuTorchRuntime:
         with silenced():
             package = require("executorch.runtime", "executorch")
             library = require("executorch.extension.pybindings.portable_lib", "executorch")
-        pool = library._threadpool_get_thread_count()
-        if pool != threads:
-            if any(session.is_open for session in _SESSIONS):  # a loaded network hangs if its pool is freed
-                raise RuntimeFailure(f"executorch keeps {pool} threads until its networks are closed, not {threads}")
-            library._unsafe_reset_threadpool(threads)
+            pool = library._threadpool_get_thread_count()
+            if pool != threads:
+                if any(session.is_open for session in _SESSIONS):  # a loaded network hangs if its pool is freed
+                    raise RuntimeFailure(
+                        f"executorch keeps {pool} threads until its networks are closed, not {threads}"
+                    )
+                library._unsafe_reset_threadpool(threads)
         with loading(self.name, paths[0]), silenced():
             program = package.Runtime.get().load_program(paths[0].read_bytes())
             session = _Session(program, program.load_method("forward"))
