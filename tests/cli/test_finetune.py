@@ -140,7 +140,7 @@ def test_a_checkpoint_whose_settings_are_lost_is_forgotten_only_when_asked(run: 
     assert len((run / "finetune.jsonl").read_text().splitlines()) == 1
 
 
-def test_damage_is_told_and_restart_is_the_way_out(run: Path) -> None:
+def test_damage_is_reported_and_restart_begins_again(run: Path) -> None:
     amc("finetune", run, *TRAINING, kill_when=when_step(run / "finetune.ckpt", 5))
     state, checkpoint = run / "finetune-state.json", run / "finetune.ckpt"
     good = state.read_bytes()
@@ -187,7 +187,7 @@ def test_a_last_step_that_ruins_the_network_says_what_to_do(run: Path) -> None:
 
 
 @pytest.mark.parametrize("promise", [{"budget": "latency<=90%"}, {"runtime": "onnxruntime"}])
-def test_candidates_do_not_break_what_was_measured_of_the_result(run: Path, promise: dict[str, str]) -> None:
+def test_candidates_are_refused_if_the_result_was_measured(run: Path, promise: dict[str, str]) -> None:
     config = json.loads((run / "config.json").read_text())
     del config["sha256"]
     (run / "config.json").write_text(json.dumps(config | promise))

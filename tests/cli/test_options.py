@@ -200,7 +200,7 @@ def probe(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def test_a_command_gets_its_settings_as_they_are_or_what_was_given_of_them(tmp_path: Path) -> None:
+def test_a_command_gets_its_settings_or_only_the_given_ones(tmp_path: Path) -> None:
     got: list[Any] = []
 
     def command(

@@ -63,7 +63,7 @@ def test_a_round_starts_from_the_weights_the_last_one_ended_with(whole: Path) ->
     assert after["dense"]["score"] == before["slim"]["score_finetuned"]
 
 
-def test_the_last_round_is_what_a_schedule_loads_wherever_it_lies(whole: Path, tmp_path: Path) -> None:
+def test_a_schedule_loads_its_last_round_from_any_place(whole: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(whole, tmp_path / "elsewhere"))
     stored = read_state(whole / "round-2" / "model-finetuned.safetensors")
     loaded = library.load_run(moved).state_dict()
@@ -143,7 +143,7 @@ def test_a_share_that_a_later_round_cannot_reach(tmp_path: Path) -> None:
     rounds = ("--schedule", "0.5,0.03", "--round-epochs", 1)
     complaint = amc("search", "digits_cnn", *rounds, *QUICK, "--out", "run", cwd=tmp_path).complaint
     found = re.fullmatch(
-        r"round 2 of 'run' cannot keep 0\.03 of the macs: from where round 1 ended, (0\.\d+) to (0\.\d+) can be "
+        r"round 2 of 'run' cannot keep 0\.03 of the macs: after round 1, (0\.\d+) to (0\.\d+) can be "
         r"reached; start another schedule, or go on with the network of that round: "
         r"`amc search run/round-1 --budget \"(macs<=[\d.]+%)\" --out DIR` is the least",
         complaint,
@@ -174,7 +174,7 @@ def test_a_round_that_diverges_goes_on_with_another_learning_rate(tmp_path: Path
     assert complaint == f"'{run / 'round-1'}' is not a schedule; round-lr 0.01 is for rounds only; leave it out"
 
 
-def test_a_schedule_can_begin_with_what_a_run_came_to(whole: Path, tmp_path: Path) -> None:
+def test_a_schedule_can_begin_with_the_result_of_a_run(whole: Path, tmp_path: Path) -> None:
     method, run = summary_of(whole)["method"], tmp_path / "further"
     rounds = ("--method", method, "--schedule", "0.9,0.8" if method == "channel" else "0.5,0.4", "--round-epochs", 1)
     done = amc("search", whole / "round-1", *rounds, *QUICK, "--out", run)

@@ -98,7 +98,7 @@ def test_a_schedule_names_its_round(tmp_path: Path) -> None:
     )
 
 
-def test_what_is_left_of_nothing_and_of_a_damaged_run(tmp_path: Path) -> None:
+def test_the_content_of_an_empty_and_of_a_damaged_run(tmp_path: Path) -> None:
     assert left_in(tmp_path / "run") == "nothing was written; run the same command again"
     RunDir.create(tmp_path / "run", {"episodes": 3})
     (tmp_path / "run" / "config.json").write_text("{")

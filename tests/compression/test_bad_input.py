@@ -260,7 +260,7 @@ CASES: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "schedule above one": ((*SEARCH, "--schedule", "1.5,0.5"), ("schedule '1.5,0.5' has 1.5",)),
     "schedule and another end": (
         (*SEARCH, "--schedule", "0.5,0.4", "--budget", "params<=30%"),
-        ("budget 'params<=30%' is not where the schedule ends (0.4)",),
+        ("budget 'params<=30%' differs from the end of the schedule (0.4)",),
     ),
     "schedule of latencies": (
         (*SEARCH, "--schedule", "0.5,0.4", "--budget", "latency"),
@@ -488,7 +488,7 @@ def test_an_evaluate_that_sometimes_fails_is_recorded_and_survived(place: Path) 
     assert sum("failed: " in line for line in done.stderr.splitlines()) >= len(failed)
 
 
-def test_a_full_disk_is_told_and_the_search_goes_on_once_there_is_room(stopped: Path, finished: Path) -> None:
+def test_a_full_disk_is_reported_and_the_search_resumes_with_free_space(stopped: Path, finished: Path) -> None:
     """At every stage: the journal, the timings, the network, the policy, the summary, the report."""
     run = stopped / "run"
     complaints = set()

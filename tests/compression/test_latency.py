@@ -88,7 +88,7 @@ def test_nothing_that_does_not_hold_comes_out(bench: OracleBench) -> None:
         compress()
 
 
-def test_a_machine_that_is_too_noisy_is_told_so_and_not_believed(bench: OracleBench) -> None:
+def test_a_machine_that_is_too_noisy_is_reported_and_not_believed(bench: OracleBench) -> None:
     compress()
     bench.steady = False
     asked = bench.asked["networks"]
@@ -105,7 +105,7 @@ def test_a_machine_that_is_too_noisy_is_told_so_and_not_believed(bench: OracleBe
         compress()
 
 
-def test_what_cannot_be_reached_is_refused_with_what_can(bench: OracleBench) -> None:
+def test_an_unreachable_budget_is_refused_with_the_reachable_one(bench: OracleBench) -> None:
     dense = bench.whole(tiny().eval(), EXAMPLE)
     share = BETWEEN_MS / dense
     with pytest.raises(
@@ -152,7 +152,7 @@ def test_a_resumed_search_is_the_same_whatever_was_measured_since(bench: OracleB
         compress(run_dir=tmp_path / "run", episodes=8, resume=True)
 
 
-def test_without_a_budget_latency_can_be_the_reward_or_what_is_made_small(bench: OracleBench) -> None:
+def test_without_a_budget_latency_can_be_the_reward_or_minimised(bench: OracleBench) -> None:
     dense = bench.whole(tiny().eval(), EXAMPLE)
     for settings in (
         {"reward": "r_latency", "evaluate": lambda _: 0.9},
@@ -180,7 +180,7 @@ def test_settings_that_make_no_sense_are_refused_before_any_work(settings: dict[
         SearchConfig(**settings)
 
 
-def test_eager_is_refused_as_it_is_too_noisy() -> None:
+def test_eager_is_refused_because_it_is_too_noisy() -> None:
     with pytest.raises(AmcError, match="eager PyTorch is too noisy for a latency budget; choose onnxruntime"):
         compress(runtime="eager")
 

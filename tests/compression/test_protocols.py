@@ -62,7 +62,7 @@ def test_layers_that_a_pattern_does_not_fit_stay_dense_and_are_named() -> None:
     assert result.summary["warnings"] == watch.warnings
 
 
-def test_few_calibration_images_are_said_with_the_number() -> None:
+def test_few_calibration_images_are_reported_with_their_number() -> None:
     watch = Watch()
     compress(tiny(), calibration=[images(2, 1)], observer=watch)
     # Two images of ten positions; layer b has ten inputs of nine kernel positions.

@@ -139,7 +139,7 @@ class SizesItself(Net):
 
 
 @pytest.mark.parametrize("method", ["channel", "fine-grained"])
-def test_what_a_forward_keeps_in_the_network_is_not_sliced(method: str, tmp_path: Path) -> None:
+def test_state_that_a_forward_stores_in_the_network_is_not_sliced(method: str, tmp_path: Path) -> None:
     result = search(SizesItself(), tmp_path / "run", method=method, test=[(IMAGES, LABELS)])
     plain = search(Net(), tmp_path / "plain", method=method, test=[(IMAGES, LABELS)])
     assert result.summary["groups"] == plain.summary["groups"]

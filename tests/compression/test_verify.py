@@ -162,7 +162,7 @@ def test_other_data_is_refused(cut: Path, changes: dict[str, Any], what: str) ->
         ("instructions", "SSE41", "instruction set {}, now SSE41"),
     ],
 )
-def test_another_place_is_said_and_recorded(
+def test_another_machine_is_reported_and_recorded(
     cut: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: Any, words: str
 ) -> None:
     before = execution()

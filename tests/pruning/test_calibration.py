@@ -195,7 +195,7 @@ class Moody(nn.Module):
 
 
 @pytest.mark.parametrize("fail", [False, True])
-def test_calibration_runs_in_eval_mode_and_leaves_the_model_as_it_was(fail: bool) -> None:
+def test_calibration_runs_in_eval_mode_and_does_not_change_the_model(fail: bool) -> None:
     model = Moody()
     structure, batches = inspect(model.eval(), torch.zeros(1, *IMAGE)), batches_of(IMAGE)
     model.train()

@@ -32,7 +32,7 @@ def weights(draw: st.DrawFn) -> tuple[Tensor, int]:
 
 
 @given(patterns, weights(), st.floats(0, 0.99))
-def test_masks_are_nested_and_keep_exactly_as_many_weights_as_said(
+def test_masks_are_nested_and_keep_exactly_the_stated_number_of_weights(
     pattern: Pattern, weight: tuple[Tensor, int], max_sparsity: float
 ) -> None:
     worth, groups = weight

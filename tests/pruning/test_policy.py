@@ -57,7 +57,7 @@ def test_of_sorts_the_kept_channels(keep: list[int], random: Any) -> None:
 
 
 @pytest.mark.parametrize("keep", [(), (1, 1), (2, 1), (-1, 0), (0, 5), (5,)])
-def test_a_group_refuses_what_is_no_ascending_subset(keep: tuple[int, ...]) -> None:
+def test_a_group_refuses_channels_that_are_not_an_ascending_subset(keep: tuple[int, ...]) -> None:
     with pytest.raises(RunError, match=r"policy of group 'conv' must keep ascending channels between 0 and 4"):
         GroupPolicy("conv", 5, keep)
 

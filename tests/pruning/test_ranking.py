@@ -121,7 +121,7 @@ def test_elimination_is_the_greedy_order_of_brute_force(name: str, seed: int) ->
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_magnitude_is_the_norm_of_what_each_channel_feeds(name: str) -> None:
+def test_magnitude_is_the_norm_of_the_weights_that_read_each_channel(name: str) -> None:
     case = Case(name)
     total = np.zeros(case.group.size)
     for layer in case.readers:

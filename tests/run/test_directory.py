@@ -29,7 +29,7 @@ def test_create_makes_parents_and_open_reads_the_config_back(tmp_path: Path) -> 
     assert sorted(p.name for p in run.path.iterdir()) == [".lock", "config.json"]
 
 
-def test_create_accepts_an_empty_directory_and_what_a_killed_create_left(tmp_path: Path) -> None:
+def test_create_accepts_an_empty_directory_and_the_rest_of_a_killed_create(tmp_path: Path) -> None:
     (tmp_path / ".lock").touch()
     (tmp_path / ".config.json.77-abcd.tmp").write_text("{")
     assert RunDir.create(tmp_path, CONFIG).config() == CONFIG
@@ -206,7 +206,7 @@ def test_lock_keeps_a_second_writer_out_and_names_the_first(tmp_path: Path) -> N
         assert run.file(files.LOCK).read_text() == str(os.getpid())
 
 
-def test_lock_removes_what_killed_writers_left_but_not_a_young_file(tmp_path: Path) -> None:
+def test_lock_removes_files_of_killed_writers_but_not_a_young_file(tmp_path: Path) -> None:
     run = RunDir.create(tmp_path, CONFIG)
     old, young = tmp_path / ".policy.json.9-aa.tmp", tmp_path / ".report.html.9-bb.tmp"
     old.touch()

@@ -30,7 +30,7 @@ CASES = {  # content: its whole lines
 
 
 @pytest.mark.parametrize(("data", "lines"), CASES.items())
-def test_who_reads_and_who_writes_agree_on_what_is_torn(tmp_path: Path, data: bytes, lines: list[bytes]) -> None:
+def test_readers_and_writers_agree_on_the_torn_line(tmp_path: Path, data: bytes, lines: list[bytes]) -> None:
     assert whole_lines(data) == lines
     path = tmp_path / "file.jsonl"
     path.write_bytes(data)

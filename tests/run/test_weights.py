@@ -40,7 +40,7 @@ def states(draw: st.DrawFn) -> dict[str, Tensor]:
 
 @settings(max_examples=200)
 @given(states(), st.data())
-def test_everything_returns_exactly_and_no_file_is_larger_than_said(
+def test_everything_returns_exactly_and_no_file_exceeds_its_bound(
     state: dict[str, Tensor], data: st.DataObject
 ) -> None:
     sparse = [name for name in state if data.draw(st.booleans())]

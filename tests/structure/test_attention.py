@@ -167,7 +167,7 @@ def test_decoder_attends_to_another_sequence() -> None:
     assert sorted(g.size for g in structure.groups) == [3, 3, 16]
 
 
-def test_a_literal_head_count_is_found_out_and_locked() -> None:
+def test_a_literal_head_count_is_detected_and_locked() -> None:
     class Literal(Fused):
         def forward(self, x: Tensor) -> Tensor:
             b, n, _ = x.shape

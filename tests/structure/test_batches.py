@@ -154,7 +154,7 @@ def test_what_does_not_fit_is_refused_in_one_line(example: Any, batch: Any, mess
         ((X, {"a": Y}), "the labels of a batch are a dict of a"),
     ],
 )
-def test_labels_that_are_none(batch: Any, message: str) -> None:
+def test_invalid_labels_are_refused(batch: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         Reader.of(ONE).labelled(batch)
 
@@ -281,7 +281,7 @@ class Items(Dataset[tuple[Tensor, int]]):
         return 8
 
 
-def test_a_data_set_in_place_of_a_loader_is_told_so() -> None:
+def test_a_data_set_in_place_of_a_loader_is_reported() -> None:
     model = tiny()
     with pytest.raises(DataError, match=r"a tensor \[1, 6, 6\] where .* DataLoader\(dataset, batch_size=64\)"):
         compress(model, calibration=Items())

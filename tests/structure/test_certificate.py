@@ -27,7 +27,7 @@ def test_a_right_structure_passes(name: str) -> None:
     assert [g.name for g in same.groups] == [g.name for g in structure.groups]
 
 
-def test_a_wrong_rule_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_rule_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     """A padding rule that forgets the zeros in front: the sums that follow are misaligned by two channels."""
     right = registry._RULES["pad"]
 

@@ -226,7 +226,7 @@ def test_a_difference_on_a_slice_is_found_by_the_certificate() -> None:
         certify(model, structure, x)
 
 
-def test_what_torchs_counter_does_not_know_is_said_to_be_so() -> None:
+def test_an_operator_unknown_to_torchs_counter_is_reported() -> None:
     from torch._higher_order_ops.map import map as over
 
     model = Around(lambda n, x: over(lambda row: row * 2, x)).eval()

@@ -127,7 +127,7 @@ class One(nn.Module):
         (lambda x: torch.fft.fft2(x, dim=(1, 2)).real, 6, "has no rule"),
     ],
 )
-def test_what_cannot_be_pruned_is_locked_with_its_reason(function, out: int, reason: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_layer_that_cannot_be_pruned_is_locked_with_its_reason(function, out: int, reason: str) -> None:  # type: ignore[no-untyped-def]
     structure = inspect(One(function, out=out), image())
     assert "a" not in sizes(structure)
     assert reason in reasons(structure)["a"]

@@ -40,7 +40,7 @@ def test_parameters_of_no_layer_are_listed_with_their_reason() -> None:
 
 
 @pytest.mark.parametrize("remove", ["remove_spectral_norm", "remove_weight_norm"])
-def test_norms_of_the_old_kind_name_what_removes_them(remove: str) -> None:
+def test_norms_of_the_old_kind_name_the_function_that_removes_them(remove: str) -> None:
     norm = getattr(nn.utils, remove.removeprefix("remove_"))
     found = locks(nn.Sequential(nn.Conv2d(3, 6, 3), norm(nn.Conv2d(6, 8, 3)), nn.Conv2d(8, 4, 1)))
     assert f"remove it first: torch.nn.utils.{remove}" in found["1"]
@@ -81,7 +81,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_followed_is_refused_in_one_line_with_a_remedy(name: str) -> None:
+def test_a_network_that_cannot_be_traced_is_refused_in_one_line_with_a_remedy(name: str) -> None:
     make, x, remedy = REFUSED[name]
     with pytest.raises(ModelError) as caught:
         inspect(make(), x)

@@ -201,7 +201,7 @@ def test_a_cost_that_torch_does_not_count_locks_the_channels(claimed: int | None
     assert inspect(net, X).macs == count_macs(net, X)
 
 
-def test_the_certificate_locks_what_a_wrong_rule_gets_wrong() -> None:
+def test_the_certificate_locks_the_groups_of_a_wrong_rule() -> None:
     operator_rule("own_rules::flip")(lambda ctx, x: x.ids)  # wrong: the channels come out in reverse
     net = Net(lambda net, x: torch.ops.own_rules.flip(x)).eval()
     structure = inspect(net, X)

@@ -71,7 +71,7 @@ def test_an_einsum_of_several_is_a_chain_of_products() -> None:
         (Product("bi", "ii", "bi"), (0, 1), (5, 5), None),  # its diagonal
     ],
 )
-def test_what_a_weights_dimensions_are_for(
+def test_the_roles_of_a_weights_dimensions(
     product: Product, axes: tuple[int | None, ...], shape: tuple[int, ...], expected: Layout | None
 ) -> None:
     assert products.weight_layout(product, axes, shape) == expected

@@ -115,7 +115,7 @@ def test_a_forward_that_raises_is_refused_naming_the_line() -> None:
         inspect(Residual("projection"), torch.randn(2, 5, 8, 8))
 
 
-def test_an_error_that_cannot_say_anything_is_told_by_its_kind() -> None:
+def test_an_error_without_a_message_is_reported_by_its_kind() -> None:
     class SilentError(Exception):
         def __str__(self) -> str:
             raise RuntimeError("no words")
@@ -137,7 +137,7 @@ def test_attributes_are_restored_even_if_tracing_fails() -> None:
     assert model.training
 
 
-def test_a_forward_that_counts_its_calls_is_left_as_it_was() -> None:
+def test_a_forward_that_counts_its_calls_is_unchanged() -> None:
     class Counting(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -234,7 +234,7 @@ def test_hooks_fill_nothing_of_the_users() -> None:
     COLLECTED.clear()
 
 
-def test_hooks_that_change_what_passes_are_followed() -> None:
+def test_hooks_that_change_an_activation_are_traced() -> None:
     factor = torch.tensor(2.0)
     model, bare = body(), body()
     model[0].register_forward_hook(lambda module, args, out: out * factor)
@@ -353,7 +353,7 @@ def test_a_lazy_network_is_refused_in_one_line() -> None:
         inspect(nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU()), X)
 
 
-def test_what_cannot_be_copied_is_refused_in_one_line() -> None:
+def test_a_network_that_cannot_be_copied_is_refused_in_one_line() -> None:
     class Holder(nn.Module):
         def __init__(self) -> None:
             super().__init__()

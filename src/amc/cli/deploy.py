@@ -34,7 +34,7 @@ def export(
     fp16: Annotated[bool, typer.Option("--fp16", help=options_of(TimingConfig)["half"].help)] = False,
     dynamic: Annotated[
         bool | None,
-        typer.Option("--dynamic/--fixed", help="Batches of any size. Default: if they cost the format nothing."),
+        typer.Option("--dynamic/--fixed", help="Batches of any size (default: if the format has them at no cost)."),
     ] = None,
     sparse: Annotated[
         bool, typer.Option("--sparse", help="litert: do not store zeros of a fine-grained network (docs/sparse.md).")

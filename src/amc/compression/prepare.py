@@ -86,7 +86,7 @@ def prepare(
 
 @dataclass(frozen=True)
 class _Dense:
-    """What the dense network scores, and what scores the others."""
+    """The dense network's score, and the evaluator that scores the others."""
 
     score: Evaluate
     value: float
@@ -126,12 +126,12 @@ class _Preparation:
         )  # fmt: skip
 
     def warn(self, text: str) -> None:
-        """Tell the user, and keep it for the summary."""
+        """Show a warning, and keep it for the summary."""
         self.warnings.append(text)
         self.watch.warning(text)
 
     def method(self) -> tuple[Method, Certificate | None]:
-        """The method on what the certificate confirms."""
+        """The method without the groups that the certificate locks, and the certificate."""
         inputs, config = self.inputs, self.config
         self.watch.stage("structure")
         structure = inspect(inputs.model, inputs.example_input)
@@ -183,7 +183,7 @@ class _Preparation:
         return dense
 
     def smallest(self, max_drop: float, dense: _Dense) -> SmallestWithin:
-        """The reward of `max_drop`. Raises AmcError if the images or the score cannot tell so small a loss."""
+        """The reward of `max_drop`. Raises AmcError if the images or the score cannot show so small a loss."""
         reward = SmallestWithin(max_drop / 100, dense.value, self.config.metric, self.config.confidence)
         if dense.confirm is not None:
             check_resolution(reward, dense.confirm.images, "confirmation")
@@ -195,7 +195,7 @@ class _Preparation:
         return reward
 
     def scorer(self, method: Method, problem: Problem, score: Evaluate) -> tuple[PolicyScorer, Sequence[Any]]:
-        """What scores a policy, and the calibration batches that it was made from."""
+        """The scorer of policies, and the calibration batches that it uses."""
         inputs, config = self.inputs, self.config
         self.watch.stage("calibration")
         reader = Reader.of(inputs.example_input)

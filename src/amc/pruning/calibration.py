@@ -27,7 +27,7 @@ from amc.structure.modules import attention_by_parts
 from amc.structure.trace import inference
 
 MEMORY = 6 << 30  # bytes for all Gram matrices together
-SCARCE_DAMPING = 100.0  # times the usual damping where a layer has fewer samples than columns
+SCARCE_DAMPING = 100.0  # times the usual damping if a layer has fewer samples than columns
 POSITIONS = 10  # output positions sampled per image, as in the paper's reconstruction
 TWO_WAYS = "its weight is also used transposed: a refit for one use would be wrong for the other"
 
@@ -54,7 +54,7 @@ class Gram:
         return self.samples < self.matrix.shape[-1]
 
     def damped(self, damping: float = DAMPING) -> Tensor:
-        """The mean, regularised until it can be inverted; `SCARCE_DAMPING` times as much where samples are scarce."""
+        """The mean, regularised until it can be inverted; `SCARCE_DAMPING` times as much if samples are scarce."""
         return damp(self.mean(), damping * (SCARCE_DAMPING if self.scarce else 1))
 
 

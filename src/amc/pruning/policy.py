@@ -1,4 +1,4 @@
-"""A policy: what is kept of every group of channels, or of every layer. The result of a search."""
+"""A policy, the result of a search: the channels that every group keeps, or how much every layer keeps."""
 
 from __future__ import annotations
 

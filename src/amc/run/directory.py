@@ -42,7 +42,7 @@ class RunDir:
         """
         run = cls(Path(path))
         run._refuse_occupied()  # before the lock file is made: a foreign directory stays untouched
-        made = _make_directories(run.path)
+        new = _make_directories(run.path)
         try:
             with run.lock():
                 run._refuse_occupied()  # again: another process may have been faster
@@ -53,7 +53,7 @@ class RunDir:
                         run._clear()
                     raise
         except BaseException:
-            for directory in made:
+            for directory in new:
                 with suppress(OSError):  # it is not empty
                     directory.rmdir()
             raise

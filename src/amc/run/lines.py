@@ -47,7 +47,7 @@ def append_line(path: Path, line: bytes, *, durable: bool = True) -> None:
             write_all(descriptor, line + b"\n")
             if durable:
                 os.fsync(descriptor)
-        except OSError:  # not where a signal ends the process: a line that is whole then stays
+        except OSError:  # after a signal, a line that is whole stays
             with suppress(OSError):
                 os.ftruncate(descriptor, end)
             raise

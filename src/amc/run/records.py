@@ -52,7 +52,7 @@ def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
     finally:
         os.close(descriptor)
     if len(data) > limit:
-        raise RunError(f"'{path}' is larger than {limit >> 20} MiB; it is no file of a run: restore it from a copy")
+        raise RunError(f"'{path}' is larger than {limit >> 20} MiB, which no file of a run is; restore it from a copy")
     return data
 
 

@@ -102,11 +102,11 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of the tensors' names, types, shapes and values, in hexadecimal; their order does not count."""
-    made = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        made.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
-        made.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return made.hexdigest()
+        sha256.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+        sha256.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sha256.hexdigest()
 
 
 def bound(numel: int, kept: npt.ArrayLike, itemsize: int) -> Counts:
@@ -233,7 +233,7 @@ def _restored(code: Tensor | None, entry: Any) -> Tensor:
     if not isinstance(dtype, str) or dtype not in SPARSE_TYPES:
         raise RunError(f"its type is unknown: {str(dtype)[:20]}")
     if not isinstance(shape, list) or len(shape) > _DIMENSIONS or not all(_is_count(size) for size in (*shape, kept)):
-        raise RunError("its shape or number of nonzeros is no count")
+        raise RunError("its shape or number of nonzeros is not a count")
     numel, item = math.prod(shape), SPARSE_TYPES[dtype]
     # Check before any allocation: a byte represents at most `ELEMENTS_A_BYTE` elements.
     if not 0 < numel <= ELEMENTS_A_BYTE * (code.numel() + 1) or kept > numel:

@@ -36,7 +36,7 @@ def inspect(
     as a whole, so give one example (batch 1) for costs per example. `lock` keeps groups whose name or producing
     layer matches one of these patterns (`layer3.*`); `only` keeps all groups that match none of its patterns.
 
-    Raises ModelError where the model does not take the example, or torch.export cannot trace it.
+    Raises ModelError if the model does not take the example, or torch.export cannot trace it.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3))
     >>> structure = amc.inspect(net, torch.zeros(1, 1, 6, 6))

@@ -80,7 +80,7 @@ def certify(
 def check_counts(model: nn.Module, structure: Structure, example_input: Any, mask: Mask | None = None) -> None:
     """Compare the closed forms with torch's counter: on the network itself, or on its slice by `mask`.
 
-    Raises ModelError that names the module and the operators where the two differ, or why nothing can be counted.
+    Raises ModelError, with the module and the operators, if the two differ, or if nothing can be counted.
     """
     sliced = model if mask is None else slice_model(model, structure, mask)
     counts = structure.sizes if mask is None else _keep_counts(structure, mask)
@@ -238,7 +238,7 @@ class _Check:
         return max(errors)
 
     def count(self, mask: Mask) -> None:
-        """Raises ModelError where a cost of the sliced network is not what torch counts."""
+        """Raise ModelError if a cost of the sliced network differs from torch's count."""
         model, example = self.sizes or (self.model, self.example)
         check_counts(model, self.structure, example, mask)
 

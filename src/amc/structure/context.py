@@ -47,8 +47,8 @@ class Tracked:
 class Term:
     """Part of the multiply-accumulates: `factor` times the kept positions of each dimension.
 
-    `vanishing` [dims]: where one position of this dimension is left, torch multiplies instead of contracting and
-    counts nothing.
+    `vanishing` [dims]: if this dimension has one position left, torch multiplies instead of contracting and counts
+    nothing.
     """
 
     layer: int | None  # index of the layer, None for an operator without one

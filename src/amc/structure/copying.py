@@ -73,7 +73,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def _inside(module: nn.Module) -> nn.Module | None:
     """The network that this module only wraps; None for any other module."""
     inner: nn.Module
-    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # loaded where anything is compiled
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # loaded if anything is compiled
     if dynamo is not None and isinstance(module, dynamo.OptimizedModule):
         inner = module._orig_mod
         return inner

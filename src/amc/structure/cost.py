@@ -24,7 +24,7 @@ class CostModel:
 
     `fixed` [D] and `per_channel` [D, G] give the size of each dimension: fixed + per_channel @ keep_counts.
     Each term is (factor, dimensions): factor times the product of these dimensions' sizes. A dimension among
-    `vanishing` counts as zero where its size is one.
+    `vanishing` counts as zero if its size is one.
     """
 
     fixed: npt.NDArray[np.float64]

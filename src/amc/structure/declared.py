@@ -34,7 +34,7 @@ def update_declared_sizes_(slim: nn.Module, dense: nn.Module, example_input: Any
     example = example_on_meta(Example.of(example_input))
     try:
         before, after = _Shapes(dense, example), _Shapes(slim, example)
-    except Exception:  # the user's forward may raise anything where there are no values
+    except Exception:  # the user's forward may raise anything without values
         return
     for path, name in _declarations(dense):
         old: Any = getattr(dense.get_submodule(path), name)

@@ -1,6 +1,6 @@
 """From channels to groups: channels with the same footprint form one group.
 
-The footprint of a channel is how many positions of which dimensions it takes, over all parameters and costs.
+The footprint of a channel is the number of its positions in each dimension, over all parameters and costs.
 Channels with one footprint are interchangeable for every cost, so a group is priced by its keep count alone.
 """
 

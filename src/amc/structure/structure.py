@@ -24,7 +24,7 @@ class WeightUse:
     """How a weight is contracted with an activation: the fields that `Layer` and `LayerUse` share."""
 
     kind: str  # "conv" | "conv_transpose" | "linear" | "recurrent"
-    weight: str  # the parameter's name; empty where the weight is no parameter
+    weight: str  # the parameter's name; empty if the weight is not a parameter
     bias: str | None
     input_dims: tuple[int, ...]  # dimensions of the weight that run over the input
     order: tuple[int, ...]  # the weight's dimensions as (stack, outputs, inputs, kernel): how `filters` is laid out

@@ -83,7 +83,7 @@ def test_a_score_comes_with_its_seconds_and_leaves_nothing_behind() -> None:
     assert set(vars(scorer)) == before
 
 
-def test_what_evaluate_raises_passes_and_is_not_remembered() -> None:
+def test_errors_of_evaluate_pass_and_are_not_remembered() -> None:
     answers = iter([None, 0.5])
 
     def evaluate(module: nn.Module) -> float:

@@ -82,7 +82,7 @@ def test_if_none_is_confirmed_the_best_supported_is_marked():
         ByConfidence(REWARD, lambda _: 0.0, images=N).choose([])
 
 
-def test_score_of_the_users_own_is_taken_as_it_is():
+def test_a_score_of_the_users_own_counts_without_uncertainty():
     found = [record(1, 10.0, 0.0), record(2, 20.0, 0.0)]
     losses = {1: 0.0051, 2: 0.005}
     result = ByConfidence(REWARD, lambda candidate: losses[candidate.episode], images=None).choose(found)

@@ -85,7 +85,7 @@ def test_every_method_compares_its_costs_with_the_counter(name: str) -> None:
         create_method(name, model, structure).checked(torch.zeros(1, 3, 7, 7), keep_sets=0)
 
 
-def test_a_method_whose_every_layer_is_locked_says_why_there_is_nothing_to_prune() -> None:
+def test_a_method_with_every_layer_locked_says_why_nothing_can_be_pruned() -> None:
     with pytest.raises(BudgetError, match=r"nothing to prune: method rows .*, a \(locked by --lock\), and 2 more"):
         problem_of(create_method("rows", *made(), lock=("*",)), ())
     with pytest.raises(ModelError, match=r"nothing to prune in Net: .*locked by --lock"):

@@ -25,7 +25,7 @@ def masked_before() -> nn.Module:
 
 
 @pytest.mark.parametrize("reconstruct", [False, True])
-def test_weights_that_are_gone_stay_gone_and_are_not_paid_for(reconstruct: bool) -> None:
+def test_masked_weights_stay_zero_and_cost_nothing(reconstruct: bool) -> None:
     model = masked_before()
     structure = inspect(model, EXAMPLE)
     method = create_method("fine-grained", model, structure, MethodOptions(reconstruct=reconstruct))

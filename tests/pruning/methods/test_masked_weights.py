@@ -71,7 +71,7 @@ def test_a_weight_that_is_stored_in_out_is_masked_along_its_inputs() -> None:
     assert torch.equal(kept, largest)
 
 
-def test_what_stays_makes_up_for_what_goes_in_every_layout() -> None:
+def test_kept_weights_compensate_for_masked_ones_in_every_layout() -> None:
     """As for the same weight of a linear layer, [out, in]."""
     model, found, x = made("gpt", "fine-grained")
     gathered = calibrate(model, found.structure, [x], layers=found.calibrated())
@@ -105,7 +105,7 @@ def test_a_recurrent_layer_still_runs_on_its_masked_weights() -> None:
     assert int(torch.count_nonzero(slim.rnn.weight_hh_l0)) < slim.rnn.weight_hh_l0.numel()
 
 
-def test_a_network_without_any_layer_is_told_so() -> None:
+def test_a_network_without_layers_is_reported() -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -55,7 +55,7 @@ class FineTuneState:
     def _continues(self, given: Given[FineTuneConfig], candidates: Given[CandidateConfig]) -> bool:
         """Whether the given settings are those of the unfinished fine-tuning.
 
-        Raises RunError where they differ and a part of the fine-tuning is done.
+        Raises RunError if they differ and a part of the fine-tuning is done.
         """
         before = {**asdict(self.settings), **asdict(self.candidate_config)}
         requested = {**asdict(given.over(self.settings).resolved()), **asdict(candidates.over(self.candidate_config))}

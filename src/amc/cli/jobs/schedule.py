@@ -147,8 +147,8 @@ def _out_of_reach(run: RunDir, plan: _Plan, number: int) -> BudgetError:
     least, most = (problem.cost(metric, counts) for counts in (problem.least, problem.dense))
     first = RunDir.open(round_path(run, 1)).read_json(files.SUMMARY)["dense"][metric]
     return BudgetError(
-        f"round {number} of '{run.path}' cannot keep {plan.fractions[number - 1]:g} of the {metric}: from where "
-        f"round {number - 1} ended, {math.ceil(1000 * least / first) / 1000:g} to {most / first:.3f} can be reached; "
+        f"round {number} of '{run.path}' cannot keep {plan.fractions[number - 1]:g} of the {metric}: after "
+        f"round {number - 1}, {math.ceil(1000 * least / first) / 1000:g} to {most / first:.3f} can be reached; "
         f"start another schedule, or go on with the network of that round: `amc search {before} "
         f'--budget "{metric}<={math.ceil(1000 * least / most) / 10:g}%" --out DIR` is the least'
     )
@@ -191,7 +191,7 @@ def _metric(budget: str | None, config: SearchConfig, fractions: Sequence[float]
         raise BudgetError(f"a schedule lowers one budget, given as a share; got {budget!r}")
     if abs(parsed[0].fraction - fractions[-1]) > 1e-9:
         raise BudgetError(
-            f"budget {budget!r} is not where the schedule ends ({fractions[-1]:g}); write only its metric, "
+            f"budget {budget!r} differs from the end of the schedule ({fractions[-1]:g}); write only its metric, "
             f"such as --budget {parsed[0].metric}"
         )
     return parsed[0].metric

@@ -19,7 +19,7 @@ _WEIGHT_DECAY: dict[OptimiserName, float] = {"sgd": 1e-4, "adamw": 1e-2}
 
 @dataclass(frozen=True, slots=True)
 class FineTuneConfig:
-    """Hyperparameters of `finetune`; the defaults suit a pretrained network of which half was pruned.
+    """Hyperparameters of `finetune`; the defaults suit a pretrained network that lost half of its cost.
 
     >>> amc.FineTuneConfig(optimiser="adamw").peak_lr
     0.001
@@ -50,10 +50,10 @@ class FineTuneConfig:
     clip_norm: float = option(5.0, panel=Panel.TRAINING, help="Largest norm of the gradient; 0: no limit.")
     ema: float = option(
         0.0, panel=Panel.TRAINING,
-        help="Decay per step of the weights' moving average, which is then the result, such as 0.999; 0: no average.",
+        help="Decay per step of the weights' moving average, such as 0.999; the average is the result. 0: no average.",
     )  # fmt: skip
     precision: PrecisionName = option(  # noqa: RUF009 -- this is a field
-        "float32", panel=Panel.TRAINING, help="Of the forward pass: float32, bfloat16, or on CUDA float16."
+        "float32", panel=Panel.TRAINING, help="Precision of the forward pass: float32, bfloat16, or on CUDA float16."
     )
     seed: int = option(0, panel=Panel.TRAINING, help="Seed of shuffling, augmentation and dropout.")
 

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def from_keywords(kind: type[T], settings: Mapping[str, Any]) -> T:
-    """The settings class `kind` from a caller's keyword arguments; AmcError for a name that is no field."""
+    """The settings class `kind` from a caller's keyword arguments. Raises AmcError for an unknown name."""
     known = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for name in settings:
         if name not in known:

@@ -13,7 +13,7 @@ from amc.run.settings.types import convert_types_
 
 @dataclass(frozen=True, slots=True)
 class ScheduleConfig:
-    """The rounds of `amc search`, if there is more than one."""
+    """The rounds of `amc search` with a schedule."""
 
     schedule: str | None = option(  # as `parse_schedule` takes it; None: a single search
         None, panel=Panel.BUDGET, help="Prune and fine-tune in rounds, to these fractions: 0.5,0.35,0.25,0.2."

@@ -32,7 +32,7 @@ class Source:
         None, panel=Panel.DATA, help="Images that give the score (default: the whole split)."
     )
     image_size: int | None = option(
-        None, panel=Panel.DATA, help="Of an imagefolder, pixels (default: 224, or that of the run continued from)."
+        None, panel=Panel.DATA, help="Image size of an imagefolder, pixels (default: 224, or that of MODEL's run)."
     )
     test: bool = option(True, panel=Panel.OUTPUT, help="Evaluate dense and slim on the test split at the end.")
     command: str = "search"  # the command that started the run

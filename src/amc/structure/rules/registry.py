@@ -97,7 +97,7 @@ def no_rule(ctx: Context, *args: Any, **kwargs: Any) -> Any:
 
 
 def locked(ctx: Context, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> Any:
-    """The operator's output, of fixed size, after everything that reaches the operator is locked."""
+    """Lock all channels that reach the operator. Returns its output, whose dimensions have a fixed size."""
     for tensor in tensors_in([args, kwargs]):
         for ids in tensor.ids:
             ctx.lock(ids, reason)

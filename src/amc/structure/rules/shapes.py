@@ -162,7 +162,7 @@ def stack(ctx: Context, tensors: list[Tracked], dim: int = 0) -> Dims:
     "reflection_pad3d", "replication_pad3d", "_pad_circular"
 )  # fmt: skip
 def pad(ctx: Context, x: Tracked, padding: Sequence[int], *_: Any, **__: Any) -> Dims:
-    """New positions before and after; where they are channels their number is literal."""
+    """New positions before and after. If they are channels, their number is literal."""
     dims = list(x.ids)
     reason = "zero padding adds a literal number of channels"
     for position in range(len(padding) // 2):
