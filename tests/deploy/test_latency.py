@@ -73,7 +73,7 @@ def test_nonsense_is_refused(options: dict[str, int]) -> None:
 
 
 def test_ncnn_takes_one_example_at_a_time() -> None:
-    words = "runtime ncnn takes one example at a time; leave --batch at 1, got 4"
+    words = "runtime ncnn takes one example at a time; leave batch at 1, got 4"
     with pytest.raises(AmcError, match=words):
         latency_record({"net": block()}, EXAMPLE, runtime="ncnn", batch=4, settings=QUICK)
     with pytest.raises(AmcError, match=words):
@@ -81,7 +81,7 @@ def test_ncnn_takes_one_example_at_a_time() -> None:
 
 
 def test_float16_is_only_reported_if_it_was_used() -> None:
-    words = "runtime executorch has no 16-bit convolutions here; leave --fp16 out"
+    words = r"runtime executorch has no 16-bit convolutions here; leave half \(--fp16\) out"
     with pytest.raises(AmcError, match=words):
         latency_record({"net": block()}, EXAMPLE, runtime="executorch", half=True, settings=QUICK)
     with pytest.raises(AmcError, match=words):

@@ -19,7 +19,7 @@ from amc.zoo import create_model
 
 def test_only_litert_has_sparse_weights() -> None:
     assert get_format("litert", sparse=True).suffixes == (".tflite",)
-    with pytest.raises(AmcError, match="format onnx has no sparse weights; leave --sparse out, or choose litert"):
+    with pytest.raises(AmcError, match="format onnx has no sparse weights; leave sparse out, or choose litert"):
         get_format("onnx", sparse=True)
 
 

@@ -201,7 +201,18 @@ def test_a_cost_that_torch_does_not_count_locks_the_channels(claimed: int | None
     assert inspect(net, X).macs == count_macs(net, X)
 
 
-def test_the_certificate_locks_the_groups_of_a_wrong_rule() -> None:
+def test_a_cost_of_an_operator_that_torch_does_not_count_is_none() -> None:
+    @operator_rule("own_rules::scaled_relu")
+    def rule(ctx, x, scale):
+        ctx.cost((2, 6), (None, x.ids[1]))
+        return (x.ids[0], ctx.tie(x.ids[1], scale.ids[0]))
+
+    structure = inspect(scaled(), X)
+    assert structure.macs == 2 * 4 * 6 + 2 * 6 * 3 == count_macs(scaled(), X)
+    assert [group.name for group in structure.groups] == ["a"]
+
+
+def test_the_certificate_locks_what_a_wrong_rule_gets_wrong() -> None:
     operator_rule("own_rules::flip")(lambda ctx, x: x.ids)  # wrong: the channels come out in reverse
     net = Net(lambda net, x: torch.ops.own_rules.flip(x)).eval()
     structure = inspect(net, X)

@@ -62,7 +62,8 @@ def finetune(
     kind = get_score(settings.pop("score", DEFAULT))
     config = from_keywords(FineTuneConfig, settings)
     score = None if evaluate is None else as_evaluator(evaluate, score=kind.name)
-    with listening(observer, progress=progress) as watch:
+    main = accelerator is None or accelerator.is_main_process
+    with listening(observer, progress=progress and main) as watch:
 
         def on_epoch(epoch: EpochRecord) -> float | None:
             value = None if score is None else score_of(score, model, "fine-tuned")

@@ -150,7 +150,7 @@ def _written(
     except (ConversionError, ParityError, RuntimeFailure) as error:
         if not needed:
             return None
-        hint = "; leave --dynamic out for a fixed batch" if dynamic else ""
+        hint = "; leave dynamic out for a fixed batch" if dynamic else ""
         raise type(error)(f"{error}{hint}; no {chosen.name} file was written") from error
 
 
@@ -178,8 +178,8 @@ def _by_kind(errors: dict[str, float]) -> dict[str, float]:
 def _refuse_impossible(chosen: Format, *, half: bool, dynamic: bool | None) -> None:
     if half and not chosen.half:
         raise AmcError(
-            f"format {chosen.name} does not store convolutions in 16 bits, so --fp16 would save nothing; "
+            f"format {chosen.name} does not store convolutions in 16 bits, so half (--fp16) would save nothing; "
             "leave it out, or choose onnx, openvino, litert or ncnn"
         )
     if dynamic and chosen.max_batch == 0:
-        raise AmcError(f"format {chosen.name} has a fixed batch; leave --dynamic out, or choose onnx or openvino")
+        raise AmcError(f"format {chosen.name} has a fixed batch; leave dynamic out, or choose onnx or openvino")

@@ -32,9 +32,9 @@ def format_for(runtime: str, *, threads: int, batch: int, half: bool) -> Format:
         raise AmcError(f"threads and batch must be at least 1, got {threads} and {batch}")
     chosen = get_format(get_runtime(runtime).format)
     if chosen.batch_one and batch != 1:
-        raise AmcError(f"runtime {runtime} takes one example at a time; leave --batch at 1, got {batch}")
+        raise AmcError(f"runtime {runtime} takes one example at a time; leave batch at 1, got {batch}")
     if half and not chosen.half:
-        raise AmcError(f"runtime {runtime} has no 16-bit convolutions here; leave --fp16 out")
+        raise AmcError(f"runtime {runtime} has no 16-bit convolutions here; leave half (--fp16) out")
     return chosen
 
 

@@ -29,7 +29,7 @@ FORMATS = tuple(_FORMATS)
 def get_format(name: str, *, sparse: bool = False) -> Format:
     """The format with this name; AmcError if the name is unknown. `sparse`: do not store zeros (litert only)."""
     if sparse and name != "litert":
-        raise AmcError(f"format {name} has no sparse weights; leave --sparse out, or choose litert")
+        raise AmcError(f"format {name} has no sparse weights; leave sparse out, or choose litert")
     if sparse:
         return SparseLiteRT()
     if name not in _FORMATS:

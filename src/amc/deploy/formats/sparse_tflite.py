@@ -81,7 +81,7 @@ def sparsify_tflite(data: bytes, min_sparsity: float = 0.5) -> bytes:
         if verdict.wrong:
             raise AmcError(
                 "stored sparse, this network may give wrong results on Arm, where XNNPACK can run a part of it in a "
-                f"layout that the rest does not expect: {verdict.reason}; leave --sparse out"
+                f"layout that the rest does not expect: {verdict.reason}; leave sparse out"
             )
     for graph, index, packed in chosen:
         _store_sparse_(schema, model, graph, index, packed)
@@ -187,9 +187,9 @@ def _refuse(model: Any, shares: Sequence[tuple[float, str]], min_sparsity: float
     if any(tensor.sparsity is not None for graph in model.subgraphs for tensor in graph.tensors):
         raise AmcError("this TFLite file stores its weights sparse already; give the dense one")
     if not shares:
-        raise AmcError("this TFLite file has no float weights of convolutions or linear layers; leave --sparse out")
+        raise AmcError("this TFLite file has no float weights of convolutions or linear layers; leave sparse out")
     most, name = max(shares)
     raise AmcError(
         f"no weight has {min_sparsity:.0%} zeros and enough of them to save bytes (most has '{name}' with {most:.0%}); "
-        "prune with --method fine-grained, or leave --sparse out"
+        "prune with method fine-grained, or leave sparse out"
     )

@@ -1,7 +1,7 @@
 """Operator rules: how channel ids flow through each ATen operator.
 
 `apply_rule(target)` finds the rule. Operators that torch tags as pointwise share one rule. An operator without a rule
-locks the channels that flow into it; its cost is torch's own count.
+locks the channels that flow into it; its cost is torch's own count. Rules of users (`own`) come first.
 """
 
 from amc.structure.rules import attention, layers, products, recurrent, reductions, shapes  # noqa: F401  (each registers its rules)

@@ -1,16 +1,16 @@
-"""Rules that users register for operators of their own. The result of such a rule is checked at each use."""
+"""Rules that users register for operators of their own. What such a rule returns is checked at each use."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from amc.errors import ModelError, check_resources, reason_of
-from amc.structure.channels import Ids
 from amc.structure.context import Context, Dims, Rule
 
 _RULES: dict[str, Rule] = {}
@@ -22,16 +22,16 @@ def operator_rule(name: str) -> Callable[[Rule], Rule]:
 
     The decorated function gets a context and the operator's arguments, in which each tensor has `shape` and `ids`: for
     each dimension the ids of its channels [size], or None for a dimension of fixed size. It returns the ids of each
-    dimension of the output, or a list of them for several outputs. It may call
+    dimension of the output; for several outputs, a list of those. It may call
 
-    `ctx.tie(a, b)`: each channel of `a` is kept or removed together with that of `b`; returns the ids of the result.
+    `ctx.tie(a, b)`: the channels of both live or die together, position by position; returns the ids of the result.
     `ctx.lock(ids, reason)`: these channels must stay.
     `ctx.cost(sizes, ids)`: multiply-accumulates, the product of the sizes; a size shrinks with the ids at its place
         (or None). They count only if torch's counter agrees: see `torch.utils.flop_counter.register_flop_formula`.
 
-    A rule holds for all overloads of that one name. It precedes a rule of amc, and a later rule for the same name
-    replaces it. The certificate locks the groups for which a rule is wrong. `inspect` raises ModelError for a rule that
-    raises, or that returns other dimensions than the output's.
+    A rule holds for all overloads of that one name. It precedes a rule of amc, and a later one for the same name takes
+    its place. The certificate locks the groups for which a rule is wrong. A rule that raises, or that returns other
+    dimensions than the output has, is a ModelError in `inspect`.
 
     >>> @torch.library.custom_op("docs::scaled_relu", mutates_args=())
     ... def scaled_relu(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -64,58 +64,49 @@ def operator_rule(name: str) -> Callable[[Rule], Rule]:
 
 
 def remove_rule(name: str) -> None:
-    """Remove the rule that `operator_rule` registered for `name`, if any."""
+    """Forget the rule that `operator_rule` registered for `name`, if there is one."""
     _RULES.pop(name, None)
 
 
 def own_rule(target: Any) -> Rule | None:
-    """The user's rule for an operator of a traced graph, or None."""
+    """The user's rule for an operator of a traced graph, with its result checked; None if there is none."""
     function = _RULES.get(target._schema.name) if isinstance(target, torch._ops.OpOverload) else None
-    return None if function is None else _Checked(function)
+    return None if function is None else partial(_checked, function)
 
 
-class _Checked:
-    """A user's rule. Raises ModelError, with the operator's name, if it fails or its result does not fit."""
+def _checked(function: Rule, ctx: Context, *args: Any, **kwargs: Any) -> Any:
+    """The result of a user's rule. Raises ModelError, naming the operator, if it fails or its result does not fit."""
+    assert ctx.node is not None
+    subject = f"the rule {getattr(function, '__name__', 'given')!r} of operator {ctx.operator}"
+    try:
+        result = function(ctx, *args, **kwargs)
+    except Exception as error:  # the user's function may raise anything
+        check_resources(error)
+        raise ModelError(f"{subject} fails ({reason_of(error)}); correct it") from error
+    value = ctx.node.meta.get("val")
+    if not isinstance(value, (list, tuple)):
+        return _dims(subject, value, result, ctx.table.size)
+    if not isinstance(result, (list, tuple)) or len(result) != len(value):
+        raise ModelError(f"{subject} must return a list of {len(value)} outputs, each with its dimensions")
+    return [_dims(subject, *pair, ctx.table.size) for pair in zip(value, result, strict=True)]
 
-    def __init__(self, function: Rule) -> None:
-        self.function = function
 
-    def __call__(self, ctx: Context, *args: Any, **kwargs: Any) -> Any:
-        assert ctx.node is not None
-        try:
-            result = self.function(ctx, *args, **kwargs)
-        except Exception as error:  # the user's function may raise anything
-            check_resources(error)
-            raise ModelError(f"{self._subject(ctx)} fails ({reason_of(error)}); correct it") from error
-        value = ctx.node.meta.get("val")
-        if not isinstance(value, (list, tuple)):
-            return self._dims(ctx, value, result)
-        if not isinstance(result, (list, tuple)) or len(result) != len(value):
-            self._refuse(ctx, f"must return a list of {len(value)} outputs, each with its dimensions")
-        return [self._dims(ctx, *pair) for pair in zip(value, result, strict=True)]
-
-    def _dims(self, ctx: Context, value: Any, result: Any) -> Dims:
-        if not isinstance(value, torch.Tensor):
-            return ()
-        shape = tuple(value.shape)
-        if not isinstance(result, (list, tuple)) or len(result) != len(shape):
-            given = f"{len(result)} dimensions" if isinstance(result, (list, tuple)) else f"a {type(result).__name__}"
-            self._refuse(ctx, f"must return the ids of the output's {len(shape)} dimensions {shape}, got {given}")
-        for place, (ids, size) in enumerate(zip(result, shape, strict=True)):
-            if ids is not None and not _are_ids(ids, size, ctx.table.size):
-                self._refuse(ctx, f"must return {size} ids of channels for dimension {place} of {shape}, or None")
-        return tuple(result)
-
-    def _refuse(self, ctx: Context, what: str) -> None:
-        raise ModelError(f"{self._subject(ctx)} {what}")
-
-    def _subject(self, ctx: Context) -> str:
-        return f"the rule {getattr(self.function, '__name__', 'given')!r} of operator {ctx.operator}"
+def _dims(subject: str, value: Any, result: Any, count: int) -> Dims:
+    """The ids of one output, checked; `count` is the number of ids there are."""
+    if not isinstance(value, torch.Tensor):
+        return ()
+    shape = tuple(value.shape)
+    if not isinstance(result, (list, tuple)) or len(result) != len(shape):
+        given = f"{len(result)} dimensions" if isinstance(result, (list, tuple)) else f"a {type(result).__name__}"
+        raise ModelError(f"{subject} must return the ids of the output's {len(shape)} dimensions {shape}, got {given}")
+    for place, (ids, size) in enumerate(zip(result, shape, strict=True)):
+        if ids is not None and not _are_ids(ids, size, count):
+            raise ModelError(f"{subject} must return {size} ids of channels for dimension {place} of {shape}, or None")
+    return tuple(result)
 
 
 def _are_ids(ids: Any, size: int, count: int) -> bool:
     """Whether this is an array [size] of ids from 0 to `count` - 1."""
     if not isinstance(ids, np.ndarray) or ids.shape != (size,) or not np.issubdtype(ids.dtype, np.integer):
         return False
-    known: Ids = ids
-    return size == 0 or bool(known.min() >= 0 and known.max() < count)
+    return size == 0 or bool(ids.min() >= 0 and ids.max() < count)
