@@ -41,7 +41,7 @@ def go_on(kind: str, run: Path) -> None:
             return
         run_resume(run, progress=make.Watch())
         if kind in ("tuned", "candidates") and not _tuned(run):
-            make.finetune(run, candidates=2 if kind == "candidates" else None)
+            make.finetune(run, candidates=2 if kind == "candidates" else 1)
 
 
 def _tuned(run: Path) -> bool:

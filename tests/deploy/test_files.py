@@ -48,7 +48,8 @@ def test_a_file_of_another_kind_is_not_replaced(tmp_path: Path) -> None:
 
 def test_a_command_that_is_terminated_leaves_nothing_half_written(tmp_path: Path) -> None:
     script = f"""
-import os, signal, amc.cli
+import os, signal
+import amc.cli.app as cli
 from pathlib import Path
 from amc.deploy.files import replacing
 
@@ -57,8 +58,8 @@ def app():
         paths[0].write_text("half")
         os.kill(os.getpid(), signal.SIGTERM)
 
-amc.cli.app = app
-amc.cli.main()
+cli.app = app
+cli.main()
 """
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 143
     assert list(tmp_path.iterdir()) == []
