@@ -24,6 +24,7 @@ import masking_cost
 import methods
 import networks
 import reconstruction
+import recovery
 import rounds
 import score_correlation
 import scoring_speed
@@ -75,7 +76,7 @@ def between(page: str, begin: str, end: str, part: str) -> str:
 def benchmarks_page(page: str) -> str:
     sections = each(
         search_quality, against_torch_pruning, episode_cost, scoring_speed, reconstruction, methods, guarantee, rounds,
-        compensation, masking_cost, score_correlation, search_toys,
+        compensation, masking_cost, score_correlation, recovery, search_toys,
     )  # fmt: skip
     return f"{INTRODUCTION}\n{sections}" if sections else page
 

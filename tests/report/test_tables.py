@@ -131,3 +131,17 @@ def test_a_latency_is_a_row_of_its_own_and_its_budget_is_measured() -> None:
     assert budget_lines(summary)[0].text == "latency<=1ms: 0.9877 ms measured: held"
     busy = summary | {"latency": {"runtime": "onnxruntime", "steady": False}}
     assert any("too busy" in row.change for row in summary_table(busy))
+
+
+def test_a_recovered_network_has_rows_of_its_own() -> None:
+    summary = {
+        "score": "top1",
+        "dense": {"macs": 100, "params": 100, "score": 0.9, "test": 0.8},
+        "slim": {
+            "macs": 50, "params": 50, "score": 0.7, "score_recovered": 0.85, "test": 0.6, "test_recovered": 0.75,
+        },
+    }  # fmt: skip
+    rows = {row.quantity: (row.dense, row.slim, row.finetuned, row.change) for row in summary_table(summary)}
+    assert rows["Score, search split"] == ("90.00%", "70.00%", "", "−20.00 points")
+    assert rows["Score, search split, recovered"] == ("90.00%", "85.00%", "", "−5.00 points")
+    assert rows["Score, test split, recovered"] == ("80.00%", "75.00%", "", "−5.00 points")

@@ -15,9 +15,10 @@ from amc.compression.load import check_weights, settings_of, weights_key
 from amc.compression.observer import Observer
 from amc.compression.prepare import Inputs, Job, prepare
 from amc.compression.progress import listening
-from amc.compression.scoring.evaluator import BatchSource, Evaluate, as_evaluator
+from amc.compression.scoring.evaluator import BatchSource, Evaluate, as_evaluator, final_score
 from amc.compression.scoring.policy import ScoreTiming
 from amc.compression.selection import Selection, choose
+from amc.compression.selection.base import merged
 from amc.compression.selection.by_confidence import ByConfidence
 from amc.compression.selection.by_latency import ByLatency
 from amc.compression.settings import NO_BUDGET, SearchConfig
@@ -25,6 +26,7 @@ from amc.compression.summary import summarise
 from amc.compression.verify import Recorded, confirmed
 from amc.errors import AmcError, EvaluationError, RunError, brief
 from amc.pruning import Policy
+from amc.recovery.distillation import distill_
 from amc.report import render_report
 from amc.report.tables import format_count
 from amc.report.words import words_of
@@ -241,6 +243,10 @@ def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer,
     policy = job.scorer.builder.policy(best.keep)
     summary = summarise(job, slim, replace(choice, record=best), results, run, test)
     _check_budget(job, summary["slim"])
+    if config.recover != "none":
+        recovered = _recovered_(job, slim, test, watch)
+        recovered["warnings"] = [*summary["warnings"], *recovered["warnings"]]
+        summary = merged(summary, recovered)
     if run is not None:
         run.write_bytes(files.MODEL, job.method.stored(slim))
         run.write_json(files.POLICY, policy.to_json())
@@ -276,6 +282,27 @@ def _loss(job: Job, reward: SmallestWithin, record: EpisodeRecord) -> PairedDrop
     if job.confirm is None:
         return reward.dense_score - (record.score or 0.0)
     return job.confirm.compare(job.scorer.build(record.keep))
+
+
+def _recovered_(job: Job, slim: nn.Module, test: Evaluate | None, watch: Observer) -> dict[str, Any]:
+    """Train the result on the calibration images, in place. Returns what summary.json says of it."""
+    watch.stage("recovery on the calibration images")
+    recovery = distill_(
+        slim, copy_model(job.model), job.calibration, classes=job.classes, masks=job.method.masks(slim),
+        max_seconds=job.config.recover_time, seed=job.config.seed, on_step=watch.training_step,
+    )  # fmt: skip
+    scores: dict[str, float] = {}
+    warnings: list[str] = []
+    for name, score in (("score_recovered", job.scorer.evaluate), ("test_recovered", test)):
+        if score is not None and recovery.reason is None:
+            value, failed = final_score(score, slim, "recovered")
+            scores |= {} if value is None else {name: value}
+            warnings += failed
+    if recovery.reason is not None:
+        warnings.append(f"the result is the network as pruned: {recovery.reason}")
+    for warning in warnings:
+        watch.warning(warning)
+    return {"recovery": recovery.to_json(), "slim": scores, "warnings": warnings}
 
 
 def _run_agent(job: Job, name: str, agent: Agent, run: RunDir | None, watch: Observer) -> SearchResult:

@@ -38,6 +38,7 @@ from amc.structure import Certificate, Structure, inspect
 from amc.structure.batches import Reader, limited
 from amc.structure.copying import copy_model
 from amc.structure.modes import device_of
+from amc.structure.trace import Example
 
 DEFAULT_RUNTIME = "onnxruntime"
 
@@ -70,8 +71,16 @@ class Job:
     reward: RewardFunction
     confirm: PairedEvaluator | None  # with max_drop: on images that the search never scores
     warnings: tuple[str, ...]
+    calibration: Sequence[Example] = ()  # batches of the networks' inputs
     latency: Latency | None = None  # if it is among the costs
     origin: Mapping[str, Any] = field(default_factory=dict)  # as in `amc.search.JournalContent`
+
+    @property
+    def classes(self) -> bool:
+        """Whether the score shows that the networks' outputs are logits of classes."""
+        return (
+            isinstance(self.scorer.evaluate, Evaluator | PairedEvaluator) and not get_score(self.config.score).is_error
+        )
 
 
 def prepare(
@@ -122,7 +131,7 @@ class _Preparation:
         }
         return Job(
             inputs.model, inputs.example_input, config, method.structure, certificate, method, problem, scorer,
-            dense.value, reward, dense.confirm, tuple(self.warnings), latency, origin,
+            dense.value, reward, dense.confirm, tuple(self.warnings), calibration, latency, origin,
         )  # fmt: skip
 
     def warn(self, text: str) -> None:
@@ -194,7 +203,7 @@ class _Preparation:
             )
         return reward
 
-    def scorer(self, method: Method, problem: Problem, score: Evaluate) -> tuple[PolicyScorer, Sequence[Any]]:
+    def scorer(self, method: Method, problem: Problem, score: Evaluate) -> tuple[PolicyScorer, Sequence[Example]]:
         """The scorer of policies, and the calibration batches that it uses."""
         inputs, config = self.inputs, self.config
         self.watch.stage("calibration")

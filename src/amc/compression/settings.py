@@ -6,9 +6,10 @@ Imports neither torch nor NumPy before settings are made: the help of the comman
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from amc.errors import AmcError
 from amc.run.settings import (
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 DEFAULT_BUDGET = "macs<=50%"
 NO_BUDGET = "none"
 NO_BASELINE = "none"
+
+Recover = Literal["calibration", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,11 @@ class SearchConfig:
         None, panel=Panel.DATA, help="Images to re-estimate batch norms on; 0: none (default: 512; 0 with --max-drop)."
     )
     calibration_images: int = option(2048, panel=Panel.DATA, help="Training images for calibration.")
+    recover: Recover = option(  # noqa: RUF009 -- this is a field
+        "none", panel=Panel.PRUNING,
+        help="calibration: train the result towards the dense network's outputs on the calibration images; or none.",
+    )  # fmt: skip
+    recover_time: float = option(120.0, panel=Panel.PRUNING, help="Longest time of --recover, in seconds.")
     score: str = option(  # a function in place of data is its own score
         DEFAULT, panel=Panel.SEARCH,
         help="Score on the data: top1, top5, balanced-accuracy, macro-f1, auroc, miou or mse (lower is better).",
@@ -125,6 +133,10 @@ class SearchConfig:
         object.__setattr__(self, "bn_images", bn_images)
         self._check_ranges()
         self._check_score()
+        if self.recover != "none" and self.max_drop is not None:
+            raise AmcError(
+                "recover changes the network that max-drop has confirmed; leave out recover, or give a budget instead"
+            )
         if self.times_latency and self.method != CHANNEL:
             raise AmcError(
                 f"method {self.method} masks weights, which makes no runtime here faster; for a latency choose "
@@ -152,6 +164,8 @@ class SearchConfig:
             "bn_images": ((self.bn_images or 2) >= 2, "0, or at least 2"),
             "calibration_images": (self.calibration_images >= 1, "at least 1"),
             "keep_sets": (self.keep_sets >= 0, "at least 0"),
+            "recover": (self.recover in get_args(Recover), "calibration or none"),
+            "recover_time": (0 < self.recover_time < math.inf, "above 0 seconds and finite"),
             "baselines": (set(self.baselines) <= set(BASELINES), f"among {', '.join(BASELINES)}"),
         }
         check_rules(self, rules)

@@ -13,7 +13,7 @@ from amc.run.settings.scores import TOP1, NamedScore, score_of_record
 from amc.search.budget import Budget, Metric
 
 DASH = "–"  # shown for a missing value
-_SCORE_KEYS = ("score", "score_finetuned", "test", "test_finetuned")
+_SCORE_KEYS = ("score", "score_recovered", "score_finetuned", "test", "test_recovered", "test_finetuned")
 _NAMED_KEYS = (*_SCORE_KEYS, "median", "score_tuned")  # all keys of scores
 _LISTS = ("rounds", "candidates")
 
@@ -73,6 +73,17 @@ def summary_table(summary: Mapping[str, Any]) -> list[SummaryRow]:
                 format_difference(values[0], last, percent=percent),
             )
         )
+        recovered = _number(slim, f"{key}_recovered")
+        if recovered is not None:  # without labels, on the calibration images
+            rows.append(
+                SummaryRow(
+                    f"{name}, recovered",
+                    format_score(values[0], percent=percent),
+                    format_score(recovered, percent=percent),
+                    DASH if finetuned else "",
+                    format_difference(values[0], recovered, percent=percent),
+                )
+            )
     return rows
 
 

@@ -41,7 +41,7 @@ def _shape(value: Any, place: str) -> None:
 
 CONFIG = fields(
     {
-        **dict.fromkeys(("amc_version", "command", "method", "reward", "score", "minimise", "agent"), text),
+        **dict.fromkeys(("amc_version", "command", "method", "reward", "score", "minimise", "agent", "recover"), text),
         **dict.fromkeys(("model", "weights", "data", "evaluate", "budget", "ranking", "runtime"), optional(text)),
         **dict.fromkeys(("device_url", "token_file", "parent", "weights_digest", "weights_sha256"), optional(text)),
         **dict.fromkeys(("episodes", "latency_threads", "calibration_images"), positive),
@@ -49,7 +49,7 @@ CONFIG = fields(
         **dict.fromkeys(("round_to", "search_images", "image_size"), optional(positive)),
         "bn_images": optional(count),
         **dict.fromkeys(("max_drop",), optional(number)),
-        **dict.fromkeys(("confidence", "max_sparsity", "max_sparsity_linear"), number),
+        **dict.fromkeys(("confidence", "max_sparsity", "max_sparsity_linear", "recover_time"), number),
         **dict.fromkeys(("reconstruct", "bf16"), flag),
         "test": optional(flag),
         **dict.fromkeys(("baselines", "lock", "only"), many(text)),

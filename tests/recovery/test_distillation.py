@@ -1,0 +1,214 @@
+"""Recovery on the calibration images: what it learns, what it leaves alone, and when it gives the network back."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import amc
+from amc.errors import AmcError, DataError
+from amc.recovery import distillation
+from amc.recovery.distillation import Recovery, distill_
+from amc.structure.trace import Example
+from tests.tiny import EXAMPLE, compress, tiny
+from tests.tiny import images as tiny_images
+
+
+def network(outputs: int = 3, *, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, outputs)
+    ).eval()
+
+
+def images(count: int, *, seed: int = 1) -> list[Example]:
+    generator = torch.Generator().manual_seed(seed)
+    return [Example.of(torch.randn(64, 1, 8, 8, generator=generator)) for _ in range(count // 64)]
+
+
+def damaged(dense: nn.Module, amount: float = 0.3) -> nn.Module:
+    """The network with noise on its weights."""
+    slim = copy.deepcopy(dense)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in slim.parameters():
+            parameter += amount * torch.randn(parameter.shape, generator=generator)
+    return slim
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@torch.no_grad()
+def _apart(slim: nn.Module, dense: nn.Module, images: Tensor) -> float:
+    return float((slim(images) - dense(images)).square().mean())
+
+
+@pytest.mark.parametrize("classes", [True, False])
+def test_the_outputs_come_nearer_on_images_that_nothing_was_trained_on(classes: bool) -> None:
+    dense, fresh = network(), images(256, seed=9)[0].args[0]
+    slim, before = damaged(dense), state(dense)
+    apart = _apart(slim, dense, fresh)
+    found = distill_(slim, dense, images(512), classes=classes)
+    assert found.reason is None
+    assert found.distance[1] < 0.5 * found.distance[0]
+    assert (found.images, found.held_out, found.epochs) == (448, 64, distillation.EPOCHS)
+    assert _apart(slim, dense, fresh) < 0.5 * apart
+    assert same(before, state(dense))
+    assert not any(part.training for part in (*slim.modules(), *dense.modules()))
+    assert all(parameter.grad is None for parameter in (*slim.parameters(), *dense.parameters()))
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others() -> None:
+    results = []
+    for seed in (0, 0, 1):
+        slim = damaged(network())
+        distill_(slim, network(), images(256), classes=True, seed=seed)
+        results.append(state(slim))
+    assert same(results[0], results[1])
+    assert not same(results[0], results[2])
+
+
+def test_zeros_of_a_masked_network_stay_zero() -> None:
+    dense = network()
+    slim = damaged(dense)
+    masks = {"0.weight": torch.rand(8, 1, 3, 3, generator=torch.Generator().manual_seed(0)) < 0.5}
+    found = distill_(slim, dense, images(256), classes=True, masks=masks)
+    assert found.reason is None
+    kept = slim.get_submodule("0").weight != 0  # type: ignore[operator]
+    assert torch.equal(kept, masks["0.weight"])
+
+
+def unchanged(slim: nn.Module, dense: nn.Module, batches: list[Example], **options: Any) -> Recovery:
+    before, flags = state(slim), [parameter.requires_grad for parameter in slim.parameters()]
+    found = distill_(slim, dense, batches, classes=True, **options)
+    assert same(before, state(slim))
+    assert [parameter.requires_grad for parameter in slim.parameters()] == flags
+    return found
+
+
+def test_a_network_that_cannot_come_nearer_stays_as_it_is() -> None:
+    found = unchanged(network(), network(), images(256))
+    assert found.distance[0] == pytest.approx(0, abs=1e-6)
+    assert found.reason == "training brought its outputs no nearer to the dense network's"
+
+
+def test_too_few_images_train_nothing() -> None:
+    found = unchanged(damaged(network()), network(), [Example.of(images(64)[0].args[0][:16])])
+    assert found.reason == "14 images are too few to train on; give at least 36"
+    assert (found.rate, found.epochs) == (None, 0)
+    with pytest.raises(DataError, match="recovery needs calibration images"):
+        distill_(network(), network(), [], classes=True)
+
+
+def test_a_time_limit_before_the_first_step_changes_nothing() -> None:
+    found = unchanged(damaged(network()), network(), images(256), max_seconds=0.0)
+    assert found.epochs == 0
+    assert found.reason is not None
+
+
+@pytest.mark.parametrize("which", ["dense", "slim", "images"])
+def test_outputs_that_are_not_finite_train_nothing(which: str) -> None:
+    dense, batches = network(), images(256)
+    slim = damaged(dense)
+    with torch.no_grad():
+        if which == "dense":
+            dense.get_submodule("5").bias.fill_(math.nan)  # type: ignore[operator, union-attr]
+        elif which == "slim":
+            slim.get_submodule("5").bias.fill_(math.inf)  # type: ignore[operator, union-attr]
+        else:
+            batches = [Example.of(torch.full_like(batch.args[0], math.nan)) for batch in batches]
+    found = unchanged(slim, dense, batches)
+    assert found.reason == "its outputs or the dense network's are not finite on the held-out images"
+
+
+class Several(nn.Module):
+    """Two inputs, one of them of whole numbers; outputs nested."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.image, self.value = nn.Embedding(7, 6), nn.Linear(5, 6), nn.Linear(6, 1)
+
+    def forward(self, image: Tensor, *, words: Tensor) -> dict[str, Any]:
+        assert words.dtype == torch.int64
+        x = self.image(image) + self.words(words).mean(1)
+        return {"features": x, "parts": (self.value(x), words)}
+
+
+def test_any_inputs_and_outputs_will_do() -> None:
+    torch.manual_seed(0)
+    dense = Several().eval()
+    slim = damaged(dense)
+    generator = torch.Generator().manual_seed(1)
+    batches = [
+        Example((torch.randn(32, 5, generator=generator),), {"words": torch.randint(7, (32, 4), generator=generator)})
+        for _ in range(16)
+    ]
+    found = distill_(slim, dense, batches, classes=False)
+    assert found.reason is None
+    assert found.distance[1] < 0.5 * found.distance[0]
+    assert not found.flips
+
+
+def test_images_of_several_sizes_are_taken_batch_by_batch() -> None:
+    dense = network()
+    slim = damaged(dense)
+    batches = [Example.of(batch.args[0][..., : 6 + number % 3]) for number, batch in enumerate(images(1024))]
+    found = distill_(slim, dense, batches, classes=True)
+    assert found.reason is None
+    assert (found.images, found.held_out) == (896, 128)  # two of sixteen batches
+
+
+def test_images_are_flipped_only_where_the_dense_network_does_not_mind() -> None:
+    class Side(nn.Module):
+        """Tells whether the left or the right half is brighter."""
+
+        def __init__(self, blind: bool) -> None:
+            super().__init__()
+            self.scale, self.blind = nn.Parameter(torch.ones(())), blind
+
+        def forward(self, x: Tensor) -> Tensor:
+            left, right = x[..., :4].mean((1, 2, 3)), x[..., 4:].mean((1, 2, 3))
+            return self.scale * torch.stack([left + right * self.blind, 0.1 * left + right * (not self.blind)], 1)
+
+    for blind in (False, True):
+        found = distill_(Side(blind), Side(blind), images(256), classes=True)
+        assert found.flips is blind
+
+
+def test_a_search_recovers_its_result_and_says_by_how_much(tmp_path: Path) -> None:
+    model = tiny()
+    options: dict[str, Any] = {"calibration": tiny_images(256, 3)}
+    plain = compress(model, run_dir=tmp_path / "plain", **options)
+    result = compress(model, run_dir=tmp_path / "run", recover="calibration", **options)
+    assert result.policy == plain.policy  # the search is the same
+    recovery = result.summary["recovery"]
+    assert recovery["reason"] is None
+    assert recovery["distance_after"] < recovery["distance_before"]
+    assert result.summary["slim"]["score"] == plain.summary["slim"]["score"]
+    assert "score_recovered" in result.summary["slim"]
+    loaded = amc.load_run(tmp_path / "run", tiny(), EXAMPLE)
+    assert same(state(result.model), state(loaded))
+    assert not same(state(result.model), state(plain.model))
+    again = compress(model, run_dir=tmp_path / "run", recover="calibration", resume=True, **options)
+    assert same(state(again.model), state(result.model))
+
+
+def test_what_max_drop_confirmed_is_not_changed() -> None:
+    with pytest.raises(AmcError, match="recover changes the network that max-drop has confirmed"):
+        amc.SearchConfig(max_drop=1.0, recover="calibration")
+    with pytest.raises(AmcError, match="recover must be calibration or none, got 'labels'"):
+        amc.SearchConfig(recover="labels")  # type: ignore[arg-type]
+    with pytest.raises(AmcError, match="recover-time must be above 0 seconds and finite, got 0"):
+        amc.SearchConfig(recover_time=0)
