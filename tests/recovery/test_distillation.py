@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,42 @@ def test_outputs_that_are_not_finite_train_nothing(which: str) -> None:
             batches = [Example.of(torch.full_like(batch.args[0], math.nan)) for batch in batches]
     found = unchanged(slim, dense, batches)
     assert found.reason == "its outputs or the dense network's are not finite on the held-out images"
+
+
+class Odd(nn.Module):
+    """Outputs that nothing can be learned from."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.weight, self.calls = kind, nn.Parameter(torch.ones(3)), 0
+
+    def forward(self, x: Tensor) -> Any:
+        self.calls += 1
+        y = x.mean((1, 2, 3)).unsqueeze(1) * self.weight
+        if self.kind == "several":
+            return [y] * (1 + self.calls % 2)
+        return {"words": y.argmax(1), "text": "yes"} if self.kind == "none" else y.detach()
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("none", "training fails (ModelError: the network's outputs hold no tensor of real numbers)"),
+        ("detached", "training fails (RuntimeError: element 0 of tensors does not require grad"),
+        ("several", "training fails (ValueError: zip() argument"),
+    ],
+)
+def test_a_network_that_cannot_be_trained_stays_as_it_is(kind: str, reason: str) -> None:
+    slim = Odd(kind)
+    with torch.no_grad():
+        slim.weight.mul_(0.5)
+    dense = Odd(kind)
+    dense.calls = kind == "several"
+    found = unchanged(slim, dense, images(256))
+    assert found.reason is not None
+    assert found.reason.startswith(reason)
+    assert all(value is None or math.isfinite(value) for value in found.to_json().values() if type(value) is float)
+    json.dumps(found.to_json(), allow_nan=False)
 
 
 class Several(nn.Module):

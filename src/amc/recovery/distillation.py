@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
-from amc.errors import DataError
+from amc.errors import DataError, ModelError, check_resources, reason_of
 from amc.recovery.kernels import RightGradients
 from amc.recovery.masks import WeightMasks
 from amc.recovery.records import StepRecord
@@ -58,7 +58,7 @@ class Recovery:
         before, after = self.distance
         return {
             "images": self.images, "held_out": self.held_out, "epochs": self.epochs, "rate": self.rate,
-            "flips": self.flips, "distance_before": before, "distance_after": after,
+            "flips": self.flips, "distance_before": _plain(before), "distance_after": _plain(after),
             "seconds": round(self.seconds, 1), "reason": self.reason,
         }  # fmt: skip
 
@@ -97,21 +97,26 @@ class _Distillation:
     seed: int
     on_step: Callable[[StepRecord], None]
     began: float = field(default_factory=time.perf_counter)
+    flips: bool = False
 
     def run(self) -> Recovery:
         """Choose the learning rate, train, and keep what is better."""
         self.training, held = _Images.divided(self.batches, torch.Generator().manual_seed(self.seed))
         images, held_out = self.training.count, sum(map(size_of, held))
+        pruned, before, after, rate, epochs = snapshot(self.slim), math.nan, math.nan, None, 0
         with evaluating(self.dense), evaluating(self.slim):
-            self.held = [(inputs, self._outputs(self.dense, inputs)) for inputs in held]
-            self.flips = self.classes and _may_flip(self.dense, held)
-            before = self._distance()
-            pruned = snapshot(self.slim)
-            reason, rate, epochs, after = self._reason(images, before), None, 0, before
-            if reason is None:
-                rate = self._best_rate(pruned)
-                epochs, after = self._train(pruned, rate, EPOCHS)
-                reason = None if after < before else "training brought its outputs no nearer to the dense network's"
+            try:
+                self.held = [(inputs, self._outputs(self.dense, inputs)) for inputs in held]
+                before = after = self._distance()
+                reason = self._reason(images, before)
+                if reason is None:
+                    self.flips = self.classes and _may_flip(self.dense, held)
+                    rate = self._best_rate(pruned)
+                    epochs, after = self._train(pruned, rate, EPOCHS)
+                    reason = None if after < before else "training brought its outputs no nearer to the dense network's"
+            except Exception as error:  # outputs of any kind, and networks that were not made to be trained
+                check_resources(error)
+                reason = f"training fails ({reason_of(error)})"
             if reason is not None:
                 copy_into_(self.slim, pruned)
         seconds = time.perf_counter() - self.began
@@ -212,6 +217,8 @@ class _Distillation:
 
     def _loss(self, outputs: Outputs, targets: Outputs) -> Tensor:
         """The distance of two networks' outputs, summed over the tensors among them."""
+        if not targets:
+            raise ModelError("the network's outputs hold no tensor of real numbers")
         return torch.stack(
             [
                 _distance(output.float(), target.float(), self.classes)
@@ -237,6 +244,11 @@ def _distance(output: Tensor, target: Tensor, classes: bool) -> Tensor:
         divergence = F.kl_div(output.log_softmax(1), target.log_softmax(1), log_target=True, reduction="none")
         return divergence.sum(1).mean()
     return F.mse_loss(output, target) / target.var(correction=0).clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _plain(distance: float) -> float | None:
+    """For JSON, which has no number for what is not finite."""
+    return distance if math.isfinite(distance) else None
 
 
 def _schedule(step: int, total: int) -> float:
