@@ -32,14 +32,12 @@ def run_inspect(
     model = create_model(spec)
     if weights:
         load_weights(model, weights)
-    info = model_info(spec)
-    shape = parse_shape(input_shape) if input_shape else (info.input_shape if info else None)
-    if shape is None:
-        raise ModelError(f"'{spec}' is your own network: give the shape of one example, such as --input 3x224x224")
+    shape = example_shape(spec, input_shape)
     example = torch.zeros(1, *shape)
     try:
         structure = inspect_structure(model, example, lock=lock, only=only)
     except ExampleError as error:
+        info = model_info(spec)
         known = "x".join(map(str, info.input_shape)) if info else "3x224x224"
         remedy = f"--input is the shape of one example without the batch, such as {known}"
         raise ModelError(f"{error}; {remedy}") from error
@@ -47,6 +45,16 @@ def run_inspect(
     if keep_sets and structure.groups:
         structure, certificate = certify(model, structure, example, keep_sets=keep_sets)
     return structure_record(spec, shape, structure, certificate) | refitting_record(structure)
+
+
+def example_shape(spec: str, input_shape: str | None) -> tuple[int, ...]:
+    """The shape of one example of a network, without the batch: as given, or that of a zoo network. Raises AmcError."""
+    if input_shape:
+        return parse_shape(input_shape)
+    info = model_info(spec)
+    if info is None:
+        raise ModelError(f"'{spec}' is your own network: give the shape of one example, such as --input 3x224x224")
+    return info.input_shape
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

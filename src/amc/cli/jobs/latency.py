@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amc.cli.jobs.inspect import parse_shape
+from amc.cli.jobs.inspect import example_shape
 from amc.cli.jobs.origin import data_of, misfit, network_of, source_of
 from amc.compression.load import load_run
 from amc.deploy.measure import MeasureSettings
@@ -17,7 +17,7 @@ from amc.errors import ModelError, RunError
 from amc.run.directory import RunDir
 from amc.run.settings import TimingConfig
 from amc.structure import count_macs, count_params
-from amc.zoo import create_model, load_weights, model_info
+from amc.zoo import create_model, load_weights
 
 
 def run_latency(
@@ -76,10 +76,7 @@ def _networks(
         raise ModelError(f"'{target}' is neither the directory of a run nor a network: {error}") from error
     if weights is not None:  # latency does not depend on them
         load_weights(model, weights)
-    info = model_info(target)
-    shape = parse_shape(input_shape) if input_shape else (info.input_shape if info else None)
-    if shape is None:
-        raise ModelError(f"'{target}' is your own network: give the shape of one example, such as --input 3x224x224")
+    shape = example_shape(target, input_shape)
     example = torch.zeros(1, *shape)
     reason = misfit(model.eval(), shape)
     if reason is not None:  # refused before an exporter runs
