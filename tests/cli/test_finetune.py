@@ -15,14 +15,16 @@ import pytest
 import torch
 from rich.console import Console
 
-from amc.cli.jobs.finetune import run_finetune
+from amc.cli.jobs.finetune import _Task, run_finetune
 from amc.compression.load import load_run
 from amc.compression.progress import ProgressBar
 from amc.compression.scoring.evaluator import Evaluator
 from amc.compression.selection import by_finetuning
+from amc.pruning import GroupPolicy, Policy
 from amc.recovery import resume_point
 from amc.run import directory as rundir
 from amc.run.settings import CandidateConfig, FineTuneConfig, SessionConfig
+from amc.search import EpisodeRecord
 from amc.zoo import load_data
 from tests.commands import amc, contents
 
@@ -322,3 +324,13 @@ def test_masks_hold(masked: Path) -> None:
     assert kept > 0
     assert done.json["slim"]["macs"] <= 0.5 * done.json["dense"]["macs"]
     assert (masked / "model-finetuned.safetensors").stat().st_size == done.json["slim"]["size"]
+
+
+def test_a_candidate_does_not_keep_the_recovery_of_the_network_that_it_replaces() -> None:
+    summary = {"slim": {"macs": 9, "score": 0.5, "score_recovered": 0.8}, "recovery": {"reason": None}, "seed": 0}
+    record = EpisodeRecord(2, (3,), {"macs": 4.0}, 0.6, -0.4)
+    policy = Policy((GroupPolicy("a", 8, (0, 1, 2)),))
+    _Task._describe(summary, record, policy, {"macs": 4})
+    assert summary == {
+        "slim": {"macs": 4, "score": 0.6}, "groups": [{"name": "a", "size": 8, "kept": 3}], "seed": 0,
+    }  # fmt: skip

@@ -269,6 +269,7 @@ class _Task:
     def _describe(summary: dict[str, Any], record: EpisodeRecord, policy: Policy, costs: Mapping[str, int]) -> None:
         """Replace the search's best policy by the chosen one."""
         summary["slim"] = {**costs, "score": record.score}
+        summary.pop("recovery", None)  # that of the network which is replaced
         summary["groups"] = [{"name": group.name, "size": group.size, "kept": group.kept} for group in policy.groups]
 
 
