@@ -21,8 +21,10 @@ from torch.utils._pytree import tree_leaves
 from amc.errors import DataError, ModelError, check_resources, reason_of
 from amc.recovery.kernels import RightGradients
 from amc.recovery.masks import WeightMasks
+from amc.recovery.optimiser import learning_rate, make_optimiser
 from amc.recovery.records import StepRecord
 from amc.recovery.tensors import copy_into_, snapshot
+from amc.run.settings import FineTuneConfig
 from amc.structure.batches import mapped, moved, picked, size_of
 from amc.structure.modes import device_of, evaluating
 from amc.structure.trace import Example
@@ -33,8 +35,6 @@ TRIAL_EPOCHS = 2  # for each learning rate, before one of them is chosen
 RATES = (0.05, 0.02, 0.008)  # learning rates that are tried
 HELD_OUT = 8  # one image of this many is held out
 LEAST = 32  # images, below which nothing is trained
-_CLIP = 5.0  # largest gradient norm
-_WARMUP = 0.05  # share of the steps
 _AGREEMENT = 0.75  # share of images whose class stays when they are flipped, above which flips are harmless
 
 Outputs = tuple[Tensor, ...]
@@ -147,25 +147,27 @@ class _Distillation:
         for parameter in parameters:
             parameter.requires_grad_(True)
         try:
-            return self._epochs(torch.optim.SGD(parameters, lr=rate, momentum=0.9, nesterov=True), rate, epochs)
+            return self._epochs(FineTuneConfig(epochs=epochs, lr=rate, batch_size=BATCH, weight_decay=0.0))
         finally:
             for parameter, flag in zip(parameters, flags, strict=True):
                 parameter.requires_grad_(flag)
                 parameter.grad = None
 
-    def _epochs(self, optimiser: torch.optim.Optimizer, rate: float, epochs: int) -> tuple[int, float]:
+    def _epochs(self, config: FineTuneConfig) -> tuple[int, float]:
         generator, masks = torch.Generator().manual_seed(self.seed), WeightMasks(self.slim, self.masks)
-        total = epochs * self.training.steps
+        optimiser, total = make_optimiser(self.slim, config), config.epochs * self.training.steps
         step, done, best = 0, 0, (math.inf, snapshot(self.slim))
-        for _ in range(epochs):
+        for _ in range(config.epochs):
             for inputs in self.training.epoch(generator):
                 if self._late():
                     break
                 step += 1
+                rate = learning_rate(step, total, config)
                 for group in optimiser.param_groups:
-                    group["lr"] = rate * _schedule(step, total)
-                loss = self._step(optimiser, masks, _mixed(self._flipped(inputs, generator), generator))
-                self.on_step(StepRecord(step, total, done + 1, loss, optimiser.param_groups[0]["lr"]))
+                    group["lr"] = rate
+                inputs = _mixed(self._flipped(inputs, generator), generator)
+                loss = self._step(optimiser, masks, inputs, config.clip_norm)
+                self.on_step(StepRecord(step, total, done + 1, loss, rate))
                 if not math.isfinite(loss):
                     break
             else:
@@ -178,12 +180,11 @@ class _Distillation:
         copy_into_(self.slim, best[1])
         return done, best[0]
 
-    def _step(self, optimiser: torch.optim.Optimizer, masks: WeightMasks, inputs: Example) -> float:
+    def _step(self, optimiser: torch.optim.Optimizer, masks: WeightMasks, inputs: Example, clip_norm: float) -> float:
         target = self._outputs(self.dense, inputs)
         self._batch_norms(training=size_of(inputs) > 1)
         optimiser.zero_grad(set_to_none=True)
-        device = device_of(self.slim)
-        there = moved(inputs, device)
+        there = moved(inputs, device_of(self.slim))
         loss = self._loss(_tensors(self.slim(*there.args, **there.kwargs)), target)
         with RightGradients():
             loss.backward()  # type: ignore[no-untyped-call]
@@ -191,7 +192,7 @@ class _Distillation:
         value = float(loss.detach())
         if math.isfinite(value):
             masks.mask_gradients_()
-            nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g["params"]], _CLIP)
+            nn.utils.clip_grad_norm_(self.slim.parameters(), clip_norm)
             optimiser.step()
             masks.apply_()
         return value
@@ -206,7 +207,7 @@ class _Distillation:
         """Half of the images mirrored, where that is harmless."""
         if not self.flips:
             return inputs
-        (images,) = (leaf for leaf in _leaves(inputs))
+        (images,) = _leaves(inputs)
         chosen = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
         return _mirrored(inputs, chosen)
 
@@ -249,12 +250,6 @@ def _distance(output: Tensor, target: Tensor, classes: bool) -> Tensor:
 def _plain(distance: float) -> float | None:
     """For JSON, which has no number for what is not finite."""
     return distance if math.isfinite(distance) else None
-
-
-def _schedule(step: int, total: int) -> float:
-    """Share of the peak rate: a linear warm-up, then a cosine down to zero."""
-    warm = max(1.0, _WARMUP * total)
-    return step / warm if step < warm else 0.5 + 0.5 * math.cos(math.pi * (step - warm) / max(1.0, total - warm))
 
 
 @dataclass(frozen=True)
