@@ -15,17 +15,11 @@ from amc.errors import DataError, EvaluationError
 from amc.search.statistics import Measured, PairedDrop
 from amc.structure.modes import evaluating
 from amc.zoo import ImageSet
+from tests.threads import one_thread
+
+__all__ = ["one_thread"]  # for every test of this file
 
 CLASSES = 4
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads cost more than they give on networks this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class FirstPixels(nn.Module):
