@@ -15,18 +15,26 @@ from amc.compression.load import check_weights, settings_of, weights_key
 from amc.compression.observer import Observer
 from amc.compression.prepare import Inputs, Job, prepare
 from amc.compression.progress import listening
-from amc.compression.scoring.evaluator import BatchSource, Evaluate, as_evaluator, final_score
+from amc.compression.recovering import FinalistMeasurement, Recovering
+from amc.compression.scoring.evaluator import (
+    BatchSource,
+    Evaluate,
+    PairedEvaluator,
+    as_evaluator,
+    final_score,
+    score_of,
+)
 from amc.compression.scoring.policy import ScoreTiming
 from amc.compression.selection import Selection, choose
 from amc.compression.selection.base import merged
 from amc.compression.selection.by_confidence import ByConfidence
 from amc.compression.selection.by_latency import ByLatency
+from amc.compression.selection.by_recovery import ByRecovery
 from amc.compression.settings import NO_BUDGET, SearchConfig
 from amc.compression.summary import summarise
 from amc.compression.verify import Recorded, confirmed
 from amc.errors import AmcError, EvaluationError, RunError, brief
 from amc.pruning import Policy
-from amc.recovery.distillation import distill_
 from amc.report import render_report
 from amc.report.tables import format_count
 from amc.report.words import words_of
@@ -156,6 +164,7 @@ def compress_in(
     with undisturbed(inputs.model):
         inputs = replace(inputs, model=copy_model(inputs.model))  # plain; the user's own is never run
         if run is not None and resume:
+            config = config.for_run(run.config())
             _check_config(run, config, inputs.model)
         elif run is not None:
             began = {"amc_version": amc_version(), **origin, **config.to_json()}
@@ -235,7 +244,8 @@ def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer,
             if name == config.agent:
                 raise  # a baseline whose every policy fails is left out; its journal says why
     watch.stage("result")
-    choice = choose(results[config.agent].episodes, _selections(job, watch))
+    recovering = Recovering(job, watch)
+    choice = choose(results[config.agent].episodes, _selections(job, recovering))
     slim = job.scorer.build(choice.record.keep)
     best, warnings = confirmed(job, choice.record, slim, recorded)
     job = _warned(job, warnings, watch)
@@ -244,7 +254,7 @@ def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer,
     summary = summarise(job, slim, replace(choice, record=best), results, run, test)
     _check_budget(job, summary["slim"])
     if config.recover != "none":
-        recovered = _recovered_(job, slim, test, watch)
+        slim, recovered = _recovered(job, slim, recovering, best.keep, test)
         recovered["warnings"] = [*summary["warnings"], *recovered["warnings"]]
         summary = merged(summary, recovered)
     if run is not None:
@@ -257,14 +267,15 @@ def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer,
     return Result(slim, policy, summary, job.structure, results[config.agent], job.method.masks(slim))
 
 
-def _selections(job: Job, watch: Observer) -> Iterator[Selection]:
+def _selections(job: Job, recovering: Recovering) -> Iterator[Selection]:
     """How the search ends, besides by the best reward."""
+    config, watch = job.config, recovering.watch
     if isinstance(job.reward, SmallestWithin):
         images = None if job.confirm is None else job.confirm.images
-        yield ByConfidence(job.reward, partial(_loss, job, job.reward), images)
+        yield ByConfidence(job.reward, partial(_loss, recovering, job.reward), images)
     if job.latency is not None:
         watch.stage("latency of the best")
-        limits = [budget for budget in job.config.budgets if budget.metric is Metric.LATENCY]
+        limits = [budget for budget in config.budgets if budget.metric is Metric.LATENCY]
         yield ByLatency(
             latency=job.latency,
             problem=job.problem,
@@ -273,24 +284,43 @@ def _selections(job: Job, watch: Observer) -> Iterator[Selection]:
             build=job.scorer.builder.build,
             score=job.scorer,
             reward=job.reward,
-            seed=job.config.seed,
+            seed=config.seed,
+        )
+    if config.max_drop is None and config.finalists and (job.confirm or config.recover != "none"):
+        yield ByRecovery(
+            problem=job.problem,
+            reward=job.reward,
+            measurement=FinalistMeasurement(recovering, config.finalists),
+            finalists=config.finalists,
+            images=None if job.confirm is None else job.confirm.images,
+            dense_search=job.dense_score,
+            dense_unseen=job.dense_score if job.confirm is None else job.confirm.dense_score,
         )
 
 
-def _loss(job: Job, reward: SmallestWithin, record: EpisodeRecord) -> PairedDrop | float:
-    """What a policy loses on images that the search never scored; by the search's score where that is a function."""
-    if job.confirm is None:
+def _loss(recovering: Recovering, reward: SmallestWithin, record: EpisodeRecord) -> PairedDrop | float:
+    """What a policy's network, recovered, loses on images that the search never scored.
+
+    By the search's score where that is a function: there are no other images.
+    """
+    job = recovering.job
+    if isinstance(job.confirm, PairedEvaluator):
+        return job.confirm.compare(recovering(record.keep)[0])
+    if job.config.recover == "none":
         return reward.dense_score - (record.score or 0.0)
-    return job.confirm.compare(job.scorer.build(record.keep))
+    return reward.dense_score - score_of(job.scorer.evaluate, recovering(record.keep)[0], "recovered")
 
 
-def _recovered_(job: Job, slim: nn.Module, test: Evaluate | None, watch: Observer) -> dict[str, Any]:
-    """Train the result on the calibration images, in place. Returns what summary.json says of it."""
+def _recovered(
+    job: Job, pruned: nn.Module, recovering: Recovering, keep: tuple[int, ...], test: Evaluate | None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The result, trained on the calibration images, and what summary.json says of it."""
+    watch = recovering.watch
     watch.stage("recovery on the calibration images")
-    recovery = distill_(
-        slim, copy_model(job.model), job.calibration, classes=job.classes, masks=job.method.masks(slim),
-        max_seconds=job.config.recover_time, seed=job.config.seed, on_step=watch.training_step,
-    )  # fmt: skip
+    slim, recovery = recovering(keep)
+    if recovery is None:
+        return pruned, {"warnings": []}
+    job.method.finish_(slim, job.example_input)
     scores: dict[str, float] = {}
     warnings: list[str] = []
     for name, score in (("score_recovered", job.scorer.evaluate), ("test_recovered", test)):
@@ -302,7 +332,7 @@ def _recovered_(job: Job, slim: nn.Module, test: Evaluate | None, watch: Observe
         warnings.append(f"the result is the network as pruned: {recovery.reason}")
     for warning in warnings:
         watch.warning(warning)
-    return {"recovery": recovery.to_json(), "slim": scores, "warnings": warnings}
+    return slim, {"recovery": recovery.to_json(), "slim": scores, "warnings": warnings}
 
 
 def _run_agent(job: Job, name: str, agent: Agent, run: RunDir | None, watch: Observer) -> SearchResult:

@@ -35,6 +35,8 @@ NO_BASELINE = "none"
 
 Recover = Literal["calibration", "none"]
 
+BEFORE: Mapping[str, Any] = {"recover": "none", "finalists": 0}  # how runs began that have no such setting
+
 
 @dataclass(frozen=True, slots=True)
 class SearchConfig:
@@ -92,10 +94,16 @@ class SearchConfig:
     )
     calibration_images: int = option(2048, panel=Panel.DATA, help="Training images for calibration.")
     recover: Recover = option(  # noqa: RUF009 -- this is a field
-        "none", panel=Panel.PRUNING,
+        "calibration", panel=Panel.PRUNING,
         help="calibration: train the result towards the dense network's outputs on the calibration images; or none.",
     )  # fmt: skip
-    recover_time: float = option(120.0, panel=Panel.PRUNING, help="Longest time of --recover, in seconds.")
+    recover_time: float = option(
+        120.0, panel=Panel.PRUNING, help="Longest time of --recover for a network, in seconds."
+    )
+    finalists: int = option(
+        3, panel=Panel.SEARCH,
+        help="Best policies to compare at the end, recovered, on images that the search never scores; 0: none.",
+    )  # fmt: skip
     score: str = option(  # a function in place of data is its own score
         DEFAULT, panel=Panel.SEARCH,
         help="Score on the data: top1, top5, balanced-accuracy, macro-f1, auroc, miou or mse (lower is better).",
@@ -133,10 +141,6 @@ class SearchConfig:
         object.__setattr__(self, "bn_images", bn_images)
         self._check_ranges()
         self._check_score()
-        if self.recover != "none" and self.max_drop is not None:
-            raise AmcError(
-                "recover changes the network that max-drop has confirmed; leave out recover, or give a budget instead"
-            )
         if self.times_latency and self.method != CHANNEL:
             raise AmcError(
                 f"method {self.method} masks weights, which makes no runtime here faster; for a latency choose "
@@ -156,6 +160,7 @@ class SearchConfig:
             "runtime": (self.runtime is None or self.runtime in RUNTIMES, f"one of {', '.join(RUNTIMES)}"),
             "latency_threads": (self.latency_threads >= 1, "at least 1"),
             "episodes": (self.episodes >= 1, "at least 1"),
+            "finalists": (self.finalists >= 0, "at least 0"),
             "seed": (0 <= self.seed <= MAX_SEED, "at least 0 and below 2^63"),
             "round_to": (self.round_to is None or self.round_to >= 1, "at least 1"),
             "max_sparsity": (0 <= self.max_sparsity < 1, "in [0, 1)"),
@@ -240,10 +245,22 @@ class SearchConfig:
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    def for_run(self, began: Mapping[str, Any]) -> SearchConfig:
+        """These settings, to resume a run with the config.json `began`.
+
+        Settings that are newer than the run are as they were before, unless they are changed from their default.
+        """
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        newer = {
+            name: value for name, value in BEFORE.items() if name not in began and getattr(self, name) == defaults[name]
+        }
+        return dataclasses.replace(self, **newer)
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SearchConfig:
-        """From a run's config.json. Ignores its other fields."""
+        """From a run's config.json. Ignores its other fields; a run that began without one goes on as it began."""
         known = {f.name: data[f.name] for f in dataclasses.fields(cls) if f.name in data}
+        known = {**BEFORE, **known}
         for name in ("baselines", "lock", "only"):
             known[name] = tuple(known.get(name, ()))
         return cls(**known)

@@ -70,6 +70,7 @@ def distill_(
     *,
     classes: bool,
     masks: Mapping[str, Tensor] | None = None,
+    epochs: int = EPOCHS,
     max_seconds: float = math.inf,
     seed: int = 0,
     on_step: Callable[[StepRecord], None] = lambda _: None,
@@ -81,7 +82,7 @@ def distill_(
     of the dense network's output. masks: by parameter name, True = kept. max_seconds: of the whole call; it is looked
     at before each step. Where training does not bring the held-out outputs nearer, `slim` stays as it is.
     """
-    return _Distillation(slim, dense, list(batches), classes, masks or {}, max_seconds, seed, on_step).run()
+    return _Distillation(slim, dense, list(batches), classes, masks or {}, epochs, max_seconds, seed, on_step).run()
 
 
 @dataclass
@@ -93,6 +94,7 @@ class _Distillation:
     batches: list[Example]
     classes: bool
     masks: Mapping[str, Tensor]
+    epochs: int
     max_seconds: float
     seed: int
     on_step: Callable[[StepRecord], None]
@@ -112,7 +114,7 @@ class _Distillation:
                 if reason is None:
                     self.flips = self.classes and _may_flip(self.dense, held)
                     rate = self._best_rate(pruned)
-                    epochs, after = self._train(pruned, rate, EPOCHS)
+                    epochs, after = self._train(pruned, rate, self.epochs)
                     reason = None if after < before else "training brought its outputs no nearer to the dense network's"
             except Exception as error:  # outputs of any kind, and networks that were not made to be trained
                 check_resources(error)

@@ -45,7 +45,7 @@ CONFIG = fields(
         **dict.fromkeys(("model", "weights", "data", "evaluate", "budget", "ranking", "runtime"), optional(text)),
         **dict.fromkeys(("device_url", "token_file", "parent", "weights_digest", "weights_sha256"), optional(text)),
         **dict.fromkeys(("episodes", "latency_threads", "calibration_images"), positive),
-        **dict.fromkeys(("seed", "keep_sets"), count),
+        **dict.fromkeys(("seed", "keep_sets", "finalists"), count),
         **dict.fromkeys(("round_to", "search_images", "image_size"), optional(positive)),
         "bn_images": optional(count),
         **dict.fromkeys(("max_drop",), optional(number)),
