@@ -320,19 +320,38 @@ def _recovered(
     slim, recovery = recovering(keep)
     if recovery is None:
         return pruned, {"warnings": []}
+    if recovery.reason is None and job.config.max_drop is None:  # max_drop has confirmed the recovered network
+        recovery = replace(recovery, reason=_worse(job, pruned, slim))
+    if recovery.reason is not None:
+        warnings = [f"the result is the network as pruned: {recovery.reason}"]
+        watch.warning(warnings[0])
+        return pruned, {"recovery": recovery.to_json(), "warnings": warnings}
     job.method.finish_(slim, job.example_input)
     scores: dict[str, float] = {}
-    warnings: list[str] = []
+    warnings = []
     for name, score in (("score_recovered", job.scorer.evaluate), ("test_recovered", test)):
-        if score is not None and recovery.reason is None:
+        if score is not None:
             value, failed = final_score(score, slim, "recovered")
             scores |= {} if value is None else {name: value}
             warnings += failed
-    if recovery.reason is not None:
-        warnings.append(f"the result is the network as pruned: {recovery.reason}")
     for warning in warnings:
         watch.warning(warning)
     return slim, {"recovery": recovery.to_json(), "slim": scores, "warnings": warnings}
+
+
+def _worse(job: Job, pruned: nn.Module, recovered: nn.Module) -> str | None:
+    """Why the network as pruned is the better one by its score; None if it is not.
+
+    The outputs may come nearer to the dense network's and the score fall: a score may look at other things.
+    """
+    judge = job.confirm or job.scorer.evaluate
+    before, after = (final_score(judge, network, "recovered")[0] for network in (pruned, recovered))
+    if after is None:
+        return "recovered, it has no score"
+    if before is not None and after < before:
+        kind = get_score(job.config.score)
+        return f"recovered, it scores {kind.turned(after):.4g} instead of {kind.turned(before):.4g}"
+    return None
 
 
 def _run_agent(job: Job, name: str, agent: Agent, run: RunDir | None, watch: Observer) -> SearchResult:

@@ -210,7 +210,7 @@ class PairedEvaluator:
 
 
 class BesideDense:
-    """A score on images, and the dense network's score on the same images. For scores that do not judge single images."""
+    """A score on images, and the dense network's on the same ones; for scores that do not judge single images."""
 
     def __init__(self, evaluator: Evaluator, dense: nn.Module) -> None:
         self.evaluator, self.dense_score = evaluator, evaluator(dense)
