@@ -26,7 +26,7 @@ from amc.compression.summary import summarise
 from amc.compression.verify import Recorded, confirmed
 from amc.errors import AmcError, EvaluationError, RunError, brief
 from amc.pruning import Policy
-from amc.recovery.distillation import distill_
+from amc.recovery.distillation import Plan, distill_
 from amc.report import render_report
 from amc.report.tables import format_count
 from amc.report.words import words_of
@@ -289,7 +289,7 @@ def _recovered_(job: Job, slim: nn.Module, test: Evaluate | None, watch: Observe
     watch.stage("recovery on the calibration images")
     recovery = distill_(
         slim, copy_model(job.model), job.calibration, classes=job.classes, masks=job.method.masks(slim),
-        max_seconds=job.config.recover_time, seed=job.config.seed, on_step=watch.training_step,
+        plan=Plan(max_seconds=job.config.recover_time), seed=job.config.seed, on_step=watch.training_step,
     )  # fmt: skip
     scores: dict[str, float] = {}
     warnings: list[str] = []
