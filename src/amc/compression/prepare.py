@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from amc.deploy.table import Bench, Latency, open_bench
 from amc.errors import EvaluationError
 from amc.pruning import Calibration, calibrate
 from amc.pruning.methods import Method, create_method, problem_of
+from amc.recovery.distances import DistillLoss
 from amc.recovery.kernels import slow_bfloat16
 from amc.run.provenance import data_fingerprint, execution
 from amc.run.settings.scores import get_score
@@ -65,6 +66,7 @@ class Inputs:
     evaluate: Any
     test: Any = None
     reward: RewardFunction | None = None  # the caller's own function; None: the one that the settings name
+    distill_loss: DistillLoss | None = None  # the caller's own loss of recovery
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,13 @@ class Job:
     calibration: Sequence[Example] = ()  # batches of the networks' inputs
     latency: Latency | None = None  # if it is among the costs
     origin: Mapping[str, Any] = field(default_factory=dict)  # as in `amc.search.JournalContent`
+    distill_loss: DistillLoss | None = None
+
+    def warned(self, warnings: Sequence[str], watch: Observer) -> Job:
+        """The job with further warnings; `watch` hears them."""
+        for warning in warnings:
+            watch.warning(warning)
+        return replace(self, warnings=(*self.warnings, *warnings)) if warnings else self
 
     @property
     def classes(self) -> bool:
@@ -144,6 +153,7 @@ class _Preparation:
         return Job(
             inputs.model, inputs.example_input, config, method.structure, certificate, method, problem, scorer,
             dense.value, reward, dense.confirm, tuple(self.warnings), calibration, latency, origin,
+            inputs.distill_loss,
         )  # fmt: skip
 
     def warn(self, text: str) -> None:
