@@ -42,7 +42,8 @@ def group_channels(dims: list[Ids], locked: npt.NDArray[np.bool_]) -> Grouping:
         return Grouping(slot, np.zeros(1, dtype=np.int64))
     columns = np.concatenate(dims)
     rows = np.repeat(np.arange(len(dims)), [d.size for d in dims])
-    # The footprints: distinct (channel, dimension) with their counts, sorted; those of channel c are begin[c]:begin[c + 1].
+    # Footprints: distinct (channel, dimension) pairs, sorted, and how often each occurs. The pairs of channel c are
+    # begin[c] to begin[c + 1].
     pairs, times = np.unique(columns * len(dims) + rows, return_counts=True)
     channels, dimensions = np.divmod(pairs, len(dims))
     begin = np.searchsorted(channels, np.arange(count + 1))
