@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import sys
@@ -73,6 +74,22 @@ def reported(command: Callable[..., Any]) -> Callable[..., Any]:
             raise typer.Exit(130) from None
 
     return run
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Import a job, and PyTorch with it, inside the block: without garbage collection, which takes a fifth of the time.
+
+    PyTorch is a million objects, and none of them is garbage. So later collections pass over them, too.
+    """
+    first = "torch" not in sys.modules
+    gc.disable()
+    try:
+        yield
+    finally:
+        if first:
+            gc.freeze()
+        gc.enable()
 
 
 def complain(message: str) -> None:
