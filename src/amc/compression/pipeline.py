@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from amc.compression.ending import ended
 from amc.compression.load import check_weights, settings_of, weights_key
 from amc.compression.observer import Observer
 from amc.compression.prepare import Inputs, Job, prepare
