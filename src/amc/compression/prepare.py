@@ -205,7 +205,7 @@ class _Preparation:
                 scored_on("dense", partial(PairedEvaluator, half, whole)) for half in score.divided(1 / 2)
             )
             dense = _Dense(searched, searched.dense_score, confirm, images)
-        elif config.max_drop is None and isinstance(score, Evaluator) and leaves_images(config, len(score)):
+        elif isinstance(score, Evaluator) and leaves_images(config, len(score)):
             searching, rest = score.divided(SEARCH_SHARE)
             beside: Callable[..., Confirm] = PairedEvaluator if score.kind.per_image else BesideDense
             unseen = scored_on("dense", partial(beside, rest, whole))
@@ -246,7 +246,7 @@ class _Preparation:
 
 def leaves_images(config: SearchConfig, images: int) -> bool:
     """Whether a search under a budget leaves some of its images to the comparison of its finalists."""
-    return config.finalists > 0 and images * (1 - SEARCH_SHARE) >= LEAST_UNSEEN
+    return config.max_drop is None and config.finalists > 0 and images * (1 - SEARCH_SHARE) >= LEAST_UNSEEN
 
 
 def bench_of(config: SearchConfig) -> Bench:
