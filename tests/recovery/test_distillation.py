@@ -5,20 +5,16 @@ from __future__ import annotations
 import copy
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-import amc
-from amc.errors import AmcError, DataError
+from amc.errors import DataError
 from amc.recovery import distillation
 from amc.recovery.distillation import Plan, Recovery, distill_
 from amc.structure.trace import Example
-from tests.tiny import EXAMPLE, compress, tiny
-from tests.tiny import images as tiny_images
 
 
 def network(outputs: int = 3, *, seed: int = 0) -> nn.Module:
@@ -219,30 +215,3 @@ def test_images_are_flipped_only_where_the_dense_network_does_not_mind() -> None
     for blind in (False, True):
         found = distill_(Side(blind), Side(blind), images(256), classes=True)
         assert found.flips is blind
-
-
-def test_a_search_recovers_its_result_and_says_by_how_much(tmp_path: Path) -> None:
-    model = tiny()
-    options: dict[str, Any] = {"calibration": tiny_images(256, 3)}
-    plain = compress(model, run_dir=tmp_path / "plain", **options)
-    result = compress(model, run_dir=tmp_path / "run", recover="calibration", **options)
-    assert result.policy == plain.policy  # the search is the same
-    recovery = result.summary["recovery"]
-    assert recovery["reason"] is None
-    assert recovery["distance_after"] < recovery["distance_before"]
-    assert result.summary["slim"]["score"] == plain.summary["slim"]["score"]
-    assert "score_recovered" in result.summary["slim"]
-    loaded = amc.load_run(tmp_path / "run", tiny(), EXAMPLE)
-    assert same(state(result.model), state(loaded))
-    assert not same(state(result.model), state(plain.model))
-    again = compress(model, run_dir=tmp_path / "run", recover="calibration", resume=True, **options)
-    assert same(state(again.model), state(result.model))
-
-
-def test_what_max_drop_confirmed_is_not_changed() -> None:
-    with pytest.raises(AmcError, match="recover changes the network that max-drop has confirmed"):
-        amc.SearchConfig(max_drop=1.0, recover="calibration")
-    with pytest.raises(AmcError, match="recover must be calibration or none, got 'labels'"):
-        amc.SearchConfig(recover="labels")  # type: ignore[arg-type]
-    with pytest.raises(AmcError, match="recover-time must be above 0 seconds and finite, got 0"):
-        amc.SearchConfig(recover_time=0)

@@ -117,7 +117,8 @@ def _recovered(
     if recovery is None:
         return pruned, {"warnings": []}
     if recovery.reason is None and job.config.max_drop is None:  # max_drop has confirmed the recovered network
-        recovery = replace(recovery, reason=_worse(job, pruned, slim))
+        reason = _worse(job, pruned, slim)
+        recovery = recovery if reason is None else replace(recovery, outcome="scores less", reason=reason)
     warnings = _told(recovery)
     if recovery.reason is not None:
         for warning in warnings:
