@@ -13,6 +13,7 @@ from torch import nn
 
 from amc.compression.latency import aligned, guarded, latency_of
 from amc.compression.observer import Observer
+from amc.compression.scoring.batchnorm import statistics_on
 from amc.compression.scoring.evaluator import (
     BesideDense,
     Evaluate,
@@ -241,7 +242,9 @@ class _Preparation:
             self.warn(warning)
         self.watch.stage("ranking and reconstruction")
         again = limited(batches, config.bn_images or 0, reader)
-        return PolicyScorer(method.builder(calibration), score, again, dense=problem.dense.tolist()), batches
+        norms = statistics_on(inputs.model, again) if again and config.bn_rule == "difference" else None
+        builder, dense = method.builder(calibration), problem.dense.tolist()
+        return PolicyScorer(builder, score, again, dense=dense, norms=norms), batches
 
 
 def leaves_images(config: SearchConfig, images: int) -> bool:

@@ -34,8 +34,13 @@ NO_BUDGET = "none"
 NO_BASELINE = "none"
 
 Recover = Literal["calibration", "none"]
+BatchNormRule = Literal["difference", "replace"]
 
-BEFORE: Mapping[str, Any] = {"recover": "none", "finalists": 0}  # how runs began that have no such setting
+BN_IMAGES = 512
+
+BEFORE: Mapping[str, Any] = {  # how runs began that have no such setting
+    "recover": "none", "finalists": 0, "bn_rule": "replace",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +92,16 @@ class SearchConfig:
         None, panel=Panel.PRUNING, help="elimination (the default for channels) or magnitude (for masks)."
     )
     reconstruct: bool = option(True, panel=Panel.PRUNING, help="Refit the weights that stay by least squares.")
-    # 0: keep the dense statistics. That is the default with max_drop: if little is pruned, re-estimating changes more
-    # answers than pruning.
+    # 0: keep the dense statistics. That is the default where max_drop meets the rule "replace": if little is pruned, it
+    # changes more answers than pruning.
     bn_images: int | None = option(
-        None, panel=Panel.DATA, help="Images to re-estimate batch norms on; 0: none (default: 512; 0 with --max-drop)."
+        None, panel=Panel.DATA, help="Images for the batch norms of a pruned network (default: 512); 0: none."
     )
+    bn_rule: BatchNormRule = option(  # noqa: RUF009 -- this is a field
+        "difference", panel=Panel.DATA,
+        help="Batch norms get the dense network's statistics plus what pruning changes (difference), or new ones "
+        "(replace).",
+    )  # fmt: skip
     calibration_images: int = option(2048, panel=Panel.DATA, help="Training images for calibration.")
     recover: Recover = option(  # noqa: RUF009 -- this is a field
         "calibration", panel=Panel.PRUNING,
@@ -137,8 +147,9 @@ class SearchConfig:
         object.__setattr__(self, "method", check_method(self.method))
         object.__setattr__(self, "score", get_score(self.score).name)
         object.__setattr__(self, "budget", self._resolved_budget())
-        bn_images = (512 if self.max_drop is None else 0) if self.bn_images is None else self.bn_images
-        object.__setattr__(self, "bn_images", bn_images)
+        if self.bn_images is None:
+            dense = self.bn_rule == "replace" and self.max_drop is not None
+            object.__setattr__(self, "bn_images", 0 if dense else BN_IMAGES)
         self._check_ranges()
         self._check_score()
         if self.times_latency and self.method != CHANNEL:
@@ -169,6 +180,7 @@ class SearchConfig:
             "bn_images": ((self.bn_images or 2) >= 2, "0, or at least 2"),
             "calibration_images": (self.calibration_images >= 1, "at least 1"),
             "keep_sets": (self.keep_sets >= 0, "at least 0"),
+            "bn_rule": (self.bn_rule in get_args(BatchNormRule), "difference or replace"),
             "recover": (self.recover in get_args(Recover), "calibration or none"),
             "recover_time": (0 < self.recover_time < math.inf, "above 0 seconds and finite"),
             "baselines": (set(self.baselines) <= set(BASELINES), f"among {', '.join(BASELINES)}"),
@@ -254,6 +266,8 @@ class SearchConfig:
         newer = {
             name: value for name, value in BEFORE.items() if name not in began and getattr(self, name) == defaults[name]
         }
+        if "bn_rule" in newer and self.bn_images == BN_IMAGES:
+            newer["bn_images"] = None  # its default depends on the rule
         return dataclasses.replace(self, **newer)
 
     @classmethod
