@@ -52,7 +52,9 @@ class OutputDistance:
             raise ModelError("the network's outputs hold no tensor of real numbers")
         shapes, wanted = ([list(tensor.shape) for tensor in tensors] for tensors in (ours, theirs))
         if shapes != wanted or len(theirs) != len(self.variances):
-            raise ModelError(f"its outputs have the shapes {shapes}, and the dense network's {wanted}")
+            raise ModelError(
+                f"its outputs have the shapes {shapes}, and the dense network's {wanted}; give a distill_loss"
+            )
         parts = [self._part(*tensors) for tensors in zip(ours, theirs, self.variances, strict=True)]
         return torch.stack(parts).sum()
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from amc.errors import DataError
 from amc.recovery.distances import output_tensors
-from amc.structure.batches import mapped, picked, size_of
+from amc.structure.batches import mapped, size_of
 from amc.structure.trace import Example
 
 BATCH = 64  # images a step
@@ -22,44 +22,40 @@ _AGREEMENT = 0.75  # share of images whose class stays when they are flipped, ab
 
 @dataclass(frozen=True)
 class Images:
-    """The images to train on: as one batch where they have one shape, else as the batches that were given."""
+    """The images to train on. They stay in the batches that were given, and are copied when they are used."""
 
-    together: Example | None
     batches: Sequence[Example]
+    order: Tensor | None  # places of the images among all those in `batches`; None: whole batches, of several shapes
 
     @classmethod
     def divided(cls, batches: Sequence[Example], generator: torch.Generator) -> tuple[Images, list[Example]]:
         """The images to train on, and batches of held-out ones. Raises DataError without images."""
-        together = _joined(batches)
-        if together is None:
+        if not batches:
+            raise DataError("recovery needs calibration images; give at least one batch")
+        if not _alike(batches):
             held = max(1, len(batches) // HELD_OUT)
-            return cls(None, batches[held:]), list(batches[:held])
-        order = torch.randperm(size_of(together), generator=generator)
+            return cls(batches[held:], None), list(batches[:held])
+        order = torch.randperm(sum(map(size_of, batches)), generator=generator)
         held = max(1, len(order) // HELD_OUT)
-        held_out = [
-            picked(together, order[start : min(held, start + 4 * BATCH)]) for start in range(0, held, 4 * BATCH)
-        ]
-        return cls(picked(together, order[held:]), ()), held_out
+        return cls(batches, order[held:]), [_gathered(batches, part) for part in order[:held].split(4 * BATCH)]
 
     @property
     def count(self) -> int:
-        return sum(map(size_of, self.batches)) if self.together is None else size_of(self.together)
+        return sum(map(size_of, self.batches)) if self.order is None else len(self.order)
 
     @property
     def steps(self) -> int:
         """Steps an epoch; the last incomplete batch is dropped."""
-        return len(self.batches) if self.together is None else max(1, self.count // BATCH)
+        return len(self.batches) if self.order is None else max(1, self.count // BATCH)
 
     def epoch(self, generator: torch.Generator) -> Iterator[Example]:
         """All batches in random order; every epoch puts other images together."""
-        if self.together is None:
-            yield from (
-                self.batches[place] for place in torch.randperm(len(self.batches), generator=generator).tolist()
-            )
+        if self.order is None:
+            places = torch.randperm(len(self.batches), generator=generator)
+            yield from (self.batches[place] for place in places.tolist())
             return
-        order = torch.randperm(self.count, generator=generator)
-        for step in range(self.steps):
-            yield picked(self.together, order[step * BATCH : (step + 1) * BATCH])
+        shuffled = self.order[torch.randperm(self.count, generator=generator)]
+        yield from (_gathered(self.batches, part) for part in shuffled.split(BATCH)[: self.steps])
 
 
 def flipped(inputs: Example, generator: torch.Generator) -> Example:
@@ -110,21 +106,27 @@ def input_tensors(inputs: Example) -> list[Tensor]:
     return [leaf for leaf in tree_leaves((inputs.args, dict(inputs.kwargs))) if isinstance(leaf, Tensor)]
 
 
-def _joined(batches: Sequence[Example]) -> Example | None:
-    """All batches as one; None if their tensors do not fit together."""
-    if not batches:
-        raise DataError("recovery needs calibration images; give at least one batch")
-    tensors = [input_tensors(batch) for batch in batches]
-    sizes = [size_of(batch) for batch in batches]
-    alike = all(
-        [tensor.shape[1:] for tensor in part] == [tensor.shape[1:] for tensor in tensors[0]]
-        and all(tensor.ndim and len(tensor) == size for tensor in part)
-        for part, size in zip(tensors, sizes, strict=True)
+def _alike(batches: Sequence[Example]) -> bool:
+    """Whether the images of all batches fit together in one."""
+    shapes = [[tensor.shape[1:] for tensor in input_tensors(batch)] for batch in batches]
+    return all(
+        part == shapes[0] and all(tensor.ndim and len(tensor) == size_of(batch) for tensor in input_tensors(batch))
+        for part, batch in zip(shapes, batches, strict=True)
     )
-    if not alike:
-        return None
-    joined = iter([_laid_out(torch.cat(column)) for column in zip(*tensors, strict=True)])
-    return mapped(lambda _: next(joined), batches[0])
+
+
+def _gathered(batches: Sequence[Example], places: Tensor) -> Example:
+    """One batch of the images at these places among all."""
+    ends = torch.tensor([size_of(batch) for batch in batches]).cumsum(0)
+    which = torch.bucketize(places, ends, right=True).tolist()
+    tensors = [input_tensors(batch) for batch in batches]
+    # A place below zero counts from the end of its batch.
+    images = [
+        [tensor[place] for tensor in tensors[batch]]
+        for batch, place in zip(which, (places - ends[which]).tolist(), strict=True)
+    ]
+    columns = iter([_laid_out(torch.stack(column)) for column in zip(*images, strict=True)])
+    return mapped(lambda _: next(columns), batches[0])
 
 
 def _laid_out(tensor: Tensor) -> Tensor:
