@@ -68,7 +68,8 @@ def _selections(job: Job, recovering: Recovering) -> Iterator[Selection]:
     config, watch = job.config, recovering.watch
     if isinstance(job.reward, SmallestWithin):
         images = None if job.confirm is None else job.confirm.images
-        yield ByConfidence(job.reward, partial(_loss, recovering, job.reward), images)
+        descend = config.recover != "none"
+        yield ByConfidence(job.reward, partial(_loss, recovering, job.reward), images, descend=descend)
     if job.latency is not None:
         watch.stage("latency of the best")
         limits = [budget for budget in config.budgets if budget.metric is Metric.LATENCY]
