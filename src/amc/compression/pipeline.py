@@ -21,7 +21,7 @@ from amc.compression.selection import Selection, choose
 from amc.compression.selection.base import merged
 from amc.compression.selection.by_confidence import ByConfidence
 from amc.compression.selection.by_latency import ByLatency
-from amc.compression.settings import NO_BUDGET, SearchConfig
+from amc.compression.settings import EARLIER, NO_BUDGET, SearchConfig
 from amc.compression.summary import summarise
 from amc.compression.verify import Recorded, confirmed
 from amc.errors import AmcError, EvaluationError, RunError, brief
@@ -49,7 +49,7 @@ from amc.search import (
     reward_name,
     search,
 )
-from amc.search.statistics import PairedDrop
+from amc.search.statistics import Measured, PairedDrop
 from amc.structure import Structure
 from amc.structure.copying import copy_model, undisturbed
 
@@ -156,7 +156,7 @@ def compress_in(
     with undisturbed(inputs.model):
         inputs = replace(inputs, model=copy_model(inputs.model))  # plain; the user's own is never run
         if run is not None and resume:
-            _check_config(run, config, inputs.model)
+            config = _checked_config(run, config, inputs.model)
         elif run is not None:
             began = {"amc_version": amc_version(), **origin, **config.to_json()}
             run.write_json(files.CONFIG, {**began, **weights_key(inputs.model)})
@@ -208,29 +208,34 @@ def _own_reward(settings: dict[str, Any]) -> RewardFunction | None:
     return None
 
 
-def _check_config(run: RunDir, config: SearchConfig, model: nn.Module) -> None:
-    """RunError unless the run began with these settings and weights."""
+def _checked_config(run: RunDir, config: SearchConfig, model: nn.Module) -> SearchConfig:
+    """The settings that the run began with. Raises RunError unless these are `config`, and the weights the same.
+
+    A run that began before a setting existed (`EARLIER`) goes on without it.
+    """
     check_weights(run, model)
-    wanted = config.to_json()
-    for name, value in settings_of(run).to_json().items():
-        if value != wanted[name]:
+    began, wanted = settings_of(run), config.to_json()
+    absent = EARLIER.keys() - run.config().keys()
+    for name, value in began.to_json().items():
+        if name not in absent and value != wanted[name]:
             raise RunError(
                 f"'{run.path}' was started with {name} {value!r}, not {wanted[name]!r}; "
                 "resume it with the same settings, or choose another directory"
             )
+    return began
 
 
 def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer, recorded: Recorded) -> Result:
     config = job.config
-    agents = {
-        name: create_agent(name, job.problem, episodes=config.episodes, seed=config.seed) for name in _agents(config)
-    }
+    create = partial(create_agent, episodes=config.episodes, seed=config.seed, uniform_first=config.uniform_first)
+    agents = {name: create(name, job.problem) for name in _agents(config)}
     watch.plan({name: min(config.episodes, agent.max_episodes or config.episodes) for name, agent in agents.items()})
     results: dict[str, SearchResult] = {}
+    scores: dict[tuple[int, ...], float] = {}  # of every policy, whichever agent proposed it
     for name, agent in agents.items():
         watch.stage(f"search ({name})")
         try:
-            results[name] = _run_agent(job, name, agent, run, watch)
+            results[name] = _run_agent(job, name, agent, run, watch, scores)
         except EvaluationError:
             if name == config.agent:
                 raise  # a baseline whose every policy fails is left out; its journal says why
@@ -305,11 +310,16 @@ def _recovered_(job: Job, slim: nn.Module, test: Evaluate | None, watch: Observe
     return {"recovery": recovery.to_json(), "slim": scores, "warnings": warnings}
 
 
-def _run_agent(job: Job, name: str, agent: Agent, run: RunDir | None, watch: Observer) -> SearchResult:
+def _run_agent(
+    job: Job, name: str, agent: Agent, run: RunDir | None, watch: Observer, scores: dict[tuple[int, ...], float]
+) -> SearchResult:
+    """Run one agent. `scores`: of the policies scored so far; this agent's are added."""
     config, kind = job.config, get_score(job.config.score)
     parts: dict[tuple[int, ...], ScoreTiming] = {}  # of the policy that the episode under way has scored
 
     def score(policy: tuple[int, ...]) -> float:
+        if policy in scores:
+            return scores[policy]
         scored = job.scorer.scored(policy)
         parts[policy] = scored.timing
         return scored.score
@@ -319,6 +329,9 @@ def _run_agent(job: Job, name: str, agent: Agent, run: RunDir | None, watch: Obs
         if run is not None and not timing.replayed:
             line = {"agent": name, "episode": record.episode, "seconds": seconds}
             run.append_jsonl(files.TIMINGS, line, durable=False)
+        if record.score is not None:
+            deviation = record.standard_error
+            scores[record.keep] = record.score if deviation is None else Measured(record.score, deviation)
         watch.episode(name, record.named(kind), timing)
 
     return search(

@@ -33,6 +33,9 @@ DEFAULT_BUDGET = "macs<=50%"
 NO_BUDGET = "none"
 NO_BASELINE = "none"
 
+# What a run does if its config.json lacks the setting: the run began before there was one.
+EARLIER: Mapping[str, Any] = {"uniform_first": False}
+
 Recover = Literal["calibration", "none"]
 
 
@@ -71,6 +74,7 @@ class SearchConfig:
         ("uniform",), panel=Panel.SEARCH, name="baseline",
         help="Score beside the agent: uniform, random, shallow, deep (repeat), or none.",
     )  # fmt: skip
+    uniform_first: bool = True  # no option; under a budget, the first policy that "ddpg" scores is the uniform one
     round_to: int | None = option(
         None, panel=Panel.PRUNING, help="Keep counts are multiples of this (default: 8 or less)."
     )
@@ -243,7 +247,7 @@ class SearchConfig:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SearchConfig:
         """From a run's config.json. Ignores its other fields."""
-        known = {f.name: data[f.name] for f in dataclasses.fields(cls) if f.name in data}
+        known = {**EARLIER, **{f.name: data[f.name] for f in dataclasses.fields(cls) if f.name in data}}
         for name in ("baselines", "lock", "only"):
             known[name] = tuple(known.get(name, ()))
         return cls(**known)
