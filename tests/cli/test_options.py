@@ -51,6 +51,7 @@ ARGUMENTS = {"search": ["MODEL", "--out", "RUN"], "finetune": ["RUN"], "latency"
 NO_OPTION = {  # fields that nobody types
     Source: {"command", "preprocessing", "parent", "input_shape"},
     FineTuneConfig: {"momentum"},
+    SearchConfig: {"uniform_first"},
 }
 SPELLINGS = {
     "search": """

@@ -46,6 +46,7 @@ from amc.search import (
     reward_name,
     search,
 )
+from amc.search.statistics import Measured
 from amc.structure import Structure
 from amc.structure.copying import copy_model, undisturbed
 
@@ -223,15 +224,15 @@ def _check_config(run: RunDir, config: SearchConfig, model: nn.Module) -> None:
 
 def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer, recorded: Recorded) -> Result:
     config = job.config
-    agents = {
-        name: create_agent(name, job.problem, episodes=config.episodes, seed=config.seed) for name in _agents(config)
-    }
+    create = partial(create_agent, episodes=config.episodes, seed=config.seed, uniform_first=config.uniform_first)
+    agents = {name: create(name, job.problem) for name in _agents(config)}
     watch.plan({name: min(config.episodes, agent.max_episodes or config.episodes) for name, agent in agents.items()})
     results: dict[str, SearchResult] = {}
+    scores: dict[tuple[int, ...], float] = {}  # of every policy, whichever agent proposed it
     for name, agent in agents.items():
         watch.stage(f"search ({name})")
         try:
-            results[name] = _run_agent(job, name, agent, run, watch)
+            results[name] = _run_agent(job, name, agent, run, watch, scores)
         except EvaluationError:
             if name == config.agent:
                 raise  # a baseline whose every policy fails is left out; its journal says why
@@ -247,11 +248,16 @@ def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer,
     return Result(slim, policy, summary, job.structure, results[config.agent], job.method.masks(slim))
 
 
-def _run_agent(job: Job, name: str, agent: Agent, run: RunDir | None, watch: Observer) -> SearchResult:
+def _run_agent(
+    job: Job, name: str, agent: Agent, run: RunDir | None, watch: Observer, scores: dict[tuple[int, ...], float]
+) -> SearchResult:
+    """Run one agent. `scores`: of the policies scored so far; this agent's are added."""
     config, kind = job.config, get_score(job.config.score)
     parts: dict[tuple[int, ...], ScoreTiming] = {}  # of the policy that the episode under way has scored
 
     def score(policy: tuple[int, ...]) -> float:
+        if policy in scores:
+            return scores[policy]
         scored = job.scorer.scored(policy)
         parts[policy] = scored.timing
         return scored.score
@@ -261,6 +267,9 @@ def _run_agent(job: Job, name: str, agent: Agent, run: RunDir | None, watch: Obs
         if run is not None and not timing.replayed:
             line = {"agent": name, "episode": record.episode, "seconds": seconds}
             run.append_jsonl(files.TIMINGS, line, durable=False)
+        if record.score is not None:
+            deviation = record.standard_error
+            scores[record.keep] = record.score if deviation is None else Measured(record.score, deviation)
         watch.episode(name, record.named(kind), timing)
 
     return search(

@@ -39,7 +39,7 @@ BatchNormRule = Literal["difference", "replace"]
 BN_IMAGES = 512
 
 BEFORE: Mapping[str, Any] = {  # how runs began that have no such setting
-    "recover": "none", "finalists": 0, "bn_rule": "replace",
+    "recover": "none", "finalists": 0, "bn_rule": "replace", "uniform_first": False,
 }  # fmt: skip
 
 
@@ -78,6 +78,7 @@ class SearchConfig:
         ("uniform",), panel=Panel.SEARCH, name="baseline",
         help="Score beside the agent: uniform, random, shallow, deep (repeat), or none.",
     )  # fmt: skip
+    uniform_first: bool = True  # no option; under a budget, the first policy that "ddpg" scores is the uniform one
     round_to: int | None = option(
         None, panel=Panel.PRUNING, help="Keep counts are multiples of this (default: 8 or less)."
     )
