@@ -223,6 +223,31 @@ def test_networks_of_any_kind_come_nearer(kind: Callable[[], nn.Module]) -> None
     assert distill_(again, dense, batches, classes=False).distance == found.distance  # no dropout, so no chance
 
 
+class Viewing(nn.Module):
+    """Calls `view` on an image, which fails in channels-last format."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4 * 36, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x).relu()
+        z: Tensor = self.head(y.view(len(y), -1))
+        return z
+
+
+@pytest.mark.parametrize("given", [torch.contiguous_format, torch.channels_last])
+def test_a_network_that_takes_one_layout_only_gets_it(given: torch.memory_format) -> None:
+    dense = Viewing().eval()
+    with pytest.raises(RuntimeError, match="view size is not compatible"):
+        dense(torch.zeros(2, 3, 8, 8)[:, :1].contiguous(memory_format=torch.channels_last))
+    batches = [Example.of(batch.args[0].contiguous(memory_format=given)) for batch in images(512)]
+    found = distill_(damaged(dense), dense, batches, classes=True)
+    assert found.reason is None
+    assert found.distance[1] < 0.5 * found.distance[0]
+
+
 def test_images_that_are_all_alike_are_no_obstacle() -> None:
     dense, slim = network(1), damaged(network(1))
     found = distill_(slim, dense, [Example.of(torch.ones(64, 1, 8, 8))] * 4, classes=False)
