@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from amc.errors import AmcError, ModelError
-from amc.recovery.distances import OutputDistance, check_distill_loss, output_tensors
-from amc.recovery.distillation import distill_
+from amc.recovery.distances import OutputDistance, output_tensors
+from amc.recovery.distillation import check_loss, distill_
 from amc.structure.trace import Example
 from tests.recovery.test_distillation import damaged, images, network, same, state
 
@@ -49,6 +49,19 @@ def test_the_distance_of_classes_is_the_divergence_at_temperature_4() -> None:
     distance = OutputDistance.of([target], classes=True)
     assert float(distance(output, target)) == pytest.approx(by_hand, rel=1e-5)
     assert float(distance(target, target)) == pytest.approx(0, abs=1e-6)
+
+
+def test_probabilities_are_compared_as_their_logits_are() -> None:
+    target, output = torch.randn(2, 8, 3, generator=torch.Generator().manual_seed(0))
+    logits = OutputDistance.of([target], classes=True)
+    probabilities = OutputDistance.of([target.softmax(1)], classes=True)
+    assert probabilities.probabilities == (True,)
+    assert not logits.probabilities[0]
+    assert float(probabilities(output.softmax(1), target.softmax(1))) == pytest.approx(
+        float(logits(output, target)), rel=1e-4
+    )
+    sure = OutputDistance.of([torch.eye(3)], classes=True)(torch.eye(3).flip(0), torch.eye(3))  # log 0 stays finite
+    assert 1 < float(sure) < 1000
 
 
 def test_the_distance_of_values_is_a_share_of_the_variance() -> None:
@@ -147,7 +160,7 @@ def test_the_loss_gets_the_outputs_as_the_networks_return_them() -> None:
         assert output.more == target.more
         return squared(output.logits, target.logits)
 
-    check_distill_loss(loss, Wrapped(network())(images(64)[0].args[0]), Wrapped(network())(images(64)[0].args[0]))
+    check_loss(loss, Wrapped(network()), images(64)[0])
     for given in (loss, None):
         found = distill_(Wrapped(damaged(network())), Wrapped(network()), images(512), classes=False, loss=given)
         assert found.reason is None
