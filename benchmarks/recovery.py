@@ -31,7 +31,9 @@ from amc.search import create_agent, search
 from amc.structure import count_macs
 from amc.structure.batches import limited
 from amc.structure.copying import copy_model
+from amc.structure.trace import Example
 from amc.zoo import DataSplits
+from amc.zoo.splits import Split, balanced_order
 from common import Record, load, machine, network_parser, percent, save, source_of, table
 
 RESULT = "recovery-{model}.json"
@@ -87,10 +89,15 @@ def cases(args: argparse.Namespace) -> Iterator[Case]:
 
 def rows(model: nn.Module, data: DataSplits, case: Case, seeds: list[int], episodes: int) -> Iterator[Record]:
     """The scores of one network before and after its recovery, for each seed."""
-    calibration, example = limited(data.calibration.batches(BATCH), case.images), torch.zeros(1, *data.input_shape)
+    calibration, example = calibration_of(data, case.images), torch.zeros(1, *data.input_shape)
     scores = {"search": Evaluator(data.search), "test": Evaluator(data.test)}
     config = SearchConfig(
-        budget=case.budget, method=case.method, episodes=episodes, calibration_images=case.images, recover="none"
+        budget=case.budget,
+        method=case.method,
+        episodes=episodes,
+        calibration_images=case.images,
+        recover="none",
+        finalists=0,
     )
     job = prepare(Inputs(model, example, calibration, scores["search"]), config)
     pruned = network(job, case, data)
@@ -104,6 +111,14 @@ def rows(model: nn.Module, data: DataSplits, case: Case, seeds: list[int], episo
         row: Record = {"case": asdict(case), "seed": seed, "cpu_seconds": time.process_time() - began}
         row |= {split: [before[split], score(slim)] for split, score in scores.items()}
         yield row | {"recovery": recovery.to_json()}
+
+
+def calibration_of(data: DataSplits, images: int) -> list[Example]:
+    """Batches of the calibration split, which is a part of train, or of a larger part that is chosen like it."""
+    split: Split = data.calibration
+    if images > len(split):
+        split = data.train.subset(torch.from_numpy(balanced_order(data.train.labels.numpy())[:images]))
+    return limited(split.batches(BATCH), images)
 
 
 def network(job: Job, case: Case, data: DataSplits) -> nn.Module:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from amc.errors import AmcError, ModelError
-from amc.recovery.distances import OutputDistance, check_distill_loss, output_tensors
-from amc.recovery.distillation import distill_
+from amc.recovery.distances import OutputDistance, output_tensors
+from amc.recovery.distillation import check_loss, distill_
 from amc.structure.trace import Example
 from tests.recovery.test_distillation import damaged, images, network, same, state
 
@@ -49,6 +49,19 @@ def test_the_distance_of_classes_is_the_divergence_at_temperature_4() -> None:
     distance = OutputDistance.of([target], classes=True)
     assert float(distance(output, target)) == pytest.approx(by_hand, rel=1e-5)
     assert float(distance(target, target)) == pytest.approx(0, abs=1e-6)
+
+
+def test_probabilities_are_compared_as_their_logits_are() -> None:
+    target, output = torch.randn(2, 8, 3, generator=torch.Generator().manual_seed(0))
+    logits = OutputDistance.of([target], classes=True)
+    probabilities = OutputDistance.of([target.softmax(1)], classes=True)
+    assert probabilities.probabilities == (True,)
+    assert not logits.probabilities[0]
+    assert float(probabilities(output.softmax(1), target.softmax(1))) == pytest.approx(
+        float(logits(output, target)), rel=1e-4
+    )
+    sure = OutputDistance.of([torch.eye(3)], classes=True)(torch.eye(3).flip(0), torch.eye(3))  # log 0 stays finite
+    assert 1 < float(sure) < 1000
 
 
 def test_the_distance_of_values_is_a_share_of_the_variance() -> None:
@@ -147,7 +160,7 @@ def test_the_loss_gets_the_outputs_as_the_networks_return_them() -> None:
         assert output.more == target.more
         return squared(output.logits, target.logits)
 
-    check_distill_loss(loss, Wrapped(network())(images(64)[0].args[0]), Wrapped(network())(images(64)[0].args[0]))
+    check_loss(loss, Wrapped(network()), images(64)[0])
     for given in (loss, None):
         found = distill_(Wrapped(damaged(network())), Wrapped(network()), images(512), classes=False, loss=given)
         assert found.reason is None
@@ -221,6 +234,31 @@ def test_networks_of_any_kind_come_nearer(kind: Callable[[], nn.Module]) -> None
     assert found.distance[1] < 0.5 * found.distance[0]
     again = damaged(dense)
     assert distill_(again, dense, batches, classes=False).distance == found.distance  # no dropout, so no chance
+
+
+class Viewing(nn.Module):
+    """Calls `view` on an image, which fails in channels-last format."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4 * 36, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x).relu()
+        z: Tensor = self.head(y.view(len(y), -1))
+        return z
+
+
+@pytest.mark.parametrize("given", [torch.contiguous_format, torch.channels_last])
+def test_a_network_that_takes_one_layout_only_gets_it(given: torch.memory_format) -> None:
+    dense = Viewing().eval()
+    with pytest.raises(RuntimeError, match="view size is not compatible"):
+        dense(torch.zeros(2, 3, 8, 8)[:, :1].contiguous(memory_format=torch.channels_last))
+    batches = [Example.of(batch.args[0].contiguous(memory_format=given)) for batch in images(512)]
+    found = distill_(damaged(dense), dense, batches, classes=True)
+    assert found.reason is None
+    assert found.distance[1] < 0.5 * found.distance[0]
 
 
 def test_images_that_are_all_alike_are_no_obstacle() -> None:

@@ -7,6 +7,8 @@ import torch
 from amc.recovery.unlabelled import BATCH, Images, input_tensors, mixed
 from amc.structure.trace import Example
 
+LAST = torch.channels_last
+
 
 def numbered(*sizes: int) -> list[Example]:
     """Batches whose images hold their own number, and whose words do too."""
@@ -27,7 +29,7 @@ def numbers(inputs: Example) -> list[int]:
 
 
 def test_every_image_is_held_out_or_trained_on_once() -> None:
-    images, held = Images.divided(numbered(200, 1, 311, 56), torch.Generator().manual_seed(0))
+    images, held = Images.divided(numbered(200, 1, 311, 56), torch.Generator().manual_seed(0), LAST)
     assert (images.count, images.steps) == (497, 7)  # 568 images, 71 held out
     held_out = [number for batch in held for number in numbers(batch)]
     assert len(set(held_out)) == 71
@@ -41,7 +43,7 @@ def test_every_image_is_held_out_or_trained_on_once() -> None:
 
 def test_images_are_laid_out_for_speed_and_the_batches_stay() -> None:
     batches = numbered(64, 64)
-    images, _ = Images.divided(batches, torch.Generator())
+    images, _ = Images.divided(batches, torch.Generator(), LAST)
     batch = next(images.epoch(torch.Generator()))
     assert batch.args[0].is_contiguous(memory_format=torch.channels_last)
     assert images.batches is batches
@@ -51,7 +53,7 @@ def test_images_are_laid_out_for_speed_and_the_batches_stay() -> None:
 
 def test_images_of_several_sizes_stay_in_their_batches() -> None:
     batches = [Example.of(torch.full((4, 1, 2 + size, 2), float(size))) for size in range(17)]
-    images, held = Images.divided(batches, torch.Generator())
+    images, held = Images.divided(batches, torch.Generator(), LAST)
     assert (images.count, images.steps, len(held)) == (60, 15, 2)
     found = [float(batch.args[0].mean()) for batch in images.epoch(torch.Generator().manual_seed(0))]
     assert sorted(found) == list(range(2, 17))

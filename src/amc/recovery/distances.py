@@ -16,6 +16,8 @@ from amc.errors import AmcError, ModelError, check_resources, reason_of
 
 TEMPERATURE = 4.0  # of the classes: the dense network's view of unlikely ones teaches too, worth 1 to 2 points
 
+_LEAST_PROBABILITY = 1e-6
+
 DistillLoss = Callable[[Any, Any], Tensor]
 """The pruned network's outputs and the dense network's, as the networks return them -> a scalar to minimise."""
 
@@ -31,19 +33,22 @@ _RETURNS = "return a scalar tensor that torch's functions make of the first argu
 class OutputDistance:
     """The distance of two networks' outputs, summed over the tensors in them.
 
-    `classes`: dimension 1 of an output holds the logits of classes. The distance is then the KL divergence at a
-    temperature T, times T² (Hinton et al., arXiv 1503.02531), the mean over all other dimensions. Otherwise it is the
-    mean squared error, divided by the variance of the dense network's outputs: 1 is as good as a constant.
+    `classes`: dimension 1 of an output holds the logits or the probabilities of classes. The distance is then the KL
+    divergence at a temperature T, times T² (Hinton et al., arXiv 1503.02531), the mean over all other dimensions.
+    Otherwise it is the mean squared error, divided by the variance of the dense network's outputs: 1 is as good as a
+    constant.
     """
 
     classes: bool
     variances: tuple[float, ...]  # of the tensors in the dense network's outputs
+    probabilities: tuple[bool, ...]  # whether they are that, and no logits
 
     @classmethod
     def of(cls, targets: Sequence[Any], *, classes: bool) -> OutputDistance:
         """targets: outputs of the dense network, one for each batch."""
-        columns = zip(*(output_tensors(target) for target in targets), strict=True)
-        return cls(classes, tuple(_variance(column) for column in columns))
+        columns = list(zip(*(output_tensors(target) for target in targets), strict=True))
+        variances, probabilities = map(_variance, columns), (all(map(_are_probabilities, column)) for column in columns)
+        return cls(classes, tuple(variances), tuple(probabilities))
 
     def __call__(self, outputs: Any, targets: Any) -> Tensor:
         """Scalar. Raises ModelError where the outputs do not fit together, or hold no numbers."""
@@ -55,12 +60,14 @@ class OutputDistance:
             raise ModelError(
                 f"its outputs have the shapes {shapes}, and the dense network's {wanted}; give a distill_loss"
             )
-        parts = [self._part(*tensors) for tensors in zip(ours, theirs, self.variances, strict=True)]
-        return torch.stack(parts).sum()
+        kinds = zip(ours, theirs, self.variances, self.probabilities, strict=True)
+        return torch.stack([self._part(*kind) for kind in kinds]).sum()
 
-    def _part(self, output: Tensor, target: Tensor, variance: float) -> Tensor:
+    def _part(self, output: Tensor, target: Tensor, variance: float, probabilities: bool) -> Tensor:
         output, target = output.float(), target.float()
-        if self.classes and output.ndim > 1 and output.shape[1] > 1:
+        if self.classes and _has_classes(target):
+            if probabilities:
+                output, target = (each.clamp_min(_LEAST_PROBABILITY).log() for each in (output, target))
             ours, theirs = ((logits / TEMPERATURE).log_softmax(1) for logits in (output, target))
             divergence = F.kl_div(ours, theirs, log_target=True, reduction="none")
             return TEMPERATURE**2 * divergence.sum(1).mean()
@@ -119,6 +126,15 @@ def _variance(tensors: Sequence[Tensor]) -> float:
     """Of all their numbers; 1 where they are all the same, so that the distance is the plain squared error."""
     numbers = torch.cat([tensor.detach().double().flatten() for tensor in tensors])
     return float(numbers.var(correction=0)) or 1.0
+
+
+def _has_classes(tensor: Tensor) -> bool:
+    return tensor.ndim > 1 and tensor.shape[1] > 1
+
+
+def _are_probabilities(tensor: Tensor) -> bool:
+    """Whether the numbers along dimension 1 are at least 0 and sum to 1."""
+    return _has_classes(tensor) and bool((tensor >= 0).all() and ((tensor.double().sum(1) - 1).abs() < 1e-2).all())
 
 
 def _leaves(outputs: Any) -> Iterator[Any]:
