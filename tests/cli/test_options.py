@@ -57,8 +57,8 @@ SPELLINGS = {
         MODEL --out --weights --data --budget --reward --max-drop --minimise --confidence --schedule --round-epochs
         --round-lr --episodes --agent --baseline --seed --evaluate --score --method --round-to --max-sparsity
         --max-sparsity-linear --ranking --reconstruct --no-reconstruct --bn-images --calibration-images
-        --recover --recover-time --search-images --image-size --bf16 --no-bf16 --certify --lock --only --runtime
-        --latency-threads --device-url
+        --recover --recover-time --search-images --image-size --bf16 --no-bf16 --engine --certify --lock --only
+        --runtime --latency-threads --device-url
         --token-file --test --no-test --recipe --json
     """,
     "finetune": """

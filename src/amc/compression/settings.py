@@ -34,6 +34,7 @@ NO_BUDGET = "none"
 NO_BASELINE = "none"
 
 Recover = Literal["calibration", "none"]
+EngineName = Literal["auto", "torch", "onnxruntime"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,10 @@ class SearchConfig:
         DEFAULT, panel=Panel.SEARCH,
         help="Score on the data: top1, top5, balanced-accuracy, macro-f1, auroc, miou or mse (lower is better).",
     )  # fmt: skip
-    bf16: bool = option(False, panel=Panel.SEARCH, help="Score in bfloat16.")
+    bf16: bool = option(False, panel=Panel.SEARCH, help="Score in bfloat16, if it is measured to be faster here.")
+    engine: EngineName = option(  # noqa: RUF009 -- this is a field
+        "auto", panel=Panel.SEARCH, help="Scores with torch, onnxruntime, or auto: the faster one if both agree."
+    )
     keep_sets: int = option(  # of the certificate; 0: none
         3, panel=Panel.PRUNING, flags=("--certify",), help="Random keep sets to check first; 0: none."
     )
@@ -166,6 +170,7 @@ class SearchConfig:
             "keep_sets": (self.keep_sets >= 0, "at least 0"),
             "recover": (self.recover in get_args(Recover), "calibration or none"),
             "recover_time": (0 < self.recover_time < math.inf, "above 0 seconds and finite"),
+            "engine": (self.engine in get_args(EngineName), "auto, torch or onnxruntime"),
             "baselines": (set(self.baselines) <= set(BASELINES), f"among {', '.join(BASELINES)}"),
         }
         check_rules(self, rules)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from amc.compression.scoring.batchnorm import reestimate_batchnorm_
-from amc.compression.scoring.evaluator import Evaluate
+from amc.compression.scoring.evaluator import Evaluate, engine_of
 from amc.pruning.methods import Builder
 
 
@@ -36,13 +36,15 @@ class PolicyScorer:
 
     `batches` are the calibration batches on which batch-norm statistics are re-estimated; without batches the
     statistics stay. They also stay for the policy `dense`, which keeps everything: training saw more images than
-    calibration has. Scores are remembered, because several agents on one network ask for the same policies.
+    calibration has. Scores are remembered, because several agents on one network ask for the same policies. The engine
+    of `evaluate`, if it has one, re-estimates as well.
     """
 
     def __init__(
         self, builder: Builder, evaluate: Evaluate, batches: Sequence[Any] = (), dense: Sequence[int] = ()
     ) -> None:
         self.builder, self.evaluate, self.batches, self.dense = builder, evaluate, batches, tuple(dense)
+        self.engine = engine_of(evaluate)
         self._known: dict[tuple[int, ...], float] = {}
 
     def build(self, keep_counts: Sequence[int]) -> nn.Module:
@@ -72,5 +74,5 @@ class PolicyScorer:
 
     def _with_statistics(self, slim: nn.Module, policy: tuple[int, ...]) -> nn.Module:
         if self.batches and policy != self.dense:
-            reestimate_batchnorm_(slim, self.batches)
+            reestimate_batchnorm_(slim, self.batches, self.engine)
         return slim
