@@ -59,7 +59,7 @@ SPELLINGS = {
         --round-lr --episodes --agent --baseline --seed --evaluate --score --method --round-to --max-sparsity
         --max-sparsity-linear --ranking --reconstruct --no-reconstruct --bn-images --bn-rule --calibration-images
         --recover --recover-time --finalists --search-images
-        --image-size --bf16 --no-bf16 --certify --lock --only --runtime
+        --image-size --bf16 --no-bf16 --engine --certify --lock --only --runtime
         --latency-threads --device-url
         --token-file --test --no-test --recipe --json
     """,

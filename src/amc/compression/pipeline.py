@@ -166,7 +166,7 @@ def compress_in(
         recorded = Recorded.at(journals)  # a damaged one is found before any work
         test = _test_score(inputs, config)
         table = run.file(files.TABLE) if run is not None and run.has(files.TABLE) else None
-        job = prepare(inputs, config, watch, table=table)
+        job = prepare(inputs, config, watch, table=table, engine=recorded.engine(bf16=config.bf16))
         if run is not None and job.latency is not None and table is None:
             run.write_json(files.TABLE, job.latency.table.to_json())  # before any episode: resuming needs this table
         return _search_and_finish(job.warned(recorded.check(job), watch), run, test, watch, recorded)
@@ -237,6 +237,7 @@ def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer,
         except EvaluationError:
             if name == config.agent:
                 raise  # a baseline whose every policy fails is left out; its journal says why
+    job = job.warned(job.scorer.engine.warnings, watch)
     end = ended(job, results, run, test, watch, recorded)
     slim, summary, policy = end.model, end.summary, end.policy
     if run is not None:

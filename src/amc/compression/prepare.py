@@ -14,6 +14,8 @@ from torch import nn
 from amc.compression.latency import aligned, guarded, latency_of
 from amc.compression.observer import Observer
 from amc.compression.scoring.batchnorm import statistics_on
+from amc.compression.scoring.engine.base import Engine
+from amc.compression.scoring.engine.choice import TORCH, Task, choose_engine
 from amc.compression.scoring.evaluator import (
     BesideDense,
     Evaluate,
@@ -32,7 +34,6 @@ from amc.errors import EvaluationError
 from amc.pruning import Calibration, calibrate
 from amc.pruning.methods import Method, create_method, problem_of
 from amc.recovery.distances import DistillLoss
-from amc.recovery.kernels import slow_bfloat16
 from amc.run.provenance import data_fingerprint, execution
 from amc.run.settings.scores import get_score
 from amc.search import (
@@ -47,7 +48,6 @@ from amc.search import (
 from amc.structure import Certificate, Structure, inspect
 from amc.structure.batches import Reader, limited
 from amc.structure.copying import copy_model
-from amc.structure.modes import device_of
 from amc.structure.trace import Example
 
 DEFAULT_RUNTIME = "onnxruntime"
@@ -106,13 +106,18 @@ class Job:
 
 
 def prepare(
-    inputs: Inputs, config: SearchConfig, observer: Observer | None = None, *, table: Path | None = None
+    inputs: Inputs,
+    config: SearchConfig,
+    observer: Observer | None = None,
+    *,
+    table: Path | None = None,
+    engine: str | None = None,
 ) -> Job:
     """Everything before the first episode; the cheap checks of the user's input come first.
 
-    `table`: the latency table of the run that is resumed.
+    `table`: the latency table of the run that is resumed; `engine`: the name of its engine.
     """
-    return _Preparation(inputs, config, observer or Observer()).job(table)
+    return _Preparation(inputs, config, observer or Observer(), engine).job(table)
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,7 @@ class _Preparation:
     inputs: Inputs
     config: SearchConfig
     watch: Observer
+    engine: str | None = None  # as in `prepare`
     warnings: list[str] = field(default_factory=list)
 
     def job(self, table: Path | None) -> Job:
@@ -142,12 +148,12 @@ class _Preparation:
         method, certificate = self.method()
         problem, latency = self.problem(method, reward, table)
         check_costs(reward, problem.policy_costs(problem.dense.tolist()))
-        dense = self.dense()
+        dense = self.dense(method.structure.macs)
         if config.max_drop is not None:
             reward = self.smallest(config.max_drop, dense)
         scorer, calibration = self.scorer(method, problem, dense.score)
         origin = {
-            "environment": execution(),
+            "environment": self.environment(scorer.engine),
             "dense_score": float(dense.value),
             "data": {"calibration": data_fingerprint(calibration), "search": dense.images},
         }
@@ -156,6 +162,11 @@ class _Preparation:
             dense.value, reward, dense.confirm, tuple(self.warnings), calibration, latency, origin,
             inputs.distill_loss,
         )  # fmt: skip
+
+    def environment(self, engine: Engine) -> dict[str, Any]:
+        """What decides the last digits of a score; plain torch goes without saying, as in earlier versions."""
+        plain = engine.name == TORCH and not self.config.bf16
+        return execution() if plain else {**execution(), "engine": engine.name}
 
     def warn(self, text: str) -> None:
         """Show a warning, and keep it for the summary."""
@@ -190,17 +201,23 @@ class _Preparation:
         budgets, costs = guarded(config.budgets, latency), {Metric.LATENCY: latency.cost}
         return problem_of(method, budgets, rewarded, decisions=decisions, measured=costs), latency
 
-    def dense(self) -> _Dense:
-        """The score of the dense network, on the images of the search and on those set aside to confirm its result."""
+    def dense(self, macs: int) -> _Dense:
+        """The score of the dense network, with the engine that the search will use.
+
+        Some of the images are set aside, to confirm the result of the search.
+        """
         inputs, config = self.inputs, self.config
         example, score_name = inputs.example_input, config.score
-        score = as_evaluator(inputs.evaluate, autocast=config.bf16, score=score_name, example_input=example)
+        score = as_evaluator(inputs.evaluate, score=score_name, example_input=example)
         images = data_fingerprint(score.held) if isinstance(score, Evaluator) and score.held else None
-        slow = slow_bfloat16(device_of(inputs.model)) if config.bf16 else None
-        if slow:
-            self.warn(slow)
         self.watch.stage("dense score")
         whole = copy_model(inputs.model)  # never run the network to slice: a forward may store state in it
+        if isinstance(score, Evaluator):
+            task = Task(whole, [batch for batch, _ in score.held], macs, others=config.bn_images or 0)
+            choice = choose_engine(task, config.engine, bf16=config.bf16, recorded=self.engine)
+            score.engine = choice.engine
+            for warning in choice.warnings:
+                self.warn(warning)
         if config.max_drop is not None and isinstance(score, Evaluator):
             searched, confirm = (
                 scored_on("dense", partial(PairedEvaluator, half, whole)) for half in score.divided(1 / 2)

@@ -42,7 +42,7 @@ def _shape(value: Any, place: str) -> None:
 CONFIG = fields(
     {
         **dict.fromkeys(("amc_version", "command", "method", "reward", "score", "minimise", "agent"), text),
-        **dict.fromkeys(("recover", "bn_rule"), text),
+        **dict.fromkeys(("recover", "bn_rule", "engine"), text),
         **dict.fromkeys(("model", "weights", "data", "evaluate", "budget", "ranking", "runtime"), optional(text)),
         **dict.fromkeys(("device_url", "token_file", "parent", "weights_digest", "weights_sha256"), optional(text)),
         **dict.fromkeys(("episodes", "latency_threads", "calibration_images"), positive),
