@@ -33,6 +33,7 @@ import search_quality
 import search_toys
 import sparse_files
 import sparse_sizes
+import steadiness
 import training_format
 from amc.errors import AmcError
 from amc.run.lines import atomic_write_bytes
@@ -77,7 +78,7 @@ def between(page: str, begin: str, end: str, part: str) -> str:
 def benchmarks_page(page: str) -> str:
     sections = each(
         search_quality, against_torch_pruning, episode_cost, scoring_speed, reconstruction, methods, guarantee, rounds,
-        compensation, masking_cost, score_correlation, score_ranking, recovery, search_toys,
+        compensation, masking_cost, score_correlation, score_ranking, steadiness, recovery, search_toys,
     )  # fmt: skip
     return f"{INTRODUCTION}\n{sections}" if sections else page
 

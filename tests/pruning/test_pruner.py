@@ -183,6 +183,24 @@ def test_the_network_and_the_pruner_stay_as_they_were(net, structure, calibratio
     assert not any(part._forward_pre_hooks for part in net.modules())
 
 
+def test_a_given_order_replaces_the_ranking_and_is_refitted_in_the_same_way(net, structure, calibration) -> None:
+    ranked = Pruner(net, structure, calibration, ranking="magnitude")
+    given = Pruner(net, structure, calibration, orders=ranked.orders)
+    counts = [max(1, group.size // 2) for group in structure.groups]
+    assert given.policy(counts) == ranked.policy(counts) != Pruner(net, structure, calibration).policy(counts)
+    for name, value in ranked.build(counts).state_dict().items():
+        assert torch.equal(given.build(counts).state_dict()[name], value)
+
+
+def test_values_by_the_names_of_tensors_are_sliced_as_the_network_is(net, structure, calibration) -> None:
+    pruner = Pruner(net, structure, calibration, reconstruct=False)
+    counts = [max(1, group.size // 2) for group in structure.groups]
+    values = dict(net.state_dict())
+    sliced = pruner.sliced(values, counts)
+    for name, value in pruner.build(counts).state_dict().items():
+        assert torch.equal(sliced[name], value)
+
+
 def test_without_calibration_channels_are_ranked_by_magnitude_and_sliced(net, structure) -> None:
     pruner = Pruner(net, structure)
     counts = half(structure)
