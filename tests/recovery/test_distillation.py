@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from amc.errors import DataError
 from amc.recovery import distillation
 from amc.recovery.distillation import Plan, Recovery, distill_
+from amc.recovery.unlabelled import Images
 from amc.structure.trace import Example
 
 
@@ -124,6 +125,26 @@ def test_outputs_that_are_not_finite_train_nothing(which: str) -> None:
             batches = [Example.of(torch.full_like(batch.args[0], math.nan)) for batch in batches]
     found = unchanged(slim, dense, batches)
     assert found.reason == "its outputs or the dense network's are not finite on the held-out images"
+
+
+def test_one_image_that_is_not_finite_is_said() -> None:
+    batches = images(512)
+    held = Images.divided(batches, torch.Generator().manual_seed(0), torch.channels_last)[1][0].args[0]
+    place = next(place for place, image in enumerate(batches[0].args[0]) if not (held == image).flatten(1).all(1).any())
+    batches[0].args[0][place] = math.nan  # an image to train on
+    found = unchanged(damaged(network()), network(), batches)
+    assert found.outcome == "diverged"
+    assert found.reason is not None
+    assert found.reason.startswith("the distance is nan at step ")
+
+
+def test_fewer_images_than_a_batch_are_enough() -> None:
+    dense = network()
+    slim = damaged(dense)
+    found = distill_(slim, dense, [Example.of(images(64)[0].args[0][:40])], classes=True)
+    assert (found.images, found.held_out, found.steps) == (35, 5, distillation.EPOCHS)
+    assert (found.outcome, found.reason) == ("recovered", None)
+    assert found.distance[1] < found.distance[0]
 
 
 class Odd(nn.Module):
