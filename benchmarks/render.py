@@ -27,6 +27,7 @@ import reconstruction
 import recovery
 import rounds
 import score_correlation
+import score_ranking
 import scoring_speed
 import search_quality
 import search_toys
@@ -77,7 +78,7 @@ def between(page: str, begin: str, end: str, part: str) -> str:
 def benchmarks_page(page: str) -> str:
     sections = each(
         search_quality, against_torch_pruning, episode_cost, setup_time, scoring_speed, reconstruction, methods,
-        guarantee, rounds, compensation, masking_cost, score_correlation, recovery, search_toys,
+        guarantee, rounds, compensation, masking_cost, score_correlation, score_ranking, recovery, search_toys,
     )  # fmt: skip
     return f"{INTRODUCTION}\n{sections}" if sections else page
 

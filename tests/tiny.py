@@ -53,6 +53,7 @@ def compress(model: nn.Module, **changes: Any) -> amc.Result:
     """A search of a few episodes; everything but the model may be changed."""
     given: dict[str, Any] = {
         "calibration": [images(32, 1), images(32, 2)], "episodes": 6, "round_to": 1, "keep_sets": 0,
+        "recover": "none",  # the result is then the network that was scored
     }  # fmt: skip
     if "evaluate" not in changes:
         given["evaluate"] = labelled(model, 96, 5)

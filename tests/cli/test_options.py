@@ -57,8 +57,9 @@ SPELLINGS = {
     "search": """
         MODEL --out --weights --data --budget --reward --max-drop --minimise --confidence --schedule --round-epochs
         --round-lr --episodes --agent --baseline --seed --evaluate --score --method --round-to --max-sparsity
-        --max-sparsity-linear --ranking --reconstruct --no-reconstruct --bn-images --calibration-images
-        --recover --recover-time --search-images --image-size --bf16 --no-bf16 --certify --lock --only --runtime
+        --max-sparsity-linear --ranking --reconstruct --no-reconstruct --bn-images --bn-rule --calibration-images
+        --recover --recover-time --finalists --search-images
+        --image-size --bf16 --no-bf16 --certify --lock --only --runtime
         --latency-threads --device-url
         --token-file --test --no-test --recipe --json
     """,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,7 +125,6 @@ def test_a_built_in_reward_may_be_given_as_a_function() -> None:
 def test_max_drop_finds_a_smaller_network_and_confirms_it_on_images_that_were_not_scored() -> None:
     model = tiny()
     result = compress(model, evaluate=labelled(model, 2000, 5), max_drop=12.0, episodes=30)
-    assert (SearchConfig(max_drop=12.0).bn_images, SearchConfig().bn_images) == (0, 512)
     guarantee = result.summary["guarantee"]
     assert guarantee["confirmed"] is True
     assert guarantee["images"] == 1000
@@ -135,6 +135,25 @@ def test_max_drop_finds_a_smaller_network_and_confirms_it_on_images_that_were_no
         r.cost["macs"] for r in feasible if r.episode == guarantee["trials"][-1]["episode"]
     )
     assert all(record.standard_error is not None for record in result.search.episodes)
+
+
+def test_dense_statistics_stay_by_default_only_where_a_guarantee_meets_the_old_rule() -> None:
+    cases: list[tuple[dict[str, Any], int]] = [
+        ({}, 512), ({"max_drop": 1.0}, 512), ({"bn_rule": "replace"}, 512),
+        ({"max_drop": 1.0, "bn_rule": "replace"}, 0), ({"max_drop": 1.0, "bn_images": 0}, 0),
+    ]  # fmt: skip
+    for settings, count in cases:
+        assert SearchConfig(**settings).bn_images == count
+
+
+def test_a_run_without_a_rule_for_batch_norms_goes_on_by_the_old_one() -> None:
+    for settings, count in [({}, 512), ({"max_drop": 1.0}, 0)]:
+        began = SearchConfig(**settings, bn_rule="replace").to_json()
+        del began["bn_rule"]
+        for config in (SearchConfig.from_json(began), SearchConfig(**settings).for_run(began)):
+            assert (config.bn_rule, config.bn_images) == ("replace", count)
+    kept = SearchConfig(bn_images=64).for_run(SearchConfig().to_json())
+    assert (kept.bn_rule, kept.bn_images) == ("difference", 64)
 
 
 def test_the_whole_network_is_within_any_drop_even_if_few_images_would_change_its_batch_norms() -> None:

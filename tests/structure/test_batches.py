@@ -318,6 +318,6 @@ def test_evaluation_reads_a_dict_loader() -> None:
     ]
     evaluator = Evaluator(batches, example_input=example)
     assert evaluator.correct(model).tolist() == right
-    halves = evaluator.halves()
+    halves = evaluator.divided(0.5)
     assert sorted(len(half) for half in halves) == [15, 15]
     assert sum(int(half.correct(model).sum()) for half in halves) == sum(right)

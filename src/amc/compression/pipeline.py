@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,22 +11,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from amc.compression.ending import ended
 from amc.compression.load import check_weights, settings_of, weights_key
 from amc.compression.observer import Observer
 from amc.compression.prepare import Inputs, Job, prepare
 from amc.compression.progress import listening
-from amc.compression.scoring.evaluator import BatchSource, Evaluate, as_evaluator, final_score
+from amc.compression.scoring.evaluator import (
+    BatchSource,
+    Evaluate,
+    as_evaluator,
+)
 from amc.compression.scoring.policy import ScoreTiming
-from amc.compression.selection import Selection, choose
-from amc.compression.selection.base import merged
-from amc.compression.selection.by_confidence import ByConfidence
-from amc.compression.selection.by_latency import ByLatency
-from amc.compression.settings import EARLIER, NO_BUDGET, SearchConfig
-from amc.compression.summary import summarise
-from amc.compression.verify import Recorded, confirmed
+from amc.compression.settings import NO_BUDGET, SearchConfig
+from amc.compression.verify import Recorded
 from amc.errors import AmcError, EvaluationError, RunError, brief
 from amc.pruning import Policy
-from amc.recovery.distillation import distill_
+from amc.recovery.distances import DistillLoss
 from amc.report import render_report
 from amc.report.tables import format_count
 from amc.report.words import words_of
@@ -40,16 +40,14 @@ from amc.search import (
     Agent,
     EpisodeRecord,
     EpisodeTiming,
-    Metric,
     RewardFunction,
     SearchResult,
-    SmallestWithin,
     create_agent,
     get_reward,
     reward_name,
     search,
 )
-from amc.search.statistics import Measured, PairedDrop
+from amc.search.statistics import Measured
 from amc.structure import Structure
 from amc.structure.copying import copy_model, undisturbed
 
@@ -106,6 +104,8 @@ def compress(
     score (in settings): what a loader is scored by: "top1", or another name of `amc.run.settings.scores`.
     test: the same for the final figures only; it never steers anything.
     reward (in settings): a name, or a function of an `amc.search.Outcome`.
+    distill_loss (in settings): (outputs of the pruned network, of the dense one) -> scalar Tensor that recovery
+        minimises; by default as `amc.recovery.distances.OutputDistance` says.
     run_dir: where to keep the journal and the results; `resume` continues what an earlier call left there.
     observer: listens while the job runs. The logger `amc` gets the same, if the caller configures logging.
     progress: whether to show a progress bar on stderr.
@@ -120,8 +120,9 @@ def compress(
     >>> amc.count_macs(net, example), amc.count_macs(result.model, example)
     (1536, 768)
     """
+    loss = _own_loss(settings)
     reward, config = _own_reward(settings), from_keywords(SearchConfig, settings)
-    inputs = Inputs(model, example_input, calibration, evaluate, test, reward)
+    inputs = Inputs(model, example_input, calibration, evaluate, test, reward, loss)
     with listening(observer, progress=progress) as watch, opened(run_dir, resume=resume) as run:
         return compress_in(run, inputs, config, watch, resume=resume, origin={})
 
@@ -156,7 +157,8 @@ def compress_in(
     with undisturbed(inputs.model):
         inputs = replace(inputs, model=copy_model(inputs.model))  # plain; the user's own is never run
         if run is not None and resume:
-            config = _checked_config(run, config, inputs.model)
+            config = config.for_run(run.config())
+            _check_config(run, config, inputs.model)
         elif run is not None:
             began = {"amc_version": amc_version(), **origin, **config.to_json()}
             run.write_json(files.CONFIG, {**began, **weights_key(inputs.model)})
@@ -167,19 +169,12 @@ def compress_in(
         job = prepare(inputs, config, watch, table=table)
         if run is not None and job.latency is not None and table is None:
             run.write_json(files.TABLE, job.latency.table.to_json())  # before any episode: resuming needs this table
-        return _search_and_finish(_warned(job, recorded.check(job), watch), run, test, watch, recorded)
+        return _search_and_finish(job.warned(recorded.check(job), watch), run, test, watch, recorded)
 
 
 def _agents(config: SearchConfig) -> tuple[str, ...]:
     """Those whose policies are scored, in that order."""
     return (*config.baselines, config.agent)
-
-
-def _warned(job: Job, warnings: Sequence[str], watch: Observer) -> Job:
-    """The job with further warnings; `watch` hears them."""
-    for warning in warnings:
-        watch.warning(warning)
-    return replace(job, warnings=(*job.warnings, *warnings)) if warnings else job
 
 
 def _test_score(inputs: Inputs, config: SearchConfig) -> Evaluate | None:
@@ -208,21 +203,24 @@ def _own_reward(settings: dict[str, Any]) -> RewardFunction | None:
     return None
 
 
-def _checked_config(run: RunDir, config: SearchConfig, model: nn.Module) -> SearchConfig:
-    """The settings that the run began with. Raises RunError unless these are `config`, and the weights the same.
+def _own_loss(settings: dict[str, Any]) -> DistillLoss | None:
+    """The caller's own loss of recovery, taken out of `settings`; None without one."""
+    loss: DistillLoss | None = settings.pop("distill_loss", None)
+    if loss is not None and not callable(loss):
+        raise AmcError(f"distill_loss must be a function (student outputs, teacher outputs) -> scalar, got {loss!r}")
+    return loss
 
-    A run that began before a setting existed (`EARLIER`) goes on without it.
-    """
+
+def _check_config(run: RunDir, config: SearchConfig, model: nn.Module) -> None:
+    """RunError unless the run began with these settings and weights."""
     check_weights(run, model)
-    began, wanted = settings_of(run), config.to_json()
-    absent = EARLIER.keys() - run.config().keys()
-    for name, value in began.to_json().items():
-        if name not in absent and value != wanted[name]:
+    wanted = config.to_json()
+    for name, value in settings_of(run).to_json().items():
+        if value != wanted[name]:
             raise RunError(
                 f"'{run.path}' was started with {name} {value!r}, not {wanted[name]!r}; "
                 "resume it with the same settings, or choose another directory"
             )
-    return began
 
 
 def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer, recorded: Recorded) -> Result:
@@ -239,19 +237,8 @@ def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer,
         except EvaluationError:
             if name == config.agent:
                 raise  # a baseline whose every policy fails is left out; its journal says why
-    watch.stage("result")
-    choice = choose(results[config.agent].episodes, _selections(job, watch))
-    slim = job.scorer.build(choice.record.keep)
-    best, warnings = confirmed(job, choice.record, slim, recorded)
-    job = _warned(job, warnings, watch)
-    job.method.finish_(slim, job.example_input)
-    policy = job.scorer.builder.policy(best.keep)
-    summary = summarise(job, slim, replace(choice, record=best), results, run, test)
-    _check_budget(job, summary["slim"])
-    if config.recover != "none":
-        recovered = _recovered_(job, slim, test, watch)
-        recovered["warnings"] = [*summary["warnings"], *recovered["warnings"]]
-        summary = merged(summary, recovered)
+    end = ended(job, results, run, test, watch, recorded)
+    slim, summary, policy = end.model, end.summary, end.policy
     if run is not None:
         run.write_bytes(files.MODEL, job.method.stored(slim))
         run.write_json(files.POLICY, policy.to_json())
@@ -260,54 +247,6 @@ def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer,
         run.write_json(files.SUMMARY, summary)
         render_report(run)
     return Result(slim, policy, summary, job.structure, results[config.agent], job.method.masks(slim))
-
-
-def _selections(job: Job, watch: Observer) -> Iterator[Selection]:
-    """How the search ends, besides by the best reward."""
-    if isinstance(job.reward, SmallestWithin):
-        images = None if job.confirm is None else job.confirm.images
-        yield ByConfidence(job.reward, partial(_loss, job, job.reward), images)
-    if job.latency is not None:
-        watch.stage("latency of the best")
-        limits = [budget for budget in job.config.budgets if budget.metric is Metric.LATENCY]
-        yield ByLatency(
-            latency=job.latency,
-            problem=job.problem,
-            budget=limits[0] if limits else None,
-            example_input=job.example_input,
-            build=job.scorer.builder.build,
-            score=job.scorer,
-            reward=job.reward,
-            seed=job.config.seed,
-        )
-
-
-def _loss(job: Job, reward: SmallestWithin, record: EpisodeRecord) -> PairedDrop | float:
-    """What a policy loses on images that the search never scored; by the search's score where that is a function."""
-    if job.confirm is None:
-        return reward.dense_score - (record.score or 0.0)
-    return job.confirm.compare(job.scorer.build(record.keep))
-
-
-def _recovered_(job: Job, slim: nn.Module, test: Evaluate | None, watch: Observer) -> dict[str, Any]:
-    """Train the result on the calibration images, in place. Returns what summary.json says of it."""
-    watch.stage("recovery on the calibration images")
-    recovery = distill_(
-        slim, copy_model(job.model), job.calibration, classes=job.classes, masks=job.method.masks(slim),
-        max_seconds=job.config.recover_time, seed=job.config.seed, on_step=watch.training_step,
-    )  # fmt: skip
-    scores: dict[str, float] = {}
-    warnings: list[str] = []
-    for name, score in (("score_recovered", job.scorer.evaluate), ("test_recovered", test)):
-        if score is not None and recovery.reason is None:
-            value, failed = final_score(score, slim, "recovered")
-            scores |= {} if value is None else {name: value}
-            warnings += failed
-    if recovery.reason is not None:
-        warnings.append(f"the result is the network as pruned: {recovery.reason}")
-    for warning in warnings:
-        watch.warning(warning)
-    return {"recovery": recovery.to_json(), "slim": scores, "warnings": warnings}
 
 
 def _run_agent(
@@ -356,13 +295,3 @@ def _seconds(episode: EpisodeTiming, part: ScoreTiming) -> dict[str, float]:
     rest = max(0.0, episode.score - part.build - part.batch_norm)
     seconds = {"agent": episode.agent, "build": part.build, "batch norm": part.batch_norm, "score": rest}
     return {name: round(value, 6) for name, value in seconds.items()}
-
-
-def _check_budget(job: Job, counted: Mapping[str, Any]) -> None:
-    """The promise: the recounted network holds the budget. A failure here is a fault of ours."""
-    for budget in job.problem.budgets:
-        if budget.metric is Metric.LATENCY:
-            continue  # its network was chosen because it holds as measured
-        limit = job.problem.limit(budget)
-        if counted[budget.metric] > limit:
-            raise RuntimeError(f"{budget} broken: {counted[budget.metric]} {budget.metric} > {limit:.0f}")

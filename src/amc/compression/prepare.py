@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,16 @@ from torch import nn
 
 from amc.compression.latency import aligned, guarded, latency_of
 from amc.compression.observer import Observer
-from amc.compression.scoring.evaluator import Evaluate, Evaluator, PairedEvaluator, as_evaluator, score_of, scored_on
+from amc.compression.scoring.batchnorm import statistics_on
+from amc.compression.scoring.evaluator import (
+    BesideDense,
+    Evaluate,
+    Evaluator,
+    PairedEvaluator,
+    as_evaluator,
+    score_of,
+    scored_on,
+)
 from amc.compression.scoring.metrics import tally
 from amc.compression.scoring.policy import PolicyScorer
 from amc.compression.selection.by_confidence import check_resolution
@@ -22,6 +31,7 @@ from amc.deploy.table import Bench, Latency, open_bench
 from amc.errors import EvaluationError
 from amc.pruning import Calibration, calibrate
 from amc.pruning.methods import Method, create_method, problem_of
+from amc.recovery.distances import DistillLoss
 from amc.recovery.kernels import slow_bfloat16
 from amc.run.provenance import data_fingerprint, execution
 from amc.run.settings.scores import get_score
@@ -41,6 +51,10 @@ from amc.structure.modes import device_of
 from amc.structure.trace import Example
 
 DEFAULT_RUNTIME = "onnxruntime"
+SEARCH_SHARE = 3 / 4  # of the images to score on that the search scores; the finalists are compared on the others
+LEAST_UNSEEN = 100  # images, below which none are set aside for the finalists
+
+Confirm = PairedEvaluator | BesideDense  # on images that the search never scores
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,7 @@ class Inputs:
     evaluate: Any
     test: Any = None
     reward: RewardFunction | None = None  # the caller's own function; None: the one that the settings name
+    distill_loss: DistillLoss | None = None  # the caller's own loss of recovery
 
 
 @dataclass(frozen=True)
@@ -69,11 +84,18 @@ class Job:
     scorer: PolicyScorer
     dense_score: float
     reward: RewardFunction
-    confirm: PairedEvaluator | None  # with max_drop: on images that the search never scores
+    confirm: Confirm | None  # None: there are no other images
     warnings: tuple[str, ...]
     calibration: Sequence[Example] = ()  # batches of the networks' inputs
     latency: Latency | None = None  # if it is among the costs
     origin: Mapping[str, Any] = field(default_factory=dict)  # as in `amc.search.JournalContent`
+    distill_loss: DistillLoss | None = None
+
+    def warned(self, warnings: Sequence[str], watch: Observer) -> Job:
+        """The job with further warnings; `watch` hears them."""
+        for warning in warnings:
+            watch.warning(warning)
+        return replace(self, warnings=(*self.warnings, *warnings)) if warnings else self
 
     @property
     def classes(self) -> bool:
@@ -99,7 +121,7 @@ class _Dense:
 
     score: Evaluate
     value: float
-    confirm: PairedEvaluator | None  # as in `Job`
+    confirm: Confirm | None  # as in `Job`
     images: str | None  # digest of the images that are scored; None if unknown
 
 
@@ -132,6 +154,7 @@ class _Preparation:
         return Job(
             inputs.model, inputs.example_input, config, method.structure, certificate, method, problem, scorer,
             dense.value, reward, dense.confirm, tuple(self.warnings), calibration, latency, origin,
+            inputs.distill_loss,
         )  # fmt: skip
 
     def warn(self, text: str) -> None:
@@ -168,10 +191,7 @@ class _Preparation:
         return problem_of(method, budgets, rewarded, decisions=decisions, measured=costs), latency
 
     def dense(self) -> _Dense:
-        """The score of the dense network.
-
-        Only `max_drop` divides the images: a bound on the loss holds only on images that did not choose the network.
-        """
+        """The score of the dense network, on the images of the search and on those set aside to confirm its result."""
         inputs, config = self.inputs, self.config
         example, score_name = inputs.example_input, config.score
         score = as_evaluator(inputs.evaluate, autocast=config.bf16, score=score_name, example_input=example)
@@ -182,8 +202,15 @@ class _Preparation:
         self.watch.stage("dense score")
         whole = copy_model(inputs.model)  # never run the network to slice: a forward may store state in it
         if config.max_drop is not None and isinstance(score, Evaluator):
-            searched, confirm = (scored_on("dense", partial(PairedEvaluator, half, whole)) for half in score.halves())
+            searched, confirm = (
+                scored_on("dense", partial(PairedEvaluator, half, whole)) for half in score.divided(1 / 2)
+            )
             dense = _Dense(searched, searched.dense_score, confirm, images)
+        elif isinstance(score, Evaluator) and leaves_images(config, len(score)):
+            searching, rest = score.divided(SEARCH_SHARE)
+            beside: Callable[..., Confirm] = PairedEvaluator if score.kind.per_image else BesideDense
+            unseen = scored_on("dense", partial(beside, rest, whole))
+            dense = _Dense(searching, score_of(searching, whole, "dense"), unseen, images)
         else:
             dense = _Dense(score, score_of(score, whole, "dense"), None, images)
         self.watch.dense(get_score(score_name).named(dense.value))
@@ -215,7 +242,14 @@ class _Preparation:
             self.warn(warning)
         self.watch.stage("ranking and reconstruction")
         again = limited(batches, config.bn_images or 0, reader)
-        return PolicyScorer(method.builder(calibration), score, again, dense=problem.dense.tolist()), batches
+        norms = statistics_on(inputs.model, again) if again and config.bn_rule == "difference" else None
+        builder, dense = method.builder(calibration), problem.dense.tolist()
+        return PolicyScorer(builder, score, again, dense=dense, norms=norms), batches
+
+
+def leaves_images(config: SearchConfig, images: int) -> bool:
+    """Whether a search under a budget leaves some of its images to the comparison of its finalists."""
+    return config.max_drop is None and config.finalists > 0 and images * (1 - SEARCH_SHARE) >= LEAST_UNSEEN
 
 
 def bench_of(config: SearchConfig) -> Bench:

@@ -33,10 +33,14 @@ DEFAULT_BUDGET = "macs<=50%"
 NO_BUDGET = "none"
 NO_BASELINE = "none"
 
-# What a run does if its config.json lacks the setting: the run began before there was one.
-EARLIER: Mapping[str, Any] = {"uniform_first": False}
-
 Recover = Literal["calibration", "none"]
+BatchNormRule = Literal["difference", "replace"]
+
+BN_IMAGES = 512
+
+BEFORE: Mapping[str, Any] = {  # how runs began that have no such setting
+    "recover": "none", "finalists": 0, "bn_rule": "replace", "uniform_first": False,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +93,28 @@ class SearchConfig:
         None, panel=Panel.PRUNING, help="elimination (the default for channels) or magnitude (for masks)."
     )
     reconstruct: bool = option(True, panel=Panel.PRUNING, help="Refit the weights that stay by least squares.")
-    # 0: keep the dense statistics. That is the default with max_drop: if little is pruned, re-estimating changes more
-    # answers than pruning.
+    # 0: keep the dense statistics. That is the default where max_drop meets the rule "replace": if little is pruned, it
+    # changes more answers than pruning.
     bn_images: int | None = option(
-        None, panel=Panel.DATA, help="Images to re-estimate batch norms on; 0: none (default: 512; 0 with --max-drop)."
+        None, panel=Panel.DATA, help="Images for the batch norms of a pruned network (default: 512); 0: none."
     )
+    bn_rule: BatchNormRule = option(  # noqa: RUF009 -- this is a field
+        "difference", panel=Panel.DATA,
+        help="Batch norms get the dense network's statistics plus what pruning changes (difference), or new ones "
+        "(replace).",
+    )  # fmt: skip
     calibration_images: int = option(2048, panel=Panel.DATA, help="Training images for calibration.")
     recover: Recover = option(  # noqa: RUF009 -- this is a field
-        "none", panel=Panel.PRUNING,
+        "calibration", panel=Panel.PRUNING,
         help="calibration: train the result towards the dense network's outputs on the calibration images; or none.",
     )  # fmt: skip
-    recover_time: float = option(120.0, panel=Panel.PRUNING, help="Longest time of --recover, in seconds.")
+    recover_time: float = option(
+        120.0, panel=Panel.PRUNING, help="Longest time of --recover for a network, in seconds."
+    )
+    finalists: int = option(
+        3, panel=Panel.SEARCH,
+        help="Best policies to compare at the end, recovered, on images that the search never scores; 0: none.",
+    )  # fmt: skip
     score: str = option(  # a function in place of data is its own score
         DEFAULT, panel=Panel.SEARCH,
         help="Score on the data: top1, top5, balanced-accuracy, macro-f1, auroc, miou or mse (lower is better).",
@@ -133,14 +148,11 @@ class SearchConfig:
         object.__setattr__(self, "method", check_method(self.method))
         object.__setattr__(self, "score", get_score(self.score).name)
         object.__setattr__(self, "budget", self._resolved_budget())
-        bn_images = (512 if self.max_drop is None else 0) if self.bn_images is None else self.bn_images
-        object.__setattr__(self, "bn_images", bn_images)
+        if self.bn_images is None:
+            dense = self.bn_rule == "replace" and self.max_drop is not None
+            object.__setattr__(self, "bn_images", 0 if dense else BN_IMAGES)
         self._check_ranges()
         self._check_score()
-        if self.recover != "none" and self.max_drop is not None:
-            raise AmcError(
-                "recover changes the network that max-drop has confirmed; leave out recover, or give a budget instead"
-            )
         if self.times_latency and self.method != CHANNEL:
             raise AmcError(
                 f"method {self.method} masks weights, which makes no runtime here faster; for a latency choose "
@@ -160,6 +172,7 @@ class SearchConfig:
             "runtime": (self.runtime is None or self.runtime in RUNTIMES, f"one of {', '.join(RUNTIMES)}"),
             "latency_threads": (self.latency_threads >= 1, "at least 1"),
             "episodes": (self.episodes >= 1, "at least 1"),
+            "finalists": (self.finalists >= 0, "at least 0"),
             "seed": (0 <= self.seed <= MAX_SEED, "at least 0 and below 2^63"),
             "round_to": (self.round_to is None or self.round_to >= 1, "at least 1"),
             "max_sparsity": (0 <= self.max_sparsity < 1, "in [0, 1)"),
@@ -168,6 +181,7 @@ class SearchConfig:
             "bn_images": ((self.bn_images or 2) >= 2, "0, or at least 2"),
             "calibration_images": (self.calibration_images >= 1, "at least 1"),
             "keep_sets": (self.keep_sets >= 0, "at least 0"),
+            "bn_rule": (self.bn_rule in get_args(BatchNormRule), "difference or replace"),
             "recover": (self.recover in get_args(Recover), "calibration or none"),
             "recover_time": (0 < self.recover_time < math.inf, "above 0 seconds and finite"),
             "baselines": (set(self.baselines) <= set(BASELINES), f"among {', '.join(BASELINES)}"),
@@ -244,10 +258,24 @@ class SearchConfig:
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    def for_run(self, began: Mapping[str, Any]) -> SearchConfig:
+        """These settings, to resume a run with the config.json `began`.
+
+        Settings that are newer than the run are as they were before, unless they are changed from their default.
+        """
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        newer = {
+            name: value for name, value in BEFORE.items() if name not in began and getattr(self, name) == defaults[name]
+        }
+        if "bn_rule" in newer and self.bn_images == BN_IMAGES:
+            newer["bn_images"] = None  # its default depends on the rule
+        return dataclasses.replace(self, **newer)
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SearchConfig:
-        """From a run's config.json. Ignores its other fields."""
-        known = {**EARLIER, **{f.name: data[f.name] for f in dataclasses.fields(cls) if f.name in data}}
+        """From a run's config.json. Ignores its other fields; a run that began without one goes on as it began."""
+        known = {f.name: data[f.name] for f in dataclasses.fields(cls) if f.name in data}
+        known = {**BEFORE, **known}
         for name in ("baselines", "lock", "only"):
             known[name] = tuple(known.get(name, ()))
         return cls(**known)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from amc.pruning.reconstruction import DAMPING, LayerFit, SolutionCache, as_stor
 from amc.run.settings import Ranking
 from amc.structure import Layer, Structure
 from amc.structure.grouping import FIXED
-from amc.structure.slicing import kept_positions, slice_model
+from amc.structure.slicing import kept_positions, slice_model, slice_tensors
 from amc.structure.structure import Mask
 
 
@@ -65,10 +65,17 @@ class Pruner:
 
     def build(self, keep_counts: Sequence[int]) -> nn.Module:
         """The sliced network with refitted weights: a new module, in eval mode."""
-        mask = self.structure.mask(self.policy(keep_counts).keep)
+        mask = self._mask(keep_counts)
         weights = {name: self._refitted(name, fit, mask) for name, fit in self.fits.items()}
         slim = slice_model(self.model, self.structure, mask, {k: w for k, w in weights.items() if w is not None})
         return slim.eval()
+
+    def sliced(self, tensors: Mapping[str, torch.Tensor], keep_counts: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Values like parameters or buffers of the dense network, by name: of the channels that stay."""
+        return slice_tensors(tensors, self.structure, self._mask(keep_counts))
+
+    def _mask(self, keep_counts: Sequence[int]) -> Mask:
+        return self.structure.mask(self.policy(keep_counts).keep)
 
     def _refitted(self, name: str, fit: LayerFit, mask: Mask) -> torch.Tensor | None:
         """New weights of a layer that loses inputs, restricted to the outputs it keeps; None if it loses none."""

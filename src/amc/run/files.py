@@ -7,6 +7,7 @@ POLICY = "policy.json"
 SUMMARY = "summary.json"
 MODEL = "model.safetensors"
 MODEL_FINETUNED = "model-finetuned.safetensors"
+RECOVERY = "recovery.jsonl"  # the plans of recoveries: the same plan gives the same network
 FINETUNE = "finetune.jsonl"
 FINETUNE_STATE = "finetune-state.json"
 TABLE = "latency-table.json"

@@ -34,6 +34,11 @@ def slice_model(
     return slim
 
 
+def slice_tensors(tensors: Mapping[str, torch.Tensor], structure: Structure, mask: Mask) -> dict[str, torch.Tensor]:
+    """What `mask` [channels] leaves of values that have the names and shapes of parameters or buffers."""
+    return {name: _sliced(tensor, structure.tensors.get(name, ()), mask) for name, tensor in tensors.items()}
+
+
 def mask_model(model: nn.Module, structure: Structure, mask: Mask) -> nn.Module:
     """A copy of the same size in which every parameter and buffer is zero wherever a dropped channel takes part."""
     replaced, model = {}, plain(model)
@@ -115,4 +120,4 @@ def _update_sizes_(module: nn.Module) -> None:
         slim_attention_(module)
 
 
-__all__ = ["kept_positions", "mask_model", "slice_model"]
+__all__ = ["kept_positions", "mask_model", "slice_model", "slice_tensors"]

@@ -135,7 +135,7 @@ class TestEvaluator:
             batch_size=4,
         )
         correct = whole.correct(FirstPixels())
-        first, second = whole.halves()
+        first, second = whole.divided(0.5)
         assert (len(first), len(second)) == (21, 20)
         halves = [half.correct(FirstPixels()) for half in (first, second)]
         assert sum(int(half.sum()) for half in halves) == int(correct.sum()) == 30
@@ -155,7 +155,7 @@ class TestEvaluator:
         images = torch.zeros(400, 1, 2, 2, dtype=torch.uint8)
         images[:, 0, 0, 0] = labels.to(torch.uint8)
         seen = []
-        for half in Evaluator(ImageSet(images, labels), batch_size=16).halves():
+        for half in Evaluator(ImageSet(images, labels), batch_size=16).divided(0.5):
             counts = torch.bincount(torch.cat([batch[1] for batch in half._batches()]), minlength=10)
             assert counts.min() >= 10
             assert counts.max() <= 30
@@ -166,7 +166,7 @@ class TestEvaluator:
     def test_one_image_has_no_halves(self, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
         monkeypatch.setattr("amc.compression.scoring.evaluator.KEEP_FLOAT_BYTES", limit)
         with pytest.raises(DataError, match="one image cannot be divided"):
-            Evaluator(ImageSet(*labelled(1, wrong=0))).halves()
+            Evaluator(ImageSet(*labelled(1, wrong=0))).divided(0.5)
 
 
 class TestPairedEvaluator:

@@ -1,16 +1,17 @@
-"""Batch-norm statistics of a sliced network, from its own activations."""
+"""Batch-norm statistics of a pruned network, from its activations on calibration images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from amc.errors import DataError
+from amc.errors import AmcError, DataError, check_resources, reason_of
 from amc.structure.batches import examples, size_of
+from amc.structure.copying import copy_model
 from amc.structure.modes import device_of, evaluating
 
 
@@ -22,7 +23,7 @@ def reestimate_batchnorm_(model: nn.Module, batches: Iterable[Any]) -> None:
     last batch of one image is skipped: it may have no variance. Other layers run in eval mode, and nothing else in the
     network changes. Raises DataError without a batch.
     """
-    norms = [part for part in model.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+    norms = [norm for _, norm in _batch_norms(model)]
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
@@ -45,3 +46,60 @@ def reestimate_batchnorm_(model: nn.Module, batches: Iterable[Any]) -> None:
                 norm.momentum = momentum
     if not seen:
         raise DataError("batch-norm statistics need at least one batch of calibration images")
+
+
+def statistics_on(model: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor]:
+    """The statistics that `reestimate_batchnorm_` gives to every batch norm, by buffer name; `model` is untouched.
+
+    Raises DataError if the network cannot take them, for instance of batches of one image.
+    """
+    network = copy_model(model)
+    try:
+        reestimate_batchnorm_(network, batches)
+    except AmcError:
+        raise
+    except Exception as error:  # the user's forward may raise anything
+        check_resources(error)
+        raise DataError(
+            f"batch norms cannot take statistics of the calibration batches ({reason_of(error)}); give batches of "
+            "several images, or bn-images 0"
+        ) from error
+    return _statistics(network)
+
+
+@torch.no_grad()
+def correct_batchnorm_(slim: nn.Module, batches: Iterable[Any], dense: Mapping[str, Tensor]) -> None:
+    """Add what pruning changed on `batches` to the running statistics of every batch norm, in place.
+
+    `slim` has the dense network's statistics, which training gathered. `dense`: the statistics of the dense network on
+    the same batches (`statistics_on`), of the channels that `slim` keeps. What a few images do to both networks alike
+    cancels out. So a network that is hardly pruned hardly changes, and the statistics depend less on the choice of the
+    images. A mean changes by the difference. A variance grows by the difference and shrinks by the ratio: it is then
+    never negative, and at most the sum of its old value and that of the batches.
+    """
+    trained = _statistics(slim)
+    reestimate_batchnorm_(slim, batches)
+    for name, value in _buffers(slim):
+        before, seen = trained[name], dense[name]
+        corrected = before + (value - seen)
+        if name.endswith("running_var"):
+            corrected = torch.where(value < seen, before * (value / seen), corrected)
+        value.copy_(corrected)
+
+
+def _batch_norms(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
+    """Every batch norm with running statistics, by name."""
+    for name, part in model.named_modules():
+        if isinstance(part, _BatchNorm) and part.track_running_stats:
+            yield name, part
+
+
+def _buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The running means and variances, by buffer name."""
+    for name, norm in _batch_norms(model):
+        for kind in ("running_mean", "running_var"):
+            yield f"{name}.{kind}" if name else kind, getattr(norm, kind)
+
+
+def _statistics(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in _buffers(model)}

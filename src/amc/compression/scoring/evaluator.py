@@ -121,17 +121,18 @@ class Evaluator:
             classes = classes_of(run(next(iter(self._batches()))[0]))
         return None if classes is None else (5 if self.kind.name == "top5" else 1) / classes
 
-    def halves(self) -> tuple["Evaluator", "Evaluator"]:
-        """Two evaluators on half of the images each: one for the search, one to confirm its result.
+    def divided(self, share: float) -> tuple["Evaluator", "Evaluator"]:
+        """Two evaluators: one on `share` of the images, in (0, 1), for the search; one on the others, to confirm.
 
-        The halves are random but always the same. Data sets are often sorted, for instance by class: a rule by position
-        could put all images of a class into one half. Images in memory are copied. Raises DataError for fewer than
+        The parts are random but always the same. Data sets are often sorted, for instance by class: a rule by position
+        could put all images of a class into one part. Images in memory are copied. Raises DataError for fewer than
         two images.
         """
         if len(self) < 2:
-            raise DataError("one image cannot be divided into a half to search on and one to confirm on; give more")
+            raise DataError("one image cannot be divided into a part to search on and one to confirm on; give more")
+        count = min(len(self) - 1, math.ceil(len(self) * share))
         first = torch.zeros(len(self), dtype=torch.bool)
-        first[torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[: (len(self) + 1) // 2]] = True
+        first[torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:count]] = True
         parts = []
         for chosen in (first, ~first):
             part = copy.copy(self)
@@ -206,6 +207,22 @@ class PairedEvaluator:
     def compare(self, module: nn.Module) -> PairedDrop:
         """The network's loss against the dense one, in images."""
         return compare(self._dense, self.evaluator.correct(module))
+
+
+class BesideDense:
+    """A score on images, and the dense network's on the same ones; for scores that do not judge single images."""
+
+    def __init__(self, evaluator: Evaluator, dense: nn.Module) -> None:
+        self.evaluator, self.dense_score = evaluator, evaluator(dense)
+
+    @property
+    def images(self) -> int:
+        """The number of images."""
+        return len(self.evaluator)
+
+    def __call__(self, module: nn.Module) -> float:
+        """The network's score."""
+        return self.evaluator(module)
 
 
 def as_evaluator(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from amc.compression.scoring.batchnorm import reestimate_batchnorm_
+from amc.compression.scoring.batchnorm import correct_batchnorm_, reestimate_batchnorm_
 from amc.compression.scoring.evaluator import Evaluate
 from amc.pruning.methods import Builder
 
@@ -36,13 +36,21 @@ class PolicyScorer:
 
     `batches` are the calibration batches on which batch-norm statistics are re-estimated; without batches the
     statistics stay. They also stay for the policy `dense`, which keeps everything: training saw more images than
-    calibration has. Scores are remembered, because several agents on one network ask for the same policies.
+    calibration has. With `norms`, the dense network's statistics on the same batches (`statistics_on`), only what
+    pruning changed is added to the statistics of training. Scores are remembered, because several agents on one
+    network ask for the same policies.
     """
 
     def __init__(
-        self, builder: Builder, evaluate: Evaluate, batches: Sequence[Any] = (), dense: Sequence[int] = ()
+        self,
+        builder: Builder,
+        evaluate: Evaluate,
+        batches: Sequence[Any] = (),
+        dense: Sequence[int] = (),
+        norms: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.builder, self.evaluate, self.batches, self.dense = builder, evaluate, batches, tuple(dense)
+        self.norms = norms
         self._known: dict[tuple[int, ...], float] = {}
 
     def build(self, keep_counts: Sequence[int]) -> nn.Module:
@@ -71,6 +79,10 @@ class PolicyScorer:
         return Scored(score, ScoreTiming(built - began, estimated - built, time.perf_counter() - estimated))
 
     def _with_statistics(self, slim: nn.Module, policy: tuple[int, ...]) -> nn.Module:
-        if self.batches and policy != self.dense:
+        if not self.batches or policy == self.dense:
+            return slim
+        if self.norms is None:
             reestimate_batchnorm_(slim, self.batches)
+        else:
+            correct_batchnorm_(slim, self.batches, self.builder.sliced(self.norms, policy))
         return slim

@@ -37,6 +37,10 @@ class Builder(Protocol):
         """The compressed network: a new module, in eval mode."""
         ...
 
+    def sliced(self, tensors: Mapping[str, Tensor], keep_counts: Sequence[int]) -> dict[str, Tensor]:
+        """Values with the names and shapes of the dense network's parameters or buffers, as that network has them."""
+        ...
+
 
 class Method(Protocol):
     """A way of compressing one network: what the agent decides, what that costs, and how it is built.

@@ -258,6 +258,10 @@ class MaskBuilder:
         }
         return with_tensors(self.model, replaced).eval()
 
+    def sliced(self, tensors: Mapping[str, Tensor], keep_counts: Sequence[int]) -> dict[str, Tensor]:
+        """The same values: the network keeps its sizes."""
+        return dict(tensors)
+
     def _masked(self, name: str, weight: Tensor, layer: Layer, keep_count: int) -> Tensor:
         filters, mask = as_filters(weight, layer), self.orders[name].mask(keep_count)
         if self.reconstruct and name in self.grams and bool(filters[~mask].any()):

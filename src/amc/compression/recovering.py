@@ -1,0 +1,89 @@
+"""Recovery of the networks of policies on the calibration images, for the finalists and for the result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from amc.compression.observer import Observer
+from amc.compression.prepare import Job
+from amc.compression.scoring.evaluator import score_of
+from amc.recovery.distillation import EPOCHS, Plan, Recovery, distill_
+from amc.run import files
+from amc.run.directory import RunDir
+from amc.search import EpisodeRecord
+from amc.structure.copying import copy_model
+
+KeepCounts = tuple[int, ...]
+
+SHORT = 1 / 4  # of the length and of the time of a recovery, for each finalist
+
+
+@dataclass
+class Recovering:
+    """Policy -> its network, trained towards the dense network's outputs. Each policy is trained once.
+
+    The plan of each training is written to the run before its first step: a run that is resumed trains as long as it
+    did before, however fast the machine is now.
+    """
+
+    job: Job
+    watch: Observer
+    run: RunDir | None = None
+    known: dict[KeepCounts, tuple[nn.Module, Recovery | None]] = field(default_factory=dict)
+
+    def __call__(self, keep: KeepCounts) -> tuple[nn.Module, Recovery | None]:
+        """The network of a policy, and what was done to it; None where recovery is off, or nothing is pruned."""
+        if keep not in self.known:
+            slim = self.job.scorer.build(keep)
+            self.known[keep] = slim, self._recovered_(slim, keep, 1.0)
+        return self.known[keep]
+
+    def briefly(self, keep: KeepCounts) -> nn.Module:
+        """The network of a policy after a short recovery, or as pruned where recovery is off."""
+        slim = self.job.scorer.build(keep)
+        self._recovered_(slim, keep, SHORT)
+        return slim
+
+    def _recovered_(self, slim: nn.Module, keep: KeepCounts, share: float) -> Recovery | None:
+        job = self.job
+        if job.config.recover == "none" or keep == tuple(job.problem.dense.tolist()):
+            return None
+        epochs = max(1, round(share * EPOCHS))
+        known = self._known_plan(keep, epochs)
+
+        def on_plan(plan: Plan) -> None:
+            if self.run is not None and known is None:
+                self.run.append_jsonl(files.RECOVERY, {"keep": list(keep), "plan": plan.to_json()})
+
+        return distill_(
+            slim, copy_model(job.model), job.calibration, classes=job.classes, loss=job.distill_loss,
+            masks=job.method.masks(slim), plan=known or Plan(share * job.config.recover_time, epochs),
+            seed=job.config.seed, on_plan=on_plan, on_step=self.watch.training_step,
+        )  # fmt: skip
+
+    def _known_plan(self, keep: KeepCounts, epochs: int) -> Plan | None:
+        """The plan with which an earlier session began to train this policy."""
+        lines = [] if self.run is None else self.run.read_jsonl(files.RECOVERY)
+        plans = (Plan.from_json(line["plan"]) for line in lines if tuple(line["keep"]) == keep)
+        return next((plan for plan in plans if plan.epochs == epochs), None)
+
+
+@dataclass(frozen=True)
+class FinalistMeasurement:
+    """The `Measurement` of finalists, on the images that the search never scored, or by the search's own score."""
+
+    recovering: Recovering
+    finalists: int
+
+    def pruned(self, record: EpisodeRecord) -> float:
+        return self._score(self.recovering.job.scorer.build(record.keep), "pruned")
+
+    def recovered(self, record: EpisodeRecord, number: int) -> float:
+        self.recovering.watch.stage(f"finalist {number + 1} of {self.finalists} (episode {record.episode})")
+        return self._score(self.recovering.briefly(record.keep), "recovered")
+
+    def _score(self, network: nn.Module, which: str) -> float:
+        job = self.recovering.job
+        return score_of(job.confirm or job.scorer.evaluate, network, which)
