@@ -114,8 +114,8 @@ def section(record: Record) -> str:
         + f"\nThe official code took {official['seconds']:.0f} CPU seconds to its best policy, "
         f"{100 * official['score']:.2f}% on the same search images, {official['episode']} a policy, on one AMD EPYC "
         f"core. There the dense network's score takes {official['dense']:.1f} CPU s, here {dense:.2f}; scaled by "
-        f"this, the official search would take {scaled:.0f} here. From the start of the process, without decoded images "
-        "in the cache, to a policy that scores as much:\n\n"
+        f"this, the official search would take {scaled:.0f} here. From the start of the process, without decoded "
+        "images in the cache, to a policy that scores as much:\n\n"
         + table(["seed", "policies", "score", "CPU s", "official / this", "scaled"], reached)
         + machine(record)
     )
