@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 
 from torch import Tensor
 
-LIMIT = 1 << 30  # bytes
+LIMIT = 3 << 29  # bytes: 1.5 GiB
 
 
 class Memory:

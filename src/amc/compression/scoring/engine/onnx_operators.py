@@ -117,11 +117,11 @@ def _max_pool(
     g: Graph, self: Value, kernel_size: list[int], stride: list[int], padding: list[int], dilation: list[int],
     ceil_mode: bool,
 ) -> str:  # fmt: skip
-    _need(not ceil_mode and len(g.shape(self)) == 4, "a pooling that rounds up or has no batch")
+    _need(len(g.shape(self)) == 4, "a pooling without a batch")
     kernel = _each(kernel_size, 2)
     return g.add(
         "MaxPool", self, kernel_shape=kernel, strides=_each(stride, 2) or kernel, pads=_each(padding, 2) * 2,
-        dilations=_each(dilation, 2),
+        dilations=_each(dilation, 2), ceil_mode=int(ceil_mode),
     )  # fmt: skip
 
 
@@ -148,13 +148,24 @@ def _adaptive_pool(g: Graph, self: Value, output_size: list[int]) -> str:
 
 
 @converts("upsample_nearest2d")
-def _nearest(g: Graph, self: Value, output_size: list[int], scales_h: float | None, scales_w: float | None) -> str:
-    shape = g.shape(self)
-    factors = [out / size for out, size in zip(output_size, shape[2:], strict=True)]
+def _nearest(g: Graph, self: Value, output_size: list[int]) -> str:
+    return g.add(
+        "Resize", self, "", _factors(g, self, output_size), mode="nearest",
+        coordinate_transformation_mode="asymmetric", nearest_mode="floor",
+    )  # fmt: skip
+
+
+@converts("upsample_bilinear2d")
+def _bilinear(g: Graph, self: Value, output_size: list[int], align_corners: bool) -> str:
+    way = "align_corners" if align_corners else "pytorch_half_pixel"
+    factors = _factors(g, self, output_size)
+    return g.add("Resize", self, "", factors, mode="linear", coordinate_transformation_mode=way)
+
+
+def _factors(g: Graph, self: Value, output_size: list[int]) -> np.ndarray[Any, Any]:
+    factors = [out / size for out, size in zip(output_size, g.shape(self)[2:], strict=True)]
     _need(all(factor.is_integer() for factor in factors), "an upsampling by a fraction")
-    scales = np.array([1, 1, *factors], np.float32)
-    return g.add("Resize", self, "", scales, mode="nearest", coordinate_transformation_mode="asymmetric",
-                 nearest_mode="floor")  # fmt: skip
+    return np.array([1, 1, *factors], np.float32)
 
 
 @converts("constant_pad_nd")

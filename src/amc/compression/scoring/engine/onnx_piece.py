@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from amc.compression.scoring.engine.onnx_graph import Graph
-from amc.compression.scoring.engine.onnx_operators import CONVERTERS
+from amc.compression.scoring.engine.onnx_operators import CONVERTERS, Converter
 from amc.compression.scoring.engine.pieces import Piece
 from amc.compression.scoring.engine.program import Kind, Op, UnfitError
 
@@ -46,7 +47,7 @@ def _convert(graph: Graph, op: Op, kinds: Mapping[int, Kind]) -> None:
     first = next(number for number in op.outputs if number is not None)
     graph.result = kinds[first]
     try:
-        results = CONVERTERS[name](graph, **arguments_of(op))
+        results = _called(CONVERTERS[name], graph, op)
     except UnfitError as error:
         raise UnfitError(f"{op.target}, {error}") from None
     except Exception as error:  # a form of the operator that the converter was not written for
@@ -57,11 +58,14 @@ def _convert(graph: Graph, op: Op, kinds: Mapping[int, Kind]) -> None:
             graph.bind(number, result)
 
 
-def arguments_of(op: Op) -> dict[str, Any]:
-    """All arguments by name, with the operator's defaults."""
+def _called(converter: Converter, graph: Graph, op: Op) -> str | Sequence[str]:
+    """The converter with the arguments that it names, the operator's defaults included."""
     arguments = op.target._schema.arguments
     given = dict(zip((each.name for each in arguments), op.args, strict=False)) | dict(op.kwargs)
-    return {each.name: given.get(each.name, each.default_value) for each in arguments}
+    named = inspect.signature(converter).parameters
+    return converter(
+        graph, **{each.name: given.get(each.name, each.default_value) for each in arguments if each.name in named}
+    )
 
 
 def _session(model: bytes) -> Any:

@@ -18,10 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from amc.structure.batches import picked, size_of
-from amc.structure.trace import Example, inference
+from amc.structure.modes import evaluating
+from amc.structure.trace import Example
 
 FEW, MORE = 2, 3  # images of the two recordings
-_UNFIT = {Tag.nondeterministic_seeded, Tag.data_dependent_output, Tag.dynamic_output_shape}
+_BY_VALUE = {Tag.data_dependent_output, Tag.dynamic_output_shape}
 
 
 class UnfitError(Exception):
@@ -130,7 +131,7 @@ def record_like(module: nn.Module, inputs: Example, pattern: Program) -> Program
 def _recorded(module: nn.Module, inputs: Example, images: int) -> Program:
     given = picked(inputs, slice(images)).cloned()
     recorder = _Recorder(tensors_of(given))
-    with inference(module), recorder:
+    with evaluating(module), torch.no_grad(), recorder:
         output = module(*given.args, **given.kwargs)
     leaves, spec = tree_flatten(output)
     results = tuple(recorder.noted(leaf) for leaf in leaves)
@@ -156,6 +157,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._in_memory: dict[int, set[int]] = {}  # values by their memory
         self._stale: set[int] = set()
         self.inputs = tuple(self._number(tensor) for tensor in inputs)
+        self._derived = set(self.inputs)  # values that are computed from an input
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -163,9 +165,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Run `func` and record it."""
         kwargs = kwargs or {}
         traits = _traits(func)
-        if traits.unfit:
-            self._refuse(f"operator {func} depends on chance or on the values of a tensor")
         given, named = self.noted(tuple(args)), self.noted(kwargs)
+        derived = any(type(leaf) is Value and leaf.number in self._derived for leaf in _leaves((given, named)))
+        if (traits.random and _may_drop(func, args, kwargs)) or (traits.reads_values and derived):
+            self._refuse(f"operator {func} depends on chance or on the values of a tensor")
         written = [given[place] if place < len(given) else named.get(name) for place, name in traits.written]
         numbers_written = [leaf.number for leaf in _leaves(written) if type(leaf) is Value]
         writes = frozenset(each for number in numbers_written for each in self._sharing(number))
@@ -175,6 +178,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **kwargs)
         leaves = out if isinstance(out, tuple | list) else (out,)
         numbers = tuple(self._number(leaf) if isinstance(leaf, Tensor) else None for leaf in leaves)
+        if derived:
+            self._derived.update(number for number in numbers if number is not None)
         self.ops.append(Op(func, given, named, numbers, writes))
         return out
 
@@ -214,7 +219,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @dataclass(frozen=True, slots=True)
 class _Traits:
-    unfit: bool
+    random: bool
+    reads_values: bool  # the shape or the value of its output in Python depends on the values of a tensor
     written: tuple[tuple[int, str], ...]  # arguments that the operator overwrites: position and name
 
 
@@ -222,7 +228,14 @@ class _Traits:
 def _traits(func: Any) -> _Traits:
     arguments = enumerate(func._schema.arguments)
     written = tuple((place, each.name) for place, each in arguments if each.alias_info and each.alias_info.is_write)
-    return _Traits(not _UNFIT.isdisjoint(func.tags), written)
+    return _Traits(Tag.nondeterministic_seeded in func.tags, not _BY_VALUE.isdisjoint(func.tags), written)
+
+
+def _may_drop(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a random operator uses chance: attention does so only with dropout."""
+    names = [each.name for each in func._schema.arguments]
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    return bool(given.get("dropout_p", "dropout_p" not in names))
 
 
 def _memory(tensor: Tensor) -> int:
