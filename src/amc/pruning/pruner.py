@@ -23,7 +23,8 @@ class Pruner:
     """Builds the pruned network of any keep counts.
 
     With a `calibration`, `ranking` may be "elimination" and pruned layers get refitted weights unless
-    `reconstruct` is False; without one, channels are ranked by magnitude and weights are just sliced.
+    `reconstruct` is False; without one, channels are ranked by magnitude and weights are just sliced. `orders`: this
+    ranking by group, where it is known already.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Pruner:
         ranking: Ranking = "elimination",
         reconstruct: bool = True,
         damping: float = DAMPING,
+        orders: Mapping[str, Order] | None = None,
     ) -> None:
         self.model, self.structure = model, structure
         layers, _ = reconstructible(structure)
@@ -42,7 +44,7 @@ class Pruner:
         grams = calibration.grams if calibration else {}
         weights = {name: flat_weight(named[name], layer) for name, layer in layers.items()}
         damped = {name: grams[name].damped(damping) for name in layers if name in grams}
-        self.orders: dict[str, Order] = {
+        self.orders: Mapping[str, Order] = orders or {
             group.name: elimination(structure, group, weights, damped)
             if ranking == "elimination" and damped
             else magnitude(structure, group, weights)
