@@ -166,7 +166,9 @@ def compress_in(
         recorded = Recorded.at(journals)  # a damaged one is found before any work
         test = _test_score(inputs, config)
         table = run.file(files.TABLE) if run is not None and run.has(files.TABLE) else None
-        job = prepare(inputs, config, watch, table=table, engine=recorded.engine(bf16=config.bf16))
+        kept = None if run is None else run.file(files.PREPARED)
+        engine = recorded.engine(bf16=config.bf16)
+        job = prepare(inputs, config, watch, table=table, engine=engine, kept=kept)
         if run is not None and job.latency is not None and table is None:
             run.write_json(files.TABLE, job.latency.table.to_json())  # before any episode: resuming needs this table
         return _search_and_finish(job.warned(recorded.check(job), watch), run, test, watch, recorded)
@@ -245,6 +247,7 @@ def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer,
         run.write_json(files.POLICY, policy.to_json())
         journals = [_journal(name, config.agent) for name in results]
         summary["files"] = run.digests([files.MODEL, files.POLICY, files.TABLE, *journals])
+        run.file(files.PREPARED).unlink(missing_ok=True)
         run.write_json(files.SUMMARY, summary)
         render_report(run)
     return Result(slim, policy, summary, job.structure, results[config.agent], job.method.masks(slim))

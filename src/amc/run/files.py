@@ -11,6 +11,7 @@ RECOVERY = "recovery.jsonl"  # the plans of recoveries: the same plan gives the 
 FINETUNE = "finetune.jsonl"
 FINETUNE_STATE = "finetune-state.json"
 TABLE = "latency-table.json"
+PREPARED = "prepared.safetensors"  # until the search has ended
 REPORT = "report.html"
 LOCK = ".lock"
 
