@@ -38,7 +38,7 @@ class Images:
             return cls(batches[held:], None, layout), list(batches[:held])
         order = torch.randperm(sum(map(size_of, batches)), generator=generator)
         held = max(1, len(order) // HELD_OUT)
-        held_out = [_gathered(batches, part, layout) for part in order[:held].split(4 * BATCH)]
+        held_out = [_gathered(batches, part, layout) for part in torch.split(order[:held], 4 * BATCH)]
         return cls(batches, order[held:], layout), held_out
 
     @property
@@ -57,7 +57,7 @@ class Images:
             yield from (self.batches[place] for place in places.tolist())
             return
         shuffled = self.order[torch.randperm(self.count, generator=generator)]
-        yield from (_gathered(self.batches, part, self.layout) for part in shuffled.split(BATCH)[: self.steps])
+        yield from (_gathered(self.batches, part, self.layout) for part in torch.split(shuffled, BATCH)[: self.steps])
 
 
 def flipped(inputs: Example, generator: torch.Generator) -> Example:
