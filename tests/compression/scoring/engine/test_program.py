@@ -169,6 +169,16 @@ def test_what_a_recording_stands_for_is_computed(name: str) -> None:
     assert torch.equal(inputs.args[0], x)
 
 
+def test_an_input_that_all_images_share_stays_whole() -> None:
+    class Shared(nn.Module):
+        def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+            return x.view(len(x), -1) @ weight
+
+    x, weight = torch.rand(4, 2, 3), torch.rand(6, 2)
+    inputs = Example((x, weight), {})
+    assert torch.equal(computed(record(Shared(), inputs), inputs), x.flatten(1) @ weight)
+
+
 def test_several_inputs_and_keywords() -> None:
     class Two(nn.Module):
         def forward(self, x: Tensor, *, mask: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from amc.compression.scoring.engine.program import (
     tensors_of,
 )
 from amc.structure.batches import picked
+from amc.structure.modes import evaluating
 from amc.structure.trace import Example
 
 Runner = Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
@@ -73,11 +74,20 @@ class PiecewiseEngine:
             network = self._checked(module)
         except UnfitError as error:
             self._warn(error)
-            with self._plain.running(module) as run:
-                yield run
+            with self._plain.running(module) as called:
+                yield called
             return
-        with torch.no_grad():
-            yield lambda inputs: network(inputs, held=held)
+
+        def run(inputs: Example) -> Any:
+            try:
+                return network(inputs, held=held)
+            except UnfitError as error:
+                self._warn(error)
+                given = inputs.cloned()
+                return module(*given.args, **given.kwargs)
+
+        with evaluating(module), torch.no_grad():
+            yield run
 
     def estimation(self, module: nn.Module) -> Estimate:
         """See `Engine`."""

@@ -117,7 +117,7 @@ def _settled(program: Program) -> set[int]:
 def _cuts(program: Program) -> Iterator[tuple[int, int]]:
     """Where one tensor is all that the rest needs, in order: the number of operators before, and the tensor's number.
 
-    Some operator makes the tensor, no later one overwrites it, and its first dimension grows with the batch.
+    Some operator makes the tensor, no later one overwrites it, and only its first dimension grows with the batch.
     """
     settled = _settled(program)
     last = {number: place for place, op in enumerate(program.ops) for number in op.reads() if number not in settled}
@@ -128,8 +128,7 @@ def _cuts(program: Program) -> Iterator[tuple[int, int]]:
         live = {number for number in (*live, *op.made) if last.get(number, -1) > place}
         if len(live) == 1 and live.isdisjoint(overwritten) and live.isdisjoint(program.inputs):
             (number,) = live
-            shape = program.kinds[number].shape
-            if shape and shape[0] % FEW == 0 and number not in settled:
+            if program.kinds[number].batched:
                 yield place + 1, number
 
 

@@ -49,6 +49,7 @@ class Kind:
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    batched: bool = False  # its first dimension, and no other, grows with the batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,12 @@ def record_like(module: nn.Module, inputs: Example, pattern: Program) -> Program
     program = _pruned(_recorded(module, inputs, FEW))
     if [op.target for op in program.ops] != [op.target for op in pattern.ops]:
         return record(module, inputs)
-    return replace(program, ops=tuple(_marked(*pair) for pair in zip(program.ops, pattern.ops, strict=True)))
+    pairs = list(zip(program.ops, pattern.ops, strict=True))
+    alike = dict(zip(program.inputs, pattern.inputs, strict=True))
+    alike |= {number: other for op, like in pairs for number, other in zip(op.made, like.made, strict=True)}
+    batched = {number for number, other in alike.items() if pattern.kinds[other].batched}
+    kinds = {number: replace(kind, batched=number in batched) for number, kind in program.kinds.items()}
+    return replace(program, kinds=kinds, ops=tuple(_marked(*pair) for pair in pairs))
 
 
 def _recorded(module: nn.Module, inputs: Example, images: int) -> Program:
@@ -265,7 +271,13 @@ def _merged(few: Program, more: Program) -> Program:
         replace(op, args=_both(op.args, other.args), kwargs=_both(op.kwargs, other.kwargs))
         for op, other in zip(few.ops, more.ops, strict=True)
     )
-    return replace(few, ops=ops)
+    kinds = {number: replace(kind, batched=_batched(kind, more.kinds[number])) for number, kind in few.kinds.items()}
+    return replace(few, ops=ops, kinds=kinds)
+
+
+def _batched(few: Kind, more: Kind) -> bool:
+    grown = [size * MORE for size in few.shape[:1]] == [size * FEW for size in more.shape[:1]]
+    return bool(few.shape) and few.shape[0] > 0 and grown and few.shape[1:] == more.shape[1:]
 
 
 def _both(few: Any, more: Any) -> Any:
