@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -66,10 +67,15 @@ def _called(converter: Converter, graph: Graph, op: Op) -> str | Sequence[str]:
     """The converter with the arguments that it names, the operator's defaults included."""
     arguments = op.target._schema.arguments
     given = dict(zip((each.name for each in arguments), op.args, strict=False)) | dict(op.kwargs)
-    named = inspect.signature(converter).parameters
+    named = _named(converter)
     return converter(
         graph, **{each.name: given.get(each.name, each.default_value) for each in arguments if each.name in named}
     )
+
+
+@functools.cache
+def _named(converter: Converter) -> frozenset[str]:
+    return frozenset(inspect.signature(converter).parameters)
 
 
 def _session(model: bytes) -> Any:

@@ -8,7 +8,7 @@ computed weights and the sizes in its reshapes. It is refused where it cannot st
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,7 +52,7 @@ class Kind:
     batched: bool = False  # its first dimension, and no other, grows with the batch
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Op:
     """A call of an operator. Tensors among the arguments are `Value`s."""
 
@@ -62,15 +62,17 @@ class Op:
     outputs: tuple[int | None, ...]  # numbers of the outputs; None for an output that is no tensor
     writes: frozenset[int]  # values in whose memory it writes
 
-    @property
+    @functools.cached_property
     def made(self) -> tuple[int, ...]:
         """Numbers of the outputs that are tensors."""
         return tuple(number for number in self.outputs if number is not None)
 
-    def reads(self) -> Iterator[int]:
+    @functools.cached_property
+    def reads(self) -> tuple[int, ...]:
         """Numbers of its arguments."""
-        return (leaf.number for leaf in _leaves((self.args, self.kwargs)) if type(leaf) is Value)
+        return tuple(leaf.number for leaf in _leaves((self.args, self.kwargs)) if type(leaf) is Value)
 
+    @functools.cached_property
     def sized(self) -> bool:
         """Whether its arguments depend on the batch size."""
         return any(type(leaf) is Batch for leaf in _leaves((self.args, self.kwargs)))
@@ -248,14 +250,13 @@ def _memory(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _leaves(part: Any) -> Iterator[Any]:
-    if isinstance(part, tuple | list):
-        for each in part:
-            yield from _leaves(each)
-    elif isinstance(part, Mapping):
-        yield from _leaves(list(part.values()))
-    else:
-        yield part
+def _leaves(part: Any) -> list[Any]:
+    """All that lies in nested arguments."""
+    if isinstance(part, dict):
+        part = list(part.values())
+    if not isinstance(part, list | tuple):
+        return [part]
+    return [leaf for each in part for leaf in (_leaves(each) if isinstance(each, list | tuple | dict) else (each,))]
 
 
 def _merged(few: Program, more: Program) -> Program:
@@ -320,7 +321,7 @@ def _pruned(program: Program) -> Program:
     kept: list[Op] = []
     for op in reversed(program.ops):
         if not read.isdisjoint(op.made):
-            read.update(op.reads())
+            read.update(op.reads)
             kept.append(op)
     constants = {number: tensor for number, tensor in program.constants.items() if number in read}
     return replace(program, ops=tuple(reversed(kept)), constants=constants)
