@@ -41,9 +41,8 @@ def _shape(value: Any, place: str) -> None:
 
 CONFIG = fields(
     {
-        **dict.fromkeys(
-            ("amc_version", "command", "method", "reward", "score", "minimise", "agent", "recover", "engine"), text
-        ),
+        **dict.fromkeys(("amc_version", "command", "method", "reward", "score", "minimise", "agent"), text),
+        **dict.fromkeys(("recover", "engine"), text),
         **dict.fromkeys(("model", "weights", "data", "evaluate", "budget", "ranking", "runtime"), optional(text)),
         **dict.fromkeys(("device_url", "token_file", "parent", "weights_digest", "weights_sha256"), optional(text)),
         **dict.fromkeys(("episodes", "latency_threads", "calibration_images"), positive),
@@ -92,7 +91,7 @@ _ROUND = fields({"fraction": number, "run": text, **dict.fromkeys(("macs", "para
 
 SUMMARY = fields(
     {
-        **dict.fromkeys(("amc_version", "budget", "method", "reward", "agent", "score"), optional(text)),
+        **dict.fromkeys(("amc_version", "budget", "method", "reward", "agent", "score", "engine"), optional(text)),
         **dict.fromkeys(("model", "data"), optional(text)),
         **dict.fromkeys(("episodes", "failed_episodes"), optional(count)),
         "seed": optional(whole),

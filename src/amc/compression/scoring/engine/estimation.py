@@ -92,8 +92,11 @@ def _norms(program: Program, module: nn.Module) -> dict[int, _BatchNorm]:
             continue
         if type(norm).forward is not _BatchNorm.forward or norm.running_mean is None:
             raise UnfitError("a batch norm of another kind")
-        if id(norm.running_mean) in numbers:
-            found[numbers[id(norm.running_mean)]] = norm
+        number = numbers.get(id(norm.running_mean))
+        if number in found:
+            raise UnfitError("two batch norms with the same statistics")
+        if number is not None:
+            found[number] = norm
     running = {id(tensor) for norm in found.values() for tensor in (norm.running_mean, norm.running_var)}
     for op in program.ops:
         own = [op.args[place].number for place in _RUNNING] if norm_of(op, found) is not None else []

@@ -37,9 +37,7 @@ from amc.structure.trace import Example
 Runner = Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
 MakeRunner = Callable[[Piece, Mapping[int, Kind], Mapping[int, Tensor]], Runner]
 
-LEAST_SHARED = (
-    8  # beginnings of dense size that fit into the memory; with fewer, most would be dropped before their use
-)
+LEAST_SHARED = 8  # beginnings of dense size that must fit into memory; otherwise most are dropped before their use
 AGREEMENT = 1e-4  # of the largest output: the difference between two engines that is rounding
 
 

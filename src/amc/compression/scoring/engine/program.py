@@ -17,6 +17,7 @@ from torch import Tag, Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
+from amc.errors import reason_of
 from amc.structure.batches import picked, size_of
 from amc.structure.modes import evaluating
 from amc.structure.trace import Example
@@ -139,8 +140,11 @@ def record_like(module: nn.Module, inputs: Example, pattern: Program) -> Program
 def _recorded(module: nn.Module, inputs: Example, images: int) -> Program:
     given = picked(inputs, slice(images)).cloned()
     recorder = _Recorder(tensors_of(given))
-    with evaluating(module), torch.no_grad(), recorder:
-        output = module(*given.args, **given.kwargs)
+    try:
+        with evaluating(module), torch.no_grad(), recorder:
+            output = module(*given.args, **given.kwargs)
+    except Exception as error:  # a user's network may raise anything; where it is called, its error is reported
+        raise UnfitError(f"it fails on {images} images ({reason_of(error)})") from error
     leaves, spec = tree_flatten(output)
     results = tuple(recorder.noted(leaf) for leaf in leaves)
     if recorder.reason:
