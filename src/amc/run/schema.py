@@ -108,7 +108,7 @@ _ROUND = fields({"fraction": number, "run": text, **dict.fromkeys(("macs", "para
 
 SUMMARY = fields(
     {
-        **dict.fromkeys(("amc_version", "budget", "method", "reward", "agent", "score"), optional(text)),
+        **dict.fromkeys(("amc_version", "budget", "method", "reward", "agent", "score", "engine"), optional(text)),
         **dict.fromkeys(("model", "data"), optional(text)),
         **dict.fromkeys(("episodes", "failed_episodes"), optional(count)),
         "seed": optional(whole),
