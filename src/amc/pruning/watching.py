@@ -168,7 +168,8 @@ def _padded(x: Tensor, kernel: Sequence[int], padding: Any, dilations: Sequence[
         ends = [(total // 2, total - total // 2) for total in totals]
     else:
         ends = [(size, size) for size in _each(0 if padding == "valid" else padding, len(kernel))]
-    return F.pad(x, [size for pair in reversed(ends) for size in pair])
+    # A 1x1 convolution adds none, and F.pad would copy the whole activation all the same.
+    return F.pad(x, [size for pair in reversed(ends) for size in pair]) if any(map(any, ends)) else x
 
 
 def _base(tensor: Tensor) -> Tensor:
