@@ -32,6 +32,11 @@ def search_parser(doc: str | None) -> argparse.ArgumentParser:
     return options
 
 
+def config_of(args: argparse.Namespace, **settings: Any) -> SearchConfig:
+    """The settings of a search whose figure is the search alone: all images score, and nothing is recovered."""
+    return SearchConfig(**{"episodes": args.episodes, "bf16": True, "recover": "none", "finalists": 0} | settings)
+
+
 def run_path(args: argparse.Namespace, name: str) -> Path:
     """Where the run of this name lies."""
     path: Path = args.runs / f"{args.model}-{name}"
@@ -46,8 +51,7 @@ def searched(args: argparse.Namespace, name: str, *, test: bool = True, **settin
     """
     path = run_path(args, name)
     if not path.exists():
-        config = SearchConfig(**{"episodes": args.episodes, "bf16": True} | settings)
-        run_search(path, source_of(args, test=test), config, progress=progress())
+        run_search(path, source_of(args, test=test), config_of(args, **settings), progress=progress())
     elif not RunDir.open(path).has(files.SUMMARY):
         run_resume(path, progress=progress())
     return RunDir.open(path)
@@ -59,9 +63,8 @@ def searched_in_rounds(args: argparse.Namespace, name: str, fractions: tuple[flo
     if path.exists():
         run_resume(path, progress=progress())
     else:
-        config = SearchConfig(**{"episodes": args.episodes, "bf16": True} | settings)
         rounds = Rounds(fractions, tuning(args), budget="params")
-        run_schedule(path, source_of(args), config, rounds, progress=progress())
+        run_schedule(path, source_of(args), config_of(args, **settings), rounds, progress=progress())
     return RunDir.open(path)
 
 

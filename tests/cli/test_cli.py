@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import json
 import subprocess
@@ -310,6 +311,38 @@ def test_what_a_search_does_not_need_is_not_imported_with_it() -> None:
     program = f"import sys, amc; amc.compress; print({heavy} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_what_a_search_needs_at_its_end_or_never_is_not_imported_before(tmp_path: Path) -> None:
+    never = {"scipy", "torchvision", "timm", "torchmetrics", "sklearn", "onnxscript", "PIL.JpegImagePlugin"}
+    late = {"jinja2", "amc.report.page", "amc.cli.jobs.finetune", "amc.cli.jobs.schedule"}
+    program = (
+        "import sys; from amc.cli import main; from amc.compression.progress import ProgressBar\n"
+        "def stage(self, name): print(name, sorted(set(sys.modules) & set({!r})), file=sys.stderr)\n"
+        "ProgressBar.stage = stage; sys.argv[1:] = {!r}; main()"
+    )
+    command = ["search", "digits_cnn", "--episodes", "1", "--baseline", "none", "--out", str(tmp_path / "run")]
+    words = [sys.executable, "-c", program.format(sorted(never | late), command)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "\nsearch (ddpg) []\n" in done.stderr
+    assert "\nresult []\n" in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs the GNU C library")
+def test_a_command_uses_freed_memory_again() -> None:
+    """Blocks of 64 MiB went back to the system: each new one then cost 16,384 page faults."""
+    program = (
+        "import resource, torch; from amc.cli.memory import keep_freed_memory\n"
+        "kept = keep_freed_memory()\n"
+        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "def use():\n    for _ in range(40): torch.ones(1 << 24)\n"
+        "use(); before = faults(); use(); print(kept, faults() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    kept, faults = done.stdout.split()
+    if kept == "False":
+        pytest.skip("this version of the GNU C library refuses blocks this large")
+    assert int(faults) < 16_000
 
 
 def test_version_is_that_of_the_package() -> None:

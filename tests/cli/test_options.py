@@ -51,6 +51,7 @@ ARGUMENTS = {"search": ["MODEL", "--out", "RUN"], "finetune": ["RUN"], "latency"
 NO_OPTION = {  # fields that nobody types
     Source: {"command", "preprocessing", "parent", "input_shape"},
     FineTuneConfig: {"momentum"},
+    SearchConfig: {"uniform_first"},
 }
 SPELLINGS = {
     "search": """
@@ -58,7 +59,7 @@ SPELLINGS = {
         --round-lr --episodes --agent --baseline --seed --evaluate --score --method --round-to --max-sparsity
         --max-sparsity-linear --ranking --reconstruct --no-reconstruct --bn-images --bn-rule --calibration-images
         --recover --recover-time --finalists --search-images
-        --image-size --bf16 --no-bf16 --certify --lock --only --runtime
+        --image-size --bf16 --no-bf16 --engine --certify --lock --only --runtime
         --latency-threads --device-url
         --token-file --test --no-test --recipe --json
     """,

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from amc.cli import app as cli
+from amc.cli import common
 from amc.cli.jobs.search import free_place
 from amc.cli.jobs.stopped import left_in
 from amc.errors import AmcError, RunError
@@ -81,6 +83,7 @@ def test_a_signal_before_a_command_begins_is_one_line(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(cli, "app", lambda: os.kill(os.getpid(), number))
     monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     try:
         with pytest.raises(SystemExit) as ended:
             cli.main()
@@ -89,6 +92,60 @@ def test_a_signal_before_a_command_begins_is_one_line(
             signal.signal(each, handler)
     assert ended.value.code == 128 + number
     assert capsys.readouterr().err == f"amc: {word}\n"
+
+
+DROPPED = """
+import os, signal, sys, time, weakref
+from amc.cli import app as cli
+from amc.cli import common
+
+class Thing: pass
+
+def command():
+    number = getattr(signal, sys.argv[1])
+    for _ in range(100):  # 100 callbacks that end with the signal's exception, which Python drops
+        thing = Thing()
+        watch = weakref.ref(thing, lambda _: (os.kill(os.getpid(), number), time.sleep(0.05)))
+        del thing
+        time.sleep(0.02)
+    print("nothing stopped it")
+
+cli.app = command
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_that_python_drops_is_sent_again(number: str, code: int) -> None:
+    """An exception in the callback of a weak reference goes nowhere; PyTorch has thousands of them."""
+    ended = subprocess.run(
+        [sys.executable, "-c", DROPPED, number], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (code, ""), ended.stderr
+
+
+def test_a_second_signal_does_not_disturb_the_first() -> None:
+    """What clears away after the first one is not ended by another."""
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    cleared: list[int] = []
+
+    def job() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                os.kill(os.getpid(), number)
+                cleared.append(number)
+
+    signal.signal(signal.SIGINT, common.interrupt)
+    signal.signal(signal.SIGTERM, common.stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            job()
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert len(cleared) == 2
 
 
 def test_a_schedule_names_its_round(tmp_path: Path) -> None:

@@ -194,6 +194,62 @@ def test_other_agents_search_too(agent: str) -> None:
     assert result.summary["baselines"] == {}
 
 
+def test_the_agent_begins_with_the_uniform_policy_whose_score_is_taken_over(tmp_path: Path) -> None:
+    scored: list[int] = []
+
+    def evaluate(model: nn.Module) -> float:
+        scored.append(amc.count_params(model))
+        return 0.5 + len(scored) / 100  # no two scores are equal
+
+    result = compress(tiny(), evaluate=evaluate, episodes=3, run_dir=tmp_path / "run")
+    (uniform,) = read_journal(tmp_path / "run" / "journal-uniform.jsonl")[1]
+    first, second, third = result.search.episodes
+    assert first == uniform
+    assert (uniform.score, second.score, third.score) == (0.52, 0.53, 0.54)  # after the dense network's 0.51
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["uniform_first"] is True
+
+
+def test_a_score_is_taken_over_from_a_baseline_that_an_earlier_session_scored(tmp_path: Path) -> None:
+    class Stop(amc.Observer):
+        def stage(self, name: str) -> None:
+            if name == "search (ddpg)":
+                raise KeyboardInterrupt
+
+    scored: list[nn.Module] = []
+
+    def evaluate(model: nn.Module) -> float:
+        scored.append(model)
+        return amc.count_params(model) / 1e4
+
+    settings: dict[str, Any] = {"episodes": 1, "run_dir": tmp_path / "run", "evaluate": evaluate}
+    with pytest.raises(KeyboardInterrupt):
+        compress(tiny(), **settings, observer=Stop())
+    assert len(scored) == 2  # the dense network and the uniform policy
+    result = compress(tiny(), **settings, resume=True)
+    assert len(scored) == 4  # the dense network again, and the result once more at the end
+    assert result.search.episodes == read_journal(tmp_path / "run" / "journal-uniform.jsonl")[1]
+
+
+def test_a_run_that_began_before_the_uniform_start_goes_on_without_it(tmp_path: Path) -> None:
+    class Stop(amc.Observer):
+        def episode(self, agent: str, record: Any, timing: Any) -> None:
+            if (agent, record.episode) == ("ddpg", 1):
+                raise KeyboardInterrupt
+
+    whole = compress(tiny(), uniform_first=False, run_dir=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        compress(tiny(), uniform_first=False, run_dir=tmp_path / "run", observer=Stop())
+    run = RunDir.open(tmp_path / "run")
+    run.write_json("config.json", {k: v for k, v in run.config().items() if k not in ("sha256", "uniform_first")})
+    result = compress(tiny(), run_dir=tmp_path / "run", resume=True)
+    assert result.search == whole.search
+    journals = [(tmp_path / name / "journal.jsonl").read_bytes() for name in ("whole", "run")]
+    assert journals[0] == journals[1]
+    assert b"uniform_first" not in journals[0]
+    with pytest.raises(RunError, match="was started with uniform_first False, not True"):
+        compress(tiny(), run_dir=tmp_path / "whole", resume=True)
+
+
 def test_baselines_are_reported_beside_the_agent() -> None:
     result = compress(tiny(), baselines=("uniform", "random"))
     assert set(result.summary["baselines"]) == {"uniform", "random"}

@@ -5,20 +5,17 @@ from __future__ import annotations
 import copy
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-import amc
-from amc.errors import AmcError, DataError
+from amc.errors import DataError
 from amc.recovery import distillation
-from amc.recovery.distillation import Recovery, distill_
+from amc.recovery.distillation import Plan, Recovery, distill_
+from amc.recovery.unlabelled import Images
 from amc.structure.trace import Example
-from tests.tiny import EXAMPLE, compress, tiny
-from tests.tiny import images as tiny_images
 
 
 def network(outputs: int = 3, *, seed: int = 0) -> nn.Module:
@@ -64,7 +61,8 @@ def test_the_outputs_come_nearer_on_images_that_nothing_was_trained_on(classes: 
     found = distill_(slim, dense, images(512), classes=classes)
     assert found.reason is None
     assert found.distance[1] < 0.5 * found.distance[0]
-    assert (found.images, found.held_out, found.epochs) == (448, 64, distillation.EPOCHS)
+    assert (found.images, found.held_out, found.steps) == (448, 64, distillation.EPOCHS * 448 // 64)
+    assert found.plan == Plan(steps=found.steps)
     assert _apart(slim, dense, fresh) < 0.5 * apart
     assert same(before, state(dense))
     assert not any(part.training for part in (*slim.modules(), *dense.modules()))
@@ -93,7 +91,7 @@ def test_zeros_of_a_masked_network_stay_zero() -> None:
 
 def unchanged(slim: nn.Module, dense: nn.Module, batches: list[Example], **options: Any) -> Recovery:
     before, flags = state(slim), [parameter.requires_grad for parameter in slim.parameters()]
-    found = distill_(slim, dense, batches, classes=True, **options)
+    found = distill_(slim, dense, batches, **{"classes": True} | options)
     assert same(before, state(slim))
     assert [parameter.requires_grad for parameter in slim.parameters()] == flags
     return found
@@ -102,21 +100,16 @@ def unchanged(slim: nn.Module, dense: nn.Module, batches: list[Example], **optio
 def test_a_network_that_cannot_come_nearer_stays_as_it_is() -> None:
     found = unchanged(network(), network(), images(256))
     assert found.distance[0] == pytest.approx(0, abs=1e-6)
+    assert found.outcome == "no nearer"
     assert found.reason == "training brought its outputs no nearer to the dense network's"
 
 
 def test_too_few_images_train_nothing() -> None:
     found = unchanged(damaged(network()), network(), [Example.of(images(64)[0].args[0][:16])])
     assert found.reason == "14 images are too few to train on; give at least 36"
-    assert (found.rate, found.epochs) == (None, 0)
+    assert (found.outcome, found.steps) == ("too few images", 0)
     with pytest.raises(DataError, match="recovery needs calibration images"):
         distill_(network(), network(), [], classes=True)
-
-
-def test_a_time_limit_before_the_first_step_changes_nothing() -> None:
-    found = unchanged(damaged(network()), network(), images(256), max_seconds=0.0)
-    assert found.epochs == 0
-    assert found.reason is not None
 
 
 @pytest.mark.parametrize("which", ["dense", "slim", "images"])
@@ -132,6 +125,26 @@ def test_outputs_that_are_not_finite_train_nothing(which: str) -> None:
             batches = [Example.of(torch.full_like(batch.args[0], math.nan)) for batch in batches]
     found = unchanged(slim, dense, batches)
     assert found.reason == "its outputs or the dense network's are not finite on the held-out images"
+
+
+def test_one_image_that_is_not_finite_is_said() -> None:
+    batches = images(512)
+    held = Images.divided(batches, torch.Generator().manual_seed(0), torch.channels_last)[1][0].args[0]
+    place = next(place for place, image in enumerate(batches[0].args[0]) if not (held == image).flatten(1).all(1).any())
+    batches[0].args[0][place] = math.nan  # an image to train on
+    found = unchanged(damaged(network()), network(), batches)
+    assert found.outcome == "diverged"
+    assert found.reason is not None
+    assert found.reason.startswith("the distance is nan at step ")
+
+
+def test_fewer_images_than_a_batch_are_enough() -> None:
+    dense = network()
+    slim = damaged(dense)
+    found = distill_(slim, dense, [Example.of(images(64)[0].args[0][:40])], classes=True)
+    assert (found.images, found.held_out, found.steps) == (35, 5, distillation.EPOCHS)
+    assert (found.outcome, found.reason) == ("recovered", None)
+    assert found.distance[1] < found.distance[0]
 
 
 class Odd(nn.Module):
@@ -154,7 +167,7 @@ class Odd(nn.Module):
     [
         ("none", "training fails (ModelError: the network's outputs hold no tensor of real numbers)"),
         ("detached", "training fails (RuntimeError: element 0 of tensors does not require grad"),
-        ("several", "training fails (ValueError: zip() argument"),
+        ("several", "training fails (ModelError: its outputs have the shapes [["),
     ],
 )
 def test_a_network_that_cannot_be_trained_stays_as_it_is(kind: str, reason: str) -> None:
@@ -162,11 +175,12 @@ def test_a_network_that_cannot_be_trained_stays_as_it_is(kind: str, reason: str)
     with torch.no_grad():
         slim.weight.mul_(0.5)
     dense = Odd(kind)
-    dense.calls = kind == "several"
+    slim.calls = kind == "several"
     found = unchanged(slim, dense, images(256))
     assert found.reason is not None
     assert found.reason.startswith(reason)
     assert all(value is None or math.isfinite(value) for value in found.to_json().values() if type(value) is float)
+    assert found.outcome == "failed"
     json.dumps(found.to_json(), allow_nan=False)
 
 
@@ -222,30 +236,3 @@ def test_images_are_flipped_only_where_the_dense_network_does_not_mind() -> None
     for blind in (False, True):
         found = distill_(Side(blind), Side(blind), images(256), classes=True)
         assert found.flips is blind
-
-
-def test_a_search_recovers_its_result_and_says_by_how_much(tmp_path: Path) -> None:
-    model = tiny()
-    options: dict[str, Any] = {"calibration": tiny_images(256, 3)}
-    plain = compress(model, run_dir=tmp_path / "plain", **options)
-    result = compress(model, run_dir=tmp_path / "run", recover="calibration", **options)
-    assert result.policy == plain.policy  # the search is the same
-    recovery = result.summary["recovery"]
-    assert recovery["reason"] is None
-    assert recovery["distance_after"] < recovery["distance_before"]
-    assert result.summary["slim"]["score"] == plain.summary["slim"]["score"]
-    assert "score_recovered" in result.summary["slim"]
-    loaded = amc.load_run(tmp_path / "run", tiny(), EXAMPLE)
-    assert same(state(result.model), state(loaded))
-    assert not same(state(result.model), state(plain.model))
-    again = compress(model, run_dir=tmp_path / "run", recover="calibration", resume=True, **options)
-    assert same(state(again.model), state(result.model))
-
-
-def test_what_max_drop_confirmed_is_not_changed() -> None:
-    with pytest.raises(AmcError, match="recover changes the network that max-drop has confirmed"):
-        amc.SearchConfig(max_drop=1.0, recover="calibration")
-    with pytest.raises(AmcError, match="recover must be calibration or none, got 'labels'"):
-        amc.SearchConfig(recover="labels")  # type: ignore[arg-type]
-    with pytest.raises(AmcError, match="recover-time must be above 0 seconds and finite, got 0"):
-        amc.SearchConfig(recover_time=0)

@@ -1,11 +1,13 @@
 """The DDPG agent: what it stores, how it explores, and that it repeats itself bit for bit."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from amc.search.baselines import RandomAgent, UniformAgent
 from amc.search.bounds import Bounds
 from amc.search.budget import Metric
 from amc.search.ddpg import DDPGAgent, DDPGConfig, ReplayBuffer
@@ -146,3 +148,25 @@ def test_without_a_budget_it_begins_with_the_dense_network_and_explores_about_th
     assert max(shares[1:20]) > 0.8
     best = shares[2]
     assert all(0.9 * best <= share <= 1.06 * best for share in shares[20:])
+
+
+def test_the_first_policy_under_a_budget_is_the_uniform_one_and_is_learnt_from() -> None:
+    problem, score = residual_problem(9)
+    (uniform,) = play(UniformAgent(problem), problem, score, 1)
+    agent = DDPGAgent(problem, SMALL, seed=0)
+    rollouts = play(agent, problem, score, 2)
+    assert rollouts[0].keep_counts == uniform.keep_counts != rollouts[1].keep_counts
+    _, action, reward, *_ = agent.replay.batch(np.arange(9))
+    np.testing.assert_allclose(action[:, 0], [t.action for t in uniform.transitions], rtol=1e-6)
+    np.testing.assert_allclose(reward[:, 0], [score(uniform.keep_counts) - 1] * 9, rtol=1e-6)
+
+
+def test_a_search_of_an_earlier_version_begins_at_random_and_its_journal_names_no_first_policy() -> None:
+    problem, score = residual_problem(9)
+    (drawn,) = play(RandomAgent(problem, seed=5), problem, score, 1)  # the agents' generators begin alike
+    earlier = DDPGAgent(problem, replace(SMALL, uniform_first=False), seed=5)
+    assert play(earlier, problem, score, 1)[0].keep_counts == drawn.keep_counts
+    assert "uniform_first" not in earlier.settings()
+    assert DDPGAgent(problem, SMALL, seed=5).settings()["uniform_first"] is True
+    assert not DDPGConfig.for_episodes(40, uniform_first=False).uniform_first
+    assert DDPGConfig.for_episodes(40).uniform_first

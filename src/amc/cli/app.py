@@ -10,10 +10,11 @@ from typing import Annotated
 import typer
 
 import amc
-from amc.cli.common import Stopped, complain, out, stop
+from amc.cli.common import Stopped, complain, out, send_again, stop
 from amc.cli.deploy import export, latency
 from amc.cli.device import app as device
 from amc.cli.finetune import finetune
+from amc.cli.memory import keep_freed_memory
 from amc.cli.options import PanelCommand
 from amc.cli.search import demo, inspect, report, resume, search
 
@@ -50,6 +51,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop)  # clears away unfinished work
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a background job may ignore it
         signal.signal(signal.SIGINT, stop)
+    sys.unraisablehook = send_again
+    keep_freed_memory()
     warnings.filterwarnings("ignore", module=r"torch\.")  # meant for developers, not for users
     try:
         app()

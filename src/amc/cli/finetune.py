@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from amc.cli.common import JsonFlag, RecipeOption, RunArgument, err, finish, out, reported, stoppable
+from amc.cli.common import JsonFlag, RecipeOption, RunArgument, err, finish, loading, out, reported, stoppable
 from amc.cli.options import takes_settings
 from amc.run.settings import CandidateConfig, FineTuneConfig, Given, SessionConfig
 
@@ -30,8 +30,9 @@ def finetune(
 
     On many GPUs: accelerate launch -m amc.cli finetune RUN
     """
-    from amc.cli.jobs.finetune import run_finetune
-    from amc.compression.progress import ProgressBar
+    with loading():
+        from amc.cli.jobs.finetune import run_finetune
+        from amc.compression.progress import ProgressBar
 
     with stoppable(run):
         run_finetune(run, config, candidates=candidates, session=session, progress=ProgressBar(err))

@@ -18,6 +18,7 @@ from amc.cli.common import (
     WeightsOption,
     err,
     finish,
+    loading,
     out,
     print_json,
     reported,
@@ -45,9 +46,10 @@ def demo(
     as_json: JsonFlag = False,
 ) -> None:
     """The whole job on built-in data, offline: search, fine-tune, report."""
-    from amc.cli.jobs.search import free_place
-    from amc.cli.jobs.search import run_demo as job
-    from amc.compression.progress import ProgressBar
+    with loading():
+        from amc.cli.jobs.search import free_place
+        from amc.cli.jobs.search import run_demo as job
+        from amc.compression.progress import ProgressBar
 
     place = free_place(DEMO) if out_dir is None else out_dir
     if out_dir is None and place != DEMO:
@@ -68,8 +70,9 @@ def inspect(
     as_json: JsonFlag = False,
 ) -> None:
     """Show what can be pruned, how far each budget can go, and what is locked and why."""
-    from amc.cli.jobs.inspect import run_inspect as job
-    from amc.cli.terminal import show_structure
+    with loading():
+        from amc.cli.jobs.inspect import run_inspect as job
+        from amc.cli.terminal import show_structure
 
     record = job(
         model,
@@ -98,14 +101,16 @@ def search(
     as_json: JsonFlag = False,
 ) -> None:
     """Search for the best way to meet a budget."""
-    from amc.cli.jobs.schedule import Rounds, run_schedule
-    from amc.cli.jobs.search import run_search
-    from amc.compression.progress import ProgressBar
+    with loading():
+        from amc.cli.jobs.search import run_search
+        from amc.compression.progress import ProgressBar
 
     with stoppable(out_dir):
         if rounds.schedule is None:
             run_search(out_dir, source, config.make(), progress=ProgressBar(err))
         else:
+            from amc.cli.jobs.schedule import Rounds, run_schedule
+
             searched = config.make(budget=None)  # in a schedule the budget may be a metric alone
             planned = Rounds(rounds.fractions, rounds.tuning(searched.seed), config.values.get("budget"))
             run_schedule(out_dir, source, searched, planned, progress=ProgressBar(err))
@@ -122,8 +127,9 @@ def resume(
     as_json: JsonFlag = False,
 ) -> None:
     """Resume a search that was stopped; the result is the same as without the stop."""
-    from amc.cli.jobs.resume import run_resume as job
-    from amc.compression.progress import ProgressBar
+    with loading():
+        from amc.cli.jobs.resume import run_resume as job
+        from amc.compression.progress import ProgressBar
 
     with stoppable(run):
         job(run, round_lr=round_lr, progress=ProgressBar(err))

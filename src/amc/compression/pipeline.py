@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,30 +11,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from amc.compression.ending import ended
 from amc.compression.load import check_weights, settings_of, weights_key
 from amc.compression.observer import Observer
 from amc.compression.prepare import Inputs, Job, prepare
 from amc.compression.progress import listening
-from amc.compression.recovering import FinalistMeasurement, Recovering
 from amc.compression.scoring.evaluator import (
     BatchSource,
     Evaluate,
-    PairedEvaluator,
     as_evaluator,
-    final_score,
-    score_of,
 )
 from amc.compression.scoring.policy import ScoreTiming
-from amc.compression.selection import Selection, choose
-from amc.compression.selection.base import merged
-from amc.compression.selection.by_confidence import ByConfidence
-from amc.compression.selection.by_latency import ByLatency
-from amc.compression.selection.by_recovery import ByRecovery
 from amc.compression.settings import NO_BUDGET, SearchConfig
-from amc.compression.summary import summarise
-from amc.compression.verify import Recorded, confirmed
+from amc.compression.verify import Recorded
 from amc.errors import AmcError, EvaluationError, RunError, brief
 from amc.pruning import Policy
+from amc.recovery.distances import DistillLoss
 from amc.report import render_report
 from amc.report.tables import format_count
 from amc.report.words import words_of
@@ -48,16 +40,14 @@ from amc.search import (
     Agent,
     EpisodeRecord,
     EpisodeTiming,
-    Metric,
     RewardFunction,
     SearchResult,
-    SmallestWithin,
     create_agent,
     get_reward,
     reward_name,
     search,
 )
-from amc.search.statistics import PairedDrop
+from amc.search.statistics import Measured
 from amc.structure import Structure
 from amc.structure.copying import copy_model, undisturbed
 
@@ -114,6 +104,8 @@ def compress(
     score (in settings): what a loader is scored by: "top1", or another name of `amc.run.settings.scores`.
     test: the same for the final figures only; it never steers anything.
     reward (in settings): a name, or a function of an `amc.search.Outcome`.
+    distill_loss (in settings): (outputs of the pruned network, of the dense one) -> scalar Tensor that recovery
+        minimises; by default as `amc.recovery.distances.OutputDistance` says.
     run_dir: where to keep the journal and the results; `resume` continues what an earlier call left there.
     observer: listens while the job runs. The logger `amc` gets the same, if the caller configures logging.
     progress: whether to show a progress bar on stderr.
@@ -128,8 +120,9 @@ def compress(
     >>> amc.count_macs(net, example), amc.count_macs(result.model, example)
     (1536, 768)
     """
+    loss = _own_loss(settings)
     reward, config = _own_reward(settings), from_keywords(SearchConfig, settings)
-    inputs = Inputs(model, example_input, calibration, evaluate, test, reward)
+    inputs = Inputs(model, example_input, calibration, evaluate, test, reward, loss)
     with listening(observer, progress=progress) as watch, opened(run_dir, resume=resume) as run:
         return compress_in(run, inputs, config, watch, resume=resume, origin={})
 
@@ -173,22 +166,17 @@ def compress_in(
         recorded = Recorded.at(journals)  # a damaged one is found before any work
         test = _test_score(inputs, config)
         table = run.file(files.TABLE) if run is not None and run.has(files.TABLE) else None
-        job = prepare(inputs, config, watch, table=table)
+        kept = None if run is None else run.file(files.PREPARED)
+        engine = recorded.engine(bf16=config.bf16)
+        job = prepare(inputs, config, watch, table=table, engine=engine, kept=kept)
         if run is not None and job.latency is not None and table is None:
             run.write_json(files.TABLE, job.latency.table.to_json())  # before any episode: resuming needs this table
-        return _search_and_finish(_warned(job, recorded.check(job), watch), run, test, watch, recorded)
+        return _search_and_finish(job.warned(recorded.check(job), watch), run, test, watch, recorded)
 
 
 def _agents(config: SearchConfig) -> tuple[str, ...]:
     """Those whose policies are scored, in that order."""
     return (*config.baselines, config.agent)
-
-
-def _warned(job: Job, warnings: Sequence[str], watch: Observer) -> Job:
-    """The job with further warnings; `watch` hears them."""
-    for warning in warnings:
-        watch.warning(warning)
-    return replace(job, warnings=(*job.warnings, *warnings)) if warnings else job
 
 
 def _test_score(inputs: Inputs, config: SearchConfig) -> Evaluate | None:
@@ -217,6 +205,14 @@ def _own_reward(settings: dict[str, Any]) -> RewardFunction | None:
     return None
 
 
+def _own_loss(settings: dict[str, Any]) -> DistillLoss | None:
+    """The caller's own loss of recovery, taken out of `settings`; None without one."""
+    loss: DistillLoss | None = settings.pop("distill_loss", None)
+    if loss is not None and not callable(loss):
+        raise AmcError(f"distill_loss must be a function (student outputs, teacher outputs) -> scalar, got {loss!r}")
+    return loss
+
+
 def _check_config(run: RunDir, config: SearchConfig, model: nn.Module) -> None:
     """RunError unless the run began with these settings and weights."""
     check_weights(run, model)
@@ -231,115 +227,42 @@ def _check_config(run: RunDir, config: SearchConfig, model: nn.Module) -> None:
 
 def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer, recorded: Recorded) -> Result:
     config = job.config
-    agents = {
-        name: create_agent(name, job.problem, episodes=config.episodes, seed=config.seed) for name in _agents(config)
-    }
+    create = partial(create_agent, episodes=config.episodes, seed=config.seed, uniform_first=config.uniform_first)
+    agents = {name: create(name, job.problem) for name in _agents(config)}
     watch.plan({name: min(config.episodes, agent.max_episodes or config.episodes) for name, agent in agents.items()})
     results: dict[str, SearchResult] = {}
+    scores: dict[tuple[int, ...], float] = {}  # of every policy, whichever agent proposed it
     for name, agent in agents.items():
         watch.stage(f"search ({name})")
         try:
-            results[name] = _run_agent(job, name, agent, run, watch)
+            results[name] = _run_agent(job, name, agent, run, watch, scores)
         except EvaluationError:
             if name == config.agent:
                 raise  # a baseline whose every policy fails is left out; its journal says why
-    watch.stage("result")
-    recovering = Recovering(job, watch)
-    choice = choose(results[config.agent].episodes, _selections(job, recovering))
-    slim = job.scorer.build(choice.record.keep)
-    best, warnings = confirmed(job, choice.record, slim, recorded)
-    job = _warned(job, warnings, watch)
-    job.method.finish_(slim, job.example_input)
-    policy = job.scorer.builder.policy(best.keep)
-    summary = summarise(job, slim, replace(choice, record=best), results, run, test)
-    _check_budget(job, summary["slim"])
-    if config.recover != "none":
-        slim, recovered = _recovered(job, slim, recovering, best.keep, test)
-        recovered["warnings"] = [*summary["warnings"], *recovered["warnings"]]
-        summary = merged(summary, recovered)
+    job = job.warned(job.scorer.engine.warnings, watch)
+    end = ended(job, results, run, test, watch, recorded)
+    slim, summary, policy = end.model, end.summary, end.policy
     if run is not None:
         run.write_bytes(files.MODEL, job.method.stored(slim))
         run.write_json(files.POLICY, policy.to_json())
         journals = [_journal(name, config.agent) for name in results]
         summary["files"] = run.digests([files.MODEL, files.POLICY, files.TABLE, *journals])
+        run.file(files.PREPARED).unlink(missing_ok=True)
         run.write_json(files.SUMMARY, summary)
         render_report(run)
     return Result(slim, policy, summary, job.structure, results[config.agent], job.method.masks(slim))
 
 
-def _selections(job: Job, recovering: Recovering) -> Iterator[Selection]:
-    """How the search ends, besides by the best reward."""
-    config, watch = job.config, recovering.watch
-    if isinstance(job.reward, SmallestWithin):
-        images = None if job.confirm is None else job.confirm.images
-        yield ByConfidence(job.reward, partial(_loss, recovering, job.reward), images)
-    if job.latency is not None:
-        watch.stage("latency of the best")
-        limits = [budget for budget in config.budgets if budget.metric is Metric.LATENCY]
-        yield ByLatency(
-            latency=job.latency,
-            problem=job.problem,
-            budget=limits[0] if limits else None,
-            example_input=job.example_input,
-            build=job.scorer.builder.build,
-            score=job.scorer,
-            reward=job.reward,
-            seed=config.seed,
-        )
-    if config.max_drop is None and config.finalists and (job.confirm or config.recover != "none"):
-        yield ByRecovery(
-            problem=job.problem,
-            reward=job.reward,
-            measurement=FinalistMeasurement(recovering, config.finalists),
-            finalists=config.finalists,
-            images=None if job.confirm is None else job.confirm.images,
-            dense_search=job.dense_score,
-            dense_unseen=job.dense_score if job.confirm is None else job.confirm.dense_score,
-        )
-
-
-def _loss(recovering: Recovering, reward: SmallestWithin, record: EpisodeRecord) -> PairedDrop | float:
-    """What a policy's network, recovered, loses on images that the search never scored.
-
-    By the search's score where that is a function: there are no other images.
-    """
-    job = recovering.job
-    if isinstance(job.confirm, PairedEvaluator):
-        return job.confirm.compare(recovering(record.keep)[0])
-    if job.config.recover == "none":
-        return reward.dense_score - (record.score or 0.0)
-    return reward.dense_score - score_of(job.scorer.evaluate, recovering(record.keep)[0], "recovered")
-
-
-def _recovered(
-    job: Job, pruned: nn.Module, recovering: Recovering, keep: tuple[int, ...], test: Evaluate | None
-) -> tuple[nn.Module, dict[str, Any]]:
-    """The result, trained on the calibration images, and what summary.json says of it."""
-    watch = recovering.watch
-    watch.stage("recovery on the calibration images")
-    slim, recovery = recovering(keep)
-    if recovery is None:
-        return pruned, {"warnings": []}
-    job.method.finish_(slim, job.example_input)
-    scores: dict[str, float] = {}
-    warnings: list[str] = []
-    for name, score in (("score_recovered", job.scorer.evaluate), ("test_recovered", test)):
-        if score is not None and recovery.reason is None:
-            value, failed = final_score(score, slim, "recovered")
-            scores |= {} if value is None else {name: value}
-            warnings += failed
-    if recovery.reason is not None:
-        warnings.append(f"the result is the network as pruned: {recovery.reason}")
-    for warning in warnings:
-        watch.warning(warning)
-    return slim, {"recovery": recovery.to_json(), "slim": scores, "warnings": warnings}
-
-
-def _run_agent(job: Job, name: str, agent: Agent, run: RunDir | None, watch: Observer) -> SearchResult:
+def _run_agent(
+    job: Job, name: str, agent: Agent, run: RunDir | None, watch: Observer, scores: dict[tuple[int, ...], float]
+) -> SearchResult:
+    """Run one agent. `scores`: of the policies scored so far; this agent's are added."""
     config, kind = job.config, get_score(job.config.score)
     parts: dict[tuple[int, ...], ScoreTiming] = {}  # of the policy that the episode under way has scored
 
     def score(policy: tuple[int, ...]) -> float:
+        if policy in scores:
+            return scores[policy]
         scored = job.scorer.scored(policy)
         parts[policy] = scored.timing
         return scored.score
@@ -349,6 +272,9 @@ def _run_agent(job: Job, name: str, agent: Agent, run: RunDir | None, watch: Obs
         if run is not None and not timing.replayed:
             line = {"agent": name, "episode": record.episode, "seconds": seconds}
             run.append_jsonl(files.TIMINGS, line, durable=False)
+        if record.score is not None:
+            deviation = record.standard_error
+            scores[record.keep] = record.score if deviation is None else Measured(record.score, deviation)
         watch.episode(name, record.named(kind), timing)
 
     return search(
@@ -373,13 +299,3 @@ def _seconds(episode: EpisodeTiming, part: ScoreTiming) -> dict[str, float]:
     rest = max(0.0, episode.score - part.build - part.batch_norm)
     seconds = {"agent": episode.agent, "build": part.build, "batch norm": part.batch_norm, "score": rest}
     return {name: round(value, 6) for name, value in seconds.items()}
-
-
-def _check_budget(job: Job, counted: Mapping[str, Any]) -> None:
-    """The promise: the recounted network holds the budget. A failure here is a fault of ours."""
-    for budget in job.problem.budgets:
-        if budget.metric is Metric.LATENCY:
-            continue  # its network was chosen because it holds as measured
-        limit = job.problem.limit(budget)
-        if counted[budget.metric] > limit:
-            raise RuntimeError(f"{budget} broken: {counted[budget.metric]} {budget.metric} > {limit:.0f}")

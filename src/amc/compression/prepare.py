@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,10 @@ from torch import nn
 
 from amc.compression.latency import aligned, guarded, latency_of
 from amc.compression.observer import Observer
+from amc.compression.prepared import Prepared, key_of, read, write
 from amc.compression.scoring.batchnorm import statistics_on
+from amc.compression.scoring.engine.base import Engine
+from amc.compression.scoring.engine.choice import TORCH, Task, choose_engine
 from amc.compression.scoring.evaluator import (
     BesideDense,
     Evaluate,
@@ -28,12 +31,14 @@ from amc.compression.scoring.policy import PolicyScorer
 from amc.compression.selection.by_confidence import check_resolution
 from amc.compression.settings import SearchConfig
 from amc.deploy.table import Bench, Latency, open_bench
-from amc.errors import EvaluationError
-from amc.pruning import Calibration, calibrate
-from amc.pruning.methods import Method, create_method, problem_of
-from amc.recovery.kernels import slow_bfloat16
+from amc.errors import EvaluationError, RunError
+from amc.pruning import Calibration, Pruner, calibrate
+from amc.pruning.methods import Builder, Method, create_method, problem_of
+from amc.pruning.ranking import Order
+from amc.recovery.distances import DistillLoss
 from amc.run.provenance import data_fingerprint, execution
 from amc.run.settings.scores import get_score
+from amc.run.weights import digest
 from amc.search import (
     Metric,
     Problem,
@@ -46,7 +51,6 @@ from amc.search import (
 from amc.structure import Certificate, Structure, inspect
 from amc.structure.batches import Reader, limited
 from amc.structure.copying import copy_model
-from amc.structure.modes import device_of
 from amc.structure.trace import Example
 
 DEFAULT_RUNTIME = "onnxruntime"
@@ -66,6 +70,7 @@ class Inputs:
     evaluate: Any
     test: Any = None
     reward: RewardFunction | None = None  # the caller's own function; None: the one that the settings name
+    distill_loss: DistillLoss | None = None  # the caller's own loss of recovery
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,13 @@ class Job:
     calibration: Sequence[Example] = ()  # batches of the networks' inputs
     latency: Latency | None = None  # if it is among the costs
     origin: Mapping[str, Any] = field(default_factory=dict)  # as in `amc.search.JournalContent`
+    distill_loss: DistillLoss | None = None
+
+    def warned(self, warnings: Sequence[str], watch: Observer) -> Job:
+        """The job with further warnings; `watch` hears them."""
+        for warning in warnings:
+            watch.warning(warning)
+        return replace(self, warnings=(*self.warnings, *warnings)) if warnings else self
 
     @property
     def classes(self) -> bool:
@@ -97,13 +109,20 @@ class Job:
 
 
 def prepare(
-    inputs: Inputs, config: SearchConfig, observer: Observer | None = None, *, table: Path | None = None
+    inputs: Inputs,
+    config: SearchConfig,
+    observer: Observer | None = None,
+    *,
+    table: Path | None = None,
+    engine: str | None = None,
+    kept: Path | None = None,
 ) -> Job:
     """Everything before the first episode; the cheap checks of the user's input come first.
 
-    `table`: the latency table of the run that is resumed.
+    `table`: the latency table of the run that is resumed; `engine`: the name of its engine. `kept`: the file that keeps
+    what is prepared for resuming (`amc.compression.prepared`).
     """
-    return _Preparation(inputs, config, observer or Observer()).job(table)
+    return _Preparation(inputs, config, observer or Observer(), engine, kept).job(table)
 
 
 @dataclass(frozen=True)
@@ -117,52 +136,84 @@ class _Dense:
 
 
 @dataclass(frozen=True)
+class _Calibrated:
+    """The calibration, and what it was computed on."""
+
+    batches: Sequence[Example]
+    digest: str  # of the batches
+    calibration: Calibration
+    key: str | None  # as in `Prepared`
+    orders: Mapping[str, Order] | None = None  # as in `Prepared`, of an earlier session
+
+
+@dataclass(frozen=True)
 class _Preparation:
     """The steps of `prepare`, in order."""
 
     inputs: Inputs
     config: SearchConfig
     watch: Observer
+    engine: str | None = None  # as in `prepare`
+    kept: Path | None = None  # as in `prepare`
     warnings: list[str] = field(default_factory=list)
+
+    @cached_property
+    def earlier(self) -> Prepared:
+        """What an earlier session has kept."""
+        try:
+            return Prepared() if self.kept is None else read(self.kept)
+        except RunError as error:
+            self.watch.warning(f"{error}: what it held is computed again")
+            return Prepared()
 
     def job(self, table: Path | None) -> Job:
         """The search, ready to run."""
         inputs, config = self.inputs, self.config
         tally(get_score(config.score))  # refuses a score whose package is not installed
         reward = inputs.reward or get_reward(config.reward)
-        method, certificate = self.method()
+        method, certificate, structure_key = self.method()
         problem, latency = self.problem(method, reward, table)
         check_costs(reward, problem.policy_costs(problem.dense.tolist()))
-        dense = self.dense()
+        dense = self.dense(method.structure.macs)
         if config.max_drop is not None:
             reward = self.smallest(config.max_drop, dense)
-        scorer, calibration = self.scorer(method, problem, dense.score)
+        calibrated = self.calibrated(method)
+        scorer = self.scorer(method, problem, dense.score, calibrated)
+        self.keep(structure_key, certificate, calibrated, scorer.builder)
         origin = {
-            "environment": execution(),
+            "environment": self.environment(scorer.engine),
             "dense_score": float(dense.value),
-            "data": {"calibration": data_fingerprint(calibration), "search": dense.images},
+            "data": {"calibration": calibrated.digest, "search": dense.images},
         }
         return Job(
             inputs.model, inputs.example_input, config, method.structure, certificate, method, problem, scorer,
-            dense.value, reward, dense.confirm, tuple(self.warnings), calibration, latency, origin,
+            dense.value, reward, dense.confirm, tuple(self.warnings), calibrated.batches, latency, origin,
+            inputs.distill_loss,
         )  # fmt: skip
+
+    def environment(self, engine: Engine) -> dict[str, Any]:
+        """What decides the last digits of a score; plain torch goes without saying, as in earlier versions."""
+        plain = engine.name == TORCH and not self.config.bf16
+        return execution() if plain else {**execution(), "engine": engine.name}
 
     def warn(self, text: str) -> None:
         """Show a warning, and keep it for the summary."""
         self.warnings.append(text)
         self.watch.warning(text)
 
-    def method(self) -> tuple[Method, Certificate | None]:
-        """The method without the groups that the certificate locks, and the certificate."""
+    def method(self) -> tuple[Method, Certificate | None, str | None]:
+        """The method without the groups that the certificate locks, the certificate, and the key of the structure."""
         inputs, config = self.inputs, self.config
         self.watch.stage("structure")
         structure = inspect(inputs.model, inputs.example_input)
         options, locks = config.method_options, {"lock": config.lock, "only": config.only}
         method = create_method(config.method, inputs.model, structure, options, **locks)
         self.watch.stage("check of the structure")
-        method, certificate = method.checked(inputs.example_input, keep_sets=config.keep_sets)
+        key = self.key(structure=method.structure, keep_sets=config.keep_sets)
+        known = self.earlier.certificate if self.earlier.structure_key == key else None
+        method, certificate = method.checked(inputs.example_input, keep_sets=config.keep_sets, known=known)
         self.watch.structure(method.structure, certificate)
-        return method, certificate
+        return method, certificate, key
 
     def problem(self, method: Method, reward: RewardFunction, table: Path | None) -> tuple[Problem, Latency | None]:
         """The search problem, with the latency among its costs if requested."""
@@ -180,23 +231,29 @@ class _Preparation:
         budgets, costs = guarded(config.budgets, latency), {Metric.LATENCY: latency.cost}
         return problem_of(method, budgets, rewarded, decisions=decisions, measured=costs), latency
 
-    def dense(self) -> _Dense:
-        """The score of the dense network, on the images of the search and on those set aside to confirm its result."""
+    def dense(self, macs: int) -> _Dense:
+        """The score of the dense network, with the engine that the search will use.
+
+        Some of the images are set aside, to confirm the result of the search.
+        """
         inputs, config = self.inputs, self.config
         example, score_name = inputs.example_input, config.score
-        score = as_evaluator(inputs.evaluate, autocast=config.bf16, score=score_name, example_input=example)
+        score = as_evaluator(inputs.evaluate, score=score_name, example_input=example)
         images = data_fingerprint(score.held) if isinstance(score, Evaluator) and score.held else None
-        slow = slow_bfloat16(device_of(inputs.model)) if config.bf16 else None
-        if slow:
-            self.warn(slow)
         self.watch.stage("dense score")
         whole = copy_model(inputs.model)  # never run the network to slice: a forward may store state in it
+        if isinstance(score, Evaluator):
+            task = Task(whole, [batch for batch, _ in score.held], macs, others=config.bn_images or 0)
+            choice = choose_engine(task, config.engine, bf16=config.bf16, recorded=self.engine)
+            score.engine = choice.engine
+            for warning in choice.warnings:
+                self.warn(warning)
         if config.max_drop is not None and isinstance(score, Evaluator):
             searched, confirm = (
                 scored_on("dense", partial(PairedEvaluator, half, whole)) for half in score.divided(1 / 2)
             )
             dense = _Dense(searched, searched.dense_score, confirm, images)
-        elif config.max_drop is None and isinstance(score, Evaluator) and leaves_images(config, len(score)):
+        elif isinstance(score, Evaluator) and leaves_images(config, len(score)):
             searching, rest = score.divided(SEARCH_SHARE)
             beside: Callable[..., Confirm] = PairedEvaluator if score.kind.per_image else BesideDense
             unseen = scored_on("dense", partial(beside, rest, whole))
@@ -220,26 +277,50 @@ class _Preparation:
             )
         return reward
 
-    def scorer(self, method: Method, problem: Problem, score: Evaluate) -> tuple[PolicyScorer, Sequence[Example]]:
-        """The scorer of policies, and the calibration batches that it uses."""
+    def calibrated(self, method: Method) -> _Calibrated:
+        """The calibration, from an earlier session if it fits."""
         inputs, config = self.inputs, self.config
         self.watch.stage("calibration")
-        reader = Reader.of(inputs.example_input)
-        batches = limited(inputs.calibration, config.calibration_images, reader)
+        batches = limited(inputs.calibration, config.calibration_images, Reader.of(inputs.example_input))
+        data, weights = data_fingerprint(batches), digest(inputs.model.state_dict())
+        key = self.key(structure=method.structure, weights=weights, data=data, settings=config.to_json())
+        if self.earlier.calibration_key == key:
+            return _Calibrated(batches, data, self.earlier.calibration, key, self.earlier.orders)
         layers = method.calibrated()
         calibration = calibrate(inputs.model, method.structure, batches, layers=layers, seed=config.seed)
-        for warning in (*method.warnings(), *_warnings(calibration)):
+        return _Calibrated(batches, data, calibration, key)
+
+    def scorer(self, method: Method, problem: Problem, score: Evaluate, calibrated: _Calibrated) -> PolicyScorer:
+        """The scorer of policies."""
+        inputs, config = self.inputs, self.config
+        for warning in (*method.warnings(), *_warnings(calibrated.calibration)):
             self.warn(warning)
         self.watch.stage("ranking and reconstruction")
-        again = limited(batches, config.bn_images or 0, reader)
+        again = limited(calibrated.batches, config.bn_images or 0, Reader.of(inputs.example_input))
         norms = statistics_on(inputs.model, again) if again and config.bn_rule == "difference" else None
-        builder, dense = method.builder(calibration), problem.dense.tolist()
-        return PolicyScorer(builder, score, again, dense=dense, norms=norms), batches
+        builder, dense = method.builder(calibrated.calibration, calibrated.orders), problem.dense.tolist()
+        return PolicyScorer(builder, score, again, dense=dense, norms=norms)
+
+    def key(self, **parts: Any) -> str | None:
+        """The digest of what a kept part is computed from, and of where; None if nothing is kept."""
+        return None if self.kept is None else key_of(environment=execution(), **parts)
+
+    def keep(
+        self, structure_key: str | None, certificate: Certificate | None, calibrated: _Calibrated, builder: Builder
+    ) -> None:
+        """Keep what resuming needs, unless it is kept already."""
+        if self.kept is None or structure_key is None or calibrated.key is None:
+            return
+        known = self.earlier
+        if (known.structure_key, known.calibration_key) == (structure_key, calibrated.key):
+            return
+        orders = builder.orders if isinstance(builder, Pruner) else {}
+        write(self.kept, Prepared(structure_key, certificate, calibrated.key, calibrated.calibration, orders))
 
 
 def leaves_images(config: SearchConfig, images: int) -> bool:
     """Whether a search under a budget leaves some of its images to the comparison of its finalists."""
-    return config.finalists > 0 and images * (1 - SEARCH_SHARE) >= LEAST_UNSEEN
+    return config.max_drop is None and config.finalists > 0 and images * (1 - SEARCH_SHARE) >= LEAST_UNSEEN
 
 
 def bench_of(config: SearchConfig) -> Bench:

@@ -9,7 +9,9 @@ from torch import nn
 from amc.compression.observer import Observer
 from amc.compression.prepare import Job
 from amc.compression.scoring.evaluator import score_of
-from amc.recovery.distillation import EPOCHS, Recovery, distill_
+from amc.recovery.distillation import EPOCHS, Plan, Recovery, distill_
+from amc.run import files
+from amc.run.directory import RunDir
 from amc.search import EpisodeRecord
 from amc.structure.copying import copy_model
 
@@ -20,10 +22,15 @@ SHORT = 1 / 4  # of the length and of the time of a recovery, for each finalist
 
 @dataclass
 class Recovering:
-    """Policy -> its network, trained towards the dense network's outputs. Each policy is trained once."""
+    """Policy -> its network, trained towards the dense network's outputs. Each policy is trained once.
+
+    The plan of each training is written to the run before its first step: a run that is resumed trains as long as it
+    did before, however fast the machine is now.
+    """
 
     job: Job
     watch: Observer
+    run: RunDir | None = None
     known: dict[KeepCounts, tuple[nn.Module, Recovery | None]] = field(default_factory=dict)
 
     def __call__(self, keep: KeepCounts) -> tuple[nn.Module, Recovery | None]:
@@ -43,11 +50,24 @@ class Recovering:
         job = self.job
         if job.config.recover == "none" or keep == tuple(job.problem.dense.tolist()):
             return None
+        epochs = max(1, round(share * EPOCHS))
+        known = self._known_plan(keep, epochs)
+
+        def on_plan(plan: Plan) -> None:
+            if self.run is not None and known is None:
+                self.run.append_jsonl(files.RECOVERY, {"keep": list(keep), "plan": plan.to_json()})
+
         return distill_(
-            slim, copy_model(job.model), job.calibration, classes=job.classes, masks=job.method.masks(slim),
-            epochs=max(1, round(share * EPOCHS)), max_seconds=share * job.config.recover_time, seed=job.config.seed,
-            on_step=self.watch.training_step,
+            slim, copy_model(job.model), job.calibration, classes=job.classes, loss=job.distill_loss,
+            masks=job.method.masks(slim), plan=known or Plan(share * job.config.recover_time, epochs),
+            seed=job.config.seed, on_plan=on_plan, on_step=self.watch.training_step,
         )  # fmt: skip
+
+    def _known_plan(self, keep: KeepCounts, epochs: int) -> Plan | None:
+        """The plan with which an earlier session began to train this policy."""
+        lines = [] if self.run is None else self.run.read_jsonl(files.RECOVERY)
+        plans = (Plan.from_json(line["plan"]) for line in lines if tuple(line["keep"]) == keep)
+        return next((plan for plan in plans if plan.epochs == epochs), None)
 
 
 @dataclass(frozen=True)

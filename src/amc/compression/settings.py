@@ -35,11 +35,12 @@ NO_BASELINE = "none"
 
 Recover = Literal["calibration", "none"]
 BatchNormRule = Literal["difference", "replace"]
+EngineName = Literal["auto", "torch", "onnxruntime"]
 
 BN_IMAGES = 512
 
 BEFORE: Mapping[str, Any] = {  # how runs began that have no such setting
-    "recover": "none", "finalists": 0, "bn_rule": "replace",
+    "recover": "none", "finalists": 0, "bn_rule": "replace", "uniform_first": False, "engine": "torch",
 }  # fmt: skip
 
 
@@ -78,6 +79,7 @@ class SearchConfig:
         ("uniform",), panel=Panel.SEARCH, name="baseline",
         help="Score beside the agent: uniform, random, shallow, deep (repeat), or none.",
     )  # fmt: skip
+    uniform_first: bool = True  # no option; under a budget, the first policy that "ddpg" scores is the uniform one
     round_to: int | None = option(
         None, panel=Panel.PRUNING, help="Keep counts are multiples of this (default: 8 or less)."
     )
@@ -118,7 +120,10 @@ class SearchConfig:
         DEFAULT, panel=Panel.SEARCH,
         help="Score on the data: top1, top5, balanced-accuracy, macro-f1, auroc, miou or mse (lower is better).",
     )  # fmt: skip
-    bf16: bool = option(False, panel=Panel.SEARCH, help="Score in bfloat16.")
+    bf16: bool = option(False, panel=Panel.SEARCH, help="Score in bfloat16, if it is measured to be faster here.")
+    engine: EngineName = option(  # noqa: RUF009 -- this is a field
+        "auto", panel=Panel.SEARCH, help="Scores with torch, onnxruntime, or auto: the faster one if both agree."
+    )
     keep_sets: int = option(  # of the certificate; 0: none
         3, panel=Panel.PRUNING, flags=("--certify",), help="Random keep sets to check first; 0: none."
     )
@@ -183,6 +188,7 @@ class SearchConfig:
             "bn_rule": (self.bn_rule in get_args(BatchNormRule), "difference or replace"),
             "recover": (self.recover in get_args(Recover), "calibration or none"),
             "recover_time": (0 < self.recover_time < math.inf, "above 0 seconds and finite"),
+            "engine": (self.engine in get_args(EngineName), "auto, torch or onnxruntime"),
             "baselines": (set(self.baselines) <= set(BASELINES), f"among {', '.join(BASELINES)}"),
         }
         check_rules(self, rules)

@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from amc.compression.prepare import Job
+from amc.compression.scoring.engine.choice import BFLOAT16, TORCH
 from amc.compression.scoring.evaluator import score_of
 from amc.errors import EvaluationError, RunError
 from amc.run.provenance import difference
@@ -47,6 +48,17 @@ class Recorded:
         return any(
             not content.places or any(place != here for place in content.places) for content in self.contents.values()
         )
+
+    def engine(self, *, bf16: bool) -> str | None:
+        """The name of the engine that scored the last record; None without a journal. `bf16`: the run's setting.
+
+        Runs that began before engines were recorded were scored with torch, in bfloat16 if that was set.
+        """
+        places = [content.places for content in self.contents.values()]
+        if not places:
+            return None
+        last = places[-1][-1] if places[-1] else {}
+        return str(last.get("engine", BFLOAT16 if bf16 else TORCH))
 
     def check(self, job: Job) -> list[str]:
         """Warnings about resuming here. Raises RunError for other data, another dense score, or changed records."""

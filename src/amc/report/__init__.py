@@ -3,8 +3,6 @@
 import os
 from pathlib import Path
 
-from amc.report.page import open_run, render_run
-from amc.report.schedule import render_schedule
 from amc.run.directory import RunDir
 
 
@@ -14,5 +12,8 @@ def render_report(run: str | os.PathLike[str] | RunDir) -> Path:
     The page of an unfinished search shows the episodes so far. Raises `RunError` if the directory is not a run or
     contains a damaged file.
     """
+    from amc.report.page import open_run, render_run  # here: a search needs the page's templates at its end only
+    from amc.report.schedule import render_schedule
+
     directory = open_run(run)
     return render_schedule(directory) if directory.config().get("schedule") else render_run(directory)

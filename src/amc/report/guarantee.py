@@ -32,11 +32,12 @@ def guarantee_verdict(summary: Mapping[str, Any]) -> Verdict | None:
 
 
 def guaranteed_episode(summary: Mapping[str, Any]) -> int | None:
-    """The episode with a confirmed loss, else the one with the smallest upper bound; None without a guarantee."""
+    """The last episode with a confirmed loss, else that with the smallest upper bound; None without a guarantee."""
     trials = records_of(part_of(summary, "guarantee").get("trials"))
     if not trials:
         return None
-    chosen = min(trials, key=lambda trial: (not trial.get("confirmed"), trial.get("upper") or 0.0))
+    confirmed = [trial for trial in trials if trial.get("confirmed")]
+    chosen = confirmed[-1] if confirmed else min(trials, key=lambda trial: trial.get("upper") or 0.0)
     return chosen.get("episode")
 
 

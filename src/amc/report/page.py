@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from amc.report import sections
 from amc.report.figures import is_percent
+from amc.report.finalists import finalists_sentence
 from amc.report.guarantee import guarantee_verdict
 from amc.report.record import RunRecord, load_record
 from amc.report.tables import budget_lines, part_of, records_of, summary_table
@@ -75,8 +76,11 @@ def _context(record: RunRecord) -> dict[str, object]:
         "rows": rows,
         "finetuned": any(row.finetuned for row in rows),
         "tested": any("test split" in row.quantity for row in rows),
+        "recovered": slim.get("score_recovered") is not None,
         **sections.curves(record),
         "best": sections.best_rows(record),
+        "finalists": sections.finalist_rows(record),
+        "finalists_text": finalists_sentence(summary),
         "candidates": sections.candidate_rows(record),
         "has_uniform": any(group.uniform is not None for group in record.groups),
         "certificate": sections.certificate_text(summary.get("certificate")),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from amc.errors import RunError
+from amc.report.finalists import finalist_episode
 from amc.report.guarantee import guaranteed_episode
 from amc.report.tables import named_scores, part_of, records_of
 from amc.run import files
@@ -64,9 +65,9 @@ class RunRecord:
         for candidate in records_of(self.summary.get("candidates")):
             if candidate.get("chosen"):
                 return candidate.get("episode")
-        guaranteed = guaranteed_episode(self.summary)
-        if guaranteed is not None:
-            return guaranteed
+        for episode in (guaranteed_episode(self.summary), finalist_episode(self.summary)):
+            if episode is not None:
+                return episode
         return self.best[0].episode if self.best else None
 
 

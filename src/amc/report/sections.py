@@ -22,6 +22,7 @@ from amc.report.tables import (
     records_of,
 )
 from amc.report.words import goal_of, is_priced, metric_label, metric_of
+from amc.run.settings.scores import score_of_record
 from amc.search import EpisodeRecord
 
 _SHOWN_BEST = 5
@@ -73,13 +74,12 @@ def tiles(dense: Mapping[str, Any], slim: Mapping[str, Any], *, percent: bool) -
             notes = (f"{text(slim[key])} of {text(dense[key])}", f"{dense[key] / slim[key]:.2f}× {word}")
             headlines.append(Tile(label, format_ratio(dense[key], slim[key]), notes))
     for label, key in (("Search score", "score"), ("Test score", "test")):
-        before, after = slim.get(key), slim.get(f"{key}_finetuned")
+        tuned, recovered = slim.get(f"{key}_finetuned"), slim.get(f"{key}_recovered")
+        before, after = slim.get(key), recovered if tuned is None else tuned
         if before is None and after is None:
             continue
-        recovered = "not fine-tuned"
-        if after is not None:
-            recovered = f"{format_score(before, percent=percent)} as pruned"
-        notes = (f"{format_score(dense.get(key), percent=percent)} dense", recovered)
+        pruned = "not recovered" if after is None else f"{format_score(before, percent=percent)} as pruned"
+        notes = (f"{format_score(dense.get(key), percent=percent)} dense", pruned)
         headlines.append(Tile(label, format_score(before if after is None else after, percent=percent), notes))
     return headlines
 
@@ -145,6 +145,24 @@ def trial_rows(record: RunRecord) -> list[Row]:
             taken=trial.get("episode") == record.chosen,
         )
         for trial in records_of(part_of(record.summary, "guarantee").get("trials"))
+    ]
+
+
+def finalist_rows(record: RunRecord) -> list[Row]:
+    """The best policies on images that the search never scored, as pruned and after a short recovery."""
+    kind, percent = score_of_record(record.summary), is_percent(record)
+
+    def score(trial: Mapping[str, Any], key: str) -> str:
+        value = trial.get(key)
+        return format_score(None if value is None else kind.named(value), percent=percent)
+
+    return [
+        Row(
+            str(trial.get("episode", DASH)),
+            tuple(score(trial, key) for key in ("score", "score_unseen", "score_recovered")),
+            taken=bool(trial.get("chosen")),
+        )
+        for trial in records_of(part_of(record.summary, "finalists").get("trials"))
     ]
 
 

@@ -7,9 +7,11 @@ POLICY = "policy.json"
 SUMMARY = "summary.json"
 MODEL = "model.safetensors"
 MODEL_FINETUNED = "model-finetuned.safetensors"
+RECOVERY = "recovery.jsonl"  # the plans of recoveries: the same plan gives the same network
 FINETUNE = "finetune.jsonl"
 FINETUNE_STATE = "finetune-state.json"
 TABLE = "latency-table.json"
+PREPARED = "prepared.safetensors"  # until the search has ended
 REPORT = "report.html"
 LOCK = ".lock"
 

@@ -66,18 +66,20 @@ def repair(path: Path) -> None:
         os.close(descriptor)
 
 
-def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Replace the file at `path` by `data`, whole or not at all, and flush it to the disk.
+def atomic_write_bytes(path: str | os.PathLike[str], *parts: bytes | memoryview, mode: int = 0o666) -> None:
+    """Replace the file at `path` by `parts`, one after the other, whole or not at all, and flush it to the disk.
 
-    Raises RunError; the old file is then unchanged, and no temporary file remains.
+    `mode`: the permissions of the file, less the process's umask. Raises RunError; the old file is then unchanged, and
+    no temporary file remains.
     """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
             try:
-                write_all(descriptor, data)
+                for part in parts:
+                    write_all(descriptor, part)
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
@@ -117,7 +119,7 @@ def open_to_write(path: Path, flags: int) -> int:
     return descriptor
 
 
-def write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
     """Write all of `data`; one call of os.write may write only a part."""
     view = memoryview(data)
     while view:

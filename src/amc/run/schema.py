@@ -42,7 +42,7 @@ def _shape(value: Any, place: str) -> None:
 CONFIG = fields(
     {
         **dict.fromkeys(("amc_version", "command", "method", "reward", "score", "minimise", "agent"), text),
-        **dict.fromkeys(("recover", "bn_rule"), text),
+        **dict.fromkeys(("recover", "bn_rule", "engine"), text),
         **dict.fromkeys(("model", "weights", "data", "evaluate", "budget", "ranking", "runtime"), optional(text)),
         **dict.fromkeys(("device_url", "token_file", "parent", "weights_digest", "weights_sha256"), optional(text)),
         **dict.fromkeys(("episodes", "latency_threads", "calibration_images"), positive),
@@ -51,7 +51,7 @@ CONFIG = fields(
         "bn_images": optional(count),
         **dict.fromkeys(("max_drop",), optional(number)),
         **dict.fromkeys(("confidence", "max_sparsity", "max_sparsity_linear", "recover_time"), number),
-        **dict.fromkeys(("reconstruct", "bf16"), flag),
+        **dict.fromkeys(("reconstruct", "bf16", "uniform_first"), flag),
         "test": optional(flag),
         **dict.fromkeys(("baselines", "lock", "only"), many(text)),
         "input_shape": _shape,
@@ -87,6 +87,23 @@ _MEASURED: Mapping[str, Check] = {
     "reward_tuned": optional(number),
 }  # fmt: skip
 _CANDIDATE = fields({**_MEASURED, "chosen": flag})
+_FINALIST: Mapping[str, Check] = {
+    "episode": count, "keep": many(positive), "chosen": flag,
+    **dict.fromkeys(("score", "score_unseen", "score_recovered"), optional(number)),
+}  # fmt: skip
+_FINALISTS = fields(
+    {
+        "images": optional(count), **dict.fromkeys(("dense_search", "dense"), number), "overrated": optional(number),
+        "trials": many(fields(_FINALIST)),
+    }
+)  # fmt: skip
+_RECOVERY = fields(
+    {
+        **dict.fromkeys(("outcome",), text), **dict.fromkeys(("reason", "stopped"), optional(text)),
+        **dict.fromkeys(("images", "held_out", "steps"), count), "flips": flag, "seconds": number,
+        **dict.fromkeys(("distance_before", "distance_after"), optional(number)),
+    }
+)  # fmt: skip
 _ROUND = fields({"fraction": number, "run": text, **dict.fromkeys(("macs", "params", "size", "score"), number)})
 
 SUMMARY = fields(
@@ -109,6 +126,8 @@ SUMMARY = fields(
         "guarantee": optional(_GUARANTEE),
         "latency": optional(_LATENCY),
         "candidates": optional(many(_CANDIDATE)),
+        "finalists": optional(_FINALISTS),
+        "recovery": optional(_RECOVERY),
         "schedule": optional(many(number)),
         "rounds": optional(many(_ROUND)),
         "files": table(text),
@@ -136,6 +155,10 @@ FINETUNE_STATE = fields(
     needed=("settings", "candidates", "candidate_epochs", "measured"),
 )
 
+PLAN = fields(
+    {"max_seconds": optional(number), "epochs": positive, "steps": optional(count), "limited": flag},
+    needed=("max_seconds", "epochs", "steps", "limited"),
+)
 EPISODE = fields(
     {
         "episode": count,
@@ -149,6 +172,7 @@ EPISODE = fields(
 )
 HEADER = fields({"journal": positive, "seed": whole, "agent": text, "decisions": text, "settings": table(anything)})
 TIMING = fields({"agent": text, "episode": count, "seconds": table(number)})
+RECOVERY = fields({"keep": many(positive), "plan": PLAN}, needed=("keep", "plan"))
 EPOCH = fields({"epoch": positive, **dict.fromkeys(("loss", "lr", "seconds"), number), "score": optional(number)})
 
 OBJECTS: Mapping[str, Check] = {
@@ -163,4 +187,4 @@ def check_of_lines(name: str) -> Check:
     """The rule for a record of the line file of this name."""
     if name.startswith("journal"):
         return lambda record, place: (EPISODE if "episode" in record else HEADER)(record, place)
-    return {"timings.jsonl": TIMING, "finetune.jsonl": EPOCH}.get(name, anything)
+    return {"timings.jsonl": TIMING, "finetune.jsonl": EPOCH, "recovery.jsonl": RECOVERY}.get(name, anything)

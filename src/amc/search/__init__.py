@@ -27,10 +27,13 @@ AGENTS = ("ddpg", "random", "uniform", "shallow", "deep")
 BASELINES = AGENTS[1:]
 
 
-def create_agent(name: str, problem: Problem, *, episodes: int, seed: int) -> Agent:
-    """The agent named `name`, with its default settings for `episodes` episodes. Raises AmcError for other names."""
+def create_agent(name: str, problem: Problem, *, episodes: int, seed: int, uniform_first: bool = True) -> Agent:
+    """The agent named `name`, with its default settings for `episodes` episodes. Raises AmcError for other names.
+
+    uniform_first: whether the first policy of "ddpg" under a budget is the uniform one. The other agents ignore it.
+    """
     if name == "ddpg":
-        return DDPGAgent(problem, DDPGConfig.for_episodes(episodes), seed=seed)
+        return DDPGAgent(problem, DDPGConfig.for_episodes(episodes, uniform_first=uniform_first), seed=seed)
     if name == "random":
         return RandomAgent(problem, seed=seed)
     if name == "uniform":

@@ -44,20 +44,22 @@ class DDPGConfig:
     elite_fraction: float = 0.75  # share of the episodes that explore near the best policy so far; ours
     elite_sigma: float = 0.5  # their noise, as a share of sigma; ours
     elite_groups: float = 0.4  # the share of groups that they change; ours
+    uniform_first: bool = True  # under a budget, episode 0 is the uniform policy; ours
 
     def __post_init__(self) -> None:
         if self.warmup_episodes < 1 or not 0 <= self.elite_fraction <= 1 or not 0 < self.elite_groups <= 1:
             raise ValueError(f"DDPG needs at least one warm-up episode and fractions in [0, 1], got {self}")
 
     @classmethod
-    def for_episodes(cls, episodes: int) -> Self:
+    def for_episodes(cls, episodes: int, *, uniform_first: bool = True) -> Self:
         """The defaults for a search of `episodes` episodes: a quarter is warm-up, but at most the paper's 100.
 
         The noise falls to a fifth over the rest. With the official code's decay the noise would vanish after a
         hundred episodes. Episodes would then repeat policies, and the agent would learn nothing from them.
         """
         warmup = min(100, max(1, episodes // 4))
-        return cls(warmup_episodes=warmup, noise_decay=0.2 ** (1 / max(1, episodes - warmup)))
+        decay = 0.2 ** (1 / max(1, episodes - warmup))
+        return cls(warmup_episodes=warmup, noise_decay=decay, uniform_first=uniform_first)
 
 
 class DDPGAgent:
@@ -95,8 +97,11 @@ class DDPGAgent:
         self._critic_optimizer = torch.optim.Adam(self._critic.parameters(), config.critic_lr, fused=True)
 
     def settings(self) -> dict[str, Setting]:
-        """The hyperparameters."""
-        return asdict(self.config)
+        """The hyperparameters. Journals of a search that does not begin with the uniform policy never name that."""
+        settings = asdict(self.config)
+        if not self.config.uniform_first:
+            del settings["uniform_first"]
+        return settings
 
     def begin_episode(self, episode: int, attempt: int) -> None:
         """Plan an episode."""
@@ -105,6 +110,9 @@ class DDPGAgent:
         if episode == 0 and attempt == 0 and not self.surface.bounded:
             # The dense network meets every limit on accuracy: a safe start for the search.
             self._plan = [0.0] * len(self._problem.decisions)
+            return
+        if episode == 0 and attempt == 0 and c.uniform_first:
+            self._plan = (1.0 - self.surface.uniform()).tolist()
             return
         if episode < c.warmup_episodes or self._best is None:
             self._plan = (1.0 - self.surface.sample(draw)).tolist()

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import coo_array
 
 from amc.structure.channels import Ids
 
@@ -43,17 +42,18 @@ def group_channels(dims: list[Ids], locked: npt.NDArray[np.bool_]) -> Grouping:
         return Grouping(slot, np.zeros(1, dtype=np.int64))
     columns = np.concatenate(dims)
     rows = np.repeat(np.arange(len(dims)), [d.size for d in dims])
-    table = coo_array((np.ones(columns.size, dtype=np.int64), (columns, rows)), shape=(count, len(dims))).tocsr()
-    table.sum_duplicates()
-    table.sort_indices()
+    # Footprints: distinct (channel, dimension) pairs, sorted, and how often each occurs. The pairs of channel c are
+    # begin[c] to begin[c + 1].
+    pairs, times = np.unique(columns * len(dims) + rows, return_counts=True)
+    channels, dimensions = np.divmod(pairs, len(dims))
+    begin = np.searchsorted(channels, np.arange(count + 1))
     mentioned, first = np.unique(columns, return_index=True)
     groups: dict[bytes, list[int]] = {}
     for channel in mentioned[np.argsort(first, kind="stable")].tolist():
         if locked[channel]:
             continue
-        begin, end = table.indptr[channel], table.indptr[channel + 1]
-        key = table.indices[begin:end].tobytes() + table.data[begin:end].tobytes()
-        groups.setdefault(key, []).append(channel)
+        mine = slice(begin[channel], begin[channel + 1])
+        groups.setdefault(dimensions[mine].tobytes() + times[mine].tobytes(), []).append(channel)
     members = list(groups.values())
     offsets = np.cumsum([0, *(len(group) for group in members)]).astype(np.int64)
     if members:

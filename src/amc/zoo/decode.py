@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import PIL
 import torch
-from PIL import Image
+from PIL import Image, features
 from torch import Tensor
 
 from amc.errors import DataError, one_line
+from amc.zoo.remembered import Pixels, remembered
 
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 _CLUTTER = ("thumbs.db", "desktop.ini")  # files that operating systems create
@@ -141,7 +143,18 @@ class Decoder:
         return [pool.submit(self._tensor, file, boxes[i] if boxes else None) for i, file in enumerate(files)]
 
     def decode(self, files: Sequence[str]) -> Tensor:
-        """All files, `[N, 3, H, W]`. Raises DataError if a file is not an image or has another size."""
+        """All files, `[N, 3, H, W]`, from the cache if they are in it (`amc.zoo.remembered`).
+
+        Raises DataError if a file is not an image or has another size.
+        """
+        settings = (
+            f"Pillow {PIL.__version__} jpeg {features.version('jpg')} {self.size} {self.short} {self.interpolation}"
+        )
+        pixels = remembered(files, settings, lambda: self._decoded(files))
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2)  # channels-last in memory, the networks' format
+
+    def _decoded(self, files: Sequence[str]) -> Pixels:
+        """[N, H, W, 3]."""
         first = self._array(files[0], None)
         out = np.empty((len(files), *first.shape), dtype=np.uint8)
 
@@ -158,7 +171,7 @@ class Decoder:
         with self.pool() as pool:
             # list() waits, and raises a thread's error
             list(pool.map(fill, range(0, len(files), _CHUNK)))
-        return torch.from_numpy(out).permute(0, 3, 1, 2)  # channels-last in memory, the networks' format
+        return out
 
     def _tensor(self, file: str, box: CropBox | None) -> Tensor:
         return torch.from_numpy(self._array(file, box)).permute(2, 0, 1)

@@ -78,7 +78,7 @@ def create_model(spec: str, **kwargs: Any) -> nn.Module:
         if not isinstance(model, nn.Module):
             raise ModelError(f"factory '{spec}' returned a {type(model).__name__}; it must return a torch.nn.Module")
         return model
-    if spec not in MODELS and spec in torchvision_names():
+    if _of_torchvision(spec):
         return from_torchvision(spec, **kwargs)
     name, width = _split_width(spec)
     if width is not None:
@@ -93,7 +93,7 @@ def model_info(spec: str) -> ModelInfo | None:
     """The zoo's information on `spec`; None for `package.module:factory`. Raises ModelError for an unknown name."""
     if ":" in spec and spec.partition(":")[0] not in _ELSEWHERE:
         return None
-    if spec in IMAGENET or ":" in spec or (spec not in MODELS and spec in torchvision_names()):
+    if spec in IMAGENET or ":" in spec or _of_torchvision(spec):
         return ModelInfo(spec, (3, 224, 224), 1000, None, None)
     name, _ = _split_width(spec)
     if name == "digits_cnn":
@@ -134,13 +134,26 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     model.load_state_dict(state, strict=not counters)
 
 
-def _split_width(spec: str) -> tuple[str, float | None]:
-    """`mobilenet_v1_050` -> (`mobilenet_v1`, 0.5). The name is a key of MODELS, else ModelError."""
+def _of_torchvision(spec: str) -> bool:
+    """Whether a name is torchvision's. For a name of the zoo, torchvision is not imported: that takes seconds."""
+    return _in_zoo(spec) is None and spec in torchvision_names()
+
+
+def _in_zoo(spec: str) -> tuple[str, float | None] | None:
+    """`mobilenet_v1_050` -> (`mobilenet_v1`, 0.5). None if the name is no key of MODELS."""
     if spec in MODELS:
         return spec, None
     match = re.fullmatch(r"(\w+?)_(\d{3})", spec)
     if match and match[1] in SCALABLE and int(match[2]) > 0:
         return match[1], int(match[2]) / 100
+    return None
+
+
+def _split_width(spec: str) -> tuple[str, float | None]:
+    """As `_in_zoo`. Raises ModelError for an unknown name."""
+    known_name = _in_zoo(spec)
+    if known_name is not None:
+        return known_name
     known = [*MODELS, *(f"{name}_050" for name in SCALABLE)]
     close = difflib.get_close_matches(spec, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(MODELS)}."

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from amc.compression.selection.by_confidence import ByConfidence, check_resolution, feasible
-from amc.errors import AmcError
+from amc.compression.selection.by_confidence import ByConfidence, check_resolution, feasible, smaller
+from amc.errors import AmcError, EvaluationError
 from amc.search import EpisodeRecord, Metric, SmallestWithin
 from amc.search.statistics import PairedDrop
 
@@ -96,6 +96,53 @@ def test_too_few_images_are_refused():
     # 2 * 0.8416 / 300 = 0.0056
     with pytest.raises(AmcError, match=r"max-drop 0.5 cannot be told on 300 confirmation images.*0.56 points"):
         check_resolution(REWARD, 300, "confirmation")
+
+
+SMALLER = [
+    record(0, 80.0, 0.001),
+    record(1, 60.0, 0.004),  # the smallest feasible one
+    record(2, 59.0, 0.006),  # not 3% less
+    record(3, 50.0, 0.010),
+    record(4, 51.0, 0.020),  # 3 costs less and scores more
+    record(5, 40.0, 0.030),
+    record(6, 30.0, 0.050),
+    EpisodeRecord(9, (9,), {"macs": 1.0}, None, None, "boom"),
+]
+
+
+def test_smaller_policies_are_those_that_none_beats_the_dearest_first():
+    assert [found.episode for found in smaller(SMALLER, SMALLER[1], REWARD)] == [3, 5, 6]
+    assert smaller(SMALLER, SMALLER[6], REWARD) == ()
+
+
+@pytest.mark.parametrize(
+    ("drops", "measured", "taken"),
+    [
+        ({1: 0, 3: 1, 5: 2, 6: 40}, [1, 3, 5, 6], 5),  # until the first that is not confirmed
+        ({1: 0, 3: 40, 5: 0, 6: 0}, [1, 3], 1),  # what would hold after it is not tried
+        ({1: 0, 3: 0, 5: 0, 6: 0}, [1, 3, 5, 6], 6),
+        ({1: 40, 0: 0, 3: 0}, [1, 0], 0),  # where the smallest feasible one is not confirmed, nothing smaller is
+        ({1: 0, 3: None}, [1, 3], 1),
+    ],
+)
+def test_smaller_policies_are_tried_as_long_as_each_is_confirmed(drops, measured, taken):
+    asked = []
+
+    def measure(candidate):
+        asked.append(candidate.episode)
+        if drops[candidate.episode] is None:
+            raise EvaluationError("evaluate fails")
+        return paired(drops[candidate.episode])
+
+    result = ByConfidence(REWARD, measure, images=N, descend=True).choose(SMALLER)
+    assert asked == measured
+    assert (result.record.episode, result.holds) == (taken, True)
+    assert result.summary["guarantee"]["upper"] <= 0.5
+
+
+def test_the_number_of_tries_bounds_the_descent():
+    result = ByConfidence(REWARD, lambda _: paired(0), images=N, tries=2, descend=True).choose(SMALLER)
+    assert [trial.record.episode for trial in result.trials] == [1, 3]
 
 
 @pytest.mark.parametrize(("confidence", "unconfirmed", "confirmed"), [(0.8, 0.5, 0.2), (0.95, 0.1, 0.05)])

@@ -21,11 +21,12 @@ from amc.cli.jobs.finetune_state import FineTuneState
 from amc.cli.jobs.origin import BATCH, data_of, evaluate_of, network_of, source_of
 from amc.compression.load import load_run, settings_of
 from amc.compression.observer import Observer
-from amc.compression.prepare import Inputs, Job, prepare
+from amc.compression.prepare import SEARCH_SHARE, Inputs, Job, leaves_images, prepare
 from amc.compression.scoring.evaluator import Evaluate, Evaluator, as_evaluator, final_score, score_of
 from amc.compression.selection import Choice
 from amc.compression.selection.base import best_first, merged
 from amc.compression.selection.by_finetuning import ByFineTuning, FineTuningTrial
+from amc.compression.settings import SearchConfig
 from amc.compression.verify import Recorded, check_record, confirmed
 from amc.errors import AmcError, RunError
 from amc.pruning import Policy
@@ -142,7 +143,7 @@ class _Task:
         self.config = settings_of(run)
         self.checkpoint_every, self.progress = checkpoint_every, progress
         self.example = torch.zeros(1, *data.input_shape)
-        self.score = _score_on(device, source, data, self.config.score)
+        self.score = _score_on(device, source, data, self.config)
         distilled = state.settings.distill > 0
         self.teacher = network_of(source, run.path).to(device) if distilled else None
         self.slow = slow_bfloat16(device) if state.settings.precision == "bfloat16" else None
@@ -269,7 +270,8 @@ class _Task:
     def _describe(summary: dict[str, Any], record: EpisodeRecord, policy: Policy, costs: Mapping[str, int]) -> None:
         """Replace the search's best policy by the chosen one."""
         summary["slim"] = {**costs, "score": record.score}
-        summary.pop("recovery", None)  # that of the network which is replaced
+        for name in ("recovery", "finalists"):  # of the network that is replaced
+            summary.pop(name, None)
         summary["groups"] = [{"name": group.name, "size": group.size, "kept": group.kept} for group in policy.groups]
 
 
@@ -325,8 +327,10 @@ def _tested(
     return {} if value is None else {key: value}
 
 
-def _score_on(device: torch.device, source: Source, data: DataSplits, name: str) -> Evaluate:
-    """The run's score; a function of the user's own gets the network on the CPU, as in the search."""
-    score = as_evaluator(evaluate_of(source, data), score=name)
+def _score_on(device: torch.device, source: Source, data: DataSplits, config: SearchConfig) -> Evaluate:
+    """The run's score, on the images of the search; a function of the user's own gets the network on the CPU."""
+    score = as_evaluator(evaluate_of(source, data), score=config.score)
+    if isinstance(score, Evaluator) and leaves_images(config, len(score)):
+        score = score.divided(SEARCH_SHARE)[0]
     copied = bool(source.evaluate) and device.type != "cpu"
     return lambda model: score_of(score, copy.deepcopy(model).cpu() if copied else model, "fine-tuned")

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch._dynamo  # every search needs it, by torch.export; here `amc.cli.common.loading` makes the import faster
 
-from amc.cli.jobs.finetune import run_finetune
 from amc.cli.jobs.origin import BATCH, data_of, evaluate_of, misfit, network_of, source_of, with_preprocessing
 from amc.compression.load import settings_of
 from amc.compression.observer import Observer
@@ -92,6 +92,8 @@ def _run(run: RunDir, source: Source, config: SearchConfig, progress: Observer, 
 
 def run_demo(out: Path, *, episodes: int, seed: int, progress: Observer) -> Path:
     """Search and fine-tune the built-in network in `out`, a new directory; returns its path."""
+    from amc.cli.jobs.finetune import run_finetune  # here: a search alone trains nothing
+
     torch.set_num_threads(1)  # a second thread makes networks this small slower
     config = SearchConfig(episodes=episodes, seed=seed, baselines=("uniform", "random"))
     run_search(out, Source("digits_cnn", data="digits", command="demo"), config, progress=progress)

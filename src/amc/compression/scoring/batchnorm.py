@@ -9,28 +9,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from amc.compression.scoring.engine.base import Engine, TorchEngine
 from amc.errors import AmcError, DataError, check_resources, reason_of
-from amc.structure.batches import examples, size_of
+from amc.structure.batches import Reader, size_of
 from amc.structure.copying import copy_model
-from amc.structure.modes import device_of, evaluating
+from amc.structure.modes import evaluating
 
 
 @torch.no_grad()
-def reestimate_batchnorm_(model: nn.Module, batches: Iterable[Any]) -> None:
+def reestimate_batchnorm_(model: nn.Module, batches: Iterable[Any], engine: Engine | None = None) -> None:
     """Replace the running statistics of every batch norm by those of `batches` (see `amc.structure.batches`), in place.
 
     The new statistics are the means and (unbiased) variances of the batches, averaged by their numbers of images. A
     last batch of one image is skipped: it may have no variance. Other layers run in eval mode, and nothing else in the
-    network changes. Raises DataError without a batch.
+    network changes. `engine` runs the network; None: torch. Raises DataError without a batch.
     """
     norms = [norm for _, norm in _batch_norms(model)]
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
-    seen = 0
+    reader, seen = Reader(), 0
     with evaluating(model):
+        for norm in norms:
+            norm.training = True
+        estimate = (engine or TorchEngine()).estimation(model)
         try:
-            for inputs in examples(batches, device_of(model)):
+            for inputs in map(reader.inputs, reader.batches(batches)):
                 count = size_of(inputs)
                 if count <= bool(seen):
                     continue
@@ -39,8 +43,7 @@ def reestimate_batchnorm_(model: nn.Module, batches: Iterable[Any]) -> None:
                     if seen == count:
                         norm.reset_running_stats()
                     norm.momentum = count / seen  # the share of this batch in the average so far
-                    norm.training = True
-                model(*inputs.args, **inputs.kwargs)
+                estimate(inputs)
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
@@ -68,17 +71,19 @@ def statistics_on(model: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor]
 
 
 @torch.no_grad()
-def correct_batchnorm_(slim: nn.Module, batches: Iterable[Any], dense: Mapping[str, Tensor]) -> None:
+def correct_batchnorm_(
+    slim: nn.Module, batches: Iterable[Any], dense: Mapping[str, Tensor], engine: Engine | None = None
+) -> None:
     """Add what pruning changed on `batches` to the running statistics of every batch norm, in place.
 
     `slim` has the dense network's statistics, which training gathered. `dense`: the statistics of the dense network on
     the same batches (`statistics_on`), of the channels that `slim` keeps. What a few images do to both networks alike
     cancels out. So a network that is hardly pruned hardly changes, and the statistics depend less on the choice of the
     images. A mean changes by the difference. A variance grows by the difference and shrinks by the ratio: it is then
-    never negative, and at most the sum of its old value and that of the batches.
+    never negative, and at most the sum of its old value and that of the batches. `engine` runs the network.
     """
     trained = _statistics(slim)
-    reestimate_batchnorm_(slim, batches)
+    reestimate_batchnorm_(slim, batches, engine)
     for name, value in _buffers(slim):
         before, seen = trained[name], dense[name]
         corrected = before + (value - seen)

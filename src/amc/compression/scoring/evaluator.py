@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from amc.compression.scoring.engine.base import Engine, TorchEngine
 from amc.compression.scoring.metrics import Hits, Tally, classes_of, output_of, tally
 from amc.errors import (
     AmcError,
@@ -27,8 +28,8 @@ from amc.errors import (
 from amc.run.settings.scores import DEFAULT, TOP1, get_score
 from amc.search.judging import EVALUATE, number_of
 from amc.search.statistics import Measured, PairedDrop, compare
-from amc.structure.batches import Reader, mapped, moved, picked
-from amc.structure.modes import device_of, evaluating
+from amc.structure.batches import Reader, mapped, picked
+from amc.structure.modes import evaluating
 from amc.structure.trace import Example
 
 T = TypeVar("T")
@@ -73,7 +74,7 @@ class Evaluator:
     ) -> None:
         if batch_size < 1:
             raise DataError(f"batch size must be at least 1, got {batch_size}")
-        self.autocast = autocast
+        self.engine: Engine = TorchEngine(autocast=autocast)  # may be replaced
         self.kind = get_score(score)
         tally(self.kind)  # raises now if a package is missing
         self._source: BatchSource | None = None
@@ -161,19 +162,9 @@ class Evaluator:
 
     @contextmanager
     def _running(self, module: nn.Module) -> Iterator[Callable[[Example], Tensor]]:
-        """Yields a function from inputs to outputs: the network in eval mode on its own device."""
-        device = device_of(module)
-
-        def run(inputs: Example) -> Tensor:
-            there = moved(inputs, device)
-            return output_of(module(*there.args, **there.kwargs))
-
-        with (
-            evaluating(module),
-            torch.inference_mode(),
-            torch.autocast(device.type, torch.bfloat16, enabled=self.autocast),
-        ):
-            yield run
+        """Yields a function from inputs to outputs: the network in eval mode."""
+        with self.engine.running(module, held=self._source is None) as run:
+            yield lambda inputs: output_of(run(inputs))
 
     def _batches(self) -> Iterable[tuple[Example, Tensor]]:
         if self._source is None:
@@ -210,7 +201,7 @@ class PairedEvaluator:
 
 
 class BesideDense:
-    """A score on images, and the dense network's score on the same images. For scores that do not judge single images."""
+    """A score on images, and the dense network's on the same ones; for scores that do not judge single images."""
 
     def __init__(self, evaluator: Evaluator, dense: nn.Module) -> None:
         self.evaluator, self.dense_score = evaluator, evaluator(dense)
@@ -252,6 +243,12 @@ def as_evaluator(
         f"evaluate is a {type(evaluate).__name__}; give a function module -> float or a loader of (images, labels)"
         f"{wrap}"
     )
+
+
+def engine_of(evaluate: Evaluate) -> Engine:
+    """The engine that the score runs networks with; torch for a user's function."""
+    evaluator = evaluate.evaluator if isinstance(evaluate, PairedEvaluator) else evaluate
+    return evaluator.engine if isinstance(evaluator, Evaluator) else TorchEngine()
 
 
 def score_of(score: Evaluate, model: nn.Module, which: str) -> float:

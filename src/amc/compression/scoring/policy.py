@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from amc.compression.scoring.batchnorm import correct_batchnorm_, reestimate_batchnorm_
-from amc.compression.scoring.evaluator import Evaluate
+from amc.compression.scoring.evaluator import Evaluate, engine_of
 from amc.pruning.methods import Builder
 
 
@@ -38,7 +38,8 @@ class PolicyScorer:
     statistics stay. They also stay for the policy `dense`, which keeps everything: training saw more images than
     calibration has. With `norms`, the dense network's statistics on the same batches (`statistics_on`), only what
     pruning changed is added to the statistics of training. Scores are remembered, because several agents on one
-    network ask for the same policies.
+    network ask for the same policies. The engine of `evaluate`, if it has one, re-estimates
+    as well.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class PolicyScorer:
     ) -> None:
         self.builder, self.evaluate, self.batches, self.dense = builder, evaluate, batches, tuple(dense)
         self.norms = norms
+        self.engine = engine_of(evaluate)
         self._known: dict[tuple[int, ...], float] = {}
 
     def build(self, keep_counts: Sequence[int]) -> nn.Module:
@@ -82,7 +84,7 @@ class PolicyScorer:
         if not self.batches or policy == self.dense:
             return slim
         if self.norms is None:
-            reestimate_batchnorm_(slim, self.batches)
+            reestimate_batchnorm_(slim, self.batches, self.engine)
         else:
-            correct_batchnorm_(slim, self.batches, self.builder.sliced(self.norms, policy))
+            correct_batchnorm_(slim, self.batches, self.builder.sliced(self.norms, policy), self.engine)
         return slim

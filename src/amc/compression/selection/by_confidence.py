@@ -1,12 +1,14 @@
 """The end of a search with `max_drop`: the smallest network whose loss is confirmed on other images.
 
 The search takes the policy that looks best on its images, and so overrates it. Here its feasible policies are
-measured on images that the search never scored, the smallest first. Pure: no torch, no files; docs/accuracy.md says
-what this promises.
+measured on images that the search never scored, the smallest first. Where networks are recovered before they are
+measured, smaller ones than the search found feasible may hold: they are tried in turn as long as each is confirmed.
+Pure: no torch, no files; docs/accuracy.md says what this promises.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +21,7 @@ from amc.search.rewards import SmallestWithin
 from amc.search.statistics import PairedDrop, least_bound, upper_bound
 
 TRIES = 10  # policies that are measured at most
+STEP = 0.97  # a smaller policy to try has at most this share of the cost of the one before
 
 Compare = Callable[[EpisodeRecord], PairedDrop | float]  # policy -> loss against the dense network
 
@@ -49,21 +52,26 @@ class ByConfidence:
 
     `compare` compares a policy's network with the dense one on `images` images that the search never scored: a
     `PairedDrop`, or the bare drop where the score is the user's own (`images` is None: there are no other images, and
-    nothing is confirmed).
+    nothing is confirmed). `descend`: go on with smaller policies, see `smaller`, until one is not confirmed.
     """
 
     reward: SmallestWithin
     compare: Compare
     images: int | None
     tries: int = TRIES
+    descend: bool = False
 
     def choose(self, episodes: Sequence[EpisodeRecord]) -> Choice:
         """The first of the feasible policies whose loss is confirmed, else the one with the least bound.
 
+        With `descend`: the last of the smaller ones that is confirmed after it, if it is the smallest feasible one.
         A policy that cannot be measured is left out; EvaluationError if none can be.
         """
         trials = self._measured(feasible(episodes, self.reward)[: self.tries])
-        taken = trials[-1] if trials[-1].confirmed else min(trials, key=lambda trial: trial.upper)
+        if self.descend and len(trials) == 1 and trials[0].confirmed:
+            trials += self._descended(smaller(episodes, trials[0].record, self.reward)[: self.tries - 1])
+        confirmed = [trial for trial in trials if trial.confirmed]
+        taken = confirmed[-1] if confirmed else min(trials, key=lambda trial: trial.upper)
         holds = taken.confirmed and self.images is not None
         return Choice(taken.record, tuple(trials), holds, {"guarantee": self._summary(taken, trials, holds)})
 
@@ -80,6 +88,22 @@ class ByConfidence:
                 break
         if not trials:
             raise EvaluationError(f"none of the {len(records)} candidates can be confirmed, the last: {reason}")
+        return trials
+
+    def _descended(self, records: Sequence[EpisodeRecord]) -> list[ConfidenceTrial]:
+        """Measured in turn until one is not confirmed or cannot be measured.
+
+        The order is fixed before and the first failure ends it: no number of trials makes a false confirmation of one
+        of them likelier than a single trial does (a fixed-sequence test; Maurer, Hothorn and Lehmacher, 1995).
+        """
+        trials = list[ConfidenceTrial]()
+        for record in records:
+            try:
+                trials.append(self._trial(record, guarded(partial(self.compare, record))))
+            except EvaluationError:
+                break
+            if not trials[-1].confirmed:
+                break
         return trials
 
     def _trial(self, record: EpisodeRecord, loss: PairedDrop | float) -> ConfidenceTrial:
@@ -119,6 +143,24 @@ def feasible(episodes: Iterable[EpisodeRecord], reward: SmallestWithin) -> tuple
     if not within:
         return (min(distinct.values(), key=excess),)
     return tuple(sorted(within, key=lambda record: (record.cost[reward.metric], -(record.score or 0.0))))
+
+
+def smaller(
+    episodes: Iterable[EpisodeRecord], than: EpisodeRecord, reward: SmallestWithin
+) -> tuple[EpisodeRecord, ...]:
+    """Policies that cost less, each with the best score at its cost or below, the dearest first, `STEP` apart."""
+    limit, best, front = than.cost[reward.metric], -math.inf, list[EpisodeRecord]()
+    scored = [record for record in episodes if record.score is not None and record.cost[reward.metric] < limit]
+    for record in sorted(scored, key=lambda record: (record.cost[reward.metric], -(record.score or 0.0))):
+        if (record.score or 0.0) > best:  # none that costs as little scores as well
+            best = record.score or 0.0
+            front.append(record)
+    steps = list[EpisodeRecord]()
+    for record in reversed(front):
+        if record.cost[reward.metric] <= STEP * limit:
+            steps.append(record)
+            limit = record.cost[reward.metric]
+    return tuple(steps)
 
 
 def check_resolution(reward: SmallestWithin, images: int, what: str) -> None:

@@ -14,8 +14,9 @@ from amc.deploy.table.cost import LatencyCost
 from amc.deploy.table.grid import FloatArray
 from amc.deploy.table.measuring import Build, Check, complete, correction_of, find_step, measure_table
 from amc.deploy.table.plan import POINTS, Plan, network_key, plan_table
-from amc.deploy.table.record import LatencyTable, TableError, cache_folder, cache_path, read_table, write_table
+from amc.deploy.table.record import LatencyTable, TableError, cache_path, read_table, write_table
 from amc.errors import RunError
+from amc.run.cache import cache_folder
 from amc.structure import Structure
 
 DOUBTFUL = 0.12  # relative error of a prediction above which the user is warned

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from amc.deploy.table.bench import Place
 from amc.deploy.table.plan import Key
 from amc.errors import AmcError, RunError
 from amc.run import records
+from amc.run.cache import cache_folder
 from amc.run.lines import atomic_write_bytes
 from amc.run.records import json_bytes
 
@@ -146,11 +146,6 @@ def cache_path(network: str, place: Place, folder: Path | None = None) -> Path:
     parts = [network, place.runtime, place.threads, place.precision, place.key, place.device]
     name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     return (folder or cache_folder()) / "latency" / f"{place.runtime}-{name}.json"
-
-
-def cache_folder() -> Path:
-    """The cache that all runs share: $AMC_CACHE, or ~/.cache/amc."""
-    return Path(os.environ.get("AMC_CACHE") or Path.home() / ".cache" / "amc")
 
 
 def _positive(value: float, what: str) -> None:

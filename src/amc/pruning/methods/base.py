@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from amc.errors import BudgetError
 from amc.pruning import Calibration, Policy
+from amc.pruning.ranking import Order
 from amc.run.settings import MAX_SPARSITY, MAX_SPARSITY_LINEAR, Ranking
 from amc.search import Budget, CostFunction, Decision, Metric, Problem
 from amc.structure import Certificate, Layer, Structure
@@ -65,9 +66,12 @@ class Method(Protocol):
     @property
     def whole(self) -> Mapping[str, str]: ...
 
-    def checked(self, example_input: Any, *, keep_sets: int) -> tuple[Method, Certificate | None]:
+    def checked(
+        self, example_input: Any, *, keep_sets: int, known: Certificate | None = None
+    ) -> tuple[Method, Certificate | None]:
         """The method without the groups that fail a check on this network. Compares its costs with torch's counter.
 
+        `known`: the certificate of an earlier session on the same structure, which is then not checked again.
         A method that slices certifies `keep_sets` random keep sets (0: none) and locks the groups that fail (see
         `amc.structure.certify`); a method that masks has no certificate. Raises ModelError if nothing prunable is left
         or a cost differs.
@@ -86,8 +90,11 @@ class Method(Protocol):
         """The layers whose inputs the method needs a calibration of, by weight name."""
         ...
 
-    def builder(self, calibration: Calibration | None) -> Builder:
-        """The builder, ranked and factorised. Without a calibration it ranks by magnitude and does not refit."""
+    def builder(self, calibration: Calibration | None, orders: Mapping[str, Order] | None = None) -> Builder:
+        """The builder, ranked and factorised. Without a calibration it ranks by magnitude and does not refit.
+
+        `orders`: the `Pruner.orders` of an earlier session. Masks are ranked by one sort, and ranked again.
+        """
         ...
 
     def finish_(self, slim: nn.Module, example_input: Any) -> None:

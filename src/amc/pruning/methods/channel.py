@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from amc.errors import ModelError
 from amc.pruning import Calibration, Pruner, reconstructible
 from amc.pruning.methods.base import MethodOptions
+from amc.pruning.ranking import Order
 from amc.run.settings import MAX_SPARSITY
 from amc.run.weights import file_overhead, pack
 from amc.search import CostFunction, Decision, LayerFeatures, Metric
@@ -29,6 +30,7 @@ from amc.structure import (
     restrict,
 )
 from amc.structure.declared import update_declared_sizes_
+from amc.structure.structure import lock_groups
 
 LEAST_CHOICES = 8  # rounding leaves a group at least this many keep counts
 ROUND_TO = 8  # vector units are fastest on multiples of 8 channels
@@ -67,7 +69,11 @@ class ChannelMethod:
     def whole(self) -> Mapping[str, str]:
         return {item.name: str(item.lock) for item in self.structure.locked}
 
-    def checked(self, example_input: Any, *, keep_sets: int) -> tuple[ChannelMethod, Certificate | None]:
+    def checked(
+        self, example_input: Any, *, keep_sets: int, known: Certificate | None = None
+    ) -> tuple[ChannelMethod, Certificate | None]:
+        if known is not None:
+            return ChannelMethod(self.model, lock_groups(self.structure, dict(known.failed)), self.options), known
         if not keep_sets:
             check_counts(self.model, self.structure, example_input)
             return self, None
@@ -83,13 +89,14 @@ class ChannelMethod:
     def calibrated(self) -> Mapping[str, Layer]:
         return reconstructible(self.structure)[0]
 
-    def builder(self, calibration: Calibration | None) -> Pruner:
+    def builder(self, calibration: Calibration | None, orders: Mapping[str, Order] | None = None) -> Pruner:
         return Pruner(
             self.model,
             self.structure,
             calibration,
             ranking=self.options.ranking or "elimination",
             reconstruct=self.options.reconstruct,
+            orders=orders,
         )
 
     def finish_(self, slim: nn.Module, example_input: Any) -> None:

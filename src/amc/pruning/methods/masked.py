@@ -23,6 +23,7 @@ from amc.pruning.compensation import compensate
 from amc.pruning.masks import FineGrained, NestedMasks, Pattern, importance
 from amc.pruning.methods.base import MethodOptions
 from amc.pruning.methods.channel import layer_features
+from amc.pruning.ranking import Order
 from amc.pruning.reconstruction import SolutionCache, as_filters, as_stored
 from amc.run.weights import bound, file_overhead, pack
 from amc.search import CostFunction, Decision, Metric
@@ -92,7 +93,9 @@ class MaskedMethod:
             Metric.SIZE: self._stored_size(),
         }
 
-    def checked(self, example_input: Any, *, keep_sets: int) -> tuple[MaskedMethod, Certificate | None]:
+    def checked(
+        self, example_input: Any, *, keep_sets: int, known: Certificate | None = None
+    ) -> tuple[MaskedMethod, Certificate | None]:
         """Compares the costs only: a network that is not sliced needs no keep sets and no certificate."""
         check_counts(self.model, self.structure, example_input)
         return self, None
@@ -110,7 +113,7 @@ class MaskedMethod:
     def calibrated(self) -> Mapping[str, Layer]:
         return {target.weight: target.layer for target in self._targets if target.refitted}
 
-    def builder(self, calibration: Calibration | None) -> MaskBuilder:
+    def builder(self, calibration: Calibration | None, orders: Mapping[str, Order] | None = None) -> MaskBuilder:
         return MaskBuilder(self.model, self._targets, self.pattern, self.options, calibration)
 
     def weights(self) -> tuple[str, ...]:

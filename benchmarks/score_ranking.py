@@ -1,0 +1,184 @@
+"""Which cheap score of a pruned network predicts best how good it becomes: in rank correlation and CPU seconds.
+
+    python benchmarks/score_ranking.py --model resnet20 --weights W.safetensors --data cifar10:ROOT --search-images 2000
+
+Random policies on the surface of the budget are scored by accuracy, by cross-entropy and by the KL divergence to the
+dense network's outputs, each as pruned and after 8 and 32 steps of the recovery without labels, of all weights or of
+norms and biases alone. Then each is recovered fully, and fine-tuned for `--epochs`. The results go to
+benchmarks/results/ranking-MODEL-BUDGET.json after each policy, so an interrupted benchmark goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from amc.cli.jobs.origin import BATCH, data_of, network_of
+from amc.compression.prepare import Inputs, Job, prepare
+from amc.compression.scoring.evaluator import Evaluator
+from amc.compression.settings import SearchConfig
+from amc.recovery import FineTuneConfig, finetune
+from amc.recovery.distillation import Plan, distill_
+from amc.recovery.records import StepRecord
+from amc.run.provenance import environment
+from amc.structure.batches import limited
+from amc.structure.copying import copy_model
+from amc.structure.modes import evaluating
+from common import Record, load, machine, network_parser, percent, save, source_of, table
+from score_correlation import random_policies
+
+RESULT = "ranking-{model}-{share}.json"
+STEPS = (8, 32)
+TRAINED = {"all weights": True, "norms and biases": False}
+SCORES = ("top-1", "cross-entropy", "KL to dense")
+
+
+def options() -> argparse.ArgumentParser:
+    parser = network_parser(__doc__)
+    parser.add_argument("--share", type=int, default=50, help="of the MACs, percent")
+    parser.add_argument("--policies", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=2, help="of fine-tuning on the training split; 0: none")
+    parser.add_argument("--seed", type=int, default=0, help="of the policies")
+    return parser
+
+
+def measure(args: argparse.Namespace) -> Record:
+    torch.set_num_threads(args.threads)
+    name = RESULT.format(model=args.model, share=args.share)
+    model, data = network_of(source_of(args)), data_of(source_of(args))
+    config = SearchConfig(budget=f"macs<={args.share}%", recover="none", finalists=0)
+    calibration = limited(data.calibration.batches(BATCH), config.calibration_images)
+    job = prepare(Inputs(model, torch.zeros(1, *data.input_shape), calibration, Evaluator(data.search)), config)
+    batches, test = list(data.search.batches(256)), Evaluator(data.test)
+    targets = [outputs(model, images) for images, _ in batches]
+    record: Record = {"policies": []} | load(name)
+    record |= {"model": args.model, "share": args.share, "epochs": args.epochs, "search_images": len(data.search)}
+    record |= {"calibration_images": config.calibration_images, "threads": args.threads}
+    for number, keep in enumerate(random_policies(job.problem, args.policies, args.seed)):
+        if number < len(record["policies"]):
+            continue
+        row: Record = {"keep": list(keep), "scores": {}, "seconds": {}}
+        for way, network, seconds in ways(job, keep):
+            began = time.process_time()
+            row["scores"][way] = scores_of(network, batches, targets)
+            row["seconds"][way] = seconds + time.process_time() - began
+        slim, began = job.scorer.build(keep), time.process_time()
+        distill_(slim, copy_model(model), job.calibration, classes=True)
+        row["recovered"], row["recovery_seconds"] = test(slim), time.process_time() - began
+        if args.epochs:
+            slim = job.scorer.build(keep)
+            finetune(slim, data.train, FineTuneConfig(epochs=args.epochs))
+            row["fine-tuned"] = test(slim)
+        record["policies"].append(row)
+        save(name, record | {"environment": environment()})
+        print(number, row, flush=True)
+    return load(name)
+
+
+def ways(job: Job, keep: tuple[int, ...]) -> Iterator[tuple[str, nn.Module, float]]:
+    """Each network of a policy that is scored: how it was made, and in how many CPU seconds."""
+    began = time.process_time()
+    pruned = job.scorer.build(keep)
+    built = time.process_time() - began
+    yield "as pruned", pruned, built
+    for what, everything in TRAINED.items():
+        for steps in STEPS:
+            slim, began = copy_model(pruned), time.process_time()
+            frozen = {} if everything else weights_of(slim)
+            distill_(
+                slim, copy_model(job.model), job.calibration, classes=True, plan=Plan(steps=steps),
+                on_step=partial(restore_, slim, frozen),
+            )  # fmt: skip
+            yield f"{steps} steps, {what}", slim, built + time.process_time() - began
+
+
+def weights_of(network: nn.Module) -> dict[str, Tensor]:
+    """Copies of all parameters that are neither of a batch norm nor biases."""
+    norms = {
+        id(parameter) for part in network.modules() if isinstance(part, _BatchNorm) for parameter in part.parameters()
+    }
+    return {
+        name: parameter.detach().clone()
+        for name, parameter in network.named_parameters()
+        if id(parameter) not in norms and parameter.ndim > 1
+    }
+
+
+@torch.no_grad()
+def restore_(network: nn.Module, frozen: dict[str, Tensor], _: StepRecord) -> None:
+    """Take back what a step changed of the frozen weights."""
+    for name, value in frozen.items():
+        network.get_parameter(name).copy_(value)
+
+
+def outputs(network: nn.Module, images: Tensor) -> Tensor:
+    with evaluating(network), torch.inference_mode():
+        logits: Tensor = network(images)
+        return logits
+
+
+def scores_of(network: nn.Module, batches: list[tuple[Tensor, Tensor]], targets: list[Tensor]) -> dict[str, float]:
+    """Every score on the search images; higher is better."""
+    right = entropy = divergence = 0.0
+    count = sum(len(labels) for _, labels in batches)
+    for (images, labels), dense in zip(batches, targets, strict=True):
+        logits = outputs(network, images)
+        right += float((logits.argmax(1) == labels).sum())
+        entropy += float(F.cross_entropy(logits, labels, reduction="sum"))
+        divergence += float(F.kl_div(logits.log_softmax(1), dense.log_softmax(1), log_target=True, reduction="sum"))
+    return dict(zip(SCORES, (right / count, -entropy / count, -divergence / count), strict=True))
+
+
+def section(record: Record) -> str:
+    policies = record["policies"]
+    goals = [goal for goal in ("recovered", "fine-tuned") if goal in policies[0]]
+    reached = {goal: np.array([row[goal] for row in policies]) for goal in goals}
+    rows = []
+    for way in policies[0]["scores"]:
+        seconds = float(np.median([row["seconds"][way] for row in policies]))
+        for kind in SCORES:
+            score = np.array([row["scores"][way][kind] for row in policies])
+            cells = [
+                cell
+                for goal in goals
+                for cell in (
+                    f"{spearmanr(score, reached[goal]).statistic:+.2f}",
+                    percent(reached[goal][score.argmax()]),
+                )
+            ]
+            rows.append([way, kind, *cells, f"{seconds:.1f} s"])
+    header = ["network", "score", *(cell for goal in goals for cell in (f"rank, {goal}", "its best")), "CPU time"]
+    ranges = "; ".join(
+        f"{goal}: {percent(values.min())} to {percent(values.max())}, median {percent(float(np.median(values)))}"
+        for goal, values in reached.items()
+    )
+    tuned = f", and with that after {record['epochs']} epochs of fine-tuning" if "fine-tuned" in goals else ""
+    return (
+        f"## Which score ranks best: {record['model']}, {record['share']}% of the MACs\n\n"
+        f"`python benchmarks/score_ranking.py --model {record['model']} --weights W --data cifar10:DATA --share "
+        f"{record['share']} --search-images {record['search_images']} --policies {len(policies)} --epochs "
+        f"{record['epochs']}`: Spearman's rank correlation of each score ({record['search_images']:,} search images, "
+        f"{record['calibration_images']:,} calibration images, {record['threads']} thread(s)) with the test accuracy "
+        f'after the full recovery without labels{tuned}, over {len(policies)} random policies; "its best" is that '
+        f"accuracy of the policy with the best score. Test accuracies, {ranges}. With {len(policies)} policies a "
+        f"correlation is uncertain by about {1 / np.sqrt(len(policies) - 1):.2f}.\n\n"
+        + table(header, rows)
+        + machine(record)
+    )
+
+
+def main() -> None:
+    print(section(measure(options().parse_args())))
+
+
+if __name__ == "__main__":
+    main()
