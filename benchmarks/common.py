@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -100,8 +101,8 @@ def load(name: str) -> Record:
 
 
 def records(name: str) -> list[Record]:
-    """All records of a figure, sorted by file name; `{model}` in `name` stands for any network."""
-    return [load(path.name) for path in sorted(RESULTS.glob(name.format(model="*")))]
+    """All records of a figure, sorted by file name; each field of `name`, such as `{model}`, stands for any value."""
+    return [load(path.name) for path in sorted(RESULTS.glob(re.sub(r"\{\w+\}", "*", name)))]
 
 
 # Markdown
