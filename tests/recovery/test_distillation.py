@@ -22,6 +22,12 @@ from tests.tiny import EXAMPLE, compress, tiny
 from tests.tiny import images as tiny_images
 
 
+@pytest.fixture(autouse=True)
+def twenty_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few images are trained on as briefly as many."""
+    monkeypatch.setattr(distillation, "LEAST_STEPS", 1)
+
+
 def network(outputs: int = 3, *, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     return nn.Sequential(
