@@ -81,8 +81,8 @@ def between(page: str, begin: str, end: str, part: str) -> str:
 def benchmarks_page(page: str) -> str:
     sections = each(
         search_quality, against_torch_pruning, episode_cost, setup_time, engines, scoring_speed, reconstruction,
-        methods, guarantee, rounds, compensation, masking_cost, score_correlation, score_ranking, steadiness, sequential,
-        recovery, search_toys,
+        methods, guarantee, rounds, compensation, masking_cost, score_correlation, score_ranking, steadiness,
+        sequential, recovery, search_toys,
     )  # fmt: skip
     return f"{INTRODUCTION}\n{sections}" if sections else page
 
