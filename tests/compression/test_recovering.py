@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def test_a_run_that_is_resumed_trains_as_long_as_was_planned(
 
     def slow(self: Any, plan: Plan, pruned: Mapping[str, Tensor]) -> Plan:
         limited(self, plan, pruned)
-        return Plan(plan.max_seconds, plan.epochs, 3, limited=True)
+        return replace(plan, steps=3, limited=True)
 
     monkeypatch.setattr(distillation._Distillation, "_completed", slow)
     amc.compress(tiny(), EXAMPLE, run_dir=run, **options)
@@ -260,7 +261,7 @@ def test_what_is_told_of_a_recovery(outcome: Any, reason: str | None, stopped: s
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda line: line.replace(b'"epochs": 5', b'"epochs": 0'), lambda line: b"[1]\n", lambda line: b"{}\n"]
+    "damage", [lambda line: line.replace(b'"steps": ', b'"steps": -'), lambda line: b"[1]\n", lambda line: b"{}\n"]
 )
 def test_a_damaged_plan_is_named(tmp_path: Path, options: dict[str, Any], damage: Callable[[bytes], bytes]) -> None:
     run = tmp_path / "run"

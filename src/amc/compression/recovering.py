@@ -9,7 +9,7 @@ from torch import nn
 from amc.compression.observer import Observer
 from amc.compression.prepare import Job
 from amc.compression.scoring.evaluator import score_of
-from amc.recovery.distillation import EPOCHS, Plan, Recovery, distill_
+from amc.recovery.distillation import Plan, Recovery, distill_
 from amc.run import files
 from amc.run.directory import RunDir
 from amc.search import EpisodeRecord
@@ -50,8 +50,7 @@ class Recovering:
         job = self.job
         if job.config.recover == "none" or keep == tuple(job.problem.dense.tolist()):
             return None
-        epochs = max(1, round(share * EPOCHS))
-        known = self._known_plan(keep, epochs)
+        known = self._known_plan(keep, share)
 
         def on_plan(plan: Plan) -> None:
             if self.run is not None and known is None:
@@ -59,15 +58,15 @@ class Recovering:
 
         return distill_(
             slim, copy_model(job.model), job.calibration, classes=job.classes, loss=job.distill_loss,
-            masks=job.method.masks(slim), plan=known or Plan(share * job.config.recover_time, epochs),
+            masks=job.method.masks(slim), plan=known or Plan(share * job.config.recover_time, share=share),
             seed=job.config.seed, on_plan=on_plan, on_step=self.watch.training_step,
         )  # fmt: skip
 
-    def _known_plan(self, keep: KeepCounts, epochs: int) -> Plan | None:
+    def _known_plan(self, keep: KeepCounts, share: float) -> Plan | None:
         """The plan with which an earlier session began to train this policy."""
         lines = [] if self.run is None else self.run.read_jsonl(files.RECOVERY)
         plans = (Plan.from_json(line["plan"]) for line in lines if tuple(line["keep"]) == keep)
-        return next((plan for plan in plans if plan.epochs == epochs), None)
+        return next((plan for plan in plans if plan.share == share), None)
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ class Plan:
 
     max_seconds: float = math.inf  # of the whole recovery
     epochs: int | None = None  # None: EPOCHS, and at least LEAST_STEPS steps
+    share: float = 1.0  # of the usual length, where `epochs` is None
     steps: int | None = None  # of the optimiser. None: those epochs, or as many steps as fit into `max_seconds`
     limited: bool = False  # whether the time allows fewer steps than the epochs have
 
@@ -65,6 +66,8 @@ class Plan:
             raise AmcError(f"the time of a recovery must be at least 0 seconds, got {self.max_seconds}")
         if self.epochs is not None and self.epochs < 1:
             raise AmcError(f"the epochs of a recovery must be at least 1, got {self.epochs}")
+        if not 0 < self.share <= 1:
+            raise AmcError(f"the share of a recovery's length must be in (0, 1], got {self.share}")
         if self.steps is not None and self.steps < 0:
             raise AmcError(f"the steps of a recovery must be at least 0, got {self.steps}")
 
@@ -76,7 +79,7 @@ class Plan:
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
         """Inverse of `to_json`."""
         limit = data["max_seconds"]
-        return cls(math.inf if limit is None else limit, data["epochs"], data["steps"], data["limited"])
+        return cls(math.inf if limit is None else limit, data["epochs"], data["share"], data["steps"], data["limited"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +230,8 @@ class _Distillation:
     def _completed(self, plan: Plan, pruned: Mapping[str, Tensor]) -> Plan:
         """The plan with as many steps as its time allows. A few steps are timed and taken back."""
         each = self.images.steps
-        wanted = max(EPOCHS * each, LEAST_STEPS) if plan.epochs is None else plan.epochs * each
+        usual = math.ceil(plan.share * max(EPOCHS * each, LEAST_STEPS))
+        wanted = usual if plan.epochs is None else plan.epochs * each
         if math.isinf(plan.max_seconds):
             return replace(plan, steps=wanted)
         check, step = self._times(wanted, _TIMING * plan.max_seconds)

@@ -156,8 +156,14 @@ FINETUNE_STATE = fields(
 )
 
 PLAN = fields(
-    {"max_seconds": optional(number), "epochs": positive, "steps": optional(count), "limited": flag},
-    needed=("max_seconds", "epochs", "steps", "limited"),
+    {
+        "max_seconds": optional(number),
+        "epochs": optional(positive),
+        "share": number,
+        "steps": optional(count),
+        "limited": flag,
+    },
+    needed=("max_seconds", "epochs", "share", "steps", "limited"),
 )
 EPISODE = fields(
     {
