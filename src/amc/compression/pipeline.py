@@ -235,6 +235,7 @@ def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer,
             if name == config.agent:
                 raise  # a baseline whose every policy fails is left out; its journal says why
     job = _warned(job, job.scorer.engine.warnings, watch)
+    job.scorer.engine.forget()
     watch.stage("result")
     choice = choose(results[config.agent].episodes, _selections(job, watch))
     slim = job.scorer.build(choice.record.keep)
