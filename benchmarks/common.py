@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from amc.cli.jobs.origin import BATCH, data_of, network_of
+from amc.compression.scoring.batchnorm import statistics_on
 from amc.compression.settings import SearchConfig
 from amc.run.lines import atomic_write_bytes
 from amc.run.settings import Source
@@ -69,7 +70,8 @@ class Prepared:
     structure: Structure
     data: DataSplits
     calibration: Any  # batches of images
-    bn_images: Any  # the first of them, for batch-norm re-estimation
+    bn_images: Any  # the first of them, for batch norms
+    norms: Mapping[str, Tensor]  # the dense network's batch-norm statistics on these
 
 
 def prepared(args: argparse.Namespace) -> Prepared:
@@ -79,7 +81,8 @@ def prepared(args: argparse.Namespace) -> Prepared:
     model, data = network_of(source), data_of(source)
     structure = inspect(model, torch.zeros(1, *data.input_shape))
     calibration = limited(data.calibration.batches(BATCH), config.calibration_images)
-    return Prepared(model, structure, data, calibration, limited(calibration, config.bn_images or 0))
+    bn_images = limited(calibration, config.bn_images or 0)
+    return Prepared(model, structure, data, calibration, bn_images, statistics_on(model, bn_images))
 
 
 # Results

@@ -42,7 +42,7 @@ def measure(args: argparse.Namespace) -> Record:
             for reconstruct in (False, True):
                 settings = MethodOptions(ranking=ranking, reconstruct=reconstruct)
                 method = create_method(name, model, structure, settings)
-                scorer = PolicyScorer(method.builder(gathered), evaluator, ready.bn_images)
+                scorer = PolicyScorer(method.builder(gathered), evaluator, ready.bn_images, norms=ready.norms)
                 choices = [np.array(decision.choices) for decision in method.decisions]
                 keep = [int(c[np.abs(c - density * c[-1]).argmin()]) for c in choices]
                 scores[f"{ranking}, {'compensated' if reconstruct else 'masked'}"] = scorer(keep)

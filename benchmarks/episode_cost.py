@@ -45,7 +45,7 @@ def measure(args: argparse.Namespace) -> Record:
     gathered, calibration_seconds = timed(lambda: calibrate(model, structure, ready.calibration))
     pruner, fit_seconds = timed(lambda: Pruner(model, structure, gathered))
     solve_seconds = timed(lambda: all_keep_counts(pruner, problem))[1]
-    scorer = PolicyScorer(pruner, evaluator, ready.bn_images)
+    scorer = PolicyScorer(pruner, evaluator, ready.bn_images, norms=ready.norms)
     policies, agent_seconds = proposals(problem, args.rounds)
     dense, parts = alternate(args.rounds, lambda: evaluator(model), scorer, policies)
     episode = [sum(part.values()) + agent_seconds for part in parts]

@@ -43,7 +43,7 @@ def timed(ready: Prepared, rounds: int, *, reconstruct: bool) -> dict[str, float
     method = create_method("fine-grained", ready.model, ready.structure, MethodOptions(reconstruct=reconstruct))
     gathered = calibrate(ready.model, ready.structure, ready.calibration, layers=method.calibrated())
     evaluator = Evaluator(ready.data.search, autocast=True)
-    scorer = PolicyScorer(method.builder(gathered), evaluator, ready.bn_images)
+    scorer = PolicyScorer(method.builder(gathered), evaluator, ready.bn_images, norms=ready.norms)
     problem = problem_of(method, parse_budgets("params<=50%"))
     agent, bounds = create_agent("random", problem, episodes=rounds, seed=0), Bounds(problem)
     parts = []

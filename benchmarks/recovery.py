@@ -25,7 +25,7 @@ from amc.compression.prepare import Inputs, Job, prepare
 from amc.compression.scoring.batchnorm import reestimate_batchnorm_
 from amc.compression.scoring.evaluator import Evaluator
 from amc.compression.settings import SearchConfig
-from amc.recovery.distillation import EPOCHS, Plan, distill_
+from amc.recovery.distillation import Plan, distill_
 from amc.run.provenance import environment
 from amc.search import create_agent, search
 from amc.structure import count_macs
@@ -48,7 +48,7 @@ class Case:
     budget: str
     policy: str
     images: int
-    epochs: int  # of the recovery
+    epochs: int | None  # of the recovery; None: as many as it takes by itself
 
 
 def options() -> argparse.ArgumentParser:
@@ -58,7 +58,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--policies", nargs="+", default=["uniform"], choices=POLICIES)
     parser.add_argument("--episodes", type=int, default=60, help="of random and ddpg, whose best policy is taken")
     parser.add_argument("--images", type=int, nargs="+", default=[2048], help="for calibration and recovery")
-    parser.add_argument("--epochs", type=int, nargs="+", default=[EPOCHS], help="of the recovery, at most")
+    parser.add_argument("--epochs", type=int, nargs="+", default=[None], help="of the recovery, in place of its own")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of the recovery")
     return parser
 
@@ -141,8 +141,8 @@ def network(job: Job, case: Case, data: DataSplits) -> nn.Module:
 def section(record: Record) -> str:
     groups: dict[tuple[str, ...], list[Record]] = {}
     for row in record["rows"]:
-        case = row["case"]
-        key = (case["method"], case["budget"], case["policy"], f"{case['images']:,}", str(case["epochs"]))
+        case, steps = row["case"], row["recovery"]["steps"]
+        key = (case["method"], case["budget"], case["policy"], f"{case['images']:,}", f"{steps:,}")
         groups.setdefault(key, []).append(row)
     lines = [
         [
@@ -152,7 +152,7 @@ def section(record: Record) -> str:
         for key, group in groups.items()
     ]  # fmt: skip
     header = [
-        "method", "budget", "policy", "images", "epochs", "seeds", "search, as pruned", "recovered", "test, as pruned",
+        "method", "budget", "policy", "images", "steps", "seeds", "search, as pruned", "recovered", "test, as pruned",
         "recovered", "CPU time",
     ]  # fmt: skip
     dense = record["dense"]

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import against_torch_pruning
 import compensation
+import engines
 import episode_cost
 import guarantee
 import kernels
@@ -31,6 +32,7 @@ import score_ranking
 import scoring_speed
 import search_quality
 import search_toys
+import sequential
 import setup_time
 import sparse_files
 import sparse_sizes
@@ -78,9 +80,9 @@ def between(page: str, begin: str, end: str, part: str) -> str:
 
 def benchmarks_page(page: str) -> str:
     sections = each(
-        search_quality, against_torch_pruning, episode_cost, setup_time, scoring_speed, reconstruction, methods,
-        guarantee, rounds, compensation, masking_cost, score_correlation, score_ranking, steadiness, recovery,
-        search_toys,
+        search_quality, against_torch_pruning, episode_cost, setup_time, engines, scoring_speed, reconstruction,
+        methods, guarantee, rounds, compensation, masking_cost, score_correlation, score_ranking, steadiness,
+        sequential, recovery, search_toys,
     )  # fmt: skip
     return f"{INTRODUCTION}\n{sections}" if sections else page
 

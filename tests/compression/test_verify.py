@@ -16,11 +16,11 @@ from torch import nn
 import amc
 from amc.cli.jobs import finetune_state
 from amc.cli.jobs.finetune import run_finetune
-from amc.compression.verify import reconciled
+from amc.compression.verify import Recorded, reconciled
 from amc.errors import RunError
 from amc.run.directory import RunDir
-from amc.run.provenance import data_fingerprint, execution, instructions
-from amc.search import load_journal
+from amc.run.provenance import data_fingerprint, difference, execution, instructions
+from amc.search import JournalContent, load_journal
 from tests.fixtures.runs import make
 from tests.tiny import compress, images, labelled, tiny
 
@@ -259,3 +259,28 @@ def test_a_fine_tuning_that_goes_on_elsewhere_says_so(tmp_path: Path, monkeypatc
     text = f"part of this fine-tuning ran elsewhere (threads {here['threads']}, now 99): the weights may differ"
     assert [warning for warning in watch.warnings if warning.startswith(text)]
     assert text in warnings(run)
+
+
+@pytest.mark.parametrize(
+    ("places", "bf16", "engine"),
+    [
+        ([], False, "torch"),  # of the first version of the journal
+        ([{"torch": "2.13"}], False, "torch"),
+        ([{"torch": "2.13"}], True, "torch bfloat16"),  # bfloat16 was not measured then
+        ([{"engine": "onnxruntime 1.30"}, {"engine": "torch"}], False, "torch"),
+        ([{"engine": "torch"}, {"engine": "onnxruntime 1.30"}], False, "onnxruntime 1.30"),
+    ],
+)
+def test_a_journal_names_the_engine_of_its_last_session(places: list[dict[str, Any]], bf16: bool, engine: str) -> None:
+    content = JournalContent({"journal": 2}, (), tuple(places))
+    assert Recorded({Path("journal.jsonl"): content}).engine(bf16=bf16) == engine
+
+
+def test_without_a_journal_no_engine_is_recorded() -> None:
+    assert Recorded({}).engine(bf16=True) is None
+
+
+def test_plain_torch_need_not_be_recorded() -> None:
+    here = {"amc": "1", "torch": "2", "threads": 1, "instructions": "AVX2"}
+    assert difference(here, {**here, "engine": "torch"}) is None
+    assert difference(here, {**here, "engine": "onnxruntime 1.30"}) == "engine torch, now onnxruntime 1.30"

@@ -16,7 +16,9 @@ from amc.errors import AmcError, ModelError
 from amc.recovery.distances import OutputDistance, output_tensors
 from amc.recovery.distillation import check_loss, distill_
 from amc.structure.trace import Example
-from tests.recovery.test_distillation import damaged, images, network, same, state
+from tests.recovery.test_distillation import damaged, images, network, same, state, twenty_epochs
+
+__all__ = ["twenty_epochs"]  # for every test of this file
 
 
 @dataclass

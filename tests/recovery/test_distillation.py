@@ -18,6 +18,12 @@ from amc.recovery.unlabelled import Images
 from amc.structure.trace import Example
 
 
+@pytest.fixture(autouse=True)
+def twenty_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few images are trained on as briefly as many."""
+    monkeypatch.setattr(distillation, "LEAST_STEPS", 1)
+
+
 def network(outputs: int = 3, *, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     return nn.Sequential(

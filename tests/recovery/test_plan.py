@@ -14,8 +14,9 @@ from torch import nn
 from amc.errors import AmcError
 from amc.recovery import distillation
 from amc.recovery.distillation import Plan, Recovery, distill_
-from tests.recovery.test_distillation import damaged, images, network, same, state, unchanged
+from tests.recovery.test_distillation import damaged, images, network, same, state, twenty_epochs, unchanged
 
+__all__ = ["twenty_epochs"]  # for every test of this file
 STEPS = 448 // 64  # an epoch of 512 images, an eighth of them held out
 
 
@@ -108,6 +109,14 @@ def test_a_training_that_becomes_slow_is_stopped_at_twice_the_limit(clock: Clock
     assert found.steps == 12
     assert found.stopped == "26 steps take more than 2 times the planned seconds"
     assert (found.outcome, found.reason) == ("recovered", None)  # the network after one epoch
+    assert found.distance[1] < found.distance[0]
+
+
+@pytest.mark.parametrize(("least", "steps"), [(1, 20 * STEPS), (141, 141), (400, 400)])
+def test_few_images_take_more_epochs(monkeypatch: pytest.MonkeyPatch, least: int, steps: int) -> None:
+    monkeypatch.setattr(distillation, "LEAST_STEPS", least)
+    found = distill_(damaged(network()), network(), images(512), classes=True)
+    assert (found.steps, found.plan) == (steps, Plan(steps=steps))
     assert found.distance[1] < found.distance[0]
 
 

@@ -49,7 +49,7 @@ from amc.search import (
     rewarded_metric,
 )
 from amc.structure import Certificate, Structure, inspect
-from amc.structure.batches import Reader, limited
+from amc.structure.batches import Reader, joined, limited
 from amc.structure.copying import copy_model
 from amc.structure.trace import Example
 
@@ -298,8 +298,9 @@ class _Preparation:
         self.watch.stage("ranking and reconstruction")
         again = limited(calibrated.batches, config.bn_images or 0, Reader.of(inputs.example_input))
         norms = statistics_on(inputs.model, again) if again and config.bn_rule == "difference" else None
-        builder, dense = method.builder(calibrated.calibration, calibrated.orders), problem.dense.tolist()
-        return PolicyScorer(builder, score, again, dense=dense, norms=norms)
+        sample = joined(again) if again and config.sequential else None
+        builder = method.builder(calibrated.calibration, calibrated.orders, sample)
+        return PolicyScorer(builder, score, again, dense=problem.dense.tolist(), norms=norms)
 
     def key(self, **parts: Any) -> str | None:
         """The digest of what a kept part is computed from, and of where; None if nothing is kept."""

@@ -42,6 +42,7 @@ def summarise(
         "reward": config.reward if config.max_drop is None else "smallest within max_drop",
         # The score's name; None for the caller's own function. All later scores that are errors are negated.
         "score": config.score if isinstance(job.scorer.evaluate, Evaluator | PairedEvaluator) else None,
+        "engine": job.scorer.engine.name,
         "agent": config.agent,
         "episodes": len(results[config.agent].episodes),
         "failed_episodes": results[config.agent].failed,

@@ -33,6 +33,9 @@ from amc.structure.modes import device_of, evaluating, learning
 from amc.structure.trace import Example
 
 EPOCHS = 20
+LEAST_STEPS = (
+    400  # few images take more epochs: 512 of them bring ResNet-20 at 50% to 81.9% with 140 steps, 83.5% with 420
+)
 # The learning rate. It is within a point of the best from 0.005 to 0.05, for ResNet-20 and MobileNet-V1 at 30 to 80% of
 # the MACs and 2 to 20 epochs. Trying several on each network cost a quarter of the time and gained nothing.
 RATE = 0.03
@@ -53,14 +56,14 @@ class Plan:
     """
 
     max_seconds: float = math.inf  # of the whole recovery
-    epochs: int = EPOCHS  # at most
-    steps: int | None = None  # of the optimiser. None: as many as take `max_seconds`, by the time of the first steps
-    limited: bool = False  # whether the time allows fewer steps than `epochs` have
+    epochs: int | None = None  # None: EPOCHS, and at least LEAST_STEPS steps
+    steps: int | None = None  # of the optimiser. None: those epochs, or as many steps as fit into `max_seconds`
+    limited: bool = False  # whether the time allows fewer steps than the epochs have
 
     def __post_init__(self) -> None:
         if not self.max_seconds >= 0:
             raise AmcError(f"the time of a recovery must be at least 0 seconds, got {self.max_seconds}")
-        if self.epochs < 1:
+        if self.epochs is not None and self.epochs < 1:
             raise AmcError(f"the epochs of a recovery must be at least 1, got {self.epochs}")
         if self.steps is not None and self.steps < 0:
             raise AmcError(f"the steps of a recovery must be at least 0, got {self.steps}")
@@ -223,13 +226,14 @@ class _Distillation:
 
     def _completed(self, plan: Plan, pruned: Mapping[str, Tensor]) -> Plan:
         """The plan with as many steps as its time allows. A few steps are timed and taken back."""
-        wanted = plan.epochs * self.images.steps
+        each = self.images.steps
+        wanted = max(EPOCHS * each, LEAST_STEPS) if plan.epochs is None else plan.epochs * each
         if math.isinf(plan.max_seconds):
             return replace(plan, steps=wanted)
         check, step = self._times(wanted, _TIMING * plan.max_seconds)
         copy_into_(self.slim, pruned)
         left = plan.max_seconds - self._elapsed() - check
-        steps = max(0, int(left / (step + check / self.images.steps)))
+        steps = max(0, int(left / (step + check / each)))
         return replace(plan, steps=min(wanted, steps), limited=steps < wanted)
 
     def _times(self, total: int, enough: float) -> tuple[float, float]:

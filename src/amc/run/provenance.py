@@ -47,13 +47,7 @@ def execution() -> dict[str, Any]:
 
 def difference(place: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
     """The differences between an earlier `execution` and this one, in words; None if they are equal."""
-    names = {
-        "amc": "amc",
-        "torch": "torch",
-        "threads": "threads",
-        "instructions": "instruction set",
-        "engine": "engine",
-    }
+    names = {key: key for key in ("amc", "torch", "threads", "engine")} | {"instructions": "instruction set"}
     place, here = ({"engine": "torch", **each} for each in (place, here))
     other = [key for key in names if place.get(key) != here[key]]
     return "; ".join(f"{names[key]} {place.get(key)}, now {here[key]}" for key in other) or None

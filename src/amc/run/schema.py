@@ -51,7 +51,7 @@ CONFIG = fields(
         "bn_images": optional(count),
         **dict.fromkeys(("max_drop",), optional(number)),
         **dict.fromkeys(("confidence", "max_sparsity", "max_sparsity_linear", "recover_time"), number),
-        **dict.fromkeys(("reconstruct", "bf16", "uniform_first"), flag),
+        **dict.fromkeys(("reconstruct", "sequential", "bf16", "uniform_first"), flag),
         "test": optional(flag),
         **dict.fromkeys(("baselines", "lock", "only"), many(text)),
         "input_shape": _shape,
@@ -108,7 +108,7 @@ _ROUND = fields({"fraction": number, "run": text, **dict.fromkeys(("macs", "para
 
 SUMMARY = fields(
     {
-        **dict.fromkeys(("amc_version", "budget", "method", "reward", "agent", "score"), optional(text)),
+        **dict.fromkeys(("amc_version", "budget", "method", "reward", "agent", "score", "engine"), optional(text)),
         **dict.fromkeys(("model", "data"), optional(text)),
         **dict.fromkeys(("episodes", "failed_episodes"), optional(count)),
         "seed": optional(whole),

@@ -57,7 +57,7 @@ class PolicyScorer:
 
     def build(self, keep_counts: Sequence[int]) -> nn.Module:
         """The network that is scored, and that the user gets: pruned, refitted, batch norms re-estimated."""
-        return self._with_statistics(self.builder.build(keep_counts), tuple(keep_counts))
+        return self.estimated(self.builder.build(keep_counts), tuple(keep_counts))
 
     def __call__(self, keep_counts: Sequence[int]) -> float:
         return self.scored(keep_counts).score
@@ -75,12 +75,13 @@ class PolicyScorer:
         began = time.perf_counter()
         slim = self.builder.build(policy)
         built = time.perf_counter()
-        slim = self._with_statistics(slim, policy)
+        slim = self.estimated(slim, policy)
         estimated = time.perf_counter()
         score = self.evaluate(slim)
         return Scored(score, ScoreTiming(built - began, estimated - built, time.perf_counter() - estimated))
 
-    def _with_statistics(self, slim: nn.Module, policy: tuple[int, ...]) -> nn.Module:
+    def estimated(self, slim: nn.Module, policy: tuple[int, ...]) -> nn.Module:
+        """The built network of a policy with the statistics of its batch norms, in place."""
         if not self.batches or policy == self.dense:
             return slim
         if self.norms is None:

@@ -103,7 +103,15 @@ class Own(nn.BatchNorm2d):
         return super().forward(2 * input if self.training else input)
 
 
-@pytest.mark.parametrize("first", [Reading(), Own(3)])
+def tied() -> nn.Module:
+    """Two batch norms that share their statistics and not their weights."""
+    one, two = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+    two.running_mean, two.running_var = one.running_mean, one.running_var
+    nn.init.constant_(two.weight, 2.0)
+    return nn.Sequential(one, two)
+
+
+@pytest.mark.parametrize("first", [Reading(), Own(3), tied()])
 def test_other_kinds_of_norms_are_left_to_the_network(first: nn.Module) -> None:
     model = nn.Sequential(first, nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
     on = engine(model)

@@ -115,6 +115,10 @@ def half_overwritten(x: Tensor, kept: Tensor) -> Tensor:
     return y
 
 
+def fails(x: Tensor, kept: Tensor) -> Tensor:
+    raise ValueError("only on Sundays")
+
+
 REFUSED: dict[str, tuple[Callable[[Tensor, Tensor], Any], str]] = {
     "chance": (lambda x, kept: x + torch.rand_like(x), "chance"),
     "dropout that stays on": (lambda x, kept: F.dropout(x, 0.5, training=True), "chance"),
@@ -127,6 +131,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor, Tensor], Any], str]] = {
     "operators by batch size": (lambda x, kept: x if len(x) == 2 else x * 2, "depend on the number of images"),
     "a counter": (lambda x, kept: x * kept.add_(1), "changes its own tensors"),
     "a part that is overwritten": (half_overwritten, "a part of a tensor is overwritten"),
+    "an error of its own": (fails, r"it fails on 2 images \(.*only on Sundays\)"),
     "a number in the output": (lambda x, kept: (x, len(x)), "number of images in a way of its own"),
 }
 
@@ -167,6 +172,16 @@ def test_what_a_recording_stands_for_is_computed(name: str) -> None:
     else:
         assert torch.equal(found, wanted)
     assert torch.equal(inputs.args[0], x)
+
+
+def test_an_input_that_all_images_share_stays_whole() -> None:
+    class Shared(nn.Module):
+        def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+            return x.view(len(x), -1) @ weight
+
+    x, weight = torch.rand(4, 2, 3), torch.rand(6, 2)
+    inputs = Example((x, weight), {})
+    assert torch.equal(computed(record(Shared(), inputs), inputs), x.flatten(1) @ weight)
 
 
 def test_several_inputs_and_keywords() -> None:

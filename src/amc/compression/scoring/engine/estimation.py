@@ -86,16 +86,20 @@ class _Part:
 def _norms(program: Program, module: nn.Module) -> dict[int, _BatchNorm]:
     """The batch norms in training mode, by the number of their running mean. Raises UnfitError."""
     found: dict[int, _BatchNorm] = {}
+    numbers = {id(tensor): number for number, tensor in program.constants.items()}
     for norm in module.modules():
         if not isinstance(norm, _BatchNorm) or not norm.training:
             continue
         if type(norm).forward is not _BatchNorm.forward or norm.running_mean is None:
             raise UnfitError("a batch norm of another kind")
-        statistics = {number for number, tensor in program.constants.items() if tensor is norm.running_mean}
-        found |= dict.fromkeys(statistics, norm)
+        number = numbers.get(id(norm.running_mean))
+        if number in found:
+            raise UnfitError("two batch norms with the same statistics")
+        if number is not None:
+            found[number] = norm
     running = {id(tensor) for norm in found.values() for tensor in (norm.running_mean, norm.running_var)}
     for op in program.ops:
         own = [op.args[place].number for place in _RUNNING] if norm_of(op, found) is not None else []
-        if any(id(program.constants.get(number)) in running for number in op.reads() if number not in own):
+        if any(id(program.constants.get(number)) in running for number in op.reads if number not in own):
             raise UnfitError("an operator reads the statistics of a batch norm")
     return found

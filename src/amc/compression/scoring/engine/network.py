@@ -31,14 +31,13 @@ from amc.compression.scoring.engine.program import (
     tensors_of,
 )
 from amc.structure.batches import picked
+from amc.structure.modes import evaluating
 from amc.structure.trace import Example
 
 Runner = Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
 MakeRunner = Callable[[Piece, Mapping[int, Kind], Mapping[int, Tensor]], Runner]
 
-LEAST_SHARED = (
-    8  # beginnings of dense size that fit into the memory; with fewer, most would be dropped before their use
-)
+LEAST_SHARED = 8  # beginnings of dense size that must fit into memory; otherwise most are dropped before their use
 AGREEMENT = 1e-4  # of the largest output: the difference between two engines that is rounding
 
 
@@ -73,11 +72,20 @@ class PiecewiseEngine:
             network = self._checked(module)
         except UnfitError as error:
             self._warn(error)
-            with self._plain.running(module) as run:
-                yield run
+            with self._plain.running(module) as called:
+                yield called
             return
-        with torch.no_grad():
-            yield lambda inputs: network(inputs, held=held)
+
+        def run(inputs: Example) -> Any:
+            try:
+                return network(inputs, held=held)
+            except UnfitError as error:
+                self._warn(error)
+                given = inputs.cloned()
+                return module(*given.args, **given.kwargs)
+
+        with evaluating(module), torch.no_grad():
+            yield run
 
     def estimation(self, module: nn.Module) -> Estimate:
         """See `Engine`."""

@@ -45,7 +45,10 @@ class Graph:
         """Declare a value as an input of the graph."""
         kind = self._kinds[number]
         name = self._names[number] = f"v{number}"
-        return helper.make_tensor_value_info(name, _type(kind.dtype), ["batch", *kind.shape[1:]])
+        shape: list[str | int | None] = [*kind.shape]
+        if kind.batched:
+            shape[0] = f"batch of {name}"
+        return helper.make_tensor_value_info(name, _type(kind.dtype), shape)
 
     def add(self, operator: str, *operands: Operand, **attributes: Any) -> str:
         """Add a node. Returns the name of its output."""
@@ -82,7 +85,8 @@ class Graph:
             name = f"out{number}"
             self._nodes.append(helper.make_node("Identity", [self._name(Value(number))], [name]))
             kind = self._kinds[number]
-            results.append(helper.make_tensor_value_info(name, _type(kind.dtype), None))
+            free = [f"{name}.{dim}" for dim in range(len(kind.shape))]
+            results.append(helper.make_tensor_value_info(name, _type(kind.dtype), free))
         graph = helper.make_graph(self._nodes, "piece", list(inputs), results, self._arrays)
         opset = helper.make_opsetid("", OPSET)
         model = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ _FATAL_ONLY = 4
 
 
 class OnnxPiece:
-    """Runs a piece: tensors of its inputs -> tensors of its outputs, on the CPU."""
+    """Runs a piece: tensors of its inputs -> tensors of its outputs, on the CPU. Raises UnfitError if it fails."""
 
     def __init__(self, piece: Piece, kinds: Mapping[int, Kind], constants: Mapping[int, Tensor]) -> None:
         """Builds the model with the constants' present values; ONNX Runtime folds batch norms. Raises UnfitError."""
@@ -28,7 +29,11 @@ class OnnxPiece:
 
     def __call__(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         feed = {name: tensor.contiguous().numpy() for name, tensor in zip(self._names, tensors, strict=True)}
-        return tuple(torch.from_numpy(array) for array in self._session.run(None, feed))
+        try:
+            arrays = self._session.run(None, feed)
+        except Exception as error:  # ONNX Runtime has kinds of its own, one for each status
+            raise UnfitError("ONNX Runtime fails on a batch") from error
+        return tuple(torch.from_numpy(array) for array in arrays)
 
 
 def model_of(piece: Piece, kinds: Mapping[int, Kind], constants: Mapping[int, Tensor]) -> bytes:
@@ -62,10 +67,15 @@ def _called(converter: Converter, graph: Graph, op: Op) -> str | Sequence[str]:
     """The converter with the arguments that it names, the operator's defaults included."""
     arguments = op.target._schema.arguments
     given = dict(zip((each.name for each in arguments), op.args, strict=False)) | dict(op.kwargs)
-    named = inspect.signature(converter).parameters
+    named = _named(converter)
     return converter(
         graph, **{each.name: given.get(each.name, each.default_value) for each in arguments if each.name in named}
     )
+
+
+@functools.cache
+def _named(converter: Converter) -> frozenset[str]:
+    return frozenset(inspect.signature(converter).parameters)
 
 
 def _session(model: bytes) -> Any:
@@ -76,5 +86,5 @@ def _session(model: bytes) -> Any:
     options.add_session_config_entry("session.force_spinning_stop", "1")  # idle threads would take processor time
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime has kinds of its own, one for each status
-        raise UnfitError("a model that ONNX Runtime does not load") from error
+    except Exception as error:  # as above
+        raise UnfitError("ONNX Runtime does not load its model") from error

@@ -36,7 +36,7 @@ def in_pieces(program: Program, place: int | None = None) -> tuple[Piece | None,
     for begin, end in zip([0, *bounds], [*bounds, len(program.ops)], strict=True):
         ops = tuple(op for op in program.ops[begin:end] if not settled.issuperset(op.made))
         outputs = (tensor_at[end],) if end in bounds else program.wanted
-        read = [number for op in ops for number in op.reads()]
+        read = [number for op in ops for number in op.reads]
         constants = dict.fromkeys(number for number in [*read, *outputs] if number in settled)
         pieces.append(Piece(ops, inputs, outputs, tuple(constants)))
         inputs = outputs
@@ -109,7 +109,7 @@ def _settled(program: Program) -> set[int]:
     """Numbers of the values that depend neither on an image nor on the number of images."""
     settled = set(program.constants)
     for op in program.ops:
-        if not op.sized() and settled.issuperset(op.reads()):
+        if not op.sized and settled.issuperset(op.reads):
             settled.update(op.made)
     return settled
 
@@ -117,10 +117,10 @@ def _settled(program: Program) -> set[int]:
 def _cuts(program: Program) -> Iterator[tuple[int, int]]:
     """Where one tensor is all that the rest needs, in order: the number of operators before, and the tensor's number.
 
-    Some operator makes the tensor, no later one overwrites it, and its first dimension grows with the batch.
+    Some operator makes the tensor, no later one overwrites it, and only its first dimension grows with the batch.
     """
     settled = _settled(program)
-    last = {number: place for place, op in enumerate(program.ops) for number in op.reads() if number not in settled}
+    last = {number: place for place, op in enumerate(program.ops) for number in op.reads if number not in settled}
     last |= dict.fromkeys((number for number in program.wanted if number not in settled), len(program.ops))
     overwritten = {number for op in program.ops for number in op.writes}
     live = {number for number in program.inputs if number in last}
@@ -128,8 +128,7 @@ def _cuts(program: Program) -> Iterator[tuple[int, int]]:
         live = {number for number in (*live, *op.made) if last.get(number, -1) > place}
         if len(live) == 1 and live.isdisjoint(overwritten) and live.isdisjoint(program.inputs):
             (number,) = live
-            shape = program.kinds[number].shape
-            if shape and shape[0] % FEW == 0 and number not in settled:
+            if program.kinds[number].batched:
                 yield place + 1, number
 
 
@@ -137,7 +136,7 @@ def _work(op: Op, program: Program) -> float:
     """How long an operator takes, in multiplications, roughly."""
     made = _elements(program, op.made[0]) if op.made else 0
     name = op.target._schema.name
-    shapes = [program.kinds[number].shape for number in op.reads()]
+    shapes = [program.kinds[number].shape for number in op.reads]
     inner = 0
     if name == "aten::convolution":
         inner = math.prod(shapes[1][1:])
@@ -148,7 +147,7 @@ def _work(op: Op, program: Program) -> float:
 
 def _weights(op: Op, program: Program) -> int:
     """How many weights the operator brings in; those of a depthwise convolution follow others and do not count."""
-    shapes = [program.kinds[number].shape for number in op.reads() if number in program.constants]
+    shapes = [program.kinds[number].shape for number in op.reads if number in program.constants]
     return sum(len(shape) > 1 and shape[1] > 1 for shape in shapes)
 
 

@@ -8,7 +8,7 @@ computed weights and the sizes in its reshapes. It is refused where it cannot st
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tag, Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
+from amc.errors import reason_of
 from amc.structure.batches import picked, size_of
 from amc.structure.modes import evaluating
 from amc.structure.trace import Example
@@ -49,9 +50,10 @@ class Kind:
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    batched: bool = False  # its first dimension, and no other, grows with the batch
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Op:
     """A call of an operator. Tensors among the arguments are `Value`s."""
 
@@ -61,15 +63,17 @@ class Op:
     outputs: tuple[int | None, ...]  # numbers of the outputs; None for an output that is no tensor
     writes: frozenset[int]  # values in whose memory it writes
 
-    @property
+    @functools.cached_property
     def made(self) -> tuple[int, ...]:
         """Numbers of the outputs that are tensors."""
         return tuple(number for number in self.outputs if number is not None)
 
-    def reads(self) -> Iterator[int]:
+    @functools.cached_property
+    def reads(self) -> tuple[int, ...]:
         """Numbers of its arguments."""
-        return (leaf.number for leaf in _leaves((self.args, self.kwargs)) if type(leaf) is Value)
+        return tuple(leaf.number for leaf in _leaves((self.args, self.kwargs)) if type(leaf) is Value)
 
+    @functools.cached_property
     def sized(self) -> bool:
         """Whether its arguments depend on the batch size."""
         return any(type(leaf) is Batch for leaf in _leaves((self.args, self.kwargs)))
@@ -125,14 +129,22 @@ def record_like(module: nn.Module, inputs: Example, pattern: Program) -> Program
     program = _pruned(_recorded(module, inputs, FEW))
     if [op.target for op in program.ops] != [op.target for op in pattern.ops]:
         return record(module, inputs)
-    return replace(program, ops=tuple(_marked(*pair) for pair in zip(program.ops, pattern.ops, strict=True)))
+    pairs = list(zip(program.ops, pattern.ops, strict=True))
+    alike = dict(zip(program.inputs, pattern.inputs, strict=True))
+    alike |= {number: other for op, like in pairs for number, other in zip(op.made, like.made, strict=True)}
+    batched = {number for number, other in alike.items() if pattern.kinds[other].batched}
+    kinds = {number: replace(kind, batched=number in batched) for number, kind in program.kinds.items()}
+    return replace(program, kinds=kinds, ops=tuple(_marked(*pair) for pair in pairs))
 
 
 def _recorded(module: nn.Module, inputs: Example, images: int) -> Program:
     given = picked(inputs, slice(images)).cloned()
     recorder = _Recorder(tensors_of(given))
-    with evaluating(module), torch.no_grad(), recorder:
-        output = module(*given.args, **given.kwargs)
+    try:
+        with evaluating(module), torch.no_grad(), recorder:
+            output = module(*given.args, **given.kwargs)
+    except Exception as error:  # a user's network may raise anything; where it is called, its error is reported
+        raise UnfitError(f"it fails on {images} images ({reason_of(error)})") from error
     leaves, spec = tree_flatten(output)
     results = tuple(recorder.noted(leaf) for leaf in leaves)
     if recorder.reason:
@@ -242,14 +254,13 @@ def _memory(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _leaves(part: Any) -> Iterator[Any]:
-    if isinstance(part, tuple | list):
-        for each in part:
-            yield from _leaves(each)
-    elif isinstance(part, Mapping):
-        yield from _leaves(list(part.values()))
-    else:
-        yield part
+def _leaves(part: Any) -> list[Any]:
+    """All that lies in nested arguments."""
+    if isinstance(part, dict):
+        part = list(part.values())
+    if not isinstance(part, list | tuple):
+        return [part]
+    return [leaf for each in part for leaf in (_leaves(each) if isinstance(each, list | tuple | dict) else (each,))]
 
 
 def _merged(few: Program, more: Program) -> Program:
@@ -265,7 +276,13 @@ def _merged(few: Program, more: Program) -> Program:
         replace(op, args=_both(op.args, other.args), kwargs=_both(op.kwargs, other.kwargs))
         for op, other in zip(few.ops, more.ops, strict=True)
     )
-    return replace(few, ops=ops)
+    kinds = {number: replace(kind, batched=_batched(kind, more.kinds[number])) for number, kind in few.kinds.items()}
+    return replace(few, ops=ops, kinds=kinds)
+
+
+def _batched(few: Kind, more: Kind) -> bool:
+    grown = [size * MORE for size in few.shape[:1]] == [size * FEW for size in more.shape[:1]]
+    return bool(few.shape) and few.shape[0] > 0 and grown and few.shape[1:] == more.shape[1:]
 
 
 def _both(few: Any, more: Any) -> Any:
@@ -308,7 +325,7 @@ def _pruned(program: Program) -> Program:
     kept: list[Op] = []
     for op in reversed(program.ops):
         if not read.isdisjoint(op.made):
-            read.update(op.reads())
+            read.update(op.reads)
             kept.append(op)
     constants = {number: tensor for number, tensor in program.constants.items() if number in read}
     return replace(program, ops=tuple(reversed(kept)), constants=constants)

@@ -31,7 +31,7 @@ class TorchPiece:
         self._constants = {number: constants[number] for number in piece.constants}
         self._overwrites = any(not op.writes.isdisjoint(piece.inputs) for op in piece.ops)
         self._length = kinds[piece.inputs[0]].shape[0]
-        last = {number: place for place, op in enumerate(piece.ops) for number in op.reads()}
+        last = {number: place for place, op in enumerate(piece.ops) for number in op.reads}
         done: list[list[int]] = [[] for _ in piece.ops]
         for number, place in last.items():
             if number not in piece.outputs:

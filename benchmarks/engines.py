@@ -1,0 +1,159 @@
+"""What scoring a policy costs with each engine, and whether they give the same scores.
+
+    python benchmarks/engines.py --model mobilenet_v1_050 --weights W.safetensors --data cifar10:ROOT
+
+A search by DDPG proposes the policies, and learns from torch's scores. All engines score every policy, in turns, each
+with a memory of its own, in CPU seconds. The dense network and one with half of every group are then scored in 16 bits.
+The results go to benchmarks/results/engines-MODEL.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+from amc.compression.scoring.engine.base import TorchEngine
+from amc.compression.scoring.engine.choice import Task, onnx_engine, torch_engine
+from amc.compression.scoring.engine.network import PiecewiseEngine
+from amc.compression.scoring.evaluator import Evaluator
+from amc.compression.scoring.policy import PolicyScorer
+from amc.pruning import Pruner, calibrate
+from amc.pruning.methods import create_method, problem_of
+from amc.run.provenance import environment
+from amc.search import create_agent, parse_budgets, search
+from amc.structure.batches import size_of
+from common import Prepared, Record, machine, network_parser, percent, prepared, save, table
+
+RESULT = "engines-{model}.json"
+CALLED = "torch, the network called"
+PARTS = ("build", "batch norms", "score")
+
+
+def options() -> argparse.ArgumentParser:
+    parser = network_parser(__doc__)
+    parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def measure(args: argparse.Namespace) -> Record:
+    ready = prepared(args)
+    problem = problem_of(create_method("channel", ready.model, ready.structure), parse_budgets("macs<=50%"))
+    pruner = Pruner(ready.model, ready.structure, calibrate(ready.model, ready.structure, ready.calibration))
+    scorers = scorers_of(ready, pruner)
+    rows: dict[str, dict[str, Any]] = {name: {"same": 0, **dict.fromkeys(PARTS, 0.0)} for name in scorers}
+
+    def score(policy: tuple[int, ...]) -> float:
+        scores = {name: timed(scorer, policy, rows[name]) for name, scorer in scorers.items()}
+        for name, each in scores.items():
+            rows[name]["same"] += each == scores[CALLED]
+        return scores[CALLED]
+
+    began = time.process_time()
+    agent = create_agent("ddpg", problem, episodes=args.episodes, seed=args.seed)
+    search(problem, score, agent, episodes=args.episodes, seed=args.seed)
+    scoring = sum(row[part] for row in rows.values() for part in PARTS)
+    for name, row in rows.items():
+        engine = scorers[name].engine
+        memory = engine.memory if isinstance(engine, PiecewiseEngine) else None
+        row["hits"] = None if memory is None else memory.hits / max(1, memory.hits + memory.misses)
+        row |= {part: row[part] / args.episodes for part in PARTS}
+    record: Record = {
+        "model": args.model,
+        "images": len(ready.data.search),
+        "episodes": args.episodes,
+        "seed": args.seed,
+        "rows": rows,
+        "agent": (time.process_time() - began - scoring) / args.episodes,
+        "halves": in_16_bits(ready, pruner, problem.dense.tolist()),
+        "environment": environment(),
+    }
+    save(RESULT.format(model=args.model), record)
+    return record
+
+
+def scorers_of(ready: Prepared, pruner: Pruner) -> dict[str, PolicyScorer]:
+    """One scorer for each engine, by its name in the table."""
+    batches = [batch for batch, _ in Evaluator(ready.data.search).held]
+    task = Task(ready.model, batches, ready.structure.macs, others=sum(map(size_of, ready.bn_images)))
+    engines = {CALLED: TorchEngine(), "torch, in pieces": torch_engine(task), "ONNX Runtime": onnx_engine(task)}
+    scorers = {}
+    for name, engine in engines.items():
+        evaluator = Evaluator(ready.data.search)
+        evaluator.engine = engine
+        scorers[name] = PolicyScorer(pruner, evaluator, ready.bn_images)
+    return scorers
+
+
+def timed(scorer: PolicyScorer, policy: tuple[int, ...], row: dict[str, Any]) -> float:
+    """The policy's score. Adds the CPU seconds of its parts to the row."""
+    stops = [time.process_time()]
+    slim = scorer.builder.build(policy)
+    stops.append(time.process_time())
+    slim = scorer.estimated(slim, policy)
+    stops.append(time.process_time())
+    score = scorer.evaluate(slim)
+    stops.append(time.process_time())
+    for part, begin, end in zip(PARTS, stops, stops[1:], strict=False):
+        row[part] += end - begin
+    return float(score)
+
+
+def in_16_bits(ready: Prepared, pruner: Pruner, dense: list[int]) -> list[dict[str, Any]]:
+    """The scores and CPU seconds of two networks in float32 and in the two 16-bit types, by torch."""
+    evaluator = Evaluator(ready.data.search)
+    half = pruner.build([max(1, size // 2) for size in dense])
+    rows = []
+    for name, network in (("dense", ready.model), ("half of every group", half)):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            seconds, score = min(once(evaluator, network, dtype) for _ in range(3))
+            rows.append({"network": name, "type": str(dtype).removeprefix("torch."), "s": seconds, "score": score})
+    return rows
+
+
+def once(evaluator: Evaluator, network: nn.Module, dtype: torch.dtype) -> tuple[float, float]:
+    """CPU seconds of a score, and the score."""
+    began = time.process_time()
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        right = [(network(batch.args[0]).argmax(1) == labels).sum() for batch, labels in evaluator.held]
+    return time.process_time() - began, int(torch.stack(right).sum()) / len(evaluator)
+
+
+def section(record: Record) -> str:
+    rows, agent = record["rows"], record["agent"]
+    whole = {name: sum(row[part] for part in PARTS) + agent for name, row in rows.items()}
+    engines = [
+        [
+            name, *(f"{1000 * row[part]:.0f} ms" for part in PARTS), f"{1000 * whole[name]:.0f} ms",
+            f"{whole[name] / whole[CALLED]:.0%}", "" if row["hits"] is None else f"{row['hits']:.0%}",
+            f"{row['same']} of {record['episodes']}",
+        ]
+        for name, row in rows.items()
+    ]  # fmt: skip
+    halves = [
+        [each["network"], each["type"], f"{each['s']:.2f} s", percent(each["score"])] for each in record["halves"]
+    ]
+    return (
+        f"## Engines: {record['model']}\n\n"
+        f"`python benchmarks/engines.py --model {record['model']} --weights W --data cifar10:DATA`: "
+        f"{record['episodes']} policies that DDPG proposes at half the MACs (seed {record['seed']}), "
+        f"{record['images']} search images, CPU seconds of one thread for each policy, the engines in turns. An "
+        f"episode includes the agent ({1000 * agent:.0f} ms). Hits: how often the beginning of a network was already "
+        "computed for a batch.\n\n"
+        + table(["engine", *PARTS, "episode", "of torch's", "hits", "same score"], engines)
+        + "\nIn 16 bits, by torch's autocast:\n\n"
+        + table(["network", "type", "time", "score"], halves)
+        + machine(record)
+    )
+
+
+def main() -> None:
+    print(section(measure(options().parse_args())))
+
+
+if __name__ == "__main__":
+    main()
