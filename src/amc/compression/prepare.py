@@ -243,6 +243,7 @@ class _Preparation:
         self.watch.stage("dense score")
         whole = copy_model(inputs.model)  # never run the network to slice: a forward may store state in it
         if isinstance(score, Evaluator):
+            score.fit_layout_(whole)
             task = Task(whole, [batch for batch, _ in score.held], macs, others=config.bn_images or 0)
             choice = choose_engine(task, config.engine, bf16=config.bf16, recorded=self.engine)
             score = score.using(choice.engine)

@@ -26,9 +26,9 @@ from amc.recovery.masks import WeightMasks
 from amc.recovery.optimiser import learning_rate, make_optimiser
 from amc.recovery.records import StepRecord
 from amc.recovery.tensors import copy_into_, snapshot
-from amc.recovery.unlabelled import BATCH, HELD_OUT, Images, flipped, layout_for, may_flip, mixed
+from amc.recovery.unlabelled import BATCH, HELD_OUT, Images, flipped, may_flip, mixed
 from amc.run.settings import FineTuneConfig
-from amc.structure.batches import moved, size_of
+from amc.structure.batches import layout_for, moved, size_of
 from amc.structure.modes import device_of, evaluating, learning
 from amc.structure.trace import Example
 

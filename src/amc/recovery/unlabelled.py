@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from amc.errors import check_resources
 from amc.recovery.distances import output_tensors
-from amc.structure.batches import mapped, picked, size_of
+from amc.structure.batches import laid_out, mapped, size_of
 from amc.structure.trace import Example
 
 BATCH = 64  # images a step
@@ -103,19 +102,6 @@ def may_flip(outputs: Callable[[Example], Any], held: Sequence[Example]) -> bool
     return agreeing >= _AGREEMENT * total
 
 
-def layout_for(outputs: Callable[[Example], Any], batch: Example) -> torch.memory_format:
-    """Channels-last, in which a step takes a quarter to a third less time, if the network works with it.
-
-    A network that calls `view` on an image does not. outputs: the network.
-    """
-    try:
-        outputs(mapped(lambda tensor: _laid_out(tensor, torch.channels_last), picked(batch, slice(2))))
-    except Exception as error:  # for any other reason it fails again, where the reason is reported
-        check_resources(error)
-        return torch.contiguous_format
-    return torch.channels_last
-
-
 def input_tensors(inputs: Example) -> list[Tensor]:
     """The tensors in a batch, in order."""
     return [leaf for leaf in tree_leaves((inputs.args, dict(inputs.kwargs))) if isinstance(leaf, Tensor)]
@@ -140,12 +126,8 @@ def _gathered(batches: Sequence[Example], places: Tensor, layout: torch.memory_f
         [tensor[place] for tensor in tensors[batch]]
         for batch, place in zip(which, (places - ends[which]).tolist(), strict=True)
     ]
-    columns = iter([_laid_out(torch.stack(column), layout) for column in zip(*images, strict=True)])
+    columns = iter([laid_out(torch.stack(column), layout) for column in zip(*images, strict=True)])
     return mapped(lambda _: next(columns), batches[0])
-
-
-def _laid_out(tensor: Tensor, layout: torch.memory_format) -> Tensor:
-    return tensor.contiguous(memory_format=layout) if tensor.ndim == 4 else tensor
 
 
 def _mirrored(inputs: Example, chosen: Tensor) -> Example:

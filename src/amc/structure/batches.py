@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from amc.errors import DataError
+from amc.errors import DataError, check_resources
 from amc.structure.trace import Example
 
 LABELS = ("labels", "label", "targets", "target", "y")  # keys of labels, unless the network has such inputs
@@ -345,3 +345,27 @@ def _names(parts: Iterable[Any]) -> str:
 def _listed(parts: list[str]) -> str:
     more = f" and {len(parts) - _LISTED} more" if len(parts) > _LISTED else ""
     return ", ".join(parts[:_LISTED]) + more
+
+
+def layout_for(outputs: Callable[[Example], Any], batch: Example) -> torch.memory_format:
+    """Channels-last, in which convolutions take a quarter to a third less time, if the network works with it.
+
+    A network that calls `view` on the output of a convolution does not. outputs: the network in eval mode.
+    """
+    try:
+        with torch.no_grad():
+            outputs(mapped(lambda tensor: laid_out(tensor, torch.channels_last), picked(batch, slice(2))))
+    except Exception as error:  # for any other reason it fails again, where the reason is reported
+        check_resources(error)
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def laid_out(tensor: Tensor, layout: torch.memory_format) -> Tensor:
+    """Images [N, C, H, W] in this memory format; any other tensor as it is.
+
+    Images of one channel count as contiguous in both formats; convolutions go by their strides.
+    """
+    if tensor.ndim != 4 or tensor.stride() == torch.empty(tensor.shape, device="meta", memory_format=layout).stride():
+        return tensor
+    return tensor.clone(memory_format=layout)

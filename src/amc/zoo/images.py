@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from amc.errors import DataError
+from amc.structure.batches import laid_out
 from amc.zoo.decode import CropBox, Decoder, random_crop_box
 
 Batch = tuple[Tensor, Tensor]
@@ -75,6 +76,7 @@ class ImageSet:
     labels: Tensor  # [N], int64
     normalisation: Normalisation | None = None  # None: floating-point images are unchanged, bytes are scaled to [0, 1]
     augmentation: Augmentation | None = None  # of training_batches; None: only shuffled
+    channels_last: bool = True  # the memory format of batches, in which convolutions are faster
 
     def __post_init__(self) -> None:
         if self.images.dim() != 4 or self.labels.shape != self.images.shape[:1]:
@@ -120,9 +122,11 @@ class ImageSet:
 
     def _ready(self, images: Tensor) -> Tensor:
         if self.normalisation is not None:
-            return self.normalisation(images)
-        ready = images.to(torch.float32, memory_format=torch.channels_last)
-        return ready / 255 if images.dtype == torch.uint8 else ready
+            ready = self.normalisation(images)
+        else:
+            ready = images.to(torch.float32, memory_format=torch.channels_last)
+            ready = ready / 255 if images.dtype == torch.uint8 else ready
+        return ready if self.channels_last else laid_out(ready, torch.contiguous_format)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +140,7 @@ class FolderSet:
     targets: tuple[int, ...]  # class index of each file
     decoder: Decoder
     normalisation: Normalisation
+    channels_last: bool = True  # as of `ImageSet`
 
     def __post_init__(self) -> None:
         if not self.files:
@@ -175,7 +180,8 @@ class FolderSet:
 
     def load(self) -> ImageSet:
         """The images in memory, without augmentation."""
-        return ImageSet(self.decoder.decode(self.files), self.labels, self.normalisation)
+        images = self.decoder.decode(self.files)
+        return ImageSet(images, self.labels, self.normalisation, channels_last=self.channels_last)
 
     def _decoded(self, jobs: Sequence[tuple[list[int], list[CropBox] | None]], ahead: int = 2) -> Iterator[Batch]:
         pending: deque[tuple[list[int], list[Future[Tensor]]]] = deque()
@@ -192,7 +198,9 @@ class FolderSet:
 
     def _collect(self, part: list[int], futures: list[Future[Tensor]]) -> Batch:
         images = torch.stack([future.result() for future in futures])
-        return self.normalisation(images), torch.tensor([self.targets[i] for i in part])
+        ready = self.normalisation(images)
+        labels = torch.tensor([self.targets[i] for i in part])
+        return ready if self.channels_last else laid_out(ready, torch.contiguous_format), labels
 
 
 def _share(count: int, rank: int, ranks: int) -> slice:

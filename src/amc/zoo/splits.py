@@ -5,7 +5,8 @@ report only). The splits are fixed: they do not depend on the seed of a search.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +52,14 @@ class DataSplits:
     def test(self) -> Split:
         """For the final report only."""
         return self._get("test")
+
+    def contiguous(self) -> "DataSplits":
+        """The same splits with images laid out row by row, for networks that call `view` on them."""
+        makers = {name: partial(self._contiguous, name) for name in self.makers}
+        return DataSplits(self.name, self.num_classes, self.input_shape, makers, self.warnings)
+
+    def _contiguous(self, name: str) -> Split:
+        return replace(self._get(name), channels_last=False)
 
     def _get(self, name: str) -> Split:
         if name not in self._loaded:

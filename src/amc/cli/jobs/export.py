@@ -80,7 +80,7 @@ def weight_bytes(model: nn.Module) -> int:
 def _real_images(source: Source) -> tuple[Tensor | None, str | None]:
     """Some images of the run's data, or the reason why not: the data may be on another machine."""
     try:
-        images, _ = next(iter(data_of(source).calibration.batches(REAL_IMAGES)))
+        images, _ = next(iter(data_of(source).contiguous().calibration.batches(REAL_IMAGES)))
     except AmcError as error:
         return None, str(error)
     return images.contiguous(), None

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from amc.cli.jobs.finetune_state import FineTuneState
-from amc.cli.jobs.origin import BATCH, data_of, evaluate_of, network_of, source_of
+from amc.cli.jobs.origin import BATCH, data_of, evaluate_of, fitting, network_of, source_of
 from amc.compression.load import load_run, settings_of
 from amc.compression.observer import Observer
 from amc.compression.prepare import SEARCH_SHARE, Inputs, Job, leaves_images, prepare
@@ -206,7 +206,9 @@ class _Task:
             )
         self.progress.stage("candidates")
         model, evaluate = network_of(self.source, path), evaluate_of(self.source, self.data)
-        return prepare(Inputs(model, self.example, self.data.calibration.batches(BATCH), evaluate), self.config)
+        return prepare(
+            Inputs(model, self.example, fitting(self.data, model).calibration.batches(BATCH), evaluate), self.config
+        )
 
     def trained(self, slim: nn.Module, method: Method, settings: FineTuneConfig, checkpoint: Path) -> FineTuneResult:
         slim.to(self.device)
@@ -218,7 +220,7 @@ class _Task:
 
         return recover(
             slim,
-            self.data.train,
+            fitting(self.data, slim).train,
             settings,
             teacher=self.teacher,
             masks=method.masks(slim),

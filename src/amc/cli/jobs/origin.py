@@ -15,7 +15,10 @@ from amc.compression.load import load_run
 from amc.errors import DataError, EvaluationError, ModelError, RunError, message_of
 from amc.run.directory import RunDir
 from amc.run.settings import Source
+from amc.structure.batches import layout_for
 from amc.structure.copying import copy_model
+from amc.structure.modes import device_of
+from amc.structure.trace import Example
 from amc.zoo import DataSplits, create_model, load_data, load_weights, model_info
 from amc.zoo._import import import_factory
 from amc.zoo.preprocessing import Preprocessing, preprocessing_of
@@ -84,6 +87,14 @@ def misfit(model: nn.Module, input_shape: Sequence[int]) -> str | None:
     except Exception as error:  # whatever the user's forward raises
         return message_of(error)
     return None
+
+
+def fitting(data: DataSplits, model: nn.Module) -> DataSplits:
+    """The data in the memory format that the network takes. Channels-last, in which it comes, is faster."""
+    network = copy_model(model).eval()
+    example = Example.of(torch.zeros(2, *data.input_shape, device=device_of(network)))
+    layout = layout_for(lambda inputs: network(*inputs.args), example)
+    return data if layout == torch.channels_last else data.contiguous()
 
 
 def evaluate_of(source: Source, data: DataSplits) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch._dynamo  # every search needs it, by torch.export; here `amc.cli.common.loading` makes the import faster
 
-from amc.cli.jobs.origin import BATCH, data_of, evaluate_of, misfit, network_of, source_of, with_preprocessing
+from amc.cli.jobs.origin import BATCH, data_of, evaluate_of, fitting, misfit, network_of, source_of, with_preprocessing
 from amc.compression.load import settings_of
 from amc.compression.observer import Observer
 from amc.compression.pipeline import compress_in
@@ -76,6 +76,7 @@ def _run(run: RunDir, source: Source, config: SearchConfig, progress: Observer, 
     if reason is not None:
         shape = "x".join(map(str, data.input_shape))
         raise DataError(f"'{source.model}' cannot take {shape} images of '{data.name}': {reason}; choose fitting data")
+    data = fitting(data, model)
     inputs = Inputs(
         model,
         example,

@@ -28,7 +28,7 @@ from amc.errors import (
 from amc.run.settings.scores import DEFAULT, TOP1, get_score
 from amc.search.judging import EVALUATE, number_of
 from amc.search.statistics import Measured, PairedDrop, compare
-from amc.structure.batches import Reader, mapped, picked
+from amc.structure.batches import Reader, laid_out, layout_for, mapped, picked
 from amc.structure.modes import evaluating
 from amc.structure.trace import Example
 
@@ -77,12 +77,13 @@ class Evaluator:
         self.engine: Engine = TorchEngine(autocast=autocast)
         self.kind = get_score(score)
         tally(self.kind)  # raises now if a package is missing
+        self._layout: torch.memory_format | None = None  # not known before the first network
         self._source: BatchSource | None = None
         self._batch_size = batch_size
         self._kept: list[tuple[Example, Tensor]] = []
         if not isinstance(source, BatchSource):
             reader = Reader.of(example_input, "a batch to evaluate on")
-            self._kept = [_laid_out(*reader.labelled(batch)) for batch in reader.batches(source)]
+            self._kept = [reader.labelled(batch) for batch in reader.batches(source)]
         else:
             first = next(iter(source.batches(1)), None)
             if first is not None and first[0].nbytes * len(source) > KEEP_FLOAT_BYTES:
@@ -144,7 +145,7 @@ class Evaluator:
         for chosen in (first, ~first):
             part = copy.copy(self)
             if self._source is None:
-                part._kept = [_laid_out(*batch) for batch in _chosen(self._kept, chosen)]
+                part._kept = [(self._in_layout(inputs), labels) for inputs, labels in _chosen(self._kept, chosen)]
             else:
                 part._source = _Part(self._source, chosen)
             parts.append(part)
@@ -166,16 +167,30 @@ class Evaluator:
                 counted.add(outputs, labels.to(outputs.device))
         return counted
 
+    def fit_layout_(self, module: nn.Module) -> None:
+        """Lay the images out as the network can take them; once, as all networks of a search are alike."""
+        if self._layout is not None:
+            return
+        with TorchEngine().running(module) as run:
+            self._layout = layout_for(run, next(iter(self._batches()))[0])
+        self._kept = [(self._in_layout(inputs), labels) for inputs, labels in self._kept]
+
+    def _in_layout(self, inputs: Example) -> Example:
+        layout = self._layout or torch.channels_last
+        return mapped(lambda tensor: laid_out(tensor, layout), inputs)
+
     @contextmanager
     def _running(self, module: nn.Module) -> Iterator[Callable[[Example], Tensor]]:
         """Yields a function from inputs to outputs: the network in eval mode."""
+        self.fit_layout_(module)
         with self.engine.running(module, held=self._source is None) as run:
             yield lambda inputs: output_of(run(inputs))
 
     def _batches(self) -> Iterable[tuple[Example, Tensor]]:
         if self._source is None:
             return self._kept
-        return ((Example.of(images), labels) for images, labels in self._source.batches(self._batch_size))
+        batches = self._source.batches(self._batch_size)
+        return ((self._in_layout(Example.of(images)), labels) for images, labels in batches)
 
 
 class PairedEvaluator:
@@ -285,15 +300,6 @@ def scored_on(which: str, call: Callable[[], T]) -> T:
             f"evaluate fails on the {which} network ({reason_of(error)}); it must return a number for any network of "
             "this class"
         ) from error
-
-
-def _laid_out(inputs: Example, labels: Tensor) -> tuple[Example, Tensor]:
-    """The batch with images in channels-last format."""
-
-    def lay_out(tensor: Tensor) -> Tensor:
-        return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
-
-    return mapped(lay_out, inputs), labels
 
 
 class _Part:
