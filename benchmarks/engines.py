@@ -3,8 +3,8 @@
     python benchmarks/engines.py --model mobilenet_v1_050 --weights W.safetensors --data cifar10:ROOT
 
 A search by DDPG proposes the policies, and learns from torch's scores. All engines score every policy, in turns, each
-with a memory of its own, in CPU seconds. The dense network and one with half of every group are then scored in 16 bits.
-The results go to benchmarks/results/engines-MODEL.json.
+with a memory of its own, in CPU seconds. The dense network and one with half of every group are then scored in
+bfloat16. The results go to benchmarks/results/engines-MODEL.json.
 """
 
 from __future__ import annotations
@@ -53,10 +53,8 @@ def measure(args: argparse.Namespace) -> Record:
             rows[name]["same"] += each == scores[CALLED]
         return scores[CALLED]
 
-    began = time.process_time()
     agent = create_agent("ddpg", problem, episodes=args.episodes, seed=args.seed)
     search(problem, score, agent, episodes=args.episodes, seed=args.seed)
-    scoring = sum(row[part] for row in rows.values() for part in PARTS)
     for name, row in rows.items():
         engine = scorers[name].engine
         memory = engine.memory if isinstance(engine, PiecewiseEngine) else None
@@ -68,8 +66,7 @@ def measure(args: argparse.Namespace) -> Record:
         "episodes": args.episodes,
         "seed": args.seed,
         "rows": rows,
-        "agent": (time.process_time() - began - scoring) / args.episodes,
-        "halves": in_16_bits(ready, pruner, problem.dense.tolist()),
+        "bfloat16": in_bfloat16(ready, pruner, problem.dense.tolist()),
         "environment": environment(),
     }
     save(RESULT.format(model=args.model), record)
@@ -78,14 +75,13 @@ def measure(args: argparse.Namespace) -> Record:
 
 def scorers_of(ready: Prepared, pruner: Pruner) -> dict[str, PolicyScorer]:
     """One scorer for each engine, by its name in the table."""
-    batches = [batch for batch, _ in Evaluator(ready.data.search).held]
+    evaluator = Evaluator(ready.data.search)
+    batches = [batch for batch, _ in evaluator.held]
     task = Task(ready.model, batches, ready.structure.macs, others=sum(map(size_of, ready.bn_images)))
     engines = {CALLED: TorchEngine(), "torch, in pieces": torch_engine(task), "ONNX Runtime": onnx_engine(task)}
     scorers = {}
     for name, engine in engines.items():
-        evaluator = Evaluator(ready.data.search)
-        evaluator.engine = engine
-        scorers[name] = PolicyScorer(pruner, evaluator, ready.bn_images)
+        scorers[name] = PolicyScorer(pruner, evaluator.using(engine), ready.bn_images)
     return scorers
 
 
@@ -103,14 +99,14 @@ def timed(scorer: PolicyScorer, policy: tuple[int, ...], row: dict[str, Any]) ->
     return float(score)
 
 
-def in_16_bits(ready: Prepared, pruner: Pruner, dense: list[int]) -> list[dict[str, Any]]:
-    """The scores and CPU seconds of two networks in float32 and in the two 16-bit types, by torch."""
+def in_bfloat16(ready: Prepared, pruner: Pruner, dense: list[int]) -> list[dict[str, Any]]:
+    """The scores and CPU seconds of two networks in float32 and in bfloat16, by torch."""
     evaluator = Evaluator(ready.data.search)
     half = pruner.build([max(1, size // 2) for size in dense])
     rows = []
     for name, network in (("dense", ready.model), ("half of every group", half)):
-        for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            seconds, score = min(once(evaluator, network, dtype) for _ in range(3))
+        for dtype in (torch.float32, torch.bfloat16):
+            seconds, score = min(once(evaluator, network, dtype) for _ in range(2))
             rows.append({"network": name, "type": str(dtype).removeprefix("torch."), "s": seconds, "score": score})
     return rows
 
@@ -118,14 +114,14 @@ def in_16_bits(ready: Prepared, pruner: Pruner, dense: list[int]) -> list[dict[s
 def once(evaluator: Evaluator, network: nn.Module, dtype: torch.dtype) -> tuple[float, float]:
     """CPU seconds of a score, and the score."""
     began = time.process_time()
-    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+    with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         right = [(network(batch.args[0]).argmax(1) == labels).sum() for batch, labels in evaluator.held]
     return time.process_time() - began, int(torch.stack(right).sum()) / len(evaluator)
 
 
 def section(record: Record) -> str:
-    rows, agent = record["rows"], record["agent"]
-    whole = {name: sum(row[part] for part in PARTS) + agent for name, row in rows.items()}
+    rows = record["rows"]
+    whole = {name: sum(row[part] for part in PARTS) for name, row in rows.items()}
     engines = [
         [
             name, *(f"{1000 * row[part]:.0f} ms" for part in PARTS), f"{1000 * whole[name]:.0f} ms",
@@ -135,17 +131,16 @@ def section(record: Record) -> str:
         for name, row in rows.items()
     ]  # fmt: skip
     halves = [
-        [each["network"], each["type"], f"{each['s']:.2f} s", percent(each["score"])] for each in record["halves"]
+        [each["network"], each["type"], f"{each['s']:.2f} s", percent(each["score"])] for each in record["bfloat16"]
     ]
     return (
         f"## Engines: {record['model']}\n\n"
         f"`python benchmarks/engines.py --model {record['model']} --weights W --data cifar10:DATA`: "
         f"{record['episodes']} policies that DDPG proposes at half the MACs (seed {record['seed']}), "
-        f"{record['images']} search images, CPU seconds of one thread for each policy, the engines in turns. An "
-        f"episode includes the agent ({1000 * agent:.0f} ms). Hits: how often the beginning of a network was already "
-        "computed for a batch.\n\n"
-        + table(["engine", *PARTS, "episode", "of torch's", "hits", "same score"], engines)
-        + "\nIn 16 bits, by torch's autocast:\n\n"
+        f"{record['images']} search images, CPU seconds of one thread for each policy, the engines in turns. Hits: how "
+        "often the beginning of a network was already computed for a batch.\n\n"
+        + table(["engine", *PARTS, "policy", "of torch's", "hits", "same score"], engines)
+        + "\nIn bfloat16, by torch's autocast:\n\n"
         + table(["network", "type", "time", "score"], halves)
         + machine(record)
     )

@@ -240,6 +240,7 @@ def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer,
             if name == config.agent:
                 raise  # a baseline whose every policy fails is left out; its journal says why
     job = job.warned(job.scorer.engine.warnings, watch)
+    job.scorer.engine.forget()
     end = ended(job, results, run, test, watch, recorded)
     slim, summary, policy = end.model, end.summary, end.policy
     if run is not None:

@@ -245,7 +245,7 @@ class _Preparation:
         if isinstance(score, Evaluator):
             task = Task(whole, [batch for batch, _ in score.held], macs, others=config.bn_images or 0)
             choice = choose_engine(task, config.engine, bf16=config.bf16, recorded=self.engine)
-            score.engine = choice.engine
+            score = score.using(choice.engine)
             for warning in choice.warnings:
                 self.warn(warning)
         if config.max_drop is not None and isinstance(score, Evaluator):

@@ -74,7 +74,7 @@ class Evaluator:
     ) -> None:
         if batch_size < 1:
             raise DataError(f"batch size must be at least 1, got {batch_size}")
-        self.engine: Engine = TorchEngine(autocast=autocast)  # may be replaced
+        self.engine: Engine = TorchEngine(autocast=autocast)
         self.kind = get_score(score)
         tally(self.kind)  # raises now if a package is missing
         self._source: BatchSource | None = None
@@ -121,6 +121,12 @@ class Evaluator:
         with self._running(module) as run:
             classes = classes_of(run(next(iter(self._batches()))[0]))
         return None if classes is None else (5 if self.kind.name == "top5" else 1) / classes
+
+    def using(self, engine: Engine) -> "Evaluator":
+        """The same score on the same images, computed by another engine."""
+        other = copy.copy(self)
+        other.engine = engine
+        return other
 
     def divided(self, share: float) -> tuple["Evaluator", "Evaluator"]:
         """Two evaluators: one on `share` of the images, in (0, 1), for the search; one on the others, to confirm.

@@ -16,6 +16,7 @@ from amc.compression.scoring.engine import choice, onnx_operators
 from amc.compression.scoring.engine.base import Engine, TorchEngine
 from amc.compression.scoring.engine.choice import Task, choose_engine
 from amc.compression.scoring.engine.network import PiecewiseEngine
+from amc.compression.scoring.evaluator import Evaluator
 from amc.search import load_journal
 from amc.structure.trace import Example
 from tests.threads import one_thread  # noqa: F401 -- a fixture
@@ -238,6 +239,16 @@ def test_what_an_engine_says_during_the_search_is_in_the_summary(
     assert said[0].startswith("some networks are scored with torch instead of onnxruntime 1.")
     search(tmp_path / "torch", engine="torch")
     assert records(tmp_path / "run") == records(tmp_path / "torch")
+
+
+def test_the_callers_own_evaluator_keeps_its_engine() -> None:
+    mine = Evaluator(data()["evaluate"])
+    result = amc.compress(
+        net(), torch.zeros(1, 3, 8, 8), calibration=data()["calibration"], evaluate=mine, engine="onnxruntime",
+        episodes=2, bn_images=24,
+    )  # fmt: skip
+    assert kind(mine.engine) == "TorchEngine torch"
+    assert result.summary["engine"].startswith("onnxruntime 1.")
 
 
 def test_torch_calls_the_network() -> None:

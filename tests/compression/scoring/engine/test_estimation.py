@@ -75,15 +75,6 @@ def test_networks_of_the_zoo_have_the_same_statistics(name: str) -> None:
     assert on.memory.hits == 3
 
 
-def test_what_follows_the_last_norm_is_left_out() -> None:
-    class Loud(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x.matmul(torch.ones(4, 2))
-
-    model = nn.Sequential(separable(), Loud())
-    assert_same(model, engine(model))
-
-
 class Reading(nn.Module):
     """Reads the statistics of a batch norm besides."""
 

@@ -149,6 +149,17 @@ def test_memory_drops_what_was_used_least_recently() -> None:
     assert memory.held == 0
 
 
+def test_what_is_forgotten_is_computed_again() -> None:
+    counting = Counting()
+    on = engine(counting)
+    outputs(on, network(), batch(1))
+    on.forget()
+    counting.runs = {True: 0, False: 0}
+    assert on.memory.held == 0
+    assert torch.equal(outputs(on, network(), batch(1)), direct(network(), batch(1)))
+    assert counting.runs[True] == 2  # the check, and the batch
+
+
 def test_a_view_counts_as_the_memory_that_it_keeps() -> None:
     memory = Memory(limit=1 << 10)
     memory.put("a", [torch.zeros(100)[:2]])

@@ -46,6 +46,10 @@ class Engine(Protocol):
         """
         ...
 
+    def forget(self) -> None:
+        """Free what is remembered, at the end of a search."""
+        ...
+
 
 class TorchEngine:
     """Calls the network, on its own device."""
@@ -82,3 +86,6 @@ class TorchEngine:
             module(*there.args, **there.kwargs)
 
         return run
+
+    def forget(self) -> None:
+        """There is nothing to free."""

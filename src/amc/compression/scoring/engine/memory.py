@@ -35,6 +35,11 @@ class Memory:
         while self.held > self.limit:
             self._drop(next(iter(self._entries)))
 
+    def clear(self) -> None:
+        """Drop everything."""
+        self._entries.clear()
+        self.held = 0
+
     def _drop(self, key: Hashable) -> None:
         self.held -= _size(self._entries.pop(key, ()))
 

@@ -94,6 +94,10 @@ class PiecewiseEngine:
         except UnfitError:
             return self._plain.estimation(module)
 
+    def forget(self) -> None:
+        """See `Engine`."""
+        self.memory.clear()
+
     def _checked(self, module: nn.Module) -> Network:
         """The network in pieces. Raises UnfitError if it gives other outputs than torch on a few images."""
         network = Network(self._program(module), self._place, self._make, self.memory)

@@ -18,6 +18,8 @@ from amc.compression.scoring.engine.program import Kind, Op, UnfitError
 
 _FATAL_ONLY = 4
 
+onnxruntime.disable_telemetry_events()
+
 
 class OnnxPiece:
     """Runs a piece: tensors of its inputs -> tensors of its outputs, on the CPU. Raises UnfitError if it fails."""
