@@ -242,7 +242,8 @@ def test_a_whole_search_takes_the_batches_that_the_network_takes(
     x, meta, y = pieces(40, 5)
     with torch.no_grad():
         right = TwoInputs.forward(result.model, x, meta).argmax(1) == y  # type: ignore[arg-type]
-    assert result.summary["slim"]["test"] == int(right.sum()) / 40
+    slim = result.summary["slim"]
+    assert slim.get("test_recovered", slim["test"]) == int(right.sum()) / 40
     assert result.policy == grouped.policy
     assert result.summary["slim"] == grouped.summary["slim"]
     for name, value in grouped.model.state_dict().items():
