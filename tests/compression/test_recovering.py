@@ -221,9 +221,13 @@ def test_the_users_own_loss_is_minimised(options: dict[str, Any]) -> None:
     ("loss", "message"),
     [("kl", "distill_loss must be a function"), (lambda student, teacher: 1.0, "distill_loss")],
 )
-def test_a_loss_that_is_none_is_refused(options: dict[str, Any], loss: Any, message: str) -> None:
+def test_a_loss_that_is_none_is_refused_before_the_search(options: dict[str, Any], loss: Any, message: str) -> None:
+    class Listener(amc.Observer):
+        def episode(self, agent: str, record: Any, timing: Any) -> None:
+            raise AssertionError("the search has begun")
+
     with pytest.raises(AmcError, match=message):
-        amc.compress(tiny(), EXAMPLE, distill_loss=loss, **options)
+        amc.compress(tiny(), EXAMPLE, distill_loss=loss, observer=Listener(), **options)
 
 
 def test_too_few_images_are_no_warning(options: dict[str, Any]) -> None:

@@ -36,6 +36,7 @@ from amc.pruning import Calibration, Pruner, calibrate
 from amc.pruning.methods import Builder, Method, create_method, problem_of
 from amc.pruning.ranking import Order
 from amc.recovery.distances import DistillLoss
+from amc.recovery.distillation import check_loss
 from amc.run.provenance import data_fingerprint, execution
 from amc.run.settings.scores import get_score
 from amc.run.weights import digest
@@ -178,6 +179,8 @@ class _Preparation:
         if config.max_drop is not None:
             reward = self.smallest(config.max_drop, dense)
         calibrated = self.calibrated(method)
+        if inputs.distill_loss is not None and config.recover != "none":
+            check_loss(inputs.distill_loss, copy_model(inputs.model), calibrated.batches[0])  # not after the search
         scorer = self.scorer(method, problem, dense.score, calibrated)
         self.keep(structure_key, certificate, calibrated, scorer.builder)
         origin = {
