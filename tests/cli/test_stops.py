@@ -110,6 +110,7 @@ def command():
         time.sleep(0.02)
     print("nothing stopped it")
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a background job starts with ignores it
 cli.app = command
 cli.main()
 """
