@@ -12,6 +12,7 @@ import argparse
 from collections.abc import Callable
 from typing import Protocol
 
+import after_recovery
 import against_torch_pruning
 import compensation
 import engines
@@ -82,7 +83,7 @@ def benchmarks_page(page: str) -> str:
     sections = each(
         search_quality, against_torch_pruning, episode_cost, setup_time, engines, scoring_speed, reconstruction,
         methods, guarantee, rounds, compensation, masking_cost, score_correlation, score_ranking, steadiness,
-        sequential, recovery, search_toys,
+        sequential, recovery, after_recovery, search_toys,
     )  # fmt: skip
     return f"{INTRODUCTION}\n{sections}" if sections else page
 
