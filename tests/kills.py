@@ -150,7 +150,7 @@ def assert_same(expected: Whole, run: Path) -> None:
 
 SEARCH = (
     "search", make.SOURCE.model, "--data", str(make.SOURCE.data), "--budget", "macs<=70%", "--episodes", "40",
-    "--round-to", "1", "--certify", "1", "--bn-images", "32", "--calibration-images", "64",
+    "--round-to", "1", "--certify", "1", "--bn-images", "32", "--calibration-images", "64", "--recover", "none",
 )  # fmt: skip
 
 

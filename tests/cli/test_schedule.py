@@ -23,7 +23,20 @@ from amc.run.weights import read_state
 from amc.zoo import load_data
 from tests.commands import amc
 
-QUICK = ("--episodes", 4, "--search-images", 50, "--calibration-images", 128, "--certify", 0, "--bn-images", 64)
+QUICK = (
+    "--recover",
+    "none",
+    "--episodes",
+    4,
+    "--search-images",
+    50,
+    "--calibration-images",
+    128,
+    "--certify",
+    0,
+    "--bn-images",
+    64,
+)
 ROUNDS = ("--schedule", "0.6,0.4", "--round-epochs", 1)
 
 

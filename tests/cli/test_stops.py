@@ -24,7 +24,19 @@ from tests.commands import amc
 from tests.fixtures.runs import make
 from tests.tiny import compress, labelled, tiny
 
-SEARCH = ("search", "digits_cnn", "--search-images", 50, "--calibration-images", 128, "--no-test", "--bn-images", 64)
+SEARCH = (
+    "search",
+    "digits_cnn",
+    "--search-images",
+    50,
+    "--calibration-images",
+    128,
+    "--no-test",
+    "--bn-images",
+    64,
+    "--recover",
+    "none",
+)
 SOON = (*SEARCH, "--certify", 0)
 
 

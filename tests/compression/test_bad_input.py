@@ -19,6 +19,8 @@ from amc.zoo import create_model
 from tests.commands import amc, contents
 
 QUICK = (
+    "--recover",
+    "none",
     "--episodes",
     12,
     "--search-images",
@@ -145,7 +147,7 @@ def refused(place: Path, *arguments: object, **how: object) -> str:
 
 
 SEARCH = ("search", "digits_cnn", "--out", "run")
-OWN_SEARCH = ("search", "own:network", "--data", "own:data", "--out", "run", *QUICK[:2], "--certify", 0)
+OWN_SEARCH = ("search", "own:network", "--data", "own:data", "--out", "run", *QUICK[:4], "--certify", 0)
 CASES: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "unknown model": (("inspect", "digit_cnn"), ("unknown model 'digit_cnn'", "did you mean digits_cnn")),
     "unknown model, search": (("search", "resnet21", "--out", "run"), ("unknown model 'resnet21'", "resnet20")),

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 QUICK = (
     "--episodes", 2, "--agent", "random", "--search-images", 40, "--calibration-images", 20, "--bn-images", 20,
-    "--certify", 0, "--no-test",
+    "--certify", 0, "--no-test", "--recover", "none",
 )  # fmt: skip
 
 
