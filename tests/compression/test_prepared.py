@@ -246,3 +246,14 @@ def test_without_a_run_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(prepare, "write", never)
     assert compress(tiny(), keep_sets=1, episodes=1).summary["certificate"]["passed"]
+
+
+def test_a_folder_in_the_place_of_the_file_costs_only_time(tmp_path: Path) -> None:
+    """Nor does the search fail at its end, where the file is removed."""
+    run = stopped(tmp_path / "run")
+    (run / FILE).unlink()
+    (run / FILE).mkdir()
+    search(run, resume=True)
+    assert (run / FILE).is_dir()
+    search(tmp_path / "whole")
+    assert (run / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()

@@ -248,7 +248,7 @@ def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer,
         run.write_json(files.POLICY, policy.to_json())
         journals = [_journal(name, config.agent) for name in results]
         summary["files"] = run.digests([files.MODEL, files.POLICY, files.TABLE, *journals])
-        run.file(files.PREPARED).unlink(missing_ok=True)
+        run.discard(files.PREPARED)
         run.write_json(files.SUMMARY, summary)
         render_report(run)
     return Result(slim, policy, summary, job.structure, results[config.agent], job.method.masks(slim))

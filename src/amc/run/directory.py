@@ -139,6 +139,11 @@ class RunDir:
         """Replace the file `name` by `data`, whole or not at all."""
         atomic_write_bytes(self.file(name), data)
 
+    def discard(self, name: str) -> None:
+        """Remove a file that is of no use any more; whatever cannot be removed does no harm and stays."""
+        with suppress(OSError):
+            self.file(name).unlink()
+
     def read_jsonl(self, name: str) -> list[dict[str, Any]]:
         """Records of a line file, without a torn last line; a missing file has none.
 
