@@ -88,7 +88,8 @@ class TestEvaluator:
 
         Evaluator(ImageSet(*labelled()), autocast=True)(Spy(4, CLASSES))
         Evaluator(ImageSet(*labelled()))(Spy(4, CLASSES))
-        assert seen == [torch.bfloat16, torch.float32]
+        tried = torch.float32  # once for each evaluator: whether the network takes images in channels-last format
+        assert seen == [tried, torch.bfloat16, tried, torch.float32]
 
     @pytest.mark.parametrize("source", [[], [(torch.zeros(0, 1, 2, 2), torch.zeros(0))]])
     def test_empty_set(self, source: list[tuple[Tensor, Tensor]]) -> None:
