@@ -493,6 +493,12 @@ def test_an_evaluate_that_sometimes_fails_is_recorded_and_survived(place: Path) 
 def test_a_full_disk_is_reported_and_the_search_resumes_with_free_space(stopped: Path, finished: Path) -> None:
     """At every stage: the journal, the timings, the network, the policy, the summary, the report."""
     run = stopped / "run"
+    kept, copy = run / "prepared.safetensors", stopped / "copy"  # it would fill the disk before all others
+    shutil.copytree(run, copy)
+    while not kept.exists():  # a search that ends before it is killed removes it
+        shutil.rmtree(run)
+        shutil.copytree(copy, run)
+        amc("resume", "run", cwd=stopped, kill_when=kept.exists)
     complaints = set()
     for room in (0, 700, 10_000, 74_000, 78_000):
         before = (run / "journal.jsonl").read_bytes()
