@@ -16,11 +16,7 @@ from amc.compression.load import check_weights, settings_of, weights_key
 from amc.compression.observer import Observer
 from amc.compression.prepare import Inputs, Job, prepare
 from amc.compression.progress import listening
-from amc.compression.scoring.evaluator import (
-    BatchSource,
-    Evaluate,
-    as_evaluator,
-)
+from amc.compression.scoring.evaluator import BatchSource, Evaluate, as_evaluator
 from amc.compression.scoring.policy import ScoreTiming
 from amc.compression.settings import NO_BUDGET, SearchConfig
 from amc.compression.verify import Recorded

@@ -33,9 +33,8 @@ from amc.structure.modes import device_of, evaluating, learning
 from amc.structure.trace import Example
 
 EPOCHS = 20
-LEAST_STEPS = (
-    400  # few images take more epochs: 512 of them bring ResNet-20 at 50% to 81.9% with 140 steps, 83.5% with 420
-)
+# Few images take more epochs: 512 of them bring ResNet-20 at 50% to 81.9% with 140 steps, 83.5% with 420.
+LEAST_STEPS = 400
 # The learning rate. It is within a point of the best from 0.005 to 0.05, for ResNet-20 and MobileNet-V1 at 30 to 80% of
 # the MACs and 2 to 20 epochs. Trying several on each network cost a quarter of the time and gained nothing.
 RATE = 0.03
