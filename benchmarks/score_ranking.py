@@ -63,7 +63,8 @@ def measure(args: argparse.Namespace) -> Record:
     record: Record = {"policies": []} | load(name)
     record |= {"model": args.model, "share": args.share, "epochs": args.epochs, "search_images": len(data.search)}
     record |= {"calibration_images": config.calibration_images, "threads": args.threads}
-    for number, keep in enumerate(random_policies(job.problem, args.policies, args.seed)):
+    policies = list(random_policies(job.problem, args.policies, args.seed))
+    for number, keep in enumerate(policies):
         if number < len(record["policies"]):
             continue
         row: Record = {"keep": list(keep), "scores": {}, "seconds": {}}
@@ -74,13 +75,16 @@ def measure(args: argparse.Namespace) -> Record:
         slim, began = job.scorer.build(keep), time.process_time()
         distill_(slim, copy_model(model), job.calibration, classes=True)
         row["recovered"], row["recovery_seconds"] = test(slim), time.process_time() - began
-        if args.epochs:
-            slim = job.scorer.build(keep)
-            finetune(slim, data.train, FineTuneConfig(epochs=args.epochs))
-            row["fine-tuned"] = test(slim)
         record["policies"].append(row)
         save(name, record | {"environment": environment()})
         print(number, row, flush=True)
+    for row, keep in zip(record["policies"], policies, strict=True):
+        if args.epochs and "fine-tuned" not in row:
+            slim = job.scorer.build(keep)
+            finetune(slim, data.train, FineTuneConfig(epochs=args.epochs))
+            row["fine-tuned"] = test(slim)
+            save(name, record | {"environment": environment()})
+            print(row["recovered"], row["fine-tuned"], flush=True)
     return load(name)
 
 
@@ -140,7 +144,7 @@ def scores_of(network: nn.Module, batches: list[tuple[Tensor, Tensor]], targets:
 
 def section(record: Record) -> str:
     policies = record["policies"]
-    goals = [goal for goal in ("recovered", "fine-tuned") if goal in policies[0]]
+    goals = [goal for goal in ("recovered", "fine-tuned") if all(goal in row for row in policies)]
     reached = {goal: np.array([row[goal] for row in policies]) for goal in goals}
     rows = []
     for way in policies[0]["scores"]:

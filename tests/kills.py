@@ -1,4 +1,7 @@
-"""Jobs that are killed at random moments and gone on with: `python -m tests.kills 100 [SEED]`, from the root.
+"""Jobs that are killed and gone on with, from the root.
+
+    python -m tests.kills 100 [SEED]     at random moments
+    python -m tests.kills every          before each file that they make, replace or remove
 
 Every job of every kind must end with the bytes of the job that nothing happened to, whatever signal came when. The
 network and data are those of the stored runs; latency is a known function of the shapes, as what a machine measures is
@@ -18,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +32,14 @@ from amc.cli.jobs.resume import run_resume
 from amc.run.directory import RunDir
 from tests.fixtures.runs import make
 
-KINDS = ("channel", "fine-grained", "2-4", "latency", "schedule", "tuned", "candidates")
+KINDS: dict[str, Callable[[Path], None]] = {
+    "max-drop": lambda run: make.search(run, max_drop=20.0),
+    "max-drop-recovered": lambda run: make.search(run, max_drop=20.0, recover="calibration"),
+    **{
+        name: make.KINDS[name]
+        for name in ("channel", "fine-grained", "2-4", "latency", "schedule", "tuned", "candidates")
+    },
+}
 CLOCKED = ("seconds", "environment", "sha256", "date")  # of records: what depends on the clock
 
 
@@ -37,9 +47,10 @@ def go_on(kind: str, run: Path) -> None:
     """Start the job, or go on with it as a user does."""
     with make.bench():
         if not (run / "config.json").exists():
-            make.KINDS[kind](run)
+            KINDS[kind](run)
             return
-        run_resume(run, progress=make.Watch())
+        if not (run / "finetune-state.json").exists():  # else `resume` may tell the user to finish it
+            run_resume(run, progress=make.Watch())
         if kind in ("tuned", "candidates") and not _tuned(run):
             make.finetune(run, candidates=2 if kind == "candidates" else 1)
 
@@ -140,6 +151,51 @@ def killed_until_done(expected: Whole, run: Path, draw: random.Random, kills: in
     return done
 
 
+def writes(kind: str, folder: Path) -> int:
+    """How many files the job makes, replaces or removes."""
+    run, log = folder / f"counted-{kind}", folder / f"counted-{kind}.log"
+
+    def counted() -> None:
+        moments = _moments(run)
+        go_on(kind, run)
+        log.write_text(str(next(moments)))
+
+    assert ended(child(counted)) == 0
+    return int(log.read_text())
+
+
+def killed_before(expected: Whole, run: Path, number: int) -> None:
+    """Kill the job just before it changes its directory for the time `number`, from 0, and go on with it."""
+
+    def stopped() -> None:
+        _moments(run, last=number)
+        go_on(expected.kind, run)
+
+    assert ended(child(stopped)) == -signal.SIGKILL, f"{expected.kind}: no change {number}"
+    assert ended(child(lambda: go_on(expected.kind, run))) == 0, f"{expected.kind}, killed before change {number}"
+    try:
+        assert_same(expected, run)
+    except AssertionError as error:
+        raise AssertionError(f"killed before change {number}: {error}") from None
+
+
+def _moments(run: Path, last: int | None = None) -> Iterator[int]:
+    """Count what this process changes below `run` by name; it kills itself before the change `last`.
+
+    What is appended to an open file has no moment of its own here: its lines are torn by tests of their own.
+    """
+    count, inside = itertools.count(), str(run)
+
+    def look(event: str, arguments: tuple[Any, ...]) -> None:
+        changes = event in ("os.rename", "os.remove", "os.mkdir", "os.truncate")
+        changes |= event == "open" and isinstance(arguments[2], int) and bool(arguments[2] & (os.O_WRONLY | os.O_RDWR))
+        if changes and str(arguments[0]).startswith(inside) and next(count) == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(look)
+    return count
+
+
 def assert_same(expected: Whole, run: Path) -> None:
     found = contents(run)
     differing = [name for name in {**found, **expected.contents} if found.get(name) != expected.contents.get(name)]
@@ -198,24 +254,42 @@ def interrupted(out: Path, signals: Sequence[signal.Signals], after: float, paus
     return code, lines[-1] if lines else ""
 
 
-def main(kills: int, seed: int = 0) -> None:
+def main(kills: str, seed: str = "0") -> None:
     torch.set_num_threads(1)
-    draw, done = random.Random(seed), Counter[str]()
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        os.environ["AMC_CACHE"] = str(folder / "cache")
-        jobs_whole = [whole(kind, folder) for kind in KINDS]
-        for number in itertools.count():
-            if sum(done.values()) >= kills:
-                break
-            expected = jobs_whole[number % len(KINDS)]
-            run = folder / f"run-{number}"
-            done[expected.kind] += killed_until_done(expected, run, draw, 4, signal.SIGKILL)
-            shutil.rmtree(run)
-            sys.stdout.write(f"{dict(done)}\n")
-            sys.stdout.flush()
-    sys.stdout.write(f"{sum(done.values())} kills, seed {seed}: all files the same\n")
+        os.environ["AMC_CACHE"] = f"{place}/cache"
+        count = _every(Path(place)) if kills == "every" else _random(Path(place), int(kills), random.Random(int(seed)))
+    _say(f"{count} kills: all files the same")
+
+
+def _every(folder: Path) -> int:
+    total = 0
+    for kind in KINDS:
+        expected, count = whole(kind, folder), writes(kind, folder)
+        for number in range(count):
+            killed_before(expected, folder / f"{kind}-{number}", number)
+        total += count
+        _say(f"{kind}: {count}")
+    return total
+
+
+def _random(folder: Path, kills: int, draw: random.Random) -> int:
+    done, jobs = Counter[str](), [whole(kind, folder) for kind in KINDS]
+    for number in itertools.count():
+        if sum(done.values()) >= kills:
+            break
+        expected = jobs[number % len(KINDS)]
+        run = folder / f"run-{number}"
+        done[expected.kind] += killed_until_done(expected, run, draw, 4, signal.SIGKILL)
+        shutil.rmtree(run)
+        _say(f"{dict(done)}")
+    return sum(done.values())
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(*sys.argv[1:])

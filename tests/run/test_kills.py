@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import random
 import re
 import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
+from amc.run.directory import RunDir
 from tests import kills
 
 torch.set_num_threads(1)  # children are forked
@@ -18,6 +24,12 @@ torch.set_num_threads(1)  # children are forked
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("kills")
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> Callable[[str], kills.Whole]:
+    """The job of a kind that nothing disturbed, run once."""
+    return functools.cache(lambda kind: kills.whole(kind, folder))
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +43,39 @@ def search(folder: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", kills.KINDS)
-def test_killed_at_random_moments_every_job_ends_with_the_same_bytes(folder: Path, kind: str) -> None:
-    expected = kills.whole(kind, folder)
+def test_killed_at_random_moments_every_job_ends_with_the_same_bytes(folder: Path, whole: Any, kind: str) -> None:
+    expected = whole(kind)
     done = kills.killed_until_done(expected, folder / kind, random.Random(kind), 3, signal.SIGKILL)
     assert 0 <= done <= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", kills.KINDS)
+def test_killed_before_a_file_changes_every_job_ends_with_the_same_bytes(folder: Path, whole: Any, kind: str) -> None:
+    """Four of the moments that `python -m tests.kills every` tries one by one."""
+    expected, draw = whole(kind), random.Random(kind)
+    for number in draw.sample(range(kills.writes(kind, folder)), 4):
+        kills.killed_before(expected, folder / f"{kind}-{number}", number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("finished", [1, 2])
+def test_a_schedule_stopped_before_the_clean_up_of_a_round_ends_with_the_same_bytes(
+    whole: Any, tmp_path: Path, finished: int
+) -> None:
+    expected, reports = whole("schedule"), itertools.count(1)
+
+    def stop(run: RunDir) -> None:
+        if next(reports) == finished:
+            raise KeyboardInterrupt
+
+    with mock.patch("amc.cli.jobs.finetune.render_report", stop):
+        kills.go_on("schedule", tmp_path / "run")
+    left = tmp_path / "run" / f"round-{finished}"
+    assert (left / "finetune-state.json").exists()
+    kills.go_on("schedule", tmp_path / "run")
+    kills.assert_same(expected, tmp_path / "run")
+    assert "h-finetune" in (left / "report.html").read_text()
 
 
 @pytest.mark.slow

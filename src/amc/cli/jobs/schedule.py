@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from amc.cli.jobs.finetune import run_finetune
+from amc.cli.jobs.finetune_state import FineTuneState
 from amc.cli.jobs.origin import data_of, network_of, source_of
 from amc.cli.jobs.search import resume_search, run_search, with_parent
 from amc.compression.load import load_run, round_path, settings_of
@@ -24,6 +25,7 @@ from amc.compression.settings import NO_BUDGET, SearchConfig
 from amc.errors import AmcError, BudgetError, RunError
 from amc.pruning.methods import CHANNEL, create_method, problem_of
 from amc.recovery import DivergenceError, FineTuneConfig
+from amc.report import render_report
 from amc.report.schedule import render_schedule
 from amc.run import files
 from amc.run.directory import RunDir
@@ -138,6 +140,11 @@ def _run_round(run: RunDir, plan: _Plan, number: int, progress: Observer, *, res
                 f"round {number} of '{run.path}': {error}; "
                 f"go on with another learning rate by `amc resume {run.path} --round-lr LR`"
             ) from None
+        return
+    finished = RunDir.open(path)
+    if finished.has(files.FINETUNE_STATE):  # stopped after the summary was written, before the clean-up
+        render_report(finished)
+        FineTuneState(finished, accelerator=None).clear()
 
 
 def _out_of_reach(run: RunDir, plan: _Plan, number: int) -> BudgetError:
