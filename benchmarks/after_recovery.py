@@ -22,7 +22,7 @@ from amc.compression.settings import SearchConfig
 from amc.recovery import FineTuneConfig, finetune
 from amc.recovery.distillation import distill_
 from amc.run.provenance import environment
-from amc.search import create_agent, search
+from amc.search import SearchTask, create_agent, search
 from amc.structure.copying import copy_model
 from common import Record, load, machine, network_parser, percent, save, source_of, table
 
@@ -43,10 +43,8 @@ def measure(args: argparse.Namespace) -> Record:
     config = SearchConfig(budget=args.budget, episodes=1, agent="uniform", recover="none", finalists=0)
     inputs = Inputs(model, torch.zeros(1, *data.input_shape), data.calibration.batches(BATCH), Evaluator(data.search))
     job = prepare(inputs, config)
-    policy = search(
-        job.problem, job.scorer, create_agent("uniform", job.problem, episodes=1, seed=0), episodes=1, seed=0,
-        reward=job.reward,
-    ).best.keep  # fmt: skip
+    agent = create_agent("uniform", SearchTask(job.problem, episodes=1, seed=0))
+    policy = search(job.problem, job.scorer, agent, episodes=1, seed=0, reward=job.reward).best.keep
     pruned, test = job.scorer.build(policy), Evaluator(data.test)
     recovered, began = copy_model(pruned), time.process_time()
     distill_(recovered, copy_model(model), job.calibration, classes=True)

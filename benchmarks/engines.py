@@ -24,7 +24,7 @@ from amc.compression.scoring.policy import PolicyScorer
 from amc.pruning import Pruner, calibrate
 from amc.pruning.methods import create_method, problem_of
 from amc.run.provenance import environment
-from amc.search import create_agent, parse_budgets, search
+from amc.search import SearchTask, create_agent, parse_budgets, search
 from amc.structure.batches import size_of
 from common import Prepared, Record, machine, network_parser, percent, prepared, save, table
 
@@ -53,7 +53,7 @@ def measure(args: argparse.Namespace) -> Record:
             rows[name]["same"] += each == scores[CALLED]
         return scores[CALLED]
 
-    agent = create_agent("ddpg", problem, episodes=args.episodes, seed=args.seed)
+    agent = create_agent("ddpg", SearchTask(problem, episodes=args.episodes, seed=args.seed))
     search(problem, score, agent, episodes=args.episodes, seed=args.seed)
     for name, row in rows.items():
         engine = scorers[name].engine

@@ -22,7 +22,7 @@ from amc.compression.scoring.policy import PolicyScorer
 from amc.pruning import Pruner, calibrate
 from amc.pruning.methods import create_method, problem_of
 from amc.run.provenance import environment
-from amc.search import Bounds, Problem, create_agent, parse_budgets, roll_out
+from amc.search import Bounds, EpisodeRecord, Problem, SearchTask, create_agent, parse_budgets, roll_out
 from amc.structure import inspect
 from common import Record, machine, network_parser, prepared, save, table
 
@@ -94,13 +94,13 @@ def all_keep_counts(pruner: Pruner, problem: Problem) -> None:
 
 def proposals(problem: Problem, count: int) -> tuple[list[tuple[int, ...]], float]:
     """Policies of a learning agent, and the median seconds of proposing and learning."""
-    agent, bounds = create_agent("ddpg", problem, episodes=4 * count, seed=0), Bounds(problem)
+    agent, bounds = create_agent("ddpg", SearchTask(problem, episodes=4 * count, seed=0)), Bounds(problem)
     policies, seconds = [], []
     for episode in range(2 * count):
         began = time.perf_counter()
         agent.begin_episode(episode, 0)
         rollout = roll_out(problem, bounds, agent.act)
-        agent.end_episode(rollout, -0.5 + 0.01 * np.sin(episode))
+        agent.end_episode(rollout, EpisodeRecord(episode, rollout.keep_counts, {}, 0.5, -0.5 + 0.01 * np.sin(episode)))
         seconds.append(time.perf_counter() - began)
         policies.append(rollout.keep_counts)
     return policies[count:], statistics.median(seconds[count:])

@@ -35,7 +35,7 @@ from amc.run import files
 from amc.run.directory import RunDir
 from amc.run.provenance import environment
 from amc.run.settings import Source
-from amc.search import Bounds, Problem, create_agent, parse_budgets, roll_out
+from amc.search import Bounds, Problem, SearchTask, create_agent, parse_budgets, roll_out
 from amc.structure import count_macs, count_params, inspect
 from amc.zoo import create_model
 from common import Record, load, measured_on, plain_parser, save, table
@@ -126,7 +126,7 @@ def uniform(model: nn.Module, example: torch.Tensor) -> nn.Module:
     """The same share of every group, as large as half the MACs allow."""
     method = ChannelMethod(model, inspect(model, example), MethodOptions())
     problem = Problem(method.decisions, method.costs, parse_budgets("macs<=50%"))
-    agent = create_agent("uniform", problem, episodes=1, seed=0)
+    agent = create_agent("uniform", SearchTask(problem, episodes=1, seed=0))
     agent.begin_episode(0, 0)
     keep = roll_out(problem, Bounds(problem), agent.act).keep_counts
     assert problem.cost(problem.metric, keep) <= problem.limit(problem.budgets[0])

@@ -16,7 +16,7 @@ from amc.compression.scoring.policy import PolicyScorer
 from amc.pruning import calibrate
 from amc.pruning.methods import MethodOptions, create_method, problem_of
 from amc.run.provenance import environment
-from amc.search import Bounds, create_agent, parse_budgets, roll_out
+from amc.search import Bounds, SearchTask, create_agent, parse_budgets, roll_out
 from common import Prepared, Record, machine, network_parser, prepared, save, table
 
 RESULT = "masking-{model}.json"
@@ -45,7 +45,7 @@ def timed(ready: Prepared, rounds: int, *, reconstruct: bool) -> dict[str, float
     evaluator = Evaluator(ready.data.search, autocast=True)
     scorer = PolicyScorer(method.builder(gathered), evaluator, ready.bn_images, norms=ready.norms)
     problem = problem_of(method, parse_budgets("params<=50%"))
-    agent, bounds = create_agent("random", problem, episodes=rounds, seed=0), Bounds(problem)
+    agent, bounds = create_agent("random", SearchTask(problem, episodes=rounds, seed=0)), Bounds(problem)
     parts = []
     for number in range(rounds):
         agent.begin_episode(number, 0)

@@ -27,7 +27,7 @@ from amc.compression.scoring.evaluator import Evaluator
 from amc.compression.settings import SearchConfig
 from amc.recovery.distillation import Plan, distill_
 from amc.run.provenance import environment
-from amc.search import create_agent, search
+from amc.search import SearchTask, create_agent, search
 from amc.structure import count_macs
 from amc.structure.batches import limited
 from amc.structure.copying import copy_model
@@ -130,7 +130,7 @@ def network(job: Job, case: Case, data: DataSplits) -> nn.Module:
         )
         reestimate_batchnorm_(model, job.calibration)
         return model
-    agent = create_agent(case.policy, job.problem, episodes=job.config.episodes, seed=0)
+    agent = create_agent(case.policy, SearchTask(job.problem, episodes=job.config.episodes, seed=0))
     episodes = min(job.config.episodes, agent.max_episodes or job.config.episodes)
     found = search(job.problem, job.scorer, agent, episodes=episodes, seed=0, reward=job.reward)
     slim = job.scorer.build(found.best.keep)

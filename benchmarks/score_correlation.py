@@ -20,7 +20,7 @@ from amc.pruning import calibrate
 from amc.pruning.methods import MethodOptions, create_method, problem_of
 from amc.recovery import FineTuneConfig, finetune
 from amc.run.provenance import environment
-from amc.search import Bounds, Problem, create_agent, parse_budgets, roll_out
+from amc.search import Bounds, Problem, SearchTask, create_agent, parse_budgets, roll_out
 from common import Prepared, Record, load, machine, network_parser, percent, prepared, save, table
 
 RESULT = "correlation-{model}.json"
@@ -76,7 +76,7 @@ def scorers_of(ready: Prepared) -> dict[str, PolicyScorer]:
 
 def random_policies(problem: Problem, count: int, seed: int) -> list[tuple[int, ...]]:
     """Keep counts of random policies on the surface of the budget, the same for the same seed."""
-    agent, bounds = create_agent("random", problem, episodes=count, seed=seed), Bounds(problem)
+    agent, bounds = create_agent("random", SearchTask(problem, episodes=count, seed=seed)), Bounds(problem)
     policies = []
     for number in range(count):
         agent.begin_episode(number, 0)

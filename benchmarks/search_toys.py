@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from amc.run.provenance import environment
-from amc.search import Agent, DDPGAgent, DDPGConfig, Problem, create_agent, search
+from amc.search import Agent, DDPGAgent, DDPGConfig, Problem, SearchTask, create_agent, search
 from common import Record, machine, percent, plain_parser, save, table
 from tests.search.toys import chain_problem, residual_problem
 
@@ -72,7 +72,7 @@ def best_scores(make: Callable[[int], Any], variant: str, args: argparse.Namespa
 def agent_of(variant: str, problem: Problem, episodes: int, seed: int) -> Agent:
     kind = VARIANTS[variant]
     if isinstance(kind, str):  # another seed than the warm-up's, so that the baseline draws its own policies
-        return create_agent(kind, problem, episodes=episodes, seed=seed + 1000)
+        return create_agent(kind, SearchTask(problem, episodes=episodes, seed=seed + 1000))
     return DDPGAgent(problem, dataclasses.replace(DDPGConfig.for_episodes(episodes), **kind), seed=seed)
 
 

@@ -21,7 +21,7 @@ from amc.pruning.methods import create_method, problem_of
 from amc.pruning.sequential import DenseOutputs
 from amc.recovery.distillation import Plan, distill_
 from amc.run.provenance import environment
-from amc.search import Bounds, create_agent, parse_budgets, roll_out
+from amc.search import Bounds, SearchTask, create_agent, parse_budgets, roll_out
 from amc.structure.batches import joined
 from amc.structure.copying import copy_model
 from common import Prepared, Record, load, machine, network_parser, percent, prepared, save, table
@@ -86,7 +86,7 @@ def no_score(network: nn.Module) -> float:
 
 def uniform(ready: Prepared, budget: str) -> tuple[int, ...]:
     problem = problem_of(create_method("channel", ready.model, ready.structure), parse_budgets(budget))
-    agent = create_agent("uniform", problem, episodes=1, seed=0)
+    agent = create_agent("uniform", SearchTask(problem, episodes=1, seed=0))
     agent.begin_episode(0, 0)
     return tuple(roll_out(problem, Bounds(problem), agent.act).keep_counts)
 

@@ -30,7 +30,7 @@ from amc.pruning import Calibration, Pruner, calibrate
 from amc.pruning.calibration import POSITIONS
 from amc.pruning.methods import MethodOptions, create_method, problem_of
 from amc.run.provenance import environment
-from amc.search import Bounds, create_agent, parse_budgets, roll_out
+from amc.search import Bounds, SearchTask, create_agent, parse_budgets, roll_out
 from amc.structure import inspect
 from amc.zoo.images import FolderSet
 from amc.zoo.splits import balanced_order
@@ -105,7 +105,7 @@ class Bench:
         )
         found = []
         for name, count in (("uniform", 1), ("random", self.args.randoms)):
-            agent = create_agent(name, problem, episodes=count, seed=0)
+            agent = create_agent(name, SearchTask(problem, episodes=count, seed=0))
             for episode in range(count):
                 agent.begin_episode(episode, episode)
                 found.append(tuple(map(int, roll_out(problem, Bounds(problem), agent.act).keep_counts)))

@@ -94,7 +94,7 @@ def test_the_search_sees_numbers_and_the_settings_need_nothing_heavy() -> None:
     """Torch is there for the two small networks of the DDPG agent alone."""
     knowing = {
         path.name
-        for path in (SRC / "search").glob("*.py")
+        for path in (SRC / "search").rglob("*.py")
         if re.search(r"^(import|from) torch", path.read_text(), re.M)
     }
     assert knowing == {"ddpg.py"}

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from amc.errors import AmcError, EvaluationError, RunError
-from amc.search import AGENTS, DDPGAgent, DDPGConfig, RandomAgent, UniformAgent, create_agent, search
+from amc.search import AGENTS, DDPGAgent, DDPGConfig, SearchTask, create_agent, search
+from amc.search.agents import RandomAgent, UniformAgent
 from tests.search import kill_me
 from tests.search.toys import residual_problem
 
@@ -225,22 +226,24 @@ def test_agent_finds_the_best_policy_of_a_small_problem():
     limit = problem.limit(problem.budgets[0])
     every = itertools.product(*(decision.choices for decision in problem.decisions))
     best = max((p for p in every if problem.cost(problem.metric, p) <= limit), key=score)
-    agent = create_agent("ddpg", problem, episodes=60, seed=0)
+    agent = create_agent("ddpg", SearchTask(problem, episodes=60, seed=0))
     assert search(problem, score, agent, episodes=60, seed=0).best.keep == best
 
 
 def test_agents_are_made_by_name():
     problem, _ = residual_problem(3)
-    assert [create_agent(name, problem, episodes=40, seed=0).name for name in AGENTS] == list(AGENTS)
+    assert [create_agent(name, SearchTask(problem, episodes=40, seed=0)).name for name in AGENTS] == list(AGENTS)
     with pytest.raises(AmcError, match="'sac' is unknown; use one of ddpg, random, uniform"):
-        create_agent("sac", problem, episodes=40, seed=0)
+        create_agent("sac", SearchTask(problem, episodes=40, seed=0))
 
 
 @pytest.mark.parametrize(("blocks", "seed"), [(9, 0), (9, 1), (12, 2)])
 def test_agent_beats_as_many_random_policies(blocks, seed):
     problem, score = residual_problem(blocks, "macs<=50%", seed)
     found = {
-        name: search(problem, score, create_agent(name, problem, episodes=100, seed=0), episodes=100, seed=0)
+        name: search(
+            problem, score, create_agent(name, SearchTask(problem, episodes=100, seed=0)), episodes=100, seed=0
+        )
         for name in ("ddpg", "random", "uniform")
     }
     ddpg, random, uniform = (found[name].best.score for name in ("ddpg", "random", "uniform"))

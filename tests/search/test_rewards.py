@@ -15,6 +15,7 @@ from amc.search import (
     Problem,
     PruningEnv,
     RandomAgent,
+    SearchTask,
     SmallestWithin,
     create_agent,
     get_reward,
@@ -241,7 +242,7 @@ def test_agent_finds_a_smaller_network_within_the_loss_than_its_baselines():
     reward = SmallestWithin(0.02, score(problem.dense.tolist()), Metric.MACS)
 
     def share(name, seed):
-        agent = create_agent(name, problem, episodes=60, seed=seed)
+        agent = create_agent(name, SearchTask(problem, episodes=60, seed=seed))
         return -search(problem, score, agent, episodes=60, seed=seed, reward=reward).best.reward
 
     ddpg, random = (np.mean([share(name, seed) for seed in (0, 1)]) for name in ("ddpg", "random"))
@@ -251,7 +252,7 @@ def test_agent_finds_a_smaller_network_within_the_loss_than_its_baselines():
 def test_log_reward_is_maximised():
     problem, score = free_problem()
     reward = get_reward("r_flops")
-    agent = create_agent("ddpg", problem, episodes=60, seed=0)
+    agent = create_agent("ddpg", SearchTask(problem, episodes=60, seed=0))
     best = search(problem, score, agent, episodes=60, seed=0, reward=reward).best
     dense = score(problem.dense.tolist())
     assert best.reward == pytest.approx(-(1 - best.score) * math.log(best.cost["macs"]))

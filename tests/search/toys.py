@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amc.search.budget import Metric, parse_budgets
+from amc.search.journal import EpisodeRecord
 from amc.search.problem import Decision, LayerFeatures, Problem
 
 
@@ -42,6 +43,12 @@ class SensitivityScore:
         fractions = np.asarray(policy) / np.asarray(self.sizes)
         damage = float(np.sum(np.asarray(self.sensitivity) * (1 - fractions) ** np.asarray(self.power)))
         return self.chance + (self.top - self.chance) * math.exp(-damage)
+
+
+def record_of(problem: Problem, keep: tuple[int, ...], score: float | None, episode: int = 0) -> EpisodeRecord:
+    """What the loop tells an agent of a policy: with the reward r_err, or as failed."""
+    error = "failed" if score is None else None
+    return EpisodeRecord(episode, keep, problem.policy_costs(keep), score, None if score is None else score - 1, error)
 
 
 def choices_of(size: int, count: int = 8) -> tuple[int, ...]:

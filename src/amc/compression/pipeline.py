@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ from amc.search import (
     EpisodeTiming,
     RewardFunction,
     SearchResult,
+    SearchTask,
     create_agent,
     get_reward,
     reward_name,
@@ -223,8 +223,9 @@ def _check_config(run: RunDir, config: SearchConfig, model: nn.Module) -> None:
 
 def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer, recorded: Recorded) -> Result:
     config = job.config
-    create = partial(create_agent, episodes=config.episodes, seed=config.seed, uniform_first=config.uniform_first)
-    agents = {name: create(name, job.problem) for name in _agents(config)}
+    task = SearchTask(job.problem, config.episodes, config.seed)
+    options = {config.agent: {"uniform_first": config.uniform_first}} if config.agent == "ddpg" else {}
+    agents = {name: create_agent(name, task, options.get(name)) for name in _agents(config)}
     watch.plan({name: min(config.episodes, agent.max_episodes or config.episodes) for name, agent in agents.items()})
     results: dict[str, SearchResult] = {}
     scores: dict[tuple[int, ...], float] = {}  # of every policy, whichever agent proposed it

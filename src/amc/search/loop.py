@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from amc.errors import EvaluationError, ResourceError, RunError
-from amc.search.baselines import Agent
+from amc.search.agents.base import Agent
 from amc.search.bounds import SURFACE_FLOOR, Bounds
 from amc.search.environment import Rollout, roll_out
 from amc.search.journal import EpisodeRecord, Journal
@@ -128,7 +128,7 @@ class _Loop:
         judged = time.perf_counter()
         self._known.setdefault(record.keep, record)
         self._records.append(record)
-        self._agent.end_episode(rollout, record.reward)
+        self._agent.end_episode(rollout, record)
         learned = time.perf_counter()
         timing = EpisodeTiming(
             agent=proposed - began + learned - judged,

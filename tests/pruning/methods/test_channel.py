@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from amc.errors import BudgetError
 from amc.pruning import Pruner
 from amc.pruning.methods.channel import channel_costs, channel_decisions, keep_choices
-from amc.search import Budget, LayerFeatures, Metric, Problem, create_agent, parse_budgets, search
+from amc.search import Budget, LayerFeatures, Metric, Problem, SearchTask, create_agent, parse_budgets, search
 from amc.structure import Structure, count_macs, count_params, inspect
 from amc.zoo import create_model
 
@@ -150,7 +150,7 @@ def searched(problem: Problem, agent: str, seed: int) -> tuple[int, ...]:
     best = search(
         problem,
         lambda policy: float(weights @ np.log(policy)),
-        create_agent(agent, problem, episodes=4, seed=seed),
+        create_agent(agent, SearchTask(problem, episodes=4, seed=seed)),
         episodes=4,
         seed=seed,
     ).best

@@ -23,7 +23,7 @@ from amc.pruning.methods import (
     problem_of,
 )
 from amc.run.weights import unpack
-from amc.search import Metric, create_agent, parse_budgets, search
+from amc.search import Metric, SearchTask, create_agent, parse_budgets, search
 from amc.structure import Structure, count_macs, count_params, inspect
 
 NAMES = ("fine-grained", "1:2", "2:4", "n:8", "rows", "columns", "blocks:2x2", "blocks:3x5")
@@ -180,7 +180,7 @@ def test_compensation_lowers_the_error_of_every_layer() -> None:
 def test_searched_policies_hold_their_budget_on_the_stored_file(name: str, percent: int, metric: str) -> None:
     which = method(name, max_sparsity=0.9)
     problem = problem_of(which, parse_budgets(f"{metric}<={percent}%"))
-    agent = create_agent("ddpg", problem, episodes=8, seed=0)
+    agent = create_agent("ddpg", SearchTask(problem, episodes=8, seed=0))
     found = search(problem, lambda keep: float(np.log(keep).sum()), agent, episodes=8, seed=0).best.keep
     built = which.builder(gathered()).build(found)
     counted = which.recount(built, EXAMPLE)

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from amc.search.baselines import RandomAgent, UniformAgent
+from amc.search.agents.baselines import RandomAgent, UniformAgent
+from amc.search.agents.ddpg import DDPGAgent, DDPGConfig, ReplayBuffer
 from amc.search.bounds import Bounds
 from amc.search.budget import Metric
-from amc.search.ddpg import DDPGAgent, DDPGConfig, ReplayBuffer
 from amc.search.environment import roll_out
 from amc.search.loop import search
 from amc.search.problem import Problem
-from tests.search.toys import residual_problem
+from tests.search.toys import record_of, residual_problem
 
 SMALL = DDPGConfig(warmup_episodes=4, hidden=16, batch_size=8, replay_size=40, updates_per_episode=2)
 
@@ -24,7 +24,7 @@ def play(agent, problem, score, episodes):
     for episode in range(episodes):
         agent.begin_episode(episode, 0)
         rollout = roll_out(problem, bounds, agent.act)
-        agent.end_episode(rollout, score(rollout.keep_counts) - 1)
+        agent.end_episode(rollout, record_of(problem, rollout.keep_counts, score(rollout.keep_counts)))
         rollouts.append(rollout)
     return rollouts
 
@@ -73,7 +73,7 @@ def test_failed_episode_leaves_no_trace():
     play(second, problem, score, 3)
     first.begin_episode(3, 0)
     rollout = roll_out(problem, Bounds(problem), first.act)
-    first.end_episode(rollout, None)
+    first.end_episode(rollout, record_of(problem, rollout.keep_counts, None))
     assert len(first.replay) == len(second.replay) == 27
 
 
@@ -134,13 +134,12 @@ def test_without_a_budget_it_begins_with_the_dense_network_and_explores_about_th
     free = Problem(problem.decisions, problem.costs)
     config = DDPGConfig(warmup_episodes=20, hidden=16, batch_size=8, updates_per_episode=1, elite_fraction=1)
     agent = DDPGAgent(free, config, seed=0)
-    bounds, rewards, shares = Bounds(free), [], []
+    bounds, shares = Bounds(free), []
     for episode in range(40):
         agent.begin_episode(episode, 0)
         rollout = roll_out(free, bounds, agent.act)
         # A reward that only the third policy has: all later ones explore around it.
-        rewards.append(1.0 if episode == 2 else 0.0)
-        agent.end_episode(rollout, rewards[-1])
+        agent.end_episode(rollout, record_of(free, rollout.keep_counts, 1.0 if episode == 2 else 0.0))
         shares.append(free.cost(Metric.MACS, rollout.keep_counts) / free.cost(Metric.MACS, free.dense))
         if episode == 0:
             assert rollout.keep_counts == tuple(free.dense)

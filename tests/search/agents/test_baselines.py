@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from amc.search.baselines import RUNGS, RampAgent, RandomAgent, UniformAgent
+from amc.search.agents.baselines import RUNGS, RampAgent, RandomAgent, UniformAgent
 from amc.search.bounds import Bounds
 from amc.search.environment import roll_out
 from amc.search.problem import Problem

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amc.search.baselines import Setting
+from amc.search.agents.base import Setting
 from amc.search.bounds import Bounds
 from amc.search.environment import FEATURES, Observation, Rollout, roll_out
+from amc.search.journal import EpisodeRecord
 from amc.search.problem import Problem
 from amc.search.surface import Surface
 
@@ -143,8 +144,9 @@ class DDPGAgent:
         with _one_thread(), torch.no_grad():
             return float(self._actor(torch.from_numpy(observation)))
 
-    def end_episode(self, rollout: Rollout, reward: float | None) -> None:
+    def end_episode(self, rollout: Rollout, record: EpisodeRecord) -> None:
         """Store the executed transitions and, after the warm-up, learn. Skips a failed episode."""
+        reward = record.reward
         if reward is None:
             return
         if self._best is None or reward > self._best[0]:
