@@ -35,7 +35,9 @@ class OnnxPiece:
     def __call__(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         if self._images is None or len(tensors[0]) <= self._images:
             return self._run(tensors)
-        parts = [self._run(part) for part in zip(*(tensor.split(self._images) for tensor in tensors), strict=True)]
+        parts = [
+            self._run(part) for part in zip(*(torch.split(tensor, self._images) for tensor in tensors), strict=True)
+        ]
         return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
     def _run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
