@@ -7,9 +7,10 @@ from amc.errors import AmcError
 from amc.search.agents.base import Agent, AgentFactory, SearchTask, Setting
 from amc.search.agents.baselines import RampAgent, RandomAgent, UniformAgent
 from amc.search.agents.ddpg import DDPGAgent, DDPGConfig
+from amc.search.agents.planner import PlannerAgent, PlannerConfig
 
-AGENTS = ("ddpg", "random", "uniform", "shallow", "deep")
-BASELINES = AGENTS[1:]
+AGENTS = ("planner", "ddpg", "random", "uniform", "shallow", "deep")
+BASELINES = AGENTS[2:]
 
 
 def create_agent(agent: str | AgentFactory, task: SearchTask, options: Mapping[str, Any] | None = None) -> Agent:
@@ -22,6 +23,8 @@ def create_agent(agent: str | AgentFactory, task: SearchTask, options: Mapping[s
     problem, seed = task.problem, task.seed
     if agent == "ddpg":
         return DDPGAgent(problem, DDPGConfig.for_episodes(task.episodes, **(options or {})), seed=seed)
+    if agent == "planner":
+        return PlannerAgent(task, PlannerConfig(**(options or {})))
     if agent == "random":
         return RandomAgent(problem, seed=seed)
     if agent == "uniform":
@@ -38,6 +41,8 @@ __all__ = [
     "AgentFactory",
     "DDPGAgent",
     "DDPGConfig",
+    "PlannerAgent",
+    "PlannerConfig",
     "RampAgent",
     "RandomAgent",
     "SearchTask",
