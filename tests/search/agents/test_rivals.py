@@ -1,7 +1,8 @@
-"""The agents that the default agent is compared with: each keeps the rules of every agent, and beats random policies."""
+"""The agents that the default agent is compared with: each keeps the rules of all agents, and beats random policies."""
 
 import itertools
 import statistics
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -13,9 +14,11 @@ from amc.search import Metric, Problem, SearchTask, create_agent, parse_budgets,
 from amc.search.rewards import REWARDS
 from tests.search.toys import ProductCost, chain_problem, residual_problem
 
-PLANNERS = ("around-best", "swaps")  # each beats as many random policies
-RIVALS = ("ddpg-paper", *PLANNERS)
+GP = pytest.param("optuna-gp", marks=pytest.mark.slow)
+PLANNERS = ("around-best", "swaps", "spdy", "cma", "optuna-tpe")
+RIVALS = ("ddpg-paper", *PLANNERS, "optuna-gp")
 EPISODES = 24
+SMALL = {"ddpg-paper": {"hidden": 16, "batch_size": 8}}  # options that make an agent fast
 
 
 def latency_problem(blocks=6):
@@ -58,7 +61,7 @@ PROBLEMS = {
 def run(name, problem, score, *, episodes=EPISODES, seed=0, path=None, **options):
     task = SearchTask(problem, episodes=episodes, seed=seed)
     reward = REWARDS["r_err" if problem.budgets else "r_flops"]
-    agent = create_agent(name, task, options)
+    agent = create_agent(name, task, {**SMALL.get(name, {}), **options})
     return search(problem, score, agent, episodes=episodes, seed=seed, journal_path=path, reward=reward)
 
 
@@ -76,11 +79,13 @@ def test_every_policy_is_within_the_budgets(name, kind):
 @pytest.mark.parametrize("name", RIVALS)
 def test_every_policy_is_new(name, kind):
     problem, score = PROBLEMS[kind]()
-    assert len({record.keep for record in run(name, problem, score).episodes}) == EPISODES
+    repeats = EPISODES - len({record.keep for record in run(name, problem, score).episodes})
+    # Dynamic programming proposes optima alone, and costs with plateaus leave few of them.
+    assert repeats <= (4 if (name, kind) == ("spdy", "latency") else 0)
 
 
 @pytest.mark.parametrize("kind", ["macs", "no budget"])
-@pytest.mark.parametrize("name", RIVALS)
+@pytest.mark.parametrize("name", ["ddpg-paper", *PLANNERS, GP])
 def test_cut_after_any_line_and_resumed_it_is_the_uninterrupted_run(tmp_path, name, kind):
     problem, score = PROBLEMS[kind]()
     answers = {5: float("nan"), 11: None}  # two episodes fail
@@ -115,16 +120,17 @@ def test_the_seed_alone_decides_and_global_generators_are_left_alone(name):
     assert run(name, problem, score, seed=4) != runs[0]
 
 
-@pytest.mark.parametrize("name", PLANNERS)
+@pytest.mark.parametrize("name", [*PLANNERS, "optuna-gp"])
 def test_the_first_policy_is_the_uniform_one_and_without_a_budget_the_dense_one(name):
     problem, score = residual_problem(9)
     uniform = run("uniform", problem, score).best.keep
-    assert run(name, problem, score, episodes=1).best.keep == uniform
+    if name != "spdy":  # which begins with what the free table alone gives, see test_spdy.py
+        assert run(name, problem, score, episodes=1).best.keep == uniform
     problem, score = free_problem()
     assert run(name, problem, score, episodes=1).best.keep == tuple(problem.dense)
 
 
-@pytest.mark.parametrize("name", PLANNERS)
+@pytest.mark.parametrize("name", [*PLANNERS, GP])
 def test_it_beats_as_many_random_policies(name):
     gains = []
     for seed in range(6):
@@ -134,7 +140,7 @@ def test_it_beats_as_many_random_policies(name):
     assert statistics.median(gains) > 0.005  # half a point of accuracy
 
 
-@pytest.mark.parametrize("name", PLANNERS)
+@pytest.mark.parametrize("name", [*PLANNERS, GP])
 def test_without_a_budget_it_beats_as_many_random_policies(name):
     gains = []
     for seed in range(6):
@@ -166,6 +172,14 @@ def test_options_are_given_by_name_and_named_in_errors():
     ):
         with pytest.raises(AmcError, match=message):
             create_agent(name, task, options)
+
+
+@pytest.mark.parametrize(("name", "module"), [("cma", "cma"), ("optuna-tpe", "optuna"), ("optuna-gp", "optuna")])
+def test_a_missing_package_is_named_with_its_extra(monkeypatch, name, module):
+    problem, _ = residual_problem(3)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(AmcError, match=rf"^agent '{name}' needs the extra: pip install 'amc-compress\[rivals\]'$"):
+        create_agent(name, SearchTask(problem, episodes=4, seed=0))
 
 
 class TestPaper:

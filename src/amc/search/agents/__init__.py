@@ -10,7 +10,10 @@ from amc.errors import AmcError
 from amc.search.agents.around_best import AroundBestAgent, AroundBestConfig
 from amc.search.agents.base import Agent, AgentFactory, SearchTask, Setting
 from amc.search.agents.baselines import RampAgent, RandomAgent, UniformAgent
+from amc.search.agents.cma_es import CMAAgent, CMAConfig
 from amc.search.agents.ddpg import DDPGAgent, DDPGConfig, PaperDDPGAgent, PaperDDPGConfig
+from amc.search.agents.optuna_samplers import OptunaAgent, OptunaConfig
+from amc.search.agents.spdy import SPDYAgent, SPDYConfig
 from amc.search.agents.swaps import SwapsAgent, SwapsConfig
 
 
@@ -47,6 +50,14 @@ _KINDS: Mapping[str, _Kind] = {
         lambda task, options: AroundBestAgent(task, AroundBestConfig.for_episodes(task.episodes, **options)),
     ),
     "swaps": _Kind(SwapsConfig, lambda task, options: SwapsAgent(task, SwapsConfig(**options))),
+    "spdy": _Kind(SPDYConfig, lambda task, options: SPDYAgent(task, SPDYConfig.for_episodes(task.episodes, **options))),
+    "cma": _Kind(CMAConfig, lambda task, options: CMAAgent(task, CMAConfig(**options))),
+    "optuna-tpe": _Kind(
+        OptunaConfig, lambda task, options: OptunaAgent(task, OptunaConfig(**options), name="optuna-tpe")
+    ),
+    "optuna-gp": _Kind(
+        OptunaConfig, lambda task, options: OptunaAgent(task, OptunaConfig(**options), name="optuna-gp")
+    ),
 }
 AGENTS = tuple(_KINDS)
 BASELINES = ("random", "uniform", "shallow", "deep")  # what every result is compared with
@@ -87,13 +98,19 @@ __all__ = [
     "AgentFactory",
     "AroundBestAgent",
     "AroundBestConfig",
+    "CMAAgent",
+    "CMAConfig",
     "DDPGAgent",
     "DDPGConfig",
     "NoOptions",
+    "OptunaAgent",
+    "OptunaConfig",
     "PaperDDPGAgent",
     "PaperDDPGConfig",
     "RampAgent",
     "RandomAgent",
+    "SPDYAgent",
+    "SPDYConfig",
     "SearchTask",
     "Setting",
     "SwapsAgent",

@@ -102,7 +102,7 @@ class ActorCritic:
         self._config, self._generator = config, generator
         self._baseline: float | None = None
         weights = torch.Generator().manual_seed(seed)
-        with _one_thread():
+        with one_thread():
             self._actor, self._target_actor = _Actor(config.hidden, weights), _Actor(config.hidden, weights)
             self._critic, self._target_critic = (
                 _Critic(config.hidden, weights),
@@ -120,7 +120,7 @@ class ActorCritic:
 
     def mean_action(self, observation: Observation) -> float:
         """The actor's sparsity in (0, 1) for an observation [11], without noise."""
-        with _one_thread(), torch.no_grad():
+        with one_thread(), torch.no_grad():
             return float(self._actor(torch.from_numpy(observation)))
 
     def store(self, rollout: Rollout, reward: float) -> None:
@@ -132,7 +132,7 @@ class ActorCritic:
     def learn(self, updates: int) -> None:
         """Take `updates` gradient steps. The replay buffer must hold an episode."""
         assert self._baseline is not None, "there is nothing to learn from"
-        with _one_thread():
+        with one_thread():
             for _ in range(updates):
                 self._update(self._baseline)
 
@@ -360,7 +360,7 @@ def _linear(inputs: int, outputs: int, generator: torch.Generator, bound: float 
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Run torch on one thread: sums then have a fixed order, and more threads do not speed up small matrices."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
