@@ -79,9 +79,7 @@ def test_every_policy_is_within_the_budgets(name, kind):
 @pytest.mark.parametrize("name", RIVALS)
 def test_every_policy_is_new(name, kind):
     problem, score = PROBLEMS[kind]()
-    repeats = EPISODES - len({record.keep for record in run(name, problem, score).episodes})
-    # Dynamic programming proposes optima alone, and costs with plateaus leave few of them.
-    assert repeats <= (4 if (name, kind) == ("spdy", "latency") else 0)
+    assert len({record.keep for record in run(name, problem, score).episodes}) == EPISODES
 
 
 @pytest.mark.parametrize("kind", ["macs", "no budget"])
@@ -199,8 +197,7 @@ class TestPaper:
         """Two groups that cost the same; only the first one's channels matter."""
         problem, _ = residual_problem(2)
         problem = replace(problem, costs={Metric.MACS: ProductCost(((1.0 / 16, (0,)), (1.0 / 32, (1,))))})
-        result = run(
-            "ddpg-paper", problem, lambda keep: keep[0] / 16, episodes=160, hidden=64, actor_lr=1e-3, noise_decay=0.97
-        )
+        options = {"hidden": 64, "batch_size": 64, "actor_lr": 1e-3, "noise_decay": 0.97}
+        result = run("ddpg-paper", problem, lambda keep: keep[0] / 16, episodes=160, **options)
         first = np.array([record.score for record in result.episodes])
         assert first[-30:].mean() > first[:40].mean() + 0.1

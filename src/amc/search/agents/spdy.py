@@ -20,13 +20,14 @@ import numpy as np
 
 from amc.run.settings import check_rules, convert_types_
 from amc.search.agents.base import PlannedAgent, SearchTask, Setting
-from amc.search.agents.exploring import ATTEMPT_GROWTH, near_cost, warmup_of
+from amc.search.agents.exploring import near_cost, warmup_of
 from amc.search.environment import Rollout
 from amc.search.journal import EpisodeRecord
 from amc.search.problem import FloatArray, IntArray, Problem
 from amc.search.surface import Surface
 
 BINS = 1000  # resolution of the costs in the programme
+_NOISE = 0.2  # on the logarithms of the errors, with each attempt at a new policy
 _NAMED = "agent 'spdy': "  # begins the errors
 
 
@@ -78,8 +79,12 @@ class SPDYAgent(PlannedAgent):
 
     def begin_episode(self, episode: int, attempt: int) -> None:
         """Plan the best policy for new weights."""
-        self._logarithms = self._weighted(episode, attempt)
+        self._logarithms = self._weighted(episode)
         errors = [math.exp(w) * row for w, row in zip(self._logarithms.tolist(), self._errors, strict=True)]
+        if attempt > 0:
+            # Few policies are optimal for any weights, above all if the cost has plateaus: noise on every entry of
+            # the table leads to policies that are nearly so.
+            errors = [row * self._generator.lognormal(0.0, _NOISE * attempt, len(row)) for row in errors]
         keep = self._programme.solve(errors, cost=self._limit(episode))
         self.plan = (1.0 - keep / self._problem.dense).tolist()
 
@@ -88,17 +93,18 @@ class SPDYAgent(PlannedAgent):
         if record.reward is not None and (self._best is None or record.reward > self._best[0]):
             self._best = (record.reward, self._logarithms, record.keep)
 
-    def _weighted(self, episode: int, attempt: int) -> FloatArray:
+    def _weighted(self, episode: int) -> FloatArray:
         """Logarithms of the weights [groups]."""
         c, draw, groups = self._config, self._generator, len(self._errors)
-        if episode == 0 and attempt == 0:
+        if episode == 0:
             return np.zeros(groups)
-        growth: float = ATTEMPT_GROWTH**attempt
         if episode < c.warmup_episodes or self._best is None:
-            return draw.normal(0.0, c.spread * growth, groups)
+            return draw.normal(0.0, c.spread, groups)
         moved = draw.random(groups) < c.groups
         moved[draw.integers(groups)] = True
-        return self._best[1] + moved * draw.normal(0.0, c.step * growth, groups)
+        logarithms = self._best[1].copy()
+        logarithms[moved] += draw.normal(0.0, c.step, int(moved.sum()))
+        return logarithms
 
     def _limit(self, episode: int) -> float | None:
         """Without a budget: the largest cost of this episode's policy. First the dense one, later near the best."""
@@ -163,4 +169,4 @@ class Programme:
         limits = {budget.metric: problem.limit(budget) for budget in problem.budgets}
         limits = limits or {problem.metric: problem.cost(problem.metric, problem.dense)}
         total: FloatArray = np.sum([problem.costs[m](policies) / limit for m, limit in limits.items()], axis=0)
-        return total - total[0]
+        return np.asarray(total - total[0])
