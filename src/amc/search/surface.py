@@ -9,8 +9,9 @@ Reads costs only. Pure: no torch, no files.
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-from amc.search.problem import CostFunction, FloatArray, Problem
+from amc.search.problem import CostFunction, FloatArray, IntArray, Problem
 
 _GRID = 33  # shifts tried at once
 _ROUNDS = 3  # rounds of refinement; the shift is accurate to 2 / 32**3
@@ -40,16 +41,23 @@ class Surface:
         The result is clipped to [least_fractions, 1]. Without a budget the fractions are only clipped. A `cost`, in
         the unit of the problem's metric, replaces the budgets.
         """
-        limits = self._costs if cost is None else [(self._cost, cost)]
-        if not limits:
+        if not self._limits(cost):
             return np.clip(fractions, self.least_fractions, 1.0)
         low, high = -1.0, 1.0
         for _ in range(_ROUNDS):
             shifts = np.linspace(low, high, _GRID)
-            fits = self._fits(fractions + shifts[:, None], limits)
+            requested = np.clip((fractions + shifts[:, None]) * self._sizes, self._least, self._sizes)
+            fits = self.fits(np.rint(requested).astype(np.int64), cost=cost)
             best = int(np.flatnonzero(fits)[-1]) if fits.any() else 0
             low, high = shifts[best], shifts[min(best + 1, _GRID - 1)]
         return np.clip(fractions + low, self.least_fractions, 1.0)
+
+    def start(self) -> FloatArray:
+        """Keep fractions [groups] of the first policy of a search: the uniform policy.
+
+        Without a budget, the dense network: it meets every limit on accuracy.
+        """
+        return self.uniform() if self.bounded else np.ones(len(self._sizes))
 
     def uniform(self) -> FloatArray:
         """One common keep fraction for every group, as large as the budgets allow: [groups]."""
@@ -73,10 +81,13 @@ class Surface:
         shifts = np.linspace(1.0 - requested.min(), self.least_fractions.min() - requested.max(), rungs)
         return [np.clip(requested + shift, self.least_fractions, 1.0) for shift in shifts]
 
-    def _fits(self, fractions: FloatArray, limits: Sequence[tuple[CostFunction, float]]) -> np.ndarray:
-        """Mask [rows]: whether the requested fractions [rows, groups], once clipped, are within every limit."""
-        counts = np.rint(np.clip(fractions * self._sizes, self._least, self._sizes)).astype(np.int64)
-        fits = np.ones(len(counts), dtype=bool)
-        for cost, limit in limits:
-            fits &= cost(counts) <= limit
+    def fits(self, keep_counts: IntArray, *, cost: float | None = None) -> npt.NDArray[np.bool_]:
+        """Whether policies meet every budget: keep counts [..., groups] -> mask [...]. `cost` as in `project`."""
+        fits = np.ones(keep_counts.shape[:-1], dtype=bool)
+        for function, limit in self._limits(cost):
+            fits &= function(keep_counts) <= limit
         return fits
+
+    def _limits(self, cost: float | None) -> Sequence[tuple[CostFunction, float]]:
+        """The budgets, or the one limit `cost`."""
+        return self._costs if cost is None else [(self._cost, cost)]

@@ -1,34 +1,87 @@
 """Agents by name: what proposes policies and learns from their scores."""
 
-from collections.abc import Mapping
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from amc.errors import AmcError
+from amc.search.agents.around_best import AroundBestAgent, AroundBestConfig
 from amc.search.agents.base import Agent, AgentFactory, SearchTask, Setting
 from amc.search.agents.baselines import RampAgent, RandomAgent, UniformAgent
-from amc.search.agents.ddpg import DDPGAgent, DDPGConfig
+from amc.search.agents.cma_es import CMAAgent, CMAConfig
+from amc.search.agents.ddpg import DDPGAgent, DDPGConfig, PaperDDPGAgent, PaperDDPGConfig
+from amc.search.agents.optuna_samplers import OptunaAgent, OptunaConfig
+from amc.search.agents.planner import PlannerAgent, PlannerConfig
+from amc.search.agents.spdy import SPDYAgent, SPDYConfig
+from amc.search.agents.swaps import SwapsAgent, SwapsConfig
 
-AGENTS = ("ddpg", "random", "uniform", "shallow", "deep")
-BASELINES = AGENTS[1:]
+
+@dataclass(frozen=True, slots=True)
+class NoOptions:
+    """The options of an agent that has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How an agent is made."""
+
+    options: type[Any]  # a frozen dataclass; its fields are the agent's options
+    make: Callable[[SearchTask, Any], Agent]  # from an instance of it
+
+
+_KINDS: Mapping[str, _Kind] = {
+    "planner": _Kind(PlannerConfig, PlannerAgent),
+    "ddpg": _Kind(DDPGConfig, lambda task, config: DDPGAgent(task.problem, config, seed=task.seed)),
+    "random": _Kind(NoOptions, lambda task, _: RandomAgent(task.problem, seed=task.seed)),
+    "uniform": _Kind(NoOptions, lambda task, _: UniformAgent(task.problem)),
+    "shallow": _Kind(NoOptions, lambda task, _: RampAgent(task.problem, "shallow")),
+    "deep": _Kind(NoOptions, lambda task, _: RampAgent(task.problem, "deep")),
+    "ddpg-paper": _Kind(PaperDDPGConfig, PaperDDPGAgent),
+    "around-best": _Kind(AroundBestConfig, AroundBestAgent),
+    "swaps": _Kind(SwapsConfig, SwapsAgent),
+    "spdy": _Kind(SPDYConfig, SPDYAgent),
+    "cma": _Kind(CMAConfig, CMAAgent),
+    "optuna-tpe": _Kind(OptunaConfig, lambda task, config: OptunaAgent(task, config, name="optuna-tpe")),
+    "optuna-gp": _Kind(OptunaConfig, lambda task, config: OptunaAgent(task, config, name="optuna-gp")),
+}
+AGENTS = tuple(_KINDS)
+BASELINES = ("random", "uniform", "shallow", "deep")  # what every result is compared with
 
 
 def create_agent(agent: str | AgentFactory, task: SearchTask, options: Mapping[str, Any] | None = None) -> Agent:
     """The agent of that name, or what the factory makes of the task.
 
-    `options`: settings of the agent, by name. Raises AmcError for an unknown name or option.
+    `options`: settings of the agent, by name; a factory has none. Raises AmcError for an unknown name or option, and
+    for an option's value that the agent cannot use.
     """
     if not isinstance(agent, str):
+        if options:
+            raise AmcError(f"an agent of your own takes no options here; let its factory set {', '.join(options)}")
         return agent(task)
-    problem, seed = task.problem, task.seed
-    if agent == "ddpg":
-        return DDPGAgent(problem, DDPGConfig.for_episodes(task.episodes, **(options or {})), seed=seed)
-    if agent == "random":
-        return RandomAgent(problem, seed=seed)
-    if agent == "uniform":
-        return UniformAgent(problem)
-    if agent in ("shallow", "deep"):
-        return RampAgent(problem, agent)
-    raise AmcError(f"agent {agent!r} is unknown; use one of {', '.join(AGENTS)}")
+    config = agent_config(agent, task.episodes, options or {})
+    return _KINDS[agent].make(task, config)
+
+
+def agent_config(agent: str, episodes: int, options: Mapping[str, Any]) -> Any:
+    """The settings of an agent for a search of that length, a frozen dataclass. Raises as `create_agent`."""
+    if agent not in _KINDS:
+        raise AmcError(f"agent {agent!r} is unknown; {_nearest(agent, AGENTS, 'use one of')}")
+    kind = _KINDS[agent].options
+    known = [field.name for field in dataclasses.fields(kind)]
+    for name in options:
+        if not known:
+            raise AmcError(f"agent {agent!r} has no options; leave out {name!r}")
+        if name not in known:
+            raise AmcError(f"agent {agent!r} has no option {name!r}; {_nearest(name, known, 'its options are')}")
+    return kind.for_episodes(episodes, **options) if hasattr(kind, "for_episodes") else kind(**options)
+
+
+def _nearest(name: str, known: tuple[str, ...] | list[str], otherwise: str) -> str:
+    """The remedy for an unknown name: the nearest of the known ones, or all of them after the words `otherwise`."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"{otherwise} {', '.join(known)}"
 
 
 __all__ = [
@@ -36,12 +89,28 @@ __all__ = [
     "BASELINES",
     "Agent",
     "AgentFactory",
+    "AroundBestAgent",
+    "AroundBestConfig",
+    "CMAAgent",
+    "CMAConfig",
     "DDPGAgent",
     "DDPGConfig",
+    "NoOptions",
+    "OptunaAgent",
+    "OptunaConfig",
+    "PaperDDPGAgent",
+    "PaperDDPGConfig",
+    "PlannerAgent",
+    "PlannerConfig",
     "RampAgent",
     "RandomAgent",
+    "SPDYAgent",
+    "SPDYConfig",
     "SearchTask",
     "Setting",
+    "SwapsAgent",
+    "SwapsConfig",
     "UniformAgent",
+    "agent_config",
     "create_agent",
 ]

@@ -8,27 +8,25 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amc.search.agents.base import Setting
+from amc.run.settings import check_rules, convert_types_
+from amc.search.agents.base import SearchTask, Setting
+from amc.search.agents.exploring import ATTEMPT_GROWTH, decay_of, perturbed, truncated_normal, warmup_of
 from amc.search.bounds import Bounds
 from amc.search.environment import FEATURES, Observation, Rollout, roll_out
 from amc.search.journal import EpisodeRecord
-from amc.search.problem import Problem
+from amc.search.problem import FloatArray, Problem
 from amc.search.surface import Surface
-
-# Without a budget, an episode near the best policy has a cost in this range, relative to the best policy's cost.
-# Such an episode costs about the same, or slightly less.
-STEP = (0.95, 1.01)
 
 
 @dataclass(frozen=True, slots=True)
-class DDPGConfig:
-    """Hyperparameters; the defaults are the paper's unless a comment names another source (docs/paper.md)."""
+class PaperDDPGConfig:
+    """Hyperparameters of the published agent; the defaults are the paper's unless a comment names another source."""
 
     warmup_episodes: int = 100  # random episodes before the actor acts
     hidden: int = 300  # units in each of two hidden layers
@@ -41,6 +39,37 @@ class DDPGConfig:
     sigma: float = 0.5  # initial standard deviation of the exploration noise
     noise_decay: float = 0.95  # of sigma, per episode after the warm-up; from the official code
     baseline_decay: float = 0.95  # of the moving average of rewards; from the official code
+
+    def __post_init__(self) -> None:
+        convert_types_(self, "DDPG: ")
+        self._check(
+            counts=("warmup_episodes", "hidden", "batch_size", "replay_size"),
+            positive=("actor_lr", "critic_lr", "sigma", "tau", "noise_decay"),
+            shares=("tau", "gamma", "noise_decay", "baseline_decay"),
+        )
+
+    def _check(self, *, counts: tuple[str, ...], positive: tuple[str, ...], shares: tuple[str, ...]) -> None:
+        """Raise AmcError unless counts are at least 1, positive numbers above 0 and finite, and shares in [0, 1]."""
+        for names, least, most, rule in (
+            (counts, 1, math.inf, "at least 1"),
+            (positive, math.ulp(0.0), math.nextafter(math.inf, 0.0), "above 0 and finite"),
+            (shares, 0, 1, "in [0, 1]"),
+        ):
+            check_rules(self, {name: (least <= getattr(self, name) <= most, rule) for name in names}, "DDPG: ")
+
+    @classmethod
+    def for_episodes(cls, episodes: int, **options: Any) -> Self:
+        """The defaults for a search of `episodes` episodes: a quarter is warm-up, but at most the paper's 100.
+
+        The paper has 100 of 400. `options` replace the defaults.
+        """
+        return cls(**{"warmup_episodes": warmup_of(episodes), **options})
+
+
+@dataclass(frozen=True, slots=True)
+class DDPGConfig(PaperDDPGConfig):
+    """The published hyperparameters and our own; docs/paper.md lists the differences."""
+
     updates_per_episode: int = 8  # gradient steps after each episode; ours, at most 2% of the time of a score
     elite_fraction: float = 0.75  # share of the episodes that explore near the best policy so far; ours
     elite_sigma: float = 0.5  # their noise, as a share of sigma; ours
@@ -48,116 +77,64 @@ class DDPGConfig:
     uniform_first: bool = True  # under a budget, episode 0 is the uniform policy; ours
 
     def __post_init__(self) -> None:
-        if self.warmup_episodes < 1 or not 0 <= self.elite_fraction <= 1 or not 0 < self.elite_groups <= 1:
-            raise ValueError(f"DDPG needs at least one warm-up episode and fractions in [0, 1], got {self}")
+        PaperDDPGConfig.__post_init__(self)
+        rates = ("elite_sigma", "elite_groups")
+        self._check(counts=(), positive=rates, shares=("elite_fraction", "elite_groups"))
+        check_rules(self, {"updates_per_episode": (self.updates_per_episode >= 0, "at least 0")}, "DDPG: ")
 
     @classmethod
-    def for_episodes(cls, episodes: int, *, uniform_first: bool = True) -> Self:
-        """The defaults for a search of `episodes` episodes: a quarter is warm-up, but at most the paper's 100.
+    def for_episodes(cls, episodes: int, **options: Any) -> Self:
+        """As for the published agent, but the noise falls to a fifth over the rest of the search.
 
-        The noise falls to a fifth over the rest. With the official code's decay the noise would vanish after a
-        hundred episodes. Episodes would then repeat policies, and the agent would learn nothing from them.
+        With the official code's decay the noise would vanish after a hundred episodes. Episodes would then repeat
+        policies, and the agent would learn nothing from them.
         """
-        warmup = min(100, max(1, episodes // 4))
-        decay = 0.2 ** (1 / max(1, episodes - warmup))
-        return cls(warmup_episodes=warmup, noise_decay=decay, uniform_first=uniform_first)
+        warmup = options.get("warmup_episodes", warmup_of(episodes))
+        return cls(**{"warmup_episodes": warmup, "noise_decay": decay_of(episodes, warmup), **options})
 
 
-class DDPGAgent:
-    """Deep deterministic policy gradient, one continuous action per group.
+class ActorCritic:
+    """The actor, the critic, their target networks and the replay buffer."""
 
-    An episode explores at random (warm-up), near the actor's policy or near the best policy so far. The agent
-    requests keep fractions for all groups before the episode begins and projects them onto the budget's surface.
-    The projection needs costs only. In the paper, only the last layers compensate for the noise on earlier layers.
-    """
-
-    name = "ddpg"
-    max_episodes = None
-
-    def __init__(self, problem: Problem, config: DDPGConfig, *, seed: int) -> None:
-        self.config = config
-        self.surface = Surface(problem)
+    def __init__(self, config: PaperDDPGConfig, generator: np.random.Generator, *, seed: int) -> None:
+        """`seed`: of the weights. `generator` draws the batches."""
         self.replay = ReplayBuffer(config.replay_size)
-        self._problem, self._bounds = problem, Bounds(problem)
-        self._generator = np.random.default_rng(seed)
-        self._plan: list[float] = []
-        self._episode = 0
+        self._config, self._generator = config, generator
         self._baseline: float | None = None
-        self._best: tuple[float, tuple[int, ...]] | None = None
         weights = torch.Generator().manual_seed(seed)
-        with _one_thread():
+        with one_thread():
             self._actor, self._target_actor = _Actor(config.hidden, weights), _Actor(config.hidden, weights)
             self._critic, self._target_critic = (
                 _Critic(config.hidden, weights),
                 _Critic(config.hidden, weights),
             )
-            self._actor.aim_at(float(1.0 - self.surface.uniform().mean()))
             self._target_actor.load_state_dict(self._actor.state_dict())
             self._target_critic.load_state_dict(self._critic.state_dict())
         self._actor_optimizer = torch.optim.Adam(self._actor.parameters(), config.actor_lr, fused=True)
         self._critic_optimizer = torch.optim.Adam(self._critic.parameters(), config.critic_lr, fused=True)
 
-    def settings(self) -> dict[str, Setting]:
-        """The hyperparameters. Journals of a search that does not begin with the uniform policy never name that."""
-        settings = asdict(self.config)
-        if not self.config.uniform_first:
-            del settings["uniform_first"]
-        return settings
-
-    def begin_episode(self, episode: int, attempt: int) -> None:
-        """Plan an episode."""
-        c, draw = self.config, self._generator
-        self._episode = episode
-        if episode == 0 and attempt == 0 and not self.surface.bounded:
-            # The dense network meets every limit on accuracy: a safe start for the search.
-            self._plan = [0.0] * len(self._problem.decisions)
-            return
-        if episode == 0 and attempt == 0 and c.uniform_first:
-            self._plan = (1.0 - self.surface.uniform()).tolist()
-            return
-        if episode < c.warmup_episodes or self._best is None:
-            self._plan = (1.0 - self.surface.sample(draw)).tolist()
-            return
-        # The noise grows with each attempt, so that the agent leaves the policies that were already scored.
-        sigma = min(1.0, c.sigma * c.noise_decay ** (episode - c.warmup_episodes) * 1.3**attempt)
-        cost = None
-        if draw.random() < c.elite_fraction:
-            keep = self._best[1]
-            if not self.surface.bounded:
-                cost = self._problem.cost(self._problem.metric, keep) * draw.uniform(*STEP)
-            moved = draw.random(len(keep)) < c.elite_groups
-            moved[draw.integers(len(keep))] = True
-            sigma *= c.elite_sigma
-        else:
-            keep = roll_out(self._problem, self._bounds, self.mean_action).keep_counts
-            moved = np.ones(len(keep), dtype=bool)
-        fractions = np.array(keep) / self._problem.dense
-        fractions[moved] = [self._truncated_normal(fraction, sigma) for fraction in fractions[moved]]
-        self._plan = (1.0 - self.surface.project(fractions, cost=cost)).tolist()
-
-    def act(self, observation: Observation) -> float:
-        """The planned sparsity of the next group. Ignores the observation."""
-        return self._plan.pop(0)
+    def aim_at(self, sparsity: float) -> None:
+        """Make the untrained actor return about `sparsity` for every observation."""
+        self._actor.aim_at(sparsity)
+        self._target_actor.aim_at(sparsity)
 
     def mean_action(self, observation: Observation) -> float:
         """The actor's sparsity in (0, 1) for an observation [11], without noise."""
-        with _one_thread(), torch.no_grad():
+        with one_thread(), torch.no_grad():
             return float(self._actor(torch.from_numpy(observation)))
 
-    def end_episode(self, rollout: Rollout, record: EpisodeRecord) -> None:
-        """Store the executed transitions and, after the warm-up, learn. Skips a failed episode."""
-        reward = record.reward
-        if reward is None:
-            return
-        if self._best is None or reward > self._best[0]:
-            self._best = (reward, rollout.keep_counts)
-        decay = self.config.baseline_decay
+    def store(self, rollout: Rollout, reward: float) -> None:
+        """Add an episode to the replay buffer, and its reward to the moving average."""
+        decay = self._config.baseline_decay
         self._baseline = reward if self._baseline is None else decay * self._baseline + (1 - decay) * reward
         self.replay.add(rollout, reward)
-        if self._episode >= self.config.warmup_episodes - 1:
-            with _one_thread():
-                for _ in range(self.config.updates_per_episode):
-                    self._update(self._baseline)
+
+    def learn(self, updates: int) -> None:
+        """Take `updates` gradient steps. The replay buffer must hold an episode."""
+        assert self._baseline is not None, "there is nothing to learn from"
+        with one_thread():
+            for _ in range(updates):
+                self._update(self._baseline)
 
     def _update(self, baseline: float) -> None:
         """One gradient step of critic and actor.
@@ -165,7 +142,7 @@ class DDPGAgent:
         Critic: y = R - b + gamma * Q'(s', mu'(s')), the mean of (y - Q(s, a))^2. R, the episode's reward,
         is on every transition (paper, section 3.2). So with gamma = 1, Q counts R once for each remaining step.
         """
-        c = self.config
+        c = self._config
         rows = self._generator.integers(len(self.replay), size=c.batch_size)
         observation, action, reward, following, done = self.replay.batch(rows)
         with torch.no_grad():
@@ -183,12 +160,127 @@ class DDPGAgent:
             for target_net, net in ((self._target_actor, self._actor), (self._target_critic, self._critic)):
                 torch._foreach_lerp_(list(target_net.parameters()), list(net.parameters()), c.tau)
 
-    def _truncated_normal(self, mean: float, sigma: float) -> float:
-        """Normal noise around `mean`, truncated to [0, 1]."""
-        while True:
-            value = float(self._generator.normal(mean, sigma))
-            if 0.0 <= value <= 1.0:
-                return value
+
+class DDPGAgent:
+    """Deep deterministic policy gradient, one continuous action per group.
+
+    An episode explores at random (warm-up), near the actor's policy or near the best policy so far. The agent
+    requests keep fractions for all groups before the episode begins and projects them onto the budget's surface.
+    The projection needs costs only. In the paper, only the last layers compensate for the noise on earlier layers.
+    """
+
+    name = "ddpg"
+    max_episodes = None
+
+    def __init__(self, problem: Problem, config: DDPGConfig, *, seed: int) -> None:
+        self.config = config
+        self.surface = Surface(problem)
+        self._problem, self._bounds = problem, Bounds(problem)
+        self._generator = np.random.default_rng(seed)
+        self._learner = ActorCritic(config, self._generator, seed=seed)
+        self._learner.aim_at(float(1.0 - self.surface.uniform().mean()))
+        self.replay, self.mean_action = self._learner.replay, self._learner.mean_action
+        self._plan: list[float] = []
+        self._episode = 0
+        self._best: tuple[float, tuple[int, ...]] | None = None
+
+    def settings(self) -> dict[str, Setting]:
+        """The hyperparameters. Journals of a search that does not begin with the uniform policy never name that."""
+        settings = asdict(self.config)
+        if not self.config.uniform_first:
+            del settings["uniform_first"]
+        return settings
+
+    def begin_episode(self, episode: int, attempt: int) -> None:
+        """Plan an episode."""
+        self._episode = episode
+        if episode == 0 and attempt == 0 and (self.config.uniform_first or not self.surface.bounded):
+            fractions = self.surface.start()
+        elif episode < self.config.warmup_episodes or self._best is None:
+            fractions = self.surface.sample(self._generator)
+        else:
+            fractions = self._explore(self._best[1], episode, attempt)
+        self._plan = (1.0 - fractions).tolist()
+
+    def _explore(self, best: tuple[int, ...], episode: int, attempt: int) -> FloatArray:
+        """Keep fractions [groups] near the best policy, or near the actor's."""
+        c, draw = self.config, self._generator
+        sigma = min(1.0, c.sigma * c.noise_decay ** (episode - c.warmup_episodes) * ATTEMPT_GROWTH**attempt)
+        if draw.random() < c.elite_fraction:
+            near = sigma * c.elite_sigma
+            return perturbed(self._problem, self.surface, best, sigma=near, groups=c.elite_groups, generator=draw)
+        keep = roll_out(self._problem, self._bounds, self.mean_action).keep_counts
+        fractions = np.array(keep) / self._problem.dense
+        noisy = np.array([truncated_normal(draw, fraction, sigma) for fraction in fractions])
+        return self.surface.project(noisy)
+
+    def act(self, observation: Observation) -> float:
+        """The planned sparsity of the next group. Ignores the observation."""
+        return self._plan.pop(0)
+
+    def estimates(self) -> dict[tuple[int, ...], float]:
+        """Empty: the scores themselves count."""
+        return {}
+
+    def end_episode(self, rollout: Rollout, record: EpisodeRecord) -> None:
+        """Store the executed transitions and, after the warm-up, learn. Skips a failed episode."""
+        reward = record.reward
+        if reward is None:
+            return
+        if self._best is None or reward > self._best[0]:
+            self._best = (reward, rollout.keep_counts)
+        self._learner.store(rollout, reward)
+        if self._episode >= self.config.warmup_episodes - 1:
+            self._learner.learn(self.config.updates_per_episode)
+
+
+class PaperDDPGAgent:
+    """DDPG as published: the actor decides group after group, with noise on every action.
+
+    Nothing is projected, no episode explores around the best policy, and the actor starts at a sparsity of a half.
+    As in the official code there is one gradient step for each step of an episode. The environment is ours: it keeps
+    the policy within the budget, and near it by the last groups.
+    """
+
+    name = "ddpg-paper"
+    max_episodes = None
+
+    def __init__(self, task: SearchTask, config: PaperDDPGConfig) -> None:
+        self._config = config
+        self._largest = 1.0 - task.problem.least / task.problem.dense  # sparsities [groups]
+        self._generator = np.random.default_rng(task.seed)
+        self._learner = ActorCritic(config, self._generator, seed=task.seed)
+        self._plan: list[float] = []  # of a random episode
+        self._episode, self._sigma = 0, config.sigma
+
+    def settings(self) -> dict[str, Setting]:
+        """The hyperparameters."""
+        return asdict(self._config)
+
+    def begin_episode(self, episode: int, attempt: int) -> None:
+        """Draw a random episode, or set the noise of the actor's."""
+        c = self._config
+        self._episode = episode
+        self._plan = self._generator.uniform(0.0, self._largest).tolist() if episode < c.warmup_episodes else []
+        self._sigma = c.sigma * c.noise_decay ** (episode - c.warmup_episodes)
+
+    def act(self, observation: Observation) -> float:
+        """The sparsity of the next group."""
+        if self._plan:
+            return self._plan.pop(0)
+        return truncated_normal(self._generator, self._learner.mean_action(observation), self._sigma)
+
+    def estimates(self) -> dict[tuple[int, ...], float]:
+        """Empty: the scores themselves count."""
+        return {}
+
+    def end_episode(self, rollout: Rollout, record: EpisodeRecord) -> None:
+        """Store the executed transitions and, after the warm-up, learn. Skips a failed episode."""
+        if record.reward is None:
+            return
+        self._learner.store(rollout, record.reward)
+        if self._episode >= self._config.warmup_episodes - 1:
+            self._learner.learn(len(rollout.transitions))
 
 
 class ReplayBuffer:
@@ -276,7 +368,7 @@ def _linear(inputs: int, outputs: int, generator: torch.Generator, bound: float 
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Run torch on one thread: sums then have a fixed order, and more threads do not speed up small matrices."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
