@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import amc
 from amc.compression.ending import _told
+from amc.compression.scoring.policy import PolicyScorer
 from amc.errors import AmcError
 from amc.recovery import distillation
 from amc.recovery.distillation import Plan, Recovery
@@ -274,3 +275,20 @@ def test_a_damaged_plan_is_named(tmp_path: Path, options: dict[str, Any], damage
     (run / files.RECOVERY).write_bytes(damage(lines[0]) + b"".join(lines[1:]))
     with pytest.raises(AmcError, match=r"recovery\.jsonl' line 1 is damaged"):
         resumed(run, **options)
+
+
+def test_without_recovery_a_finalist_has_one_score(options: dict[str, Any]) -> None:
+    result = amc.compress(tiny(), EXAMPLE, recover="none", **options)
+    trials = result.summary["finalists"]["trials"]
+    assert [trial["score_recovered"] for trial in trials] == [None] * len(trials)
+    taken = next(trial for trial in trials if trial["chosen"])
+    assert taken["score_unseen"] == max(trial["score_unseen"] for trial in trials)
+
+
+def test_a_finalist_is_built_once(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[tuple[int, ...]] = []
+    build = PolicyScorer.build
+    monkeypatch.setattr(PolicyScorer, "build", lambda self, keep: (built.append(tuple(keep)), build(self, keep))[1])
+    trials = amc.compress(tiny(), EXAMPLE, **options).summary["finalists"]["trials"]
+    assert built[: len(trials)] == [tuple(trial["keep"]) for trial in trials]
+    assert built[len(trials) :] == [tuple(trial["keep"]) for trial in trials if trial["chosen"]] * 2  # and the result

@@ -87,7 +87,7 @@ def _selections(job: Job, recovering: Recovering) -> Iterator[Selection]:
         yield ByRecovery(
             problem=job.problem,
             reward=job.reward,
-            measurement=FinalistMeasurement(recovering, config.finalists),
+            measurement=FinalistMeasurement(recovering),
             finalists=config.finalists,
             images=None if job.confirm is None else job.confirm.images,
             dense_search=job.dense_score,

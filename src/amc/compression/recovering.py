@@ -32,6 +32,7 @@ class Recovering:
     watch: Observer
     run: RunDir | None = None
     known: dict[KeepCounts, tuple[nn.Module, Recovery | None]] = field(default_factory=dict)
+    built: dict[KeepCounts, nn.Module] = field(default_factory=dict)  # as pruned, until they are recovered briefly
 
     def __call__(self, keep: KeepCounts) -> tuple[nn.Module, Recovery | None]:
         """The network of a policy, and what was done to it; None where recovery is off, or nothing is pruned."""
@@ -40,11 +41,17 @@ class Recovering:
             self.known[keep] = slim, self._recovered_(slim, keep, 1.0)
         return self.known[keep]
 
-    def briefly(self, keep: KeepCounts) -> nn.Module:
-        """The network of a policy after a short recovery, or as pruned where recovery is off."""
-        slim = self.job.scorer.build(keep)
-        self._recovered_(slim, keep, SHORT)
-        return slim
+    def pruned(self, keep: KeepCounts) -> nn.Module:
+        """The network of a policy as pruned, until `briefly` trains it."""
+        if keep not in self.built:
+            self.built[keep] = self.job.scorer.build(keep)
+        return self.built[keep]
+
+    def briefly(self, keep: KeepCounts) -> nn.Module | None:
+        """The network of a policy after a short recovery; None where recovery is off, or nothing is pruned."""
+        slim = self.pruned(keep)
+        del self.built[keep]
+        return None if self._recovered_(slim, keep, SHORT) is None else slim
 
     def _recovered_(self, slim: nn.Module, keep: KeepCounts, share: float) -> Recovery | None:
         job = self.job
@@ -74,14 +81,15 @@ class FinalistMeasurement:
     """The `Measurement` of finalists, on the images that the search never scored, or by the search's own score."""
 
     recovering: Recovering
-    finalists: int
 
     def pruned(self, record: EpisodeRecord) -> float:
-        return self._score(self.recovering.job.scorer.build(record.keep), "pruned")
+        return self._score(self.recovering.pruned(record.keep), "pruned")
 
-    def recovered(self, record: EpisodeRecord, number: int) -> float:
-        self.recovering.watch.stage(f"finalist {number + 1} of {self.finalists} (episode {record.episode})")
-        return self._score(self.recovering.briefly(record.keep), "recovered")
+    def recovered(self, record: EpisodeRecord, number: int, count: int) -> float | None:
+        if self.recovering.job.config.recover != "none":
+            self.recovering.watch.stage(f"finalist {number + 1} of {count} (episode {record.episode})")
+        network = self.recovering.briefly(record.keep)
+        return None if network is None else self._score(network, "recovered")
 
     def _score(self, network: nn.Module, which: str) -> float:
         job = self.recovering.job

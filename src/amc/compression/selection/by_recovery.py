@@ -21,8 +21,8 @@ class RecoveryTrial:
 
     record: EpisodeRecord  # with its score in the search
     score_unseen: float | None  # as pruned, on the images that the search never scored
-    score_recovered: float | None  # on the same images
-    reward_recovered: float | None
+    score_recovered: float | None  # on the same images; None, too, where nothing was recovered
+    reward: float | None  # by the last of these scores
     error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -44,8 +44,11 @@ class Measurement(Protocol):
         """The score of the policy's network as pruned. EvaluationError if it has none."""
         ...
 
-    def recovered(self, record: EpisodeRecord, number: int) -> float:
-        """The score of the policy's network after a short recovery; `number` counts the finalists from 0."""
+    def recovered(self, record: EpisodeRecord, number: int, count: int) -> float | None:
+        """The score of the policy's network after a short recovery; None where it is not recovered.
+
+        `number` counts the finalists from 0; there are `count`. EvaluationError if the network has no score.
+        """
         ...
 
 
@@ -71,9 +74,10 @@ class ByRecovery:
 
         A finalist that cannot be measured is left out. If none can be, the search's best is taken.
         """
-        trials = tuple(self._trial(record, number) for number, record in enumerate(ranked[: self.finalists]))
-        measured = [trial for trial in trials if trial.reward_recovered is not None]
-        best = max(measured, key=lambda trial: trial.reward_recovered or 0.0, default=trials[0])
+        finalists = ranked[: self.finalists]
+        trials = tuple(self._trial(record, number, len(finalists)) for number, record in enumerate(finalists))
+        measured = [trial for trial in trials if trial.reward is not None]
+        best = max(measured, key=lambda trial: trial.reward or 0.0, default=trials[0])
         lines = [{**trial.to_json(), "chosen": trial is best} for trial in trials]
         summary = {
             "images": self.images, "dense_search": self.dense_search, "dense": self.dense_unseen,
@@ -92,12 +96,15 @@ class ByRecovery:
             return None
         return (self.dense_unseen - first.score_unseen) - (self.dense_search - first.record.score)
 
-    def _trial(self, record: EpisodeRecord, number: int) -> RecoveryTrial:
+    def _trial(self, record: EpisodeRecord, number: int, count: int) -> RecoveryTrial:
         costs, dense = (self.problem.policy_costs(keep) for keep in (record.keep, self.problem.dense.tolist()))
-        pruned = None
+        pruned = record.score if self.images is None else None
         try:
-            pruned = record.score if self.images is None else self.measurement.pruned(record)
-            score = self.measurement.recovered(record, number)
-            return RecoveryTrial(record, pruned, score, rewarded(self.reward, Outcome(score, costs, dense)))
+            if self.images is not None:
+                pruned = self.measurement.pruned(record)
+            recovered = self.measurement.recovered(record, number, count)
+            score = pruned if recovered is None else recovered
+            assert score is not None  # a finalist has a reward, so the search has scored it
+            return RecoveryTrial(record, pruned, recovered, rewarded(self.reward, Outcome(score, costs, dense)))
         except EvaluationError as error:  # as an episode of the search may fail: there are others
             return RecoveryTrial(record, pruned, None, None, str(error))
