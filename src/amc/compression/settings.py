@@ -79,7 +79,7 @@ class SearchConfig:
         help="What proposes policies: planner, ddpg, ddpg-paper, random, or another of docs/agents.md.",
     )  # fmt: skip
     agent_options: tuple[str, ...] = option(  # or, in Python, a mapping
-        (), panel=Panel.SEARCH, name="agent-option", help="A setting of the agent, NAME=VALUE (repeat).",
+        (), panel=Panel.SEARCH, name="agent_option", help="A setting of the agent, NAME=VALUE (repeat).",
     )  # fmt: skip
     episodes: int = option(400, panel=Panel.SEARCH, help="Policies to score.")
     seed: int = option(0, panel=Panel.SEARCH, help="The same seed gives the same search.")

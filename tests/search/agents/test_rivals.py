@@ -15,7 +15,7 @@ from amc.search.rewards import REWARDS
 from tests.search.toys import ProductCost, chain_problem, residual_problem
 
 GP = pytest.param("optuna-gp", marks=pytest.mark.slow)
-PLANNERS = ("around-best", "swaps", "spdy", "cma", "optuna-tpe")
+PLANNERS = ("planner", "around-best", "swaps", "spdy", "cma", "optuna-tpe")
 RIVALS = ("ddpg-paper", *PLANNERS, "optuna-gp")
 EPISODES = 24
 SMALL = {"ddpg-paper": {"hidden": 16, "batch_size": 8}}  # options that make an agent fast
@@ -59,8 +59,8 @@ PROBLEMS = {
 
 
 def run(name, problem, score, *, episodes=EPISODES, seed=0, path=None, **options):
-    task = SearchTask(problem, episodes=episodes, seed=seed)
     reward = REWARDS["r_err" if problem.budgets else "r_flops"]
+    task = SearchTask(problem, episodes=episodes, seed=seed, reward=reward)
     agent = create_agent(name, task, {**SMALL.get(name, {}), **options})
     return search(problem, score, agent, episodes=episodes, seed=seed, journal_path=path, reward=reward)
 

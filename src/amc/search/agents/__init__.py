@@ -8,7 +8,7 @@ from typing import Any
 
 from amc.errors import AmcError
 from amc.search.agents.around_best import AroundBestAgent, AroundBestConfig
-from amc.search.agents.base import Agent, AgentFactory, SearchTask, Setting
+from amc.search.agents.base import Agent, AgentFactory, PlannedAgent, SearchTask, Setting
 from amc.search.agents.baselines import RampAgent, RandomAgent, UniformAgent
 from amc.search.agents.cma_es import CMAAgent, CMAConfig
 from amc.search.agents.ddpg import DDPGAgent, DDPGConfig, PaperDDPGAgent, PaperDDPGConfig
@@ -100,6 +100,7 @@ __all__ = [
     "OptunaConfig",
     "PaperDDPGAgent",
     "PaperDDPGConfig",
+    "PlannedAgent",
     "PlannerAgent",
     "PlannerConfig",
     "RampAgent",
