@@ -77,7 +77,7 @@ class DDPGConfig(PaperDDPGConfig):
     uniform_first: bool = True  # under a budget, episode 0 is the uniform policy; ours
 
     def __post_init__(self) -> None:
-        PaperDDPGConfig.__post_init__(self)
+        PaperDDPGConfig.__post_init__(self)  # super() does not know a class with slots
         rates = ("elite_sigma", "elite_groups")
         self._check(counts=(), positive=rates, shares=("elite_fraction", "elite_groups"))
         check_rules(self, {"updates_per_episode": (self.updates_per_episode >= 0, "at least 0")}, "DDPG: ")
