@@ -48,7 +48,7 @@ def ended(
     """Choose a policy of the search, build its network and recover it. `results`: of every agent, by name."""
     watch.stage("result")
     config, recovering = job.config, Recovering(job, watch, run)
-    choice = choose(results[config.agent].episodes, _selections(job, recovering))
+    choice = choose(results[config.agent].ranked, _selections(job, recovering))
     slim = job.scorer.build(choice.record.keep)
     best, warnings = confirmed(job, choice.record, slim, recorded)
     job = job.warned(warnings, watch)

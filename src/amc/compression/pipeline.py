@@ -223,7 +223,7 @@ def _check_config(run: RunDir, config: SearchConfig, model: nn.Module) -> None:
 
 def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer, recorded: Recorded) -> Result:
     config = job.config
-    task = SearchTask(job.problem, config.episodes, config.seed)
+    task = SearchTask(job.problem, config.episodes, config.seed, reward=job.reward, dense_score=job.dense_score)
     options = {config.agent: {"uniform_first": config.uniform_first}} if config.agent == "ddpg" else {}
     agents = {name: create_agent(name, task, options.get(name)) for name in _agents(config)}
     watch.plan({name: min(config.episodes, agent.max_episodes or config.episodes) for name, agent in agents.items()})

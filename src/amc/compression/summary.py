@@ -90,7 +90,8 @@ def _outdone(results: Mapping[str, SearchResult], best: EpisodeRecord, main: str
     """A warning if a baseline did better than the agent: the search was too short."""
     rewards = {name: result.best.reward or 0.0 for name, result in results.items() if name != main}
     winner = max(rewards, key=rewards.__getitem__, default=None)
-    if winner is None or rewards[winner] <= (best.reward or 0.0):
+    found = max(record.reward or 0.0 for record in results[main].ranked)  # the best score may be a lucky one
+    if winner is None or rewards[winner] <= max(found, best.reward or 0.0):
         return []
     theirs, ours = (kind.turned(record.score or 0.0) for record in (results[winner].best, best))
     return [

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -15,10 +16,12 @@ from amc.pruning.ranking import Order, elimination, magnitude
 from amc.pruning.reconstruction import DAMPING, LayerFit, SolutionCache, as_stored, flat_weight
 from amc.pruning.sequential import DenseOutputs
 from amc.run.settings import Ranking
-from amc.structure import Layer, Structure
+from amc.structure import Group, Layer, Structure
 from amc.structure.grouping import FIXED
 from amc.structure.slicing import kept_positions, slice_model, slice_tensors
 from amc.structure.structure import Mask, Slots
+
+Errors = npt.NDArray[np.float64]
 
 
 class Pruner:
@@ -82,6 +85,25 @@ class Pruner:
         """Values like parameters or buffers of the dense network, by name: of the channels that stay."""
         return slice_tensors(tensors, self.structure, self._mask(keep_counts))
 
+    def errors(self, choices: Sequence[Sequence[int]]) -> tuple[Errors, ...]:
+        """What the layers that read a group lose with each of its keep counts: [counts] for every group.
+
+        The sum of the relative errors (`LayerFit.relative_errors`) of the layers that read this group alone; without
+        such layers, the square of the sparsity. Empty if nothing is reconstructed.
+        """
+        if not self.fits:
+            return ()
+        return tuple(self._error(group, counts) for group, counts in zip(self.structure.groups, choices, strict=True))
+
+    def _error(self, group: Group, counts: Sequence[int]) -> Errors:
+        rank, kept = self._ranks(group), np.asarray(counts)
+        tables = []
+        for fit in self.fits.values():
+            ranks = rank[_inputs(fit.layer)]
+            if fit.order is not None and (ranks >= 0).any():
+                tables.append(fit.relative_errors().numpy()[(ranks[:, None] < kept).sum(axis=0)])
+        return np.asarray(np.sum(tables, axis=0)) if tables else (1 - kept / group.size) ** 2
+
     def _mask(self, keep_counts: Sequence[int]) -> Mask:
         return self.structure.mask(self.policy(keep_counts).keep)
 
@@ -127,17 +149,16 @@ class Pruner:
 
     def _position_order(self, layer: Layer) -> Order | None:
         """Input positions: those that always stay, then the others by rank. None if several groups feed the layer."""
-        inputs = _inputs(layer)
+        ranks = [self._ranks(group)[_inputs(layer)] for group in self.structure.groups]
+        feeding = [rank for rank in ranks if (rank >= 0).any()]
+        return np.argsort(feeding[0], kind="stable") if len(feeding) == 1 else None
+
+    def _ranks(self, group: Group) -> Order:
+        """The rank of every channel of the network in this group, -1 for channels that it does not hold."""
         rank = np.full(self.structure.channels + 1, -1, dtype=np.int64)  # the last entry serves FIXED
-        feeding = 0
-        for group in self.structure.groups:
-            slots = group.offset + self.orders[group.name]
-            rank[slots] = np.arange(group.size)
-            feeding += bool(np.isin(inputs, slots).any())
-        if feeding != 1:
-            return None
+        rank[group.offset + self.orders[group.name]] = np.arange(group.size)
         assert rank[FIXED] == -1
-        return np.argsort(rank[inputs], kind="stable")
+        return rank
 
 
 def _inputs(layer: Layer) -> Slots:

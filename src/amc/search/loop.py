@@ -15,9 +15,9 @@ from amc.search.agents.base import Agent
 from amc.search.bounds import SURFACE_FLOOR, Bounds
 from amc.search.environment import Rollout, roll_out
 from amc.search.journal import EpisodeRecord, Journal
-from amc.search.judging import REWARD_FAULT, Score, judged
+from amc.search.judging import REWARD_FAULT, Score, judged, rewarded
 from amc.search.problem import Problem
-from amc.search.rewards import RewardFunction, check_costs, r_err, reward_name
+from amc.search.rewards import Outcome, RewardFunction, check_costs, r_err, reward_name
 
 MAX_ATTEMPTS = 10  # proposals per episode until one is a new policy
 HOPELESS_AFTER = 10  # the search stops if this many first episodes all fail
@@ -34,14 +34,21 @@ class EpisodeTiming:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """All episodes and the best one: the highest reward, and the earliest episode if rewards are equal.
+    """All episodes, and their distinct policies in order: the highest reward first, of equal ones the earliest.
+
+    If the agent has a less noisy estimate of the scores, the rewards of these estimates order the policies.
 
     >>> result.search
     SearchResult(3 episodes; best: EpisodeRecord(...: score ..., reward ...))
     """
 
-    best: EpisodeRecord
     episodes: tuple[EpisodeRecord, ...]
+    ranked: tuple[EpisodeRecord, ...]  # not empty; without failed ones
+
+    @property
+    def best(self) -> EpisodeRecord:
+        """The first of `ranked`."""
+        return self.ranked[0]
 
     @property
     def failed(self) -> int:
@@ -144,11 +151,24 @@ class _Loop:
 
     def result(self) -> SearchResult:
         """The finished search. Raises EvaluationError if no episode has a score."""
-        scored = [record for record in self._records if record.reward is not None]
-        if not scored:
+        distinct = {record.keep: record for record in reversed(self._records) if record.reward is not None}
+        if not distinct:
             raise EvaluationError(self._hopeless())
-        best = max(scored, key=lambda record: (record.reward or 0.0, -record.episode))
-        return SearchResult(best, tuple(self._records))
+        estimates = self._agent.estimates()
+        rewards = {keep: self._expected(record, estimates.get(keep)) for keep, record in distinct.items()}
+        ranked = sorted(distinct.values(), key=lambda record: (-rewards[record.keep], record.episode))
+        return SearchResult(tuple(self._records), tuple(ranked))
+
+    def _expected(self, record: EpisodeRecord, estimate: float | None) -> float:
+        """The reward of a record, or of the agent's estimate of its score."""
+        reward = record.reward or 0.0
+        if estimate is None:
+            return reward
+        dense = self._problem.policy_costs(self._problem.dense.tolist())
+        try:
+            return rewarded(self._reward, Outcome(estimate, record.cost, dense, record.standard_error))
+        except EvaluationError:  # an estimate may lie where the reward is not defined
+            return reward
 
     def _propose(self, episode: int) -> Rollout:
         """Play an episode. If its policy was scored before, play again: transitions cost almost no time."""

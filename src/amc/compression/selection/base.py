@@ -51,20 +51,23 @@ class Choice:
 class Selection(Protocol):
     """A way to end a search."""
 
-    def choose(self, episodes: Sequence[EpisodeRecord]) -> Choice:
-        """Measure the most promising of `episodes` and take one. Raises AmcError where none can be taken."""
+    def choose(self, ranked: Sequence[EpisodeRecord]) -> Choice:
+        """Measure the most promising policies and take one. Raises AmcError where none can be taken.
+
+        `ranked`: distinct policies with a reward, the best first; not empty.
+        """
         ...
 
 
-def choose(episodes: Sequence[EpisodeRecord], selections: Iterable[Selection] = ()) -> Choice:
-    """The policy of a finished search.
+def choose(ranked: Sequence[EpisodeRecord], selections: Iterable[Selection] = ()) -> Choice:
+    """The policy of a finished search, of its distinct policies, the best first (`SearchResult.ranked`).
 
-    Without a selection it is the one with the best reward. The first selection chooses among all episodes; each
-    further one measures the policy that the selection before it took. Raises ValueError if no episode has a reward.
+    Without a selection it is the first. The first selection chooses among all policies; each further one measures the
+    policy that the selection before it took.
     """
-    choice = Choice(best_first(episodes)[0])
+    choice = Choice(ranked[0])
     for number, selection in enumerate(selections):
-        choice = selection.choose((choice.record,) if number else episodes).after(choice)
+        choice = selection.choose((choice.record,) if number else ranked).after(choice)
     return choice
 
 

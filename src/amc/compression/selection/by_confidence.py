@@ -61,15 +61,15 @@ class ByConfidence:
     tries: int = TRIES
     descend: bool = False
 
-    def choose(self, episodes: Sequence[EpisodeRecord]) -> Choice:
+    def choose(self, ranked: Sequence[EpisodeRecord]) -> Choice:
         """The first of the feasible policies whose loss is confirmed, else the one with the least bound.
 
         With `descend`: the last of the smaller ones that is confirmed after it, if it is the smallest feasible one.
         A policy that cannot be measured is left out; EvaluationError if none can be.
         """
-        trials = self._measured(feasible(episodes, self.reward)[: self.tries])
+        trials = self._measured(feasible(ranked, self.reward)[: self.tries])
         if self.descend and len(trials) == 1 and trials[0].confirmed:
-            trials += self._descended(smaller(episodes, trials[0].record, self.reward)[: self.tries - 1])
+            trials += self._descended(smaller(ranked, trials[0].record, self.reward)[: self.tries - 1])
         confirmed = [trial for trial in trials if trial.confirmed]
         taken = confirmed[-1] if confirmed else min(trials, key=lambda trial: trial.upper)
         holds = taken.confirmed and self.images is not None

@@ -69,12 +69,12 @@ class ByFineTuning:
     finalists: int
     known: Sequence[Mapping[str, Any]] = ()  # trials of an earlier session, as files hold them
 
-    def choose(self, episodes: Sequence[EpisodeRecord]) -> Choice:
+    def choose(self, ranked: Sequence[EpisodeRecord]) -> Choice:
         """The best finalist; of equal ones the one with the better reward in the search.
 
         A finalist that cannot be trained is left out; RunError if none can be.
         """
-        records = best_first(episodes)[: self.finalists]
+        records = best_first(ranked)[: self.finalists]
         trials = tuple(
             FineTuningTrial.from_json(self.known[number], record)
             if number < len(self.known)

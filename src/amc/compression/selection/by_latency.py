@@ -88,12 +88,12 @@ class ByLatency:
     reward: RewardFunction
     seed: int = 0
 
-    def choose(self, episodes: Sequence[EpisodeRecord]) -> Choice:
-        """The best policy that holds, of `episodes` and, if need be, of policies near them.
+    def choose(self, ranked: Sequence[EpisodeRecord]) -> Choice:
+        """The best policy that holds, of `ranked` and, if need be, of policies near them.
 
         Raises NoiseError where the machine is too noisy to decide, BudgetError where nothing holds.
         """
-        timings = _Timings(self, {record.keep: record for record in episodes if record.reward is not None})
+        timings = _Timings(self, {record.keep: record for record in ranked if record.reward is not None})
         for number in range(_ROUNDS):
             if number:
                 timings.score_neighbours()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from amc.compression.selection.base import Choice, best_first
+from amc.compression.selection.base import Choice
 from amc.errors import EvaluationError
 from amc.search import EpisodeRecord, Outcome, Problem, RewardFunction, rewarded
 
@@ -66,13 +66,12 @@ class ByRecovery:
     dense_search: float
     dense_unseen: float
 
-    def choose(self, episodes: Sequence[EpisodeRecord]) -> Choice:
-        """The best finalist; of equal ones the one with the better reward in the search.
+    def choose(self, ranked: Sequence[EpisodeRecord]) -> Choice:
+        """The best finalist; of equal ones the one that comes first in `ranked`.
 
         A finalist that cannot be measured is left out. If none can be, the search's best is taken.
         """
-        records = best_first(episodes)[: self.finalists]
-        trials = tuple(self._trial(record, number) for number, record in enumerate(records))
+        trials = tuple(self._trial(record, number) for number, record in enumerate(ranked[: self.finalists]))
         measured = [trial for trial in trials if trial.reward_recovered is not None]
         best = max(measured, key=lambda trial: trial.reward_recovered or 0.0, default=trials[0])
         lines = [{**trial.to_json(), "chosen": trial is best} for trial in trials]

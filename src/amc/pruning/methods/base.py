@@ -13,6 +13,7 @@ from amc.pruning import Calibration, Policy
 from amc.pruning.ranking import Order
 from amc.run.settings import MAX_SPARSITY, MAX_SPARSITY_LINEAR, Ranking
 from amc.search import Budget, CostFunction, Decision, Metric, Problem
+from amc.search.problem import FloatArray
 from amc.structure import Certificate, Layer, Structure
 from amc.structure.trace import Example
 
@@ -41,6 +42,13 @@ class Builder(Protocol):
 
     def sliced(self, tensors: Mapping[str, Tensor], keep_counts: Sequence[int]) -> dict[str, Tensor]:
         """Values with the names and shapes of the dense network's parameters or buffers, as that network has them."""
+        ...
+
+    def errors(self, choices: Sequence[Sequence[int]]) -> tuple[FloatArray, ...]:
+        """For every decision, what the layers lose at each of these keep counts: [counts], in [0, 1] a layer.
+
+        Empty where the method computes no errors.
+        """
         ...
 
 

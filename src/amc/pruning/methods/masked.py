@@ -27,6 +27,7 @@ from amc.pruning.ranking import Order
 from amc.pruning.reconstruction import SolutionCache, as_filters, as_stored
 from amc.run.weights import bound, file_overhead, pack
 from amc.search import CostFunction, Decision, Metric
+from amc.search.problem import FloatArray
 from amc.structure import Certificate, Layer, Structure, check_counts, count_macs, count_params
 from amc.structure.copying import with_tensors
 from amc.structure.patterns import kept_whole
@@ -244,6 +245,10 @@ class MaskBuilder:
             for target in targets
         }
         self._solutions = SolutionCache()
+
+    def errors(self, choices: Sequence[Sequence[int]]) -> tuple[FloatArray, ...]:
+        """Empty: the errors of masks are not computed before they are built."""
+        return ()
 
     def policy(self, keep_counts: Sequence[int]) -> Policy:
         """The share of every layer; the masks follow from the weights' ranking."""

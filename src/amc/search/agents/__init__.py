@@ -13,6 +13,7 @@ from amc.search.agents.baselines import RampAgent, RandomAgent, UniformAgent
 from amc.search.agents.cma_es import CMAAgent, CMAConfig
 from amc.search.agents.ddpg import DDPGAgent, DDPGConfig, PaperDDPGAgent, PaperDDPGConfig
 from amc.search.agents.optuna_samplers import OptunaAgent, OptunaConfig
+from amc.search.agents.planner import PlannerAgent, PlannerConfig
 from amc.search.agents.spdy import SPDYAgent, SPDYConfig
 from amc.search.agents.swaps import SwapsAgent, SwapsConfig
 
@@ -31,6 +32,7 @@ class _Kind:
 
 
 _KINDS: Mapping[str, _Kind] = {
+    "planner": _Kind(PlannerConfig, lambda task, options: PlannerAgent(task, PlannerConfig(**options))),
     "ddpg": _Kind(
         DDPGConfig,
         lambda task, options: DDPGAgent(
@@ -107,6 +109,8 @@ __all__ = [
     "OptunaConfig",
     "PaperDDPGAgent",
     "PaperDDPGConfig",
+    "PlannerAgent",
+    "PlannerConfig",
     "RampAgent",
     "RandomAgent",
     "SPDYAgent",

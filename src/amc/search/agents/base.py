@@ -5,7 +5,7 @@ Pure: no torch, no files.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -62,6 +62,10 @@ class Agent(Protocol):
         """Learn from the executed episode. A failed episode has neither score nor reward."""
         ...
 
+    def estimates(self) -> Mapping[tuple[int, ...], float]:
+        """Expected scores of scored policies, where the agent knows better than the noisy score; else empty."""
+        ...
+
 
 AgentFactory = Callable[[SearchTask], Agent]
 
@@ -79,3 +83,7 @@ class PlannedAgent:
 
     def end_episode(self, rollout: Rollout, record: EpisodeRecord) -> None:
         """Do nothing: most planned agents do not learn."""
+
+    def estimates(self) -> Mapping[tuple[int, ...], float]:
+        """Empty: the scores themselves count."""
+        return {}

@@ -1,0 +1,126 @@
+"""An agent that plans in a model of the score, which it learns from every scored policy. Ours, not the paper's.
+
+Before each episode it draws one set of damages that the scores so far allow (`ScoreModel`), and proposes the policy
+with the least damage under the budget (`Planner`). Such draws explore where the model is uncertain (Thompson 1933);
+towards the end of the search they narrow to the likeliest damages. Pure: no torch, no files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from statistics import median
+
+import numpy as np
+
+from amc.search.agents.base import PlannedAgent, SearchTask, Setting
+from amc.search.environment import Rollout
+from amc.search.journal import EpisodeRecord
+from amc.search.planning import Planner
+from amc.search.problem import FloatArray
+from amc.search.rewards import Outcome
+from amc.search.score_model import Damages, Posterior, ScoreModel
+
+RUNGS = 8  # costs that a plan without a budget is made for
+STEP = 0.93  # between two costs near the best
+REPEATED = 0.3  # added to the temperature for each proposal that was already scored
+
+
+@dataclass(frozen=True, slots=True)
+class PlannerConfig:
+    """How the agent explores."""
+
+    warmup_episodes: int = 8  # random episodes before the model steers; earlier searches' records count
+    temperature: float = 1.0  # of the draws; 1: as uncertain as the model is
+    narrowing: float = 0.5  # the share of the episodes, at the end, over which the temperature falls to 0
+
+    def __post_init__(self) -> None:
+        if self.warmup_episodes < 1 or self.temperature < 0 or not 0 <= self.narrowing <= 1:
+            raise ValueError(f"the planner needs a warm-up, a temperature >= 0 and a share in [0, 1], got {self}")
+
+
+class PlannerAgent(PlannedAgent):
+    """Plans in a model of the score."""
+
+    name = "planner"
+    max_episodes = None
+
+    def __init__(self, task: SearchTask, config: PlannerConfig | None = None) -> None:
+        super().__init__(task.problem)
+        self.config = config or PlannerConfig()
+        self._task = task
+        self._generator = np.random.default_rng(task.seed)
+        self._planner = Planner(task.problem)
+        self.model = ScoreModel(task.problem, dense_score=task.dense_score, errors=task.errors)
+        for record in task.earlier:
+            self.model.add(record)
+        self._earlier = len(self.model)
+        self._records: list[EpisodeRecord] = []
+        self._posterior: Posterior | None = None  # from all records so far
+
+    def settings(self) -> dict[str, Setting]:
+        """The settings, and how many records of earlier searches it began with."""
+        return {**asdict(self.config), "earlier": self._earlier}
+
+    def begin_episode(self, episode: int, attempt: int) -> None:
+        """Plan an episode."""
+        dense = self._task.problem.dense
+        if episode == 0 and attempt == 0:
+            # Under a budget the uniform policy; else the dense network, which meets every limit on accuracy.
+            start = self.surface.uniform() if self.surface.bounded else np.ones(len(dense))
+            self.plan = (1.0 - start).tolist()
+        elif episode + self._earlier < self.config.warmup_episodes or not self._records:
+            self.plan = (1.0 - self.surface.sample(self._generator)).tolist()
+        else:
+            keep = np.array(self._planned(self._temperature(episode) + REPEATED * attempt))
+            self.plan = (1.0 - keep / dense).tolist()
+
+    def end_episode(self, rollout: Rollout, record: EpisodeRecord) -> None:
+        """Learn from the record. A failed episode teaches nothing."""
+        if record.score is not None:
+            self.model.add(record)
+            self._records.append(record)
+            self._posterior = None
+
+    def estimates(self) -> dict[tuple[int, ...], float]:
+        """The expected score of every scored policy of this search: less noisy than the score itself."""
+        own = {record.keep for record in self._records}
+        return {record.keep: score for record, score, _ in self._fitted().expected() if record.keep in own}
+
+    def _fitted(self) -> Posterior:
+        if self._posterior is None:
+            self._posterior = self.model.fit()
+        return self._posterior
+
+    def _temperature(self, episode: int) -> float:
+        left = (self._task.episodes - 1 - episode) / max(1.0, self.config.narrowing * (self._task.episodes - 1))
+        return self.config.temperature * min(1.0, max(0.0, left))
+
+    def _planned(self, temperature: float) -> tuple[int, ...]:
+        """The best policy for one draw of the damages."""
+        posterior = self._fitted()
+        damages = posterior.sample(self._generator, temperature)
+        best = max(self._records, key=lambda record: (record.reward or 0.0, -record.episode))
+        if self.surface.bounded:
+            return self._planner.plan(damages, [best.keep])
+        return self._rewarded(posterior, damages, best)
+
+    def _rewarded(self, posterior: Posterior, damages: Damages, best: EpisodeRecord) -> tuple[int, ...]:
+        """Without a budget: the least damage at each of several costs, and of these the best expected reward."""
+        problem = self._task.problem
+        least, most = (problem.cost(problem.metric, keep) for keep in (problem.least, problem.dense))
+        near = problem.cost(problem.metric, best.keep) * STEP ** np.arange(-2, 3)
+        limits = np.unique(np.clip(np.concatenate([np.linspace(least, most, RUNGS), near]), least, most))
+        plans = sorted({Planner(problem, limit=float(limit)).plan(damages) for limit in limits})
+        keep = np.array(plans)
+        scores = posterior.score_of(self._planner.damage(damages, keep))
+        return plans[int(np.argmax(self._rewards(plans, scores)))]
+
+    def _rewards(self, plans: list[tuple[int, ...]], scores: FloatArray) -> list[float]:
+        problem = self._task.problem
+        dense = problem.policy_costs(problem.dense.tolist())
+        known = [record.standard_error for record in self._records if record.standard_error is not None]
+        error = median(known) if known else None
+        return [
+            self._task.reward(Outcome(float(score), problem.policy_costs(keep), dense, error))
+            for keep, score in zip(plans, scores, strict=True)
+        ]

@@ -1,0 +1,211 @@
+"""A model of the score, learnt from scored policies: additive damages with an honest uncertainty.
+
+A policy's damage is a sum over its groups, and over pairs of neighbouring groups, of terms with coefficients >= 0 that
+are learnt. A link turns the score into the damage: the score itself, or its logarithm, whichever explains the scores
+better. The coefficients have a Bayesian posterior that counts the sampling error of every score and what the model
+cannot explain. Additive errors of layers are an old idea (SPDY, arXiv 2201.13096, multiplies tables of them by
+coefficients too); here scores fit the coefficients, and their uncertainty steers the search.
+
+Pure: no torch, no files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve, solve_triangular
+from scipy.optimize import nnls
+from threadpoolctl import threadpool_limits
+
+from amc.search.journal import EpisodeRecord
+from amc.search.problem import FloatArray, IntArray, Problem
+
+POWERS = ((1.0, 0.3), (2.0, 1.0), (4.0, 0.3))  # of a group's sparsity, each with the prior scale of its coefficient
+PAIR = 0.3  # prior scale of the product of two neighbours' sparsities
+SCALES = np.geomspace(3e-3, 3.0, 11)  # of all coefficients, in units of the damage; the evidence chooses
+MISFITS = np.array([0.0, 1e-3, 3e-3, 1e-2, 3e-2, 0.1])  # standard deviation of what the model cannot explain; likewise
+JITTER = 1e-9  # least variance of a damage
+REFIT = 8  # records after which scale, misfit and link are chosen anew
+SAMPLES = 64  # posterior samples in an expectation
+
+
+class Damages:
+    """The damage of every policy, for one set of coefficients."""
+
+    def __init__(self, groups: FloatArray, pairs: FloatArray, constant: float = 0.0) -> None:
+        """`groups` [groups, most choices], `pairs` [groups - 1]: of the products of sparsities; `constant`: of all."""
+        self.groups = groups
+        self._pairs, self._constant = pairs, constant
+
+    def of(self, index: IntArray, sparsity: FloatArray) -> FloatArray:
+        """Damages [...] of policies. `index` [..., groups]: places among the choices; `sparsity` [..., groups]."""
+        alone = self.groups[np.arange(len(self.groups)), index].sum(axis=-1)
+        return np.asarray(self._constant + alone + (sparsity[..., :-1] * sparsity[..., 1:]) @ self._pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """The posterior of the coefficients."""
+
+    logarithmic: bool  # the link: damage = -log(score / reference), or reference - score
+    reference: float
+    scale: float
+    misfit: float  # standard deviation
+    damage: FloatArray  # of the records [N]
+    variance: FloatArray  # of `damage` around the model [N]
+    factor: FloatArray  # upper triangular [P, P]: factor.T @ factor is the posterior precision
+
+
+class ScoreModel:
+    """Learns from records; gives samples of the damages, and expected scores."""
+
+    def __init__(
+        self, problem: Problem, *, dense_score: float | None = None, errors: Sequence[FloatArray] = ()
+    ) -> None:
+        """`dense_score`: of the network before pruning. `errors`: see `SearchTask.errors`."""
+        self._problem, self._dense = problem, dense_score
+        self._groups = len(problem.decisions)
+        self._index = [{k: place for place, k in enumerate(d.choices)} for d in problem.decisions]
+        self._basis = [_basis(1 - np.array(d.choices) / d.size) for d in problem.decisions]
+        if errors:
+            self._basis = [np.column_stack([b, e]) for b, e in zip(self._basis, errors, strict=True)]
+        prior = [scale for _, scale in POWERS] + [1.0] * bool(errors)
+        constant = [1.0, 1.0]  # of both signs: the reference may be too low or too high
+        self._prior = np.concatenate([np.tile(prior, self._groups), np.full(2 * (self._groups - 1), PAIR), constant])
+        self._records: list[EpisodeRecord] = []
+        self._rows: list[FloatArray] = []
+        self._chosen: tuple[bool, float, float] | None = None  # link, scale and misfit
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def add(self, record: EpisodeRecord) -> None:
+        """Learn a scored policy. Records without a score are skipped."""
+        if record.score is not None:
+            self._records.append(record)
+            self._rows.append(self._features(record.keep))
+
+    def fit(self) -> Posterior:
+        """The posterior from all records so far; there must be one at least."""
+        with threadpool_limits(1, user_api="blas"):  # sums then have a fixed order
+            return Posterior(self, self._fitted())
+
+    def _fitted(self) -> _Fit:
+        features = np.array(self._rows)
+        if self._chosen is None or len(self._records) % REFIT == 0:
+            self._chosen = self._most_evident(features)
+        logarithmic, scale, misfit = self._chosen
+        reference, damage, noise = self._damages(logarithmic)
+        variance = noise + misfit**2
+        precision = features.T / variance @ features + np.diag(1 / (scale * self._prior) ** 2)
+        return _Fit(
+            logarithmic, reference, scale, misfit, damage, variance, np.asarray(np.linalg.cholesky(precision).T)
+        )
+
+    def _most_evident(self, features: FloatArray) -> tuple[bool, float, float]:
+        """Link, scale and misfit with the largest marginal likelihood of the scores, coefficients of either sign."""
+        kernel = (features * self._prior**2) @ features.T
+        best, found = -math.inf, (False, float(SCALES[len(SCALES) // 2]), float(MISFITS[1]))
+        for logarithmic in (False, True):
+            if logarithmic and not self._positive():
+                continue
+            _, damage, noise = self._damages(logarithmic)
+            slope = sum(math.log(record.score or 1.0) for record in self._records) if logarithmic else 0.0
+            spread = max(float(np.abs(damage).max()), 1e-6)  # scores have any unit: scale and misfit follow theirs
+            for scale in SCALES * spread:
+                for misfit in MISFITS * spread:
+                    evidence = _evidence(kernel * scale**2, damage, noise + misfit**2) - slope
+                    if evidence > best:
+                        best, found = evidence, (logarithmic, float(scale), float(misfit))
+        return found
+
+    def _positive(self) -> bool:
+        scores = [record.score or 0.0 for record in self._records]
+        return min(scores) > 0 and (self._dense is None or self._dense > 0)
+
+    def _damages(self, logarithmic: bool) -> tuple[float, FloatArray, FloatArray]:
+        """The reference, the damages of the records [N], and the variance of their sampling error [N]."""
+        scores = np.array([record.score for record in self._records], dtype=np.float64)
+        errors = np.array([record.standard_error or 0.0 for record in self._records])
+        reference = float(scores.max()) if self._dense is None else self._dense
+        if logarithmic:
+            return reference, -np.log(scores / reference), (errors / scores) ** 2 + JITTER
+        return reference, reference - scores, errors**2 + JITTER * max(1.0, float(np.abs(scores).max())) ** 2
+
+    def _features(self, keep: Sequence[int]) -> FloatArray:
+        """One row [P]: every group's terms, the pairs' and the constant with both signs."""
+        index = [places[k] for places, k in zip(self._index, keep, strict=True)]
+        alone = np.concatenate([basis[place] for basis, place in zip(self._basis, index, strict=True)])
+        sparsity = 1 - np.array(keep) / self._problem.dense
+        pairs = sparsity[:-1] * sparsity[1:]
+        return np.concatenate([alone, pairs, -pairs, [1.0, -1.0]])
+
+
+class Posterior:
+    """The coefficients that the records allow."""
+
+    def __init__(self, model: ScoreModel, fit: _Fit) -> None:
+        self._model, self._fit = model, fit
+
+    def sample(self, generator: np.random.Generator, temperature: float = 1.0) -> Damages:
+        """The damages for one draw of the coefficients; at temperature 0, for the likeliest ones.
+
+        The draw minimises a randomly perturbed sum of squares with coefficients >= 0. Without that limit it would be
+        an exact draw from the posterior (randomise, then optimise).
+        """
+        return self._model_damages(self._coefficients(generator, temperature))
+
+    def expected(self) -> list[tuple[EpisodeRecord, float, float]]:
+        """Every record with the expected score of its policy, and a standard deviation of it.
+
+        The model's prediction, moved towards the record's own score by the share of the residual that is not
+        sampling error.
+        """
+        fit, features = self._fit, np.array(self._model._rows)
+        generator = np.random.default_rng(0)
+        drawn = np.stack([features @ self._coefficients(generator, 1.0) for _ in range(SAMPLES)])
+        mean, share = drawn.mean(axis=0), fit.misfit**2 / fit.variance
+        value = mean + share * (fit.damage - mean)
+        deviation = np.sqrt(drawn.var(axis=0) * (1 - share) ** 2 + share * (fit.variance - fit.misfit**2))
+        scores = self.score_of(value)
+        spread = deviation * (scores if fit.logarithmic else 1.0)
+        return list(zip(self._model._records, scores.tolist(), spread.tolist(), strict=True))
+
+    def score_of(self, damage: FloatArray) -> FloatArray:
+        """The score of a damage [...]."""
+        reference = self._fit.reference
+        return np.asarray(reference * np.exp(-damage) if self._fit.logarithmic else reference - damage)
+
+    def _coefficients(self, generator: np.random.Generator, temperature: float) -> FloatArray:
+        """A draw [P], >= 0."""
+        fit, model = self._fit, self._model
+        features, prior = np.array(model._rows), fit.scale * model._prior
+        damage = fit.damage + temperature * np.sqrt(fit.variance) * generator.standard_normal(len(fit.damage))
+        centre = temperature * prior * generator.standard_normal(len(prior))
+        with threadpool_limits(1, user_api="blas"):
+            right = features.T @ (damage / fit.variance) + centre / prior**2
+            target = solve_triangular(fit.factor, right, trans="T")
+            return np.asarray(nnls(fit.factor, target, maxiter=30 * len(prior))[0])
+
+    def _model_damages(self, coefficients: FloatArray) -> Damages:
+        model, groups = self._model, self._model._groups
+        terms = model._basis[0].shape[1]
+        each = coefficients[: groups * terms].reshape(groups, terms)
+        tables = [basis @ row for basis, row in zip(model._basis, each, strict=True)]
+        pairs = coefficients[groups * terms : -2].reshape(2, groups - 1)
+        widest = max(map(len, tables))
+        padded = np.stack([np.pad(table, (0, widest - len(table))) for table in tables])
+        return Damages(padded, pairs[0] - pairs[1], float(coefficients[-2] - coefficients[-1]))
+
+
+def _basis(sparsity: FloatArray) -> FloatArray:
+    return np.stack([sparsity**power for power, _ in POWERS], axis=1)
+
+
+def _evidence(kernel: FloatArray, damage: FloatArray, variance: FloatArray) -> float:
+    """Log marginal likelihood of damages [N] with covariance `kernel` + diag(`variance`), up to a constant."""
+    factor = cho_factor(kernel + np.diag(variance), lower=True)
+    return float(-0.5 * damage @ cho_solve(factor, damage) - np.log(np.diag(factor[0])).sum())
