@@ -42,20 +42,21 @@ class PaperDDPGConfig:
 
     def __post_init__(self) -> None:
         convert_types_(self, "DDPG: ")
-        self._check(
-            counts=("warmup_episodes", "hidden", "batch_size", "replay_size"),
-            positive=("actor_lr", "critic_lr", "sigma", "tau", "noise_decay"),
-            shares=("tau", "gamma", "noise_decay", "baseline_decay"),
-        )
-
-    def _check(self, *, counts: tuple[str, ...], positive: tuple[str, ...], shares: tuple[str, ...]) -> None:
-        """Raise AmcError unless counts are at least 1, positive numbers above 0 and finite, and shares in [0, 1]."""
-        for names, least, most, rule in (
-            (counts, 1, math.inf, "at least 1"),
-            (positive, math.ulp(0.0), math.nextafter(math.inf, 0.0), "above 0 and finite"),
-            (shares, 0, 1, "in [0, 1]"),
-        ):
-            check_rules(self, {name: (least <= getattr(self, name) <= most, rule) for name in names}, "DDPG: ")
+        positive, share = "above 0 and finite", "above 0 and at most 1"
+        rules = {
+            "warmup_episodes": (self.warmup_episodes >= 1, "at least 1"),
+            "hidden": (self.hidden >= 1, "at least 1"),
+            "actor_lr": (0 < self.actor_lr < math.inf, positive),
+            "critic_lr": (0 < self.critic_lr < math.inf, positive),
+            "tau": (0 < self.tau <= 1, share),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "replay_size": (self.replay_size >= 1, "at least 1"),
+            "gamma": (0 <= self.gamma <= 1, "in [0, 1]"),
+            "sigma": (0 < self.sigma <= 1, share),
+            "noise_decay": (0 < self.noise_decay <= 1, share),
+            "baseline_decay": (0 <= self.baseline_decay <= 1, "in [0, 1]"),
+        }
+        check_rules(self, rules, "DDPG: ")
 
     @classmethod
     def for_episodes(cls, episodes: int, **options: Any) -> Self:
@@ -78,9 +79,13 @@ class DDPGConfig(PaperDDPGConfig):
 
     def __post_init__(self) -> None:
         PaperDDPGConfig.__post_init__(self)  # super() does not know a class with slots
-        rates = ("elite_sigma", "elite_groups")
-        self._check(counts=(), positive=rates, shares=("elite_fraction", "elite_groups"))
-        check_rules(self, {"updates_per_episode": (self.updates_per_episode >= 0, "at least 0")}, "DDPG: ")
+        rules = {
+            "updates_per_episode": (self.updates_per_episode >= 0, "at least 0"),
+            "elite_fraction": (0 <= self.elite_fraction <= 1, "in [0, 1]"),
+            "elite_sigma": (0 < self.elite_sigma <= 1, "above 0 and at most 1"),
+            "elite_groups": (0 < self.elite_groups <= 1, "above 0 and at most 1"),
+        }
+        check_rules(self, rules, "DDPG: ")
 
     @classmethod
     def for_episodes(cls, episodes: int, **options: Any) -> Self:
