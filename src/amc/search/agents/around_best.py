@@ -5,7 +5,7 @@ Pure: no torch, no files.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from amc.run.settings import check_rules, convert_types_
@@ -39,8 +39,9 @@ class AroundBestConfig:
     @classmethod
     def for_episodes(cls, episodes: int, **options: Any) -> Self:
         """The defaults for a search of that length, except `options`: a quarter is warm-up, at most 100 episodes."""
-        warmup = options.get("warmup_episodes", warmup_of(episodes))
-        return cls(**{"warmup_episodes": warmup, "noise_decay": decay_of(episodes, warmup), **options})
+        config = cls(**{"warmup_episodes": warmup_of(episodes), **options})
+        decay = decay_of(episodes, config.warmup_episodes)
+        return config if "noise_decay" in options else replace(config, noise_decay=decay)
 
 
 class AroundBestAgent(BestSoFarAgent):

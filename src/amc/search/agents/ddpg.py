@@ -7,7 +7,7 @@ randomness comes from the agent's own generators, and the agent runs torch on on
 import contextlib
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self, cast
 
 import numpy as np
@@ -94,8 +94,9 @@ class DDPGConfig(PaperDDPGConfig):
         With the official code's decay the noise would vanish after a hundred episodes. Episodes would then repeat
         policies, and the agent would learn nothing from them.
         """
-        warmup = options.get("warmup_episodes", warmup_of(episodes))
-        return cls(**{"warmup_episodes": warmup, "noise_decay": decay_of(episodes, warmup), **options})
+        config = cls(**{"warmup_episodes": warmup_of(episodes), **options})
+        decay = decay_of(episodes, config.warmup_episodes)
+        return config if "noise_decay" in options else replace(config, noise_decay=decay)
 
 
 class ActorCritic:
