@@ -155,7 +155,7 @@ def test_search_tells_its_progress_on_stderr_and_its_result_on_stdout(tmp_path: 
     assert done.code == 0
     assert_narrow(done.stdout)
     assert_progress(done.stderr)
-    for text in ("· structure", "sliced equals masked on 1 random keep set", "uniform 1/1: best", "ddpg 4/4: best"):
+    for text in ("· structure", "sliced equals masked on 1 random keep set", "uniform 1/1: best", "planner 4/4: best"):
         assert text in done.stderr
     summary = RunDir.open(out).read_json("summary.json")
     left = summary["slim"]["macs"] / summary["dense"]["macs"]
@@ -272,26 +272,26 @@ class Terminal:
         """What an episode adds to the screen."""
         begin = len(self.file.getvalue())
         record = EpisodeRecord(number, (1,), {"macs": macs}, score, score, error)
-        self.progress.episode("ddpg", record, EpisodeTiming(0.0, 0.1, replayed=False))
+        self.progress.episode("planner", record, EpisodeTiming(0.0, 0.1, replayed=False))
         self.progress._bar.refresh()
         return self.file.getvalue()[begin:]
 
 
 def test_the_live_display_shows_episode_score_best_cost_and_time_left() -> None:
     terminal = Terminal()
-    terminal.progress.plan({"ddpg": 3})
+    terminal.progress.plan({"planner": 3})
     terminal.progress._dense_macs = 1000
-    terminal.progress.stage("search (ddpg)")
+    terminal.progress.stage("search (planner)")
     terminal.episode(0, 0.75, 500)
     shown = terminal.episode(1, 0.5, 490)
-    for part in ("ddpg", "2/3", "score 0.5000", "best 0.7500", "MACs 49.0%", ":"):
+    for part in ("planner", "2/3", "score 0.5000", "best 0.7500", "MACs 49.0%", ":"):
         assert part in shown
     longest = max(len(line) for line in shown.replace("\r", "\n").splitlines())
     assert longest <= 80 + len("\x1b[2K\x1b[1A")
     last: Any = terminal.episode(2, None, 480, "ValueError: [boom]")
     assert "episode 2 failed: ValueError: [boom]" in last
     terminal.progress.close()
-    assert "ddpg 3/3: best 0.7500" in terminal.file.getvalue()
+    assert "planner 3/3: best 0.7500" in terminal.file.getvalue()
 
 
 def test_help_and_version_need_neither_torch_nor_scipy() -> None:
@@ -324,7 +324,7 @@ def test_what_a_search_needs_at_its_end_or_never_is_not_imported_before(tmp_path
     command = ["search", "digits_cnn", "--episodes", "1", "--baseline", "none", "--out", str(tmp_path / "run")]
     words = [sys.executable, "-c", program.format(sorted(never | late), command)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert "\nsearch (ddpg) []\n" in done.stderr
+    assert "\nsearch (planner) []\n" in done.stderr
     assert "\nresult []\n" in done.stderr
 
 

@@ -106,7 +106,7 @@ def test_the_summary_says_what_happened() -> None:
         "model": "Tiny",
         "budget": "macs<=50%",
         "method": "channel",
-        "agent": "ddpg",
+        "agent": "planner",
         "episodes": 6,
         "failed_episodes": 0,
         "seed": 0,
@@ -212,7 +212,7 @@ def test_the_agent_begins_with_the_uniform_policy_whose_score_is_taken_over(tmp_
 def test_a_score_is_taken_over_from_a_baseline_that_an_earlier_session_scored(tmp_path: Path) -> None:
     class Stop(amc.Observer):
         def stage(self, name: str) -> None:
-            if name == "search (ddpg)":
+            if name == "search (planner)":
                 raise KeyboardInterrupt
 
     scored: list[nn.Module] = []
@@ -233,7 +233,7 @@ def test_a_score_is_taken_over_from_a_baseline_that_an_earlier_session_scored(tm
 def test_a_run_that_began_before_the_uniform_start_goes_on_without_it(tmp_path: Path) -> None:
     class Stop(amc.Observer):
         def episode(self, agent: str, record: Any, timing: Any) -> None:
-            if (agent, record.episode) == ("ddpg", 1):
+            if (agent, record.episode) == ("planner", 1):
                 raise KeyboardInterrupt
 
     whole = compress(tiny(), uniform_first=False, run_dir=tmp_path / "whole")
@@ -303,14 +303,16 @@ def test_the_run_directory_holds_the_record(tmp_path: Path) -> None:
         digest.update(f"{name} {value.dtype} {list(value.shape)} ".encode() + value.numpy().tobytes())
     assert config["weights_digest"] == f"2:{digest.hexdigest()}"
     header, records = read_journal(run.file("journal.jsonl"))
-    assert (header["seed"], header["agent"], len(records)) == (0, "ddpg", 6)
+    assert (header["seed"], header["agent"], len(records)) == (0, "planner", 6)
     assert records == result.search.episodes
     assert amc.Policy.load(run.file("policy.json")) == result.policy
     summary = run.read_json("summary.json")
     assert summary == json.loads(json.dumps(result.summary))
     timings = run.read_jsonl("timings.jsonl")
-    assert [(line["agent"], line["episode"]) for line in timings] == [("uniform", 0)] + [("ddpg", i) for i in range(6)]
-    seconds = sum(sum(line["seconds"].values()) for line in timings if line["agent"] == "ddpg")
+    assert [(line["agent"], line["episode"]) for line in timings] == [("uniform", 0)] + [
+        ("planner", i) for i in range(6)
+    ]
+    seconds = sum(sum(line["seconds"].values()) for line in timings if line["agent"] == "planner")
     assert summary["seconds"] == pytest.approx(seconds, abs=0.051)
     assert "<html" in run.file("report.html").read_text(encoding="utf-8")
 
@@ -451,7 +453,7 @@ def test_interrupting_keeps_the_journal_and_resuming_ends_as_if_nothing_happened
     def stop_at(episode: int) -> amc.Observer:
         class Stop(amc.Observer):
             def episode(self, agent: str, record: Any, timing: Any) -> None:
-                if agent == "ddpg" and record.episode == episode:
+                if agent == "planner" and record.episode == episode:
                     raise KeyboardInterrupt
 
         return Stop()
@@ -525,7 +527,7 @@ def test_a_new_search_refuses_a_directory_that_is_in_use(tmp_path: Path) -> None
         ({"lock": "fc"}, AmcError, "lock must be a tuple of names, as in (\"one\",), got 'fc'"),
         ({"only": (1,)}, AmcError, "only must be a tuple of names"),
         ({"budget": "macs<=50%,"}, BudgetError, "budget 'macs<=50%,' is malformed: it has a comma too many; write for"),
-        ({"agent": "sarsa"}, AmcError, "agent must be one of ddpg, random, uniform"),
+        ({"agent": "sarsa"}, AmcError, "agent must be one of planner, ddpg, random"),
         ({"method": "5:2"}, AmcError, "pattern '5:2' keeps 5 of 2 weights"),
         ({"ranking": "best"}, AmcError, "ranking must be magnitude or elimination, got 'best'"),
         ({"max_sparsity": 1.0}, AmcError, r"max-sparsity must be in [0, 1), got 1.0"),

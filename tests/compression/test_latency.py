@@ -131,7 +131,7 @@ def test_a_resumed_search_is_the_same_whatever_was_measured_since(bench: OracleB
     class Stopping(amc.Observer):
         def episode(self, agent: str, *_: Any) -> None:
             nonlocal stopped
-            stopped += agent == "ddpg"
+            stopped += agent == "planner"
             if stopped == 3:
                 raise Stop
 

@@ -34,9 +34,9 @@ class Heard(amc.Observer):
 def test_an_observer_hears_the_stages_the_scores_and_the_end():
     heard = Heard()
     result = compress(tiny(), observer=heard, episodes=3, baselines=("uniform",))
-    assert [call for call in heard.calls if call[0] == "plan"] == [("plan", {"uniform": 1, "ddpg": 3})]
+    assert [call for call in heard.calls if call[0] == "plan"] == [("plan", {"uniform": 1, "planner": 3})]
     episodes = [call for call in heard.calls if call[0] == "episode"]
-    assert [call[1:3] for call in episodes] == [("uniform", 0), ("ddpg", 0), ("ddpg", 1), ("ddpg", 2)]
+    assert [call[1:3] for call in episodes] == [("uniform", 0), ("planner", 0), ("planner", 1), ("planner", 2)]
     assert [call[3] for call in episodes[1:]] == [record.score for record in result.search.episodes]
     assert ("dense", result.summary["dense"]["score"]) in heard.calls
     assert heard.calls[0] == ("stage", "structure")
@@ -51,7 +51,7 @@ def test_the_log_has_every_stage_and_score(caplog):
     assert "calibration" in lines
     assert f"dense network scores {result.summary['dense']['score']:.6g}" in lines
     for record in result.search.episodes:
-        assert f"ddpg episode {record.episode}: score {record.score:.6g}, reward {record.reward:.6g}" in lines
+        assert f"planner episode {record.episode}: score {record.score:.6g}, reward {record.reward:.6g}" in lines
 
 
 def test_a_failed_episode_and_a_warning_are_logged_as_warnings(caplog):
@@ -66,7 +66,7 @@ def test_a_failed_episode_and_a_warning_are_logged_as_warnings(caplog):
         result = compress(tiny(), evaluate=evaluate, episodes=3, baselines=())
     lines = [record.getMessage() for record in caplog.records]
     assert result.search.failed == 1
-    assert "ddpg episode 0 failed: RuntimeError: not this one" in lines
+    assert "planner episode 0 failed: RuntimeError: not this one" in lines
     assert set(result.summary["warnings"]) <= set(lines)
 
 
@@ -76,8 +76,8 @@ def test_a_library_is_silent_unless_progress_is_asked_for(progress):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == ""
     if progress:
-        assert "· search (ddpg)" in done.stderr
-        assert "ddpg 2/2: best " in done.stderr
+        assert "· search (planner)" in done.stderr
+        assert "planner 2/2: best " in done.stderr
     else:
         assert done.stderr == ""
 

@@ -31,13 +31,16 @@ from amc.run.provenance import amc_version
 from amc.run.settings import from_keywords
 from amc.run.settings.scores import DEFAULT, get_score
 from amc.search import (
+    AGENTS,
     REWARDS,
     Agent,
+    AgentFactory,
     EpisodeRecord,
     EpisodeTiming,
     RewardFunction,
     SearchResult,
     SearchTask,
+    agent_config,
     create_agent,
     get_reward,
     reward_name,
@@ -100,6 +103,7 @@ def compress(
     score (in settings): what a loader is scored by: "top1", or another name of `amc.run.settings.scores`.
     test: the same for the final figures only; it never steers anything.
     reward (in settings): a name, or a function of an `amc.search.Outcome`.
+    agent (in settings): a name, or a function of an `amc.search.SearchTask` that returns an `amc.search.Agent`.
     distill_loss (in settings): (outputs of the pruned network, of the dense one) -> scalar Tensor that recovery
         minimises; by default as `amc.recovery.distances.OutputDistance` says.
     run_dir: where to keep the journal and the results; `resume` continues what an earlier call left there.
@@ -116,9 +120,11 @@ def compress(
     >>> amc.count_macs(net, example), amc.count_macs(result.model, example)
     (1536, 768)
     """
-    loss = _own_loss(settings)
+    loss, agent = _own_loss(settings), _own_agent(settings)
     reward, config = _own_reward(settings), from_keywords(SearchConfig, settings)
-    inputs = Inputs(model, example_input, calibration, evaluate, test, reward, loss)
+    if agent is None:
+        check_agent(config)
+    inputs = Inputs(model, example_input, calibration, evaluate, test, reward, loss, agent)
     with listening(observer, progress=progress) as watch, opened(run_dir, resume=resume) as run:
         return compress_in(run, inputs, config, watch, resume=resume, origin={})
 
@@ -201,6 +207,20 @@ def _own_reward(settings: dict[str, Any]) -> RewardFunction | None:
     return None
 
 
+def _own_agent(settings: dict[str, Any]) -> AgentFactory | None:
+    """The caller's own agent, its name left in `settings`; None where it is one of ours."""
+    agent = settings.get("agent", "")
+    if isinstance(agent, str):
+        return None
+    if not callable(agent):
+        raise AmcError(f"agent must be a name, or a function of a SearchTask that returns an agent; got {agent!r}")
+    name = settings["agent"] = str(getattr(agent, "name", None) or getattr(agent, "__name__", type(agent).__name__))
+    if name in AGENTS:
+        raise AmcError(f"agent is a function called {name!r}, as a built-in agent is; give it another name")
+    factory: AgentFactory = agent
+    return factory
+
+
 def _own_loss(settings: dict[str, Any]) -> DistillLoss | None:
     """The caller's own loss of recovery, taken out of `settings`; None without one."""
     loss: DistillLoss | None = settings.pop("distill_loss", None)
@@ -224,8 +244,8 @@ def _check_config(run: RunDir, config: SearchConfig, model: nn.Module) -> None:
 def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer, recorded: Recorded) -> Result:
     config = job.config
     task = SearchTask(job.problem, config.episodes, config.seed, reward=job.reward, dense_score=job.dense_score)
-    options = {config.agent: {"uniform_first": config.uniform_first}} if config.agent == "ddpg" else {}
-    agents = {name: create_agent(name, task, options.get(name)) for name in _agents(config)}
+    agents = {name: create_agent(name, task) for name in config.baselines}
+    agents[config.agent] = _agent(job, task)
     watch.plan({name: min(config.episodes, agent.max_episodes or config.episodes) for name, agent in agents.items()})
     results: dict[str, SearchResult] = {}
     scores: dict[tuple[int, ...], float] = {}  # of every policy, whichever agent proposed it
@@ -249,6 +269,20 @@ def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer,
         run.write_json(files.SUMMARY, summary)
         render_report(run)
     return Result(slim, policy, summary, job.structure, results[config.agent], job.method.masks(slim))
+
+
+def _agent(job: Job, task: SearchTask) -> Agent:
+    """The agent of the search: the caller's own, or the one of that name."""
+    config = job.config
+    if job.agent is not None:
+        return create_agent(job.agent, task, config.options_of_agent)
+    first = {"uniform_first": config.uniform_first} if config.agent == "ddpg" else {}
+    return create_agent(config.agent, task, {**first, **config.options_of_agent})
+
+
+def check_agent(config: SearchConfig) -> None:
+    """Raise AmcError for an unknown agent or option, before any work."""
+    agent_config(config.agent, config.episodes, config.options_of_agent)
 
 
 def _run_agent(

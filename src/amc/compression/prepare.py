@@ -41,6 +41,7 @@ from amc.run.provenance import data_fingerprint, execution
 from amc.run.settings.scores import get_score
 from amc.run.weights import digest
 from amc.search import (
+    AgentFactory,
     Metric,
     Problem,
     RewardFunction,
@@ -72,6 +73,7 @@ class Inputs:
     test: Any = None
     reward: RewardFunction | None = None  # the caller's own function; None: the one that the settings name
     distill_loss: DistillLoss | None = None  # the caller's own loss of recovery
+    agent: AgentFactory | None = None  # the caller's own; None: the one that the settings name
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class Job:
     latency: Latency | None = None  # if it is among the costs
     origin: Mapping[str, Any] = field(default_factory=dict)  # as in `amc.search.JournalContent`
     distill_loss: DistillLoss | None = None
+    agent: AgentFactory | None = None
 
     def warned(self, warnings: Sequence[str], watch: Observer) -> Job:
         """The job with further warnings; `watch` hears them."""
@@ -191,7 +194,7 @@ class _Preparation:
         return Job(
             inputs.model, inputs.example_input, config, method.structure, certificate, method, problem, scorer,
             dense.value, reward, dense.confirm, tuple(self.warnings), calibrated.batches, latency, origin,
-            inputs.distill_loss,
+            inputs.distill_loss, inputs.agent,
         )  # fmt: skip
 
     def environment(self, engine: Engine) -> dict[str, Any]:

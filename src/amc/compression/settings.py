@@ -6,6 +6,7 @@ Imports neither torch nor NumPy before settings are made: the help of the comman
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ BN_IMAGES = 512
 
 BEFORE: Mapping[str, Any] = {  # how runs began that have no such setting
     "recover": "none", "finalists": 0, "bn_rule": "replace", "uniform_first": False, "engine": "torch",
+    "agent": "ddpg",
 }  # fmt: skip
 
 
@@ -72,7 +74,13 @@ class SearchConfig:
     confidence: float = option(  # of the drop's upper bound, in [0.5, 1)
         CONFIDENCE, panel=Panel.BUDGET, help="Confidence of --max-drop, one-sided."
     )
-    agent: str = option("ddpg", panel=Panel.SEARCH, help="ddpg, random, uniform, shallow or deep.")
+    agent: str = option(
+        "planner", panel=Panel.SEARCH,
+        help="What proposes policies: planner, ddpg, ddpg-paper, random, or another of docs/agents.md.",
+    )  # fmt: skip
+    agent_options: tuple[str, ...] = option(  # or, in Python, a mapping
+        (), panel=Panel.SEARCH, name="agent-option", help="A setting of the agent, NAME=VALUE (repeat).",
+    )  # fmt: skip
     episodes: int = option(400, panel=Panel.SEARCH, help="Policies to score.")
     seed: int = option(0, panel=Panel.SEARCH, help="The same seed gives the same search.")
     baselines: tuple[str, ...] = option(  # "none" and the agent itself are left out
@@ -149,6 +157,9 @@ class SearchConfig:
 
         if not isinstance(self.budget, str | None):
             raise AmcError(f'budget must be text such as "macs<=50%", got {self.budget!r}')
+        if isinstance(self.agent_options, Mapping):
+            written = tuple(f"{name}={json.dumps(value)}" for name, value in self.agent_options.items())
+            object.__setattr__(self, "agent_options", written)
         convert_types_(self)
         baselines = tuple(name for name in self.baselines if name not in (NO_BASELINE, self.agent))
         object.__setattr__(self, "baselines", baselines)
@@ -169,7 +180,7 @@ class SearchConfig:
     def _check_ranges(self) -> None:
         """Raise AmcError for a value that is outside its range or not a known name."""
         from amc.deploy.runtimes import RUNTIMES
-        from amc.search import AGENTS, BASELINES
+        from amc.search import BASELINES
 
         rules = {
             "max_drop": (self.max_drop is None or 0 <= self.max_drop < 100, "points of accuracy in [0, 100)"),
@@ -183,7 +194,6 @@ class SearchConfig:
             "seed": (0 <= self.seed <= MAX_SEED, "at least 0 and below 2^63"),
             "round_to": (self.round_to is None or self.round_to >= 1, "at least 1"),
             "max_sparsity": (0 <= self.max_sparsity < 1, "in [0, 1)"),
-            "agent": (self.agent in AGENTS, f"one of {', '.join(AGENTS)}"),
             "ranking": (self.ranking in (None, "magnitude", "elimination"), "magnitude or elimination"),
             "bn_images": ((self.bn_images or 2) >= 2, "0, or at least 2"),
             "calibration_images": (self.calibration_images >= 1, "at least 1"),
@@ -250,6 +260,20 @@ class SearchConfig:
         return Metric(self.minimise)
 
     @property
+    def options_of_agent(self) -> dict[str, Any]:
+        """The agent's settings by name: numbers, true, false and null as in JSON, all else text."""
+        found = {}
+        for line in self.agent_options:
+            name, equals, value = line.partition("=")
+            if not (name and equals):
+                raise AmcError(f"agent-option must be NAME=VALUE, got {line!r}")
+            try:
+                found[name.replace("-", "_")] = json.loads(value)
+            except ValueError:
+                found[name.replace("-", "_")] = value
+        return found
+
+    @property
     def times_latency(self) -> bool:
         """Whether latency is among the costs."""
         wanted = self.reward == "r_latency" or (self.max_drop is not None and self.minimise == "latency")
@@ -275,6 +299,8 @@ class SearchConfig:
         newer = {
             name: value for name, value in BEFORE.items() if name not in began and getattr(self, name) == defaults[name]
         }
+        if "agent_options" not in began and self.agent == defaults["agent"]:
+            newer["agent"] = began.get("agent", self.agent)  # the default was another one
         if "bn_rule" in newer and self.bn_images == BN_IMAGES:
             newer["bn_images"] = None  # its default depends on the rule
         return dataclasses.replace(self, **newer)
@@ -284,6 +310,6 @@ class SearchConfig:
         """From a run's config.json. Ignores its other fields; a run that began without one goes on as it began."""
         known = {f.name: data[f.name] for f in dataclasses.fields(cls) if f.name in data}
         known = {**BEFORE, **known}
-        for name in ("baselines", "lock", "only"):
+        for name in ("baselines", "lock", "only", "agent_options"):
             known[name] = tuple(known.get(name, ()))
         return cls(**known)

@@ -53,7 +53,7 @@ CONFIG = fields(
         **dict.fromkeys(("confidence", "max_sparsity", "max_sparsity_linear", "recover_time"), number),
         **dict.fromkeys(("reconstruct", "sequential", "bf16", "uniform_first"), flag),
         "test": optional(flag),
-        **dict.fromkeys(("baselines", "lock", "only"), many(text)),
+        **dict.fromkeys(("baselines", "lock", "only", "agent_options"), many(text)),
         "input_shape": _shape,
         "model_args": table(anything),
         "preprocessing": optional(table(anything)),

@@ -11,6 +11,7 @@ from amc.search.agents import (
     RandomAgent,
     SearchTask,
     UniformAgent,
+    agent_config,
     create_agent,
 )
 from amc.search.bounds import SURFACE_FLOOR, Bounds
@@ -65,6 +66,7 @@ __all__ = [
     "SmallestWithin",
     "Transition",
     "UniformAgent",
+    "agent_config",
     "check_costs",
     "create_agent",
     "get_reward",

@@ -13,7 +13,7 @@ import torch._dynamo  # every search needs it, by torch.export; here `amc.cli.co
 from amc.cli.jobs.origin import BATCH, data_of, evaluate_of, fitting, misfit, network_of, source_of, with_preprocessing
 from amc.compression.load import settings_of
 from amc.compression.observer import Observer
-from amc.compression.pipeline import compress_in
+from amc.compression.pipeline import check_agent, compress_in
 from amc.compression.prepare import Inputs
 from amc.compression.settings import SearchConfig
 from amc.errors import DataError, RunError
@@ -26,7 +26,8 @@ from amc.search import get_reward
 
 def run_search(out: Path, source: Source, config: SearchConfig, *, progress: Observer) -> Path:
     """Search in a new run directory `out`; returns its path."""
-    get_reward(config.reward)  # a wrong name is refused before anything is loaded
+    get_reward(config.reward)  # wrong names are refused before anything is loaded
+    check_agent(config)
     with RunDir.claim(out) as run:
         _run(run, with_parent(source, out), config, progress, resuming=False)
     return out

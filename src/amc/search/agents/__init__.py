@@ -28,38 +28,23 @@ class _Kind:
     """How an agent is made."""
 
     options: type[Any]  # a frozen dataclass; its fields are the agent's options
-    make: Callable[[SearchTask, Mapping[str, Any]], Agent]  # from options by name
+    make: Callable[[SearchTask, Any], Agent]  # from an instance of it
 
 
 _KINDS: Mapping[str, _Kind] = {
-    "planner": _Kind(PlannerConfig, lambda task, options: PlannerAgent(task, PlannerConfig(**options))),
-    "ddpg": _Kind(
-        DDPGConfig,
-        lambda task, options: DDPGAgent(
-            task.problem, DDPGConfig.for_episodes(task.episodes, **options), seed=task.seed
-        ),
-    ),
+    "planner": _Kind(PlannerConfig, PlannerAgent),
+    "ddpg": _Kind(DDPGConfig, lambda task, config: DDPGAgent(task.problem, config, seed=task.seed)),
     "random": _Kind(NoOptions, lambda task, _: RandomAgent(task.problem, seed=task.seed)),
     "uniform": _Kind(NoOptions, lambda task, _: UniformAgent(task.problem)),
     "shallow": _Kind(NoOptions, lambda task, _: RampAgent(task.problem, "shallow")),
     "deep": _Kind(NoOptions, lambda task, _: RampAgent(task.problem, "deep")),
-    "ddpg-paper": _Kind(
-        PaperDDPGConfig,
-        lambda task, options: PaperDDPGAgent(task, PaperDDPGConfig.for_episodes(task.episodes, **options)),
-    ),
-    "around-best": _Kind(
-        AroundBestConfig,
-        lambda task, options: AroundBestAgent(task, AroundBestConfig.for_episodes(task.episodes, **options)),
-    ),
-    "swaps": _Kind(SwapsConfig, lambda task, options: SwapsAgent(task, SwapsConfig(**options))),
-    "spdy": _Kind(SPDYConfig, lambda task, options: SPDYAgent(task, SPDYConfig.for_episodes(task.episodes, **options))),
-    "cma": _Kind(CMAConfig, lambda task, options: CMAAgent(task, CMAConfig(**options))),
-    "optuna-tpe": _Kind(
-        OptunaConfig, lambda task, options: OptunaAgent(task, OptunaConfig(**options), name="optuna-tpe")
-    ),
-    "optuna-gp": _Kind(
-        OptunaConfig, lambda task, options: OptunaAgent(task, OptunaConfig(**options), name="optuna-gp")
-    ),
+    "ddpg-paper": _Kind(PaperDDPGConfig, PaperDDPGAgent),
+    "around-best": _Kind(AroundBestConfig, AroundBestAgent),
+    "swaps": _Kind(SwapsConfig, SwapsAgent),
+    "spdy": _Kind(SPDYConfig, SPDYAgent),
+    "cma": _Kind(CMAConfig, CMAAgent),
+    "optuna-tpe": _Kind(OptunaConfig, lambda task, config: OptunaAgent(task, config, name="optuna-tpe")),
+    "optuna-gp": _Kind(OptunaConfig, lambda task, config: OptunaAgent(task, config, name="optuna-gp")),
 }
 AGENTS = tuple(_KINDS)
 BASELINES = AGENTS  # names that may be scored beside the agent
@@ -75,16 +60,22 @@ def create_agent(agent: str | AgentFactory, task: SearchTask, options: Mapping[s
         if options:
             raise AmcError(f"an agent of your own takes no options here; let its factory set {', '.join(options)}")
         return agent(task)
+    config = agent_config(agent, task.episodes, options or {})
+    return _KINDS[agent].make(task, config)
+
+
+def agent_config(agent: str, episodes: int, options: Mapping[str, Any]) -> Any:
+    """The settings of an agent for a search of that length, a frozen dataclass. Raises as `create_agent`."""
     if agent not in _KINDS:
         raise AmcError(f"agent {agent!r} is unknown; {_nearest(agent, AGENTS, 'use one of')}")
-    kind, given = _KINDS[agent], options or {}
-    known = [field.name for field in dataclasses.fields(kind.options)]
-    for name in given:
+    kind = _KINDS[agent].options
+    known = [field.name for field in dataclasses.fields(kind)]
+    for name in options:
         if not known:
             raise AmcError(f"agent {agent!r} has no options; leave out {name!r}")
         if name not in known:
             raise AmcError(f"agent {agent!r} has no option {name!r}; {_nearest(name, known, 'its options are')}")
-    return kind.make(task, given)
+    return kind.for_episodes(episodes, **options) if hasattr(kind, "for_episodes") else kind(**options)
 
 
 def _nearest(name: str, known: tuple[str, ...] | list[str], otherwise: str) -> str:
@@ -120,5 +111,6 @@ __all__ = [
     "SwapsAgent",
     "SwapsConfig",
     "UniformAgent",
+    "agent_config",
     "create_agent",
 ]

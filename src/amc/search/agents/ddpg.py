@@ -224,6 +224,10 @@ class DDPGAgent:
         """The planned sparsity of the next group. Ignores the observation."""
         return self._plan.pop(0)
 
+    def estimates(self) -> dict[tuple[int, ...], float]:
+        """Empty: the scores themselves count."""
+        return {}
+
     def end_episode(self, rollout: Rollout, record: EpisodeRecord) -> None:
         """Store the executed transitions and, after the warm-up, learn. Skips a failed episode."""
         reward = record.reward
@@ -234,10 +238,6 @@ class DDPGAgent:
         self._learner.store(rollout, reward)
         if self._episode >= self.config.warmup_episodes - 1:
             self._learner.learn(self.config.updates_per_episode)
-
-    def estimates(self) -> dict[tuple[int, ...], float]:
-        """Empty: the scores themselves count."""
-        return {}
 
 
 class PaperDDPGAgent:
@@ -276,6 +276,10 @@ class PaperDDPGAgent:
             return self._plan.pop(0)
         return truncated_normal(self._generator, self._learner.mean_action(observation), self._sigma)
 
+    def estimates(self) -> dict[tuple[int, ...], float]:
+        """Empty: the scores themselves count."""
+        return {}
+
     def end_episode(self, rollout: Rollout, record: EpisodeRecord) -> None:
         """Store the executed transitions and, after the warm-up, learn. Skips a failed episode."""
         if record.reward is None:
@@ -283,10 +287,6 @@ class PaperDDPGAgent:
         self._learner.store(rollout, record.reward)
         if self._episode >= self._config.warmup_episodes - 1:
             self._learner.learn(len(rollout.transitions))
-
-    def estimates(self) -> dict[tuple[int, ...], float]:
-        """Empty: the scores themselves count."""
-        return {}
 
 
 class ReplayBuffer:

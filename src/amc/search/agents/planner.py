@@ -7,11 +7,13 @@ towards the end of the search they narrow to the likeliest damages. Pure: no tor
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from statistics import median
 
 import numpy as np
 
+from amc.run.settings import check_rules, convert_types_
 from amc.search.agents.base import PlannedAgent, SearchTask, Setting
 from amc.search.environment import Rollout
 from amc.search.journal import EpisodeRecord
@@ -22,6 +24,7 @@ from amc.search.score_model import Damages, Posterior, ScoreModel
 
 RUNGS = 8  # costs that a plan without a budget is made for
 STEP = 0.93  # between two costs near the best
+_NAMED = "agent 'planner': "  # begins the errors
 REPEATED = 0.3  # added to the temperature for each proposal that was already scored
 
 
@@ -34,8 +37,13 @@ class PlannerConfig:
     narrowing: float = 0.5  # the share of the episodes, at the end, over which the temperature falls to 0
 
     def __post_init__(self) -> None:
-        if self.warmup_episodes < 1 or self.temperature < 0 or not 0 <= self.narrowing <= 1:
-            raise ValueError(f"the planner needs a warm-up, a temperature >= 0 and a share in [0, 1], got {self}")
+        convert_types_(self, _NAMED)
+        rules = {
+            "warmup_episodes": (self.warmup_episodes >= 1, "at least 1"),
+            "temperature": (0 <= self.temperature < math.inf, "at least 0 and finite"),
+            "narrowing": (0 <= self.narrowing <= 1, "in [0, 1]"),
+        }
+        check_rules(self, rules, _NAMED)
 
 
 class PlannerAgent(PlannedAgent):

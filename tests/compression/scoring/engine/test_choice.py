@@ -198,7 +198,7 @@ def test_a_search_that_is_cut_short_goes_on_with_its_engine(
 
     class Stop(amc.Observer):
         def episode(self, agent: str, record: Any, timing: Any) -> None:
-            if (agent, record.episode) == ("ddpg", 2):
+            if (agent, record.episode) == ("planner", 2):
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
