@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from amc.errors import AmcError
-from amc.search import Metric, Problem, SearchTask, create_agent, parse_budgets, search
+from amc.search import AGENTS, Metric, Problem, SearchTask, create_agent, parse_budgets, search
 from amc.search.rewards import REWARDS
 from tests.search.toys import ProductCost, chain_problem, residual_problem
 
@@ -188,6 +188,27 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, name, module):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(AmcError, match=rf"^agent '{name}' needs the extra: pip install 'amc-compress\[rivals\]'$"):
         create_agent(name, SearchTask(problem, episodes=4, seed=0))
+
+
+def _options():
+    problem, _ = residual_problem(3)
+    task = SearchTask(problem, episodes=40, seed=0)
+    return [
+        pytest.param(name, option, value, id=f"{name}: {option}")
+        for name in AGENTS
+        for option, value in create_agent(name, task).settings().items()
+        if option not in ("seed", "earlier")  # not options: the task's
+    ]
+
+
+@pytest.mark.parametrize(("name", "option", "value"), _options())
+def test_every_option_can_be_given_and_refuses_what_is_no_value(name, option, value):
+    problem, _ = residual_problem(3)
+    task = SearchTask(problem, episodes=40, seed=0)
+    assert create_agent(name, task, {option: value}).settings()[option] == value
+    for wrong in ("much", float("nan"), [value], -1 if not isinstance(value, bool) else 2):
+        with pytest.raises(AmcError, match=rf"{option}|{option.replace('_', '-')}"):
+            create_agent(name, task, {option: wrong})
 
 
 class TestPaper:
