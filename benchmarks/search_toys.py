@@ -29,7 +29,8 @@ from tests.search.optima import optimum
 
 RESULT = "toys.json"
 REFERENCE = "random"  # the agent whose best policy is a share of 0
-COMPARED = [name for name in AGENTS if name not in ("shallow", "deep")]
+VARIANTS = ["ddpg:elite_fraction=0"]  # the actor alone, never around the best
+COMPARED = [*(name for name in AGENTS if name not in ("shallow", "deep")), *VARIANTS]
 IMAGES = (0, 2000, 500)  # 0: the true score
 
 
@@ -153,7 +154,7 @@ def section(record: Record) -> str:
     for images in IMAGES:
         here = {case: outcome for case, outcome in found.items() if case.images == images}
         if here:
-            parts += [f"\n{title(images)}\n\n", shares_table(here, record["episodes"])]
+            parts += [f"\n{title(images)}\n\n", shares_table(here)]
     return "".join(parts) + machine(record)
 
 
@@ -161,8 +162,8 @@ def title(images: int) -> str:
     return f"Scores sampled on {images:,} images:" if images else "Exact scores:"
 
 
-def shares_table(found: dict[Case, Outcome], episodes: int) -> str:
-    """A row for each agent, a column for each toy. Each cell has the three shares, and the seeds if they are few."""
+def shares_table(found: dict[Case, Outcome]) -> str:
+    """A row for each agent, a column for each toy; each cell has the shares at the three points."""
     toys = [toy for toy in TOYS if any(case.toy == toy for case in found)]
     agents = sorted({case.agent for case in found}, key=place_of)
     rows = []
