@@ -85,7 +85,7 @@ class SearchConfig:
     seed: int = option(0, panel=Panel.SEARCH, help="The same seed gives the same search.")
     baselines: tuple[str, ...] = option(  # "none" and the agent itself are left out
         ("uniform",), panel=Panel.SEARCH, name="baseline",
-        help="Score beside the agent: uniform, random, shallow, deep (repeat), or none.",
+        help="Score beside the agent: any other agent, such as uniform or random (repeat), or none.",
     )  # fmt: skip
     uniform_first: bool = True  # no option; under a budget, the first policy that "ddpg" scores is the uniform one
     round_to: int | None = option(

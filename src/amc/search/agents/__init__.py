@@ -47,7 +47,7 @@ _KINDS: Mapping[str, _Kind] = {
     "optuna-gp": _Kind(OptunaConfig, lambda task, config: OptunaAgent(task, config, name="optuna-gp")),
 }
 AGENTS = tuple(_KINDS)
-BASELINES = ("random", "uniform", "shallow", "deep")  # what every result is compared with
+BASELINES = AGENTS  # names that may be scored beside the agent
 
 
 def create_agent(agent: str | AgentFactory, task: SearchTask, options: Mapping[str, Any] | None = None) -> Agent:
