@@ -133,7 +133,7 @@ class SearchConfig:
     )  # fmt: skip
     bf16: bool = option(False, panel=Panel.SEARCH, help="Score in bfloat16, if it is measured to be faster here.")
     engine: EngineName = option(  # noqa: RUF009 -- this is a field
-        "auto", panel=Panel.SEARCH, help="Scores with torch, onnxruntime, or auto: the faster one if both agree."
+        "auto", panel=Panel.SEARCH, help="Scores with torch, onnxruntime, or auto: onnxruntime if it pays and agrees."
     )
     keep_sets: int = option(  # of the certificate; 0: none
         3, panel=Panel.PRUNING, flags=("--certify",), help="Random keep sets to check first; 0: none."

@@ -14,6 +14,7 @@ from amc.compression.scoring.engine.pieces import Piece, in_pieces, place_to_cut
 from amc.compression.scoring.engine.program import Kind, UnfitError, record
 from amc.compression.scoring.engine.torch_piece import TorchPiece
 from amc.structure.trace import Example
+from amc.zoo import create_model
 from tests.structure.toys import image
 from tests.threads import one_thread  # noqa: F401 -- a fixture
 
@@ -78,6 +79,14 @@ def test_the_cut_is_narrow_and_fits() -> None:
     assert head.outputs == tail.inputs
     assert place_to_cut(program, most=4 * 5 - 1) is None  # not even the five logits
     assert in_pieces(program, None)[0] is None
+
+
+def test_a_cut_where_little_must_be_kept_is_better_than_one_a_little_later() -> None:
+    """MobileNet-V1-0.5 is cut behind its strided depthwise convolution, whose output is half as large as the next."""
+    torch.manual_seed(0)
+    program = record(create_model("mobilenet_v1_050").eval(), Example.of(torch.randn(3, 3, 32, 32)))
+    _, tail = in_pieces(program, place_to_cut(program, most=1 << 20))
+    assert [program.kinds[number].shape for number in tail.inputs] == [(2, 32, 16, 16)]
 
 
 def test_a_tensor_that_is_overwritten_later_is_no_cut() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from amc.compression.scoring.engine import onnx_piece
 from amc.compression.scoring.engine.network import PiecewiseEngine, agree
 from amc.compression.scoring.engine.onnx_piece import OnnxPiece, model_of
 from amc.compression.scoring.engine.pieces import in_pieces, settled_tensors
@@ -171,3 +172,37 @@ def test_several_inputs_of_several_types() -> None:
 
     model, inputs = Two().eval(), Example((torch.randint(0, 7, (5, 4)), torch.randn(5, 3)), {})
     assert_agrees(model, inputs)
+
+
+def runs_of(model: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images run together when a piece runs a batch. Its output must agree with torch's."""
+    (_, piece), run, counts = in_pieces(program := record(model, Example.of(x))), OnnxPiece._run, []
+
+    def counted(self: OnnxPiece, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        counts.append(len(tensors[0]))
+        return run(self, tensors)
+
+    monkeypatch.setattr(OnnxPiece, "_run", counted)
+    (found,) = OnnxPiece(piece, program.kinds, settled_tensors(program))([x])
+    with torch.no_grad():
+        assert agree(found, model(x))
+    return counts
+
+
+def test_a_batch_is_divided_by_its_largest_activation(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5)).eval(), images(7)
+    assert runs_of(model, x, monkeypatch) == [7]
+    monkeypatch.setattr(onnx_piece, "CACHE", 3 * 4 * 8 * 36 + 1)  # bytes: three images behind the convolution
+    assert runs_of(model, x, monkeypatch) == [3, 3, 1]
+    monkeypatch.setattr(onnx_piece, "CACHE", 1)
+    assert runs_of(model, x, monkeypatch) == [1] * 7
+
+
+def test_a_batch_whose_images_are_not_its_rows_is_not_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_piece, "CACHE", 1)
+    assert runs_of(Function(lambda x: x.transpose(0, 1).relu()), images(7), monkeypatch) == [7]
+    assert runs_of(Function(lambda x: x.relu().reshape(-1, 36)), images(7), monkeypatch) == [7]
+
+
+def images(count: int) -> Tensor:
+    return torch.randn(count, 3, 6, 6, generator=torch.Generator().manual_seed(0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch import Tensor
 from amc.compression.scoring.engine.onnx_graph import Graph
 from amc.compression.scoring.engine.onnx_operators import CONVERTERS, Converter
 from amc.compression.scoring.engine.pieces import Piece
-from amc.compression.scoring.engine.program import Kind, Op, UnfitError
+from amc.compression.scoring.engine.program import FEW, Kind, Op, UnfitError
 
+CACHE = 1 << 20  # bytes of the largest activation: with larger ones the processor waits for memory
 _FATAL_ONLY = 4
 
 onnxruntime.disable_telemetry_events()
@@ -26,16 +28,37 @@ class OnnxPiece:
 
     def __init__(self, piece: Piece, kinds: Mapping[int, Kind], constants: Mapping[int, Tensor]) -> None:
         """Builds the model with the constants' present values; ONNX Runtime folds batch norms. Raises UnfitError."""
+        self._images = _images_at_once(piece, kinds)
         self._session = _session(model_of(piece, kinds, constants))
         self._names = [entry.name for entry in self._session.get_inputs()]
 
     def __call__(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        if self._images is None or len(tensors[0]) <= self._images:
+            return self._run(tensors)
+        parts = [
+            self._run(part) for part in zip(*(torch.split(tensor, self._images) for tensor in tensors), strict=True)
+        ]
+        return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+
+    def _run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         feed = {name: tensor.contiguous().numpy() for name, tensor in zip(self._names, tensors, strict=True)}
         try:
             arrays = self._session.run(None, feed)
         except Exception as error:  # ONNX Runtime has kinds of its own, one for each status
             raise UnfitError("ONNX Runtime fails on a batch") from error
         return tuple(torch.from_numpy(array) for array in arrays)
+
+
+def _images_at_once(piece: Piece, kinds: Mapping[int, Kind]) -> int | None:
+    """How many images of a batch run together, so that the largest activation stays in the cache; None: all of them.
+
+    Images that do not lie in the first dimension, one by one, are not divided.
+    """
+    if any(not kinds[number].batched or kinds[number].shape[0] != FEW for number in (*piece.inputs, *piece.outputs)):
+        return None
+    made = (kinds[number] for op in piece.ops for number in op.made)
+    largest = max(math.prod(kind.shape) * kind.dtype.itemsize for kind in made)
+    return max(1, CACHE * FEW // max(1, largest))
 
 
 def model_of(piece: Piece, kinds: Mapping[int, Kind], constants: Mapping[int, Tensor]) -> bytes:

@@ -14,6 +14,7 @@ from torch import Tensor
 from amc.compression.scoring.engine.program import FEW, Batch, Op, Program, Value
 
 PER_ELEMENT = 128  # multiplications that take as long as making one element: most layers wait for memory
+KEPT = 2 * PER_ELEMENT  # multiplications that take as long as remembering an element, and reading it again later
 SHARED = 0.7  # of the networks that share a beginning, those that still do with one more weight
 
 
@@ -51,7 +52,7 @@ def place_to_cut(program: Program, most: int) -> int | None:
     work = [_work(op, program) for op in program.ops]
     weights = [_weights(op, program) for op in program.ops]
     saved = {
-        place: sum(work[:place]) * SHARED ** sum(weights[:place])
+        place: sum(work[:place]) * SHARED ** sum(weights[:place]) - KEPT * _elements(program, number)
         for place, number in _cuts(program)
         if _elements(program, number) * program.kinds[number].dtype.itemsize <= most * FEW
     }
