@@ -155,7 +155,7 @@ FAILED = EpisodeRecord(2, (5,), {"macs": 960.0}, None, None, "RuntimeError: no")
         (BEST, "EpisodeRecord(1: score 0.7500, reward -0.2500)"),
         (FAILED, "EpisodeRecord(2: RuntimeError: no)"),
         (
-            SearchResult(BEST, (BEST, FAILED)),
+            SearchResult((BEST, FAILED), (BEST,)),
             "SearchResult(2 episodes, 1 failed; best: EpisodeRecord(1: score 0.7500, reward -0.2500))",
         ),
         (
