@@ -24,11 +24,11 @@ from amc.run import files
 from amc.run.directory import RunDir
 from amc.run.provenance import environment
 from amc.run.settings import Source
-from amc.search import BASELINES
 from common import Record, load, machine, percent, save, table
 from searches import public, run_path, search_parser, searched
 
 RESULT = "search-{model}.json"
+BASELINES = ("random", "uniform", "shallow", "deep")
 
 
 def options() -> argparse.ArgumentParser:

@@ -157,7 +157,7 @@ QUICK = f"{DIGITS} --search-images 40 --threads 1"
 SEARCH = f"{QUICK} --episodes 3 --epochs 1 --runs RUNS"
 SMALL = {  # name: (arguments, lines of its tables)
     "scoring_speed": ("--model resnet20 --images 2 --rounds 1", 7),
-    "search_toys": ("--episodes 3 --seeds 2", 15),
+    "search_toys": ("--episodes 4 --seeds 2 --agents swaps cma --images 0 500", 2 * 3),  # "random" joins by itself
     "reconstruction": (f"{QUICK} --fractions 0.5", 2),
     "compensation": (QUICK, 8),
     "masking_cost": (f"{QUICK} --rounds 2", 2),
@@ -192,3 +192,41 @@ def test_figures_save_what_they_measure_and_show(
     rows = re.findall(r"^\|.*\|$", figure.section(saved), flags=re.MULTILINE)
     heads = sum(set(row) <= set("| -:") and "---" in row for row in rows)
     assert len(rows) - 2 * heads == lines
+
+
+@pytest.mark.usefixtures("results")
+def test_toys_are_searched_once_and_again_only_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = importlib.import_module("search_toys")
+    searched = []
+
+    def search(case: object, episodes: int) -> object:
+        searched.append(str(case))
+        return figure.Outcome((0.5, 0.6, 0.7 + 0.1 * len(searched)), 0.9, 0.0)
+
+    monkeypatch.setattr(figure, "searched", search)
+    one = "--episodes 8 --seeds 2 --images 0 --toys 'agreeing, residual, 18' --agents swaps"
+    first = figure.measure(parse("search_toys", one))
+    assert searched == [
+        f"agreeing, residual, 18 | 0 | {agent} | {seed}" for seed in (0, 1) for agent in ("random", "swaps")
+    ]
+    assert figure.measure(parse("search_toys", one)) == first
+    assert len(searched) == 4
+    figure.measure(parse("search_toys", f"{one} --again"))
+    assert searched[4:] == [text for text in searched[:4] if "swaps" in text]
+    figure.measure(parse("search_toys", one.replace("8", "4", 1)))  # another length: nothing of the record fits
+    assert len(searched) == 10
+
+
+def test_the_share_of_the_gap_is_measured_from_the_best_random_policy() -> None:
+    figure = importlib.import_module("search_toys")
+    toy = next(iter(figure.TOYS))
+    found = {
+        figure.Case(toy, 0, "random", 0): figure.Outcome((0.4, 0.5, 0.6), 0.8, 0.1),
+        figure.Case(toy, 0, "cma", 0): figure.Outcome((0.55, 0.7, 0.8), 0.8, 0.1),
+    }
+    (row,) = figure.shares(found, toy, "cma")
+    assert row == pytest.approx([-0.25, 0.5, 1.0])  # the gap is 0.2
+    assert figure.cell([row, [0.25, 0.5, 1.0], [0.75, 0.7, 1.0]]) == "25 / 50 / 100"
+    for item in (*found, *found.values()):
+        assert type(item).parse(str(item)) == item
+    assert figure.agent_of("ddpg:elite_fraction=0,hidden=16") == ("ddpg", {"elite_fraction": 0, "hidden": 16})

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import doctest
 import inspect
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import amc
 from amc.deploy.latencies import Latencies
 from amc.pruning import GroupPolicy, LayerPolicy, Policy
 from amc.recovery import EpochRecord, FineTuneResult
-from amc.search import EpisodeRecord, SearchResult
+from amc.search import AGENTS, EpisodeRecord, SearchResult, agent_config
 from amc.structure import Certificate, Group, Locked
 from amc.structure.channels import Lock
 
@@ -74,6 +75,26 @@ def test_the_example_of_a_docstring_runs(name: str, names: dict[str, Any]) -> No
     torch.manual_seed(0)
     doctest.DocTestRunner(optionflags=options).run(found[0], out=lines.append, clear_globs=False)
     assert lines == [], "".join(lines)
+
+
+def test_the_examples_of_the_page_on_agents_run(names: dict[str, Any]) -> None:
+    pytest.importorskip("stable_baselines3")
+    page = Path(__file__).parent.parent.joinpath("docs/agents.md").read_text()
+    own, library = re.findall(r"```python\n(.*?)```", page, re.S)
+    seen = {**names}
+    exec(own, seen)
+    assert seen["result"].summary["agent"] == "halves"
+    exec(library, seen)
+    assert amc.count_macs(seen["slim"], names["x"]) <= 0.5 * amc.count_macs(names["net"], names["x"])
+
+
+def test_the_page_on_agents_names_every_agent_and_its_options() -> None:
+    page = Path(__file__).parent.parent.joinpath("docs/agents.md").read_text()
+    for name in AGENTS:
+        assert f"`{name}`" in page, name
+        hidden = {"uniform_first"}
+        for option in {field.name for field in fields(agent_config(name, 100, {}))} - hidden:
+            assert f"`{option}`" in page, (name, option)
 
 
 @pytest.mark.parametrize("name", [*VERBS, *TOOLS])
@@ -134,7 +155,7 @@ FAILED = EpisodeRecord(2, (5,), {"macs": 960.0}, None, None, "RuntimeError: no")
         (BEST, "EpisodeRecord(1: score 0.7500, reward -0.2500)"),
         (FAILED, "EpisodeRecord(2: RuntimeError: no)"),
         (
-            SearchResult(BEST, (BEST, FAILED)),
+            SearchResult((BEST, FAILED), (BEST,)),
             "SearchResult(2 episodes, 1 failed; best: EpisodeRecord(1: score 0.7500, reward -0.2500))",
         ),
         (

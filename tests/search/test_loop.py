@@ -233,7 +233,7 @@ def test_agent_finds_the_best_policy_of_a_small_problem():
 def test_agents_are_made_by_name():
     problem, _ = residual_problem(3)
     assert [create_agent(name, SearchTask(problem, episodes=40, seed=0)).name for name in AGENTS] == list(AGENTS)
-    with pytest.raises(AmcError, match="'sac' is unknown; use one of ddpg, random, uniform"):
+    with pytest.raises(AmcError, match="'sac' is unknown; use one of planner, ddpg, random, uniform"):
         create_agent("sac", SearchTask(problem, episodes=40, seed=0))
 
 

@@ -12,7 +12,7 @@ from amc.search.planning import Planner
 from amc.search.score_model import Damages
 from tests.search.toys import chain_problem, residual_problem
 
-MAKE = {"sums of costs": residual_problem, "products of costs": chain_problem}
+MAKE = {"sums of costs": (residual_problem, 5), "products of costs": (chain_problem, 4)}
 
 
 def small(make, budget: str, groups: int = 4) -> Problem:
@@ -39,10 +39,10 @@ def everything(problem: Problem) -> np.ndarray:
 
 @pytest.mark.parametrize("pairs", [0.0, 1.0], ids=["alone", "with neighbours"])
 @pytest.mark.parametrize("budget", ["macs<=50%", "macs<=30%", "macs<=60%,params<=45%"])
-@pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
-def test_a_plan_is_the_best_policy_or_next_to_it(make, budget: str, pairs: float) -> None:
-    """Of all policies within the budgets: the best in most draws, and always among the best hundredth."""
-    problem = small(make, budget)
+@pytest.mark.parametrize(("make", "groups"), MAKE.values(), ids=MAKE)
+def test_a_plan_is_the_best_policy_or_next_to_it(make, groups: int, budget: str, pairs: float) -> None:
+    """Of all policies within the budgets: the best in most draws, and always among the best fiftieth."""
+    problem = small(make, budget, groups)
     planner, policies, exact = Planner(problem), everything(problem), 0
     for seed in range(20):
         damages = drawn(problem, seed, pairs)
@@ -50,9 +50,9 @@ def test_a_plan_is_the_best_policy_or_next_to_it(make, budget: str, pairs: float
         plan = planner.plan(damages)
         value = float(planner.damage(damages, np.array(plan)))
         assert plan in set(map(tuple, policies.tolist()))
-        assert np.mean(values < value - 1e-9) <= 0.01
+        assert np.mean(values < value - 1e-9) <= 0.02
         exact += value <= values.min() + 1e-9
-    assert exact >= 14
+    assert exact >= 12
 
 
 def test_a_start_is_improved_and_never_worsened() -> None:
@@ -61,6 +61,21 @@ def test_a_start_is_improved_and_never_worsened() -> None:
     damages = drawn(problem, 3, 1.0)
     best = policies[int(np.argmin(planner.damage(damages, policies)))]
     assert planner.plan(damages, [tuple(best.tolist())]) == tuple(best.tolist())
+
+
+def test_a_known_plan_gives_way_to_its_best_neighbour() -> None:
+    problem = small(residual_problem, "macs<=50%")
+    planner, damages, known = Planner(problem), drawn(problem, 1, 0.0), set()
+    values = []
+    for _ in range(30):
+        plan = planner.plan(damages, known=known)
+        assert plan not in known
+        assert problem.cost(Metric.MACS, plan) <= problem.limit(problem.budgets[0])
+        known.add(plan)
+        values.append(float(planner.damage(damages, np.array(plan))))
+    policies = everything(problem)
+    assert values[0] == min(values)
+    assert np.median(values) <= np.quantile(planner.damage(damages, policies), 0.3)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.55, 1.0])

@@ -79,13 +79,13 @@ class SearchConfig:
         help="What proposes policies: planner, ddpg, ddpg-paper, random, or another of docs/agents.md.",
     )  # fmt: skip
     agent_options: tuple[str, ...] = option(  # or, in Python, a mapping
-        (), panel=Panel.SEARCH, name="agent-option", help="A setting of the agent, NAME=VALUE (repeat).",
+        (), panel=Panel.SEARCH, name="agent_option", help="A setting of the agent, NAME=VALUE (repeat).",
     )  # fmt: skip
     episodes: int = option(400, panel=Panel.SEARCH, help="Policies to score.")
     seed: int = option(0, panel=Panel.SEARCH, help="The same seed gives the same search.")
     baselines: tuple[str, ...] = option(  # "none" and the agent itself are left out
         ("uniform",), panel=Panel.SEARCH, name="baseline",
-        help="Score beside the agent: uniform, random, shallow, deep (repeat), or none.",
+        help="Score beside the agent: any other agent, such as uniform or random (repeat), or none.",
     )  # fmt: skip
     uniform_first: bool = True  # no option; under a budget, the first policy that "ddpg" scores is the uniform one
     round_to: int | None = option(

@@ -6,10 +6,11 @@ torch, no files.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import numpy as np
 
+from amc.search.bounds import SURFACE_FLOOR
 from amc.search.problem import FloatArray, IntArray, Problem
 from amc.search.score_model import Damages
 
@@ -23,70 +24,97 @@ class Planner:
     """Plans policies of one problem; `limit`, in the unit of the problem's metric, replaces its budgets."""
 
     def __init__(self, problem: Problem, *, limit: float | None = None) -> None:
-        self._problem = problem
+        self._dense, self._least = problem.dense, problem.least
         self._choices = [np.array(d.choices, dtype=np.int64) for d in problem.decisions]
         self._group = np.repeat(np.arange(len(self._choices)), [len(choices) for choices in self._choices])
         self._keep = np.concatenate(self._choices)
-        self._place = np.concatenate([np.arange(len(choices)) for choices in self._choices])
+        self._places = np.zeros((len(self._choices), int(self._keep.max()) + 1), dtype=np.int64)  # of keep counts
+        self._places[self._group, self._keep] = np.concatenate([np.arange(len(c)) for c in self._choices])
         limits = [(b.metric, problem.limit(b)) for b in problem.budgets] if limit is None else [(problem.metric, limit)]
         self._limits = [(problem.costs[metric], most) for metric, most in limits]
 
-    def plan(self, damages: Damages, starts: Iterable[tuple[int, ...]] = ()) -> tuple[int, ...]:
+    def plan(
+        self,
+        damages: Damages,
+        starts: Iterable[tuple[int, ...]] = (),
+        *,
+        known: Container[tuple[int, ...]] = (),
+    ) -> tuple[int, ...]:
         """Keep counts [groups] with the least damage that is found within the limits.
 
-        `starts`: policies within the limits that are improved too, such as the best so far.
+        `starts`: policies within the limits that are improved too, such as the best so far. If the plan is one of the
+        `known` policies, its best neighbour that is not takes its place, if there is one.
         """
         first = self._descent(damages)
         found = [self._exchanged(keep, damages) for keep in (first, *(np.array(start) for start in starts))]
         best = min(found, key=lambda keep: (float(self.damage(damages, keep)), tuple(keep)))
-        return tuple(best.tolist())
+        return self._unknown(best, damages, known) if tuple(best.tolist()) in known else tuple(best.tolist())
 
     def damage(self, damages: Damages, keep: IntArray) -> FloatArray:
         """The damages [...] of policies [..., groups]."""
-        index = np.stack([np.searchsorted(c, keep[..., i]) for i, c in enumerate(self._choices)], axis=-1)
-        return damages.of(index, 1 - keep / self._problem.dense)
+        index = self._places[np.arange(len(self._choices)), keep]
+        return damages.of(index, 1 - keep / self._dense)
 
     def _descent(self, damages: Damages) -> IntArray:
         """From the dense network, again and again the move that saves most for its damage, until the limits hold."""
-        keep = self._problem.dense
-        full = float(self._fullness(keep))
+        keep = self._dense
+        full, now = float(self._fullness(keep)), float(self.damage(damages, keep))
         while full > 1:
             moves = self._keep < keep[self._group]
             rows = self._moved(keep, np.flatnonzero(moves))
             less = full - self._fullness(rows)
-            worse = self.damage(damages, rows) - self.damage(damages, keep)
+            worse = self.damage(damages, rows) - now
             saves = less > LEAST
             if not saves.any():  # the last moves free nothing by themselves
-                return self._problem.least
+                return self._least
             rate = np.where(saves, worse / np.maximum(less, LEAST), np.inf)
             best = int(np.argmin(rate))
-            keep, full = rows[best], full - float(less[best])
+            keep, full, now = rows[best], full - float(less[best]), now + float(worse[best])
         return keep
 
     def _exchanged(self, keep: IntArray, damages: Damages) -> IntArray:
         """One group changed, or one up and one down, while that lowers the damage within the limits."""
+        value = float(self.damage(damages, keep))
         for _ in range(STEPS):
-            rows = self._moved(keep, np.arange(len(self._keep)))
-            full, now = self._fullness(rows), float(self._fullness(keep))
-            gain = float(self.damage(damages, keep)) - self.damage(damages, rows)
-            candidates = [rows[(full <= 1) & (gain > LEAST)], self._pairs(keep, gain, full - now, now)]
-            tried = np.concatenate(candidates)
+            tried, values = self._neighbours(keep, damages, at_most=value - LEAST)
             if not len(tried):
                 break
-            value = self.damage(damages, tried)
-            best = int(np.argmin(value))
-            if float(self.damage(damages, keep)) - value[best] <= LEAST:
-                break
-            keep = tried[best]
+            best = int(np.argmin(values))
+            keep, value = tried[best], float(values[best])
         return keep
 
-    def _pairs(self, keep: IntArray, gain: FloatArray, dearer: FloatArray, full: float) -> IntArray:
-        """Policies [rows, groups] within the limits: one move that gains, and one of another group that saves."""
-        up, down = np.flatnonzero(gain > LEAST), np.flatnonzero(dearer < 0)
-        total = gain[up][:, None] + gain[down][None]
+    def _unknown(self, keep: IntArray, damages: Damages, known: Container[tuple[int, ...]]) -> tuple[int, ...]:
+        """The neighbour with the least damage that is not known; of those that use the limits, if there are some."""
+        tried, values = self._neighbours(keep, damages, at_most=np.inf)
+        wasteful = self._fullness(tried) < SURFACE_FLOOR
+        for place in np.lexsort((values, wasteful)):
+            neighbour = tuple(tried[place].tolist())
+            if neighbour not in known:
+                return neighbour
+        return tuple(keep.tolist())
+
+    def _neighbours(self, keep: IntArray, damages: Damages, *, at_most: float) -> tuple[IntArray, FloatArray]:
+        """Policies within the limits, with one group changed or one up and one down: [rows, groups], and the damages.
+
+        Of pairs the most promising, by the sum of their moves' damages. Without those of more damage than `at_most`.
+        """
+        now, full = float(self.damage(damages, keep)), float(self._fullness(keep))
+        rows = self._moved(keep, np.arange(len(self._keep)))
+        worse, dearer = self.damage(damages, rows) - now, self._fullness(rows) - full
+        changed = self._keep != keep[self._group]
+        tried = np.concatenate(
+            [rows[changed & (full + dearer <= 1)], self._pairs(keep, worse, dearer, full, at_most - now)]
+        )
+        values = self.damage(damages, tried)
+        return tried[values <= at_most], values[values <= at_most]
+
+    def _pairs(self, keep: IntArray, worse: FloatArray, dearer: FloatArray, full: float, most: float) -> IntArray:
+        """Policies [rows, groups] within the limits: one move that costs more, and one of another group that saves."""
+        up, down = np.flatnonzero(dearer > 0), np.flatnonzero(dearer < 0)
+        total = worse[up][:, None] + worse[down][None]
         fits = full + dearer[up][:, None] + dearer[down][None] <= SLACK
-        good = np.argwhere((total > LEAST) & fits & (self._group[up][:, None] != self._group[down][None]))
-        best = good[np.argsort(-total[good[:, 0], good[:, 1]], kind="stable")[:TRIED]]
+        good = np.argwhere((total <= most) & fits & (self._group[up][:, None] != self._group[down][None]))
+        best = good[np.argsort(total[good[:, 0], good[:, 1]], kind="stable")[:TRIED]]
         rows = np.tile(keep, (len(best), 1))
         for moves in (up[best[:, 0]], down[best[:, 1]]):
             rows[np.arange(len(rows)), self._group[moves]] = self._keep[moves]

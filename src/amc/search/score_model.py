@@ -11,14 +11,16 @@ Pure: no torch, no files.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.optimize import nnls
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from amc.search.journal import EpisodeRecord
 from amc.search.problem import FloatArray, IntArray, Problem
@@ -30,6 +32,18 @@ MISFITS = np.array([0.0, 1e-3, 3e-3, 1e-2, 3e-2, 0.1])  # standard deviation of 
 JITTER = 1e-9  # least variance of a damage
 REFIT = 8  # records after which scale, misfit and link are chosen anew
 SAMPLES = 64  # posterior samples in an expectation
+
+
+@functools.cache
+def _libraries() -> ThreadpoolController:
+    """The libraries of linear algebra that are loaded; looking for them takes milliseconds."""
+    return ThreadpoolController()
+
+
+def _one_thread() -> AbstractContextManager[object]:
+    """Sums then have a fixed order, and more threads do not speed up small matrices."""
+    limit: AbstractContextManager[object] = _libraries().limit(limits=1, user_api="blas")
+    return limit
 
 
 class Damages:
@@ -90,7 +104,7 @@ class ScoreModel:
 
     def fit(self) -> Posterior:
         """The posterior from all records so far; there must be one at least."""
-        with threadpool_limits(1, user_api="blas"):  # sums then have a fixed order
+        with _one_thread():
             return Posterior(self, self._fitted())
 
     def _fitted(self) -> _Fit:
@@ -185,7 +199,7 @@ class Posterior:
         features, prior = np.array(model._rows), fit.scale * model._prior
         damage = fit.damage + temperature * np.sqrt(fit.variance) * generator.standard_normal(len(fit.damage))
         centre = temperature * prior * generator.standard_normal(len(prior))
-        with threadpool_limits(1, user_api="blas"):
+        with _one_thread():
             right = features.T @ (damage / fit.variance) + centre / prior**2
             target = solve_triangular(fit.factor, right, trans="T")
             return np.asarray(nnls(fit.factor, target, maxiter=30 * len(prior))[0])

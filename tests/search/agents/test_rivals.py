@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from amc.errors import AmcError
-from amc.search import Metric, Problem, SearchTask, create_agent, parse_budgets, search
+from amc.search import AGENTS, Metric, Problem, SearchTask, create_agent, parse_budgets, search
 from amc.search.rewards import REWARDS
 from tests.search.toys import ProductCost, chain_problem, residual_problem
 
 GP = pytest.param("optuna-gp", marks=pytest.mark.slow)
-PLANNERS = ("around-best", "swaps", "spdy", "cma", "optuna-tpe")
+PLANNERS = ("planner", "around-best", "swaps", "spdy", "cma", "optuna-tpe")
 RIVALS = ("ddpg-paper", *PLANNERS, "optuna-gp")
 EPISODES = 24
 SMALL = {"ddpg-paper": {"hidden": 16, "batch_size": 8}}  # options that make an agent fast
@@ -59,8 +59,8 @@ PROBLEMS = {
 
 
 def run(name, problem, score, *, episodes=EPISODES, seed=0, path=None, **options):
-    task = SearchTask(problem, episodes=episodes, seed=seed)
     reward = REWARDS["r_err" if problem.budgets else "r_flops"]
+    task = SearchTask(problem, episodes=episodes, seed=seed, reward=reward)
     agent = create_agent(name, task, {**SMALL.get(name, {}), **options})
     return search(problem, score, agent, episodes=episodes, seed=seed, journal_path=path, reward=reward)
 
@@ -162,9 +162,19 @@ def test_options_are_given_by_name_and_named_in_errors():
         ("random", {"seed": 4}, "agent 'random' has no options; leave out 'seed'"),
         ("swaps", {"levels": 0}, "agent 'swaps': levels must be at least 1, got 0"),
         ("swaps", {"levels": "four"}, "agent 'swaps': levels must be a whole number, got 'four'"),
+        ("swaps", {"most_swaps": 10**9}, r"agent 'swaps': most-swaps must be in \[1, 1000\], got 1000000000"),
+        ("spdy", {"spread": 1e9}, "agent 'spdy': spread must be above 0 and at most 10, got 1000000000.0"),
+        ("cma", {"population": 2}, r"agent 'cma': population must be in \[3, 1000\], got 2"),
+        ("optuna-tpe", {"startup_episodes": 0}, "Optuna: startup-episodes must be at least 1, got 0"),
+        (
+            "ddpg",
+            {"elite_sigma": 1e300},
+            r"DDPG: elite-sigma must be above 0 and at most 1, got 1e\+300",
+        ),  # never truncated
+        ("ddpg-paper", {"sigma": 2}, "DDPG: sigma must be above 0 and at most 1, got 2"),
         ("around-best", {"groups": 0}, "agent 'around-best': groups must be above 0 and at most 1, got 0"),
         ("ddpg", {"batch_size": 0}, "DDPG: batch-size must be at least 1, got 0"),
-        ("ddpg", {"tau": float("nan")}, "DDPG: tau must be above 0 and finite, got nan"),
+        ("ddpg", {"tau": float("nan")}, "DDPG: tau must be above 0 and at most 1, got nan"),
         ("ddpg-paper", {"warmup_episodes": "few"}, "DDPG: warmup_episodes must be a whole number, got 'few'"),
         (lambda task: None, {"levels": 4}, "an agent of your own takes no options here; let its factory set levels"),
     ):
@@ -178,6 +188,27 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, name, module):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(AmcError, match=rf"^agent '{name}' needs the extra: pip install 'amc-compress\[rivals\]'$"):
         create_agent(name, SearchTask(problem, episodes=4, seed=0))
+
+
+def _options():
+    problem, _ = residual_problem(3)
+    task = SearchTask(problem, episodes=40, seed=0)
+    return [
+        pytest.param(name, option, value, id=f"{name}: {option}")
+        for name in AGENTS
+        for option, value in create_agent(name, task).settings().items()
+        if option not in ("seed", "earlier")  # not options: the task's
+    ]
+
+
+@pytest.mark.parametrize(("name", "option", "value"), _options())
+def test_every_option_can_be_given_and_refuses_what_is_no_value(name, option, value):
+    problem, _ = residual_problem(3)
+    task = SearchTask(problem, episodes=40, seed=0)
+    assert create_agent(name, task, {option: value}).settings()[option] == value
+    for wrong in ("much", float("nan"), [value], -1 if not isinstance(value, bool) else 2):
+        with pytest.raises(AmcError, match=rf"{option}|{option.replace('_', '-')}"):
+            create_agent(name, task, {option: wrong})
 
 
 class TestPaper:

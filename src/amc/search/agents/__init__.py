@@ -8,7 +8,7 @@ from typing import Any
 
 from amc.errors import AmcError
 from amc.search.agents.around_best import AroundBestAgent, AroundBestConfig
-from amc.search.agents.base import Agent, AgentFactory, SearchTask, Setting
+from amc.search.agents.base import Agent, AgentFactory, PlannedAgent, SearchTask, Setting
 from amc.search.agents.baselines import RampAgent, RandomAgent, UniformAgent
 from amc.search.agents.cma_es import CMAAgent, CMAConfig
 from amc.search.agents.ddpg import DDPGAgent, DDPGConfig, PaperDDPGAgent, PaperDDPGConfig
@@ -47,7 +47,7 @@ _KINDS: Mapping[str, _Kind] = {
     "optuna-gp": _Kind(OptunaConfig, lambda task, config: OptunaAgent(task, config, name="optuna-gp")),
 }
 AGENTS = tuple(_KINDS)
-BASELINES = ("random", "uniform", "shallow", "deep")  # what every result is compared with
+BASELINES = AGENTS  # names that may be scored beside the agent
 
 
 def create_agent(agent: str | AgentFactory, task: SearchTask, options: Mapping[str, Any] | None = None) -> Agent:
@@ -100,6 +100,7 @@ __all__ = [
     "OptunaConfig",
     "PaperDDPGAgent",
     "PaperDDPGConfig",
+    "PlannedAgent",
     "PlannerAgent",
     "PlannerConfig",
     "RampAgent",

@@ -5,8 +5,7 @@ Pure: no torch, no files.
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from amc.run.settings import check_rules, convert_types_
@@ -14,6 +13,7 @@ from amc.search.agents.base import SearchTask, Setting
 from amc.search.agents.exploring import ATTEMPT_GROWTH, BestSoFarAgent, decay_of, perturbed, warmup_of
 from amc.search.problem import FloatArray
 
+LARGEST = 0.5  # standard deviation of the noise
 _NAMED = "agent 'around-best': "  # begins the errors
 
 
@@ -30,7 +30,7 @@ class AroundBestConfig:
         convert_types_(self, _NAMED)
         rules = {
             "warmup_episodes": (self.warmup_episodes >= 1, "at least 1"),
-            "sigma": (0 < self.sigma < math.inf, "above 0 and finite"),
+            "sigma": (0 < self.sigma <= LARGEST, f"above 0 and at most {LARGEST}"),
             "noise_decay": (0 < self.noise_decay <= 1, "above 0 and at most 1"),
             "groups": (0 < self.groups <= 1, "above 0 and at most 1"),
         }
@@ -39,8 +39,9 @@ class AroundBestConfig:
     @classmethod
     def for_episodes(cls, episodes: int, **options: Any) -> Self:
         """The defaults for a search of that length, except `options`: a quarter is warm-up, at most 100 episodes."""
-        warmup = options.get("warmup_episodes", warmup_of(episodes))
-        return cls(**{"warmup_episodes": warmup, "noise_decay": decay_of(episodes, warmup), **options})
+        config = cls(**{"warmup_episodes": warmup_of(episodes), **options})
+        decay = decay_of(episodes, config.warmup_episodes)
+        return config if "noise_decay" in options else replace(config, noise_decay=decay)
 
 
 class AroundBestAgent(BestSoFarAgent):
@@ -60,5 +61,5 @@ class AroundBestAgent(BestSoFarAgent):
     def vary(self, best: tuple[int, ...], episode: int, attempt: int) -> FloatArray:
         """Keep fractions [groups] near the best policy's."""
         c = self._config
-        sigma = min(0.5, c.sigma * c.noise_decay ** (episode - c.warmup_episodes) * ATTEMPT_GROWTH**attempt)
+        sigma = min(LARGEST, c.sigma * c.noise_decay ** (episode - c.warmup_episodes) * ATTEMPT_GROWTH**attempt)
         return perturbed(self.problem, self.surface, best, sigma=sigma, groups=c.groups, generator=self.generator)

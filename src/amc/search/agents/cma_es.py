@@ -33,8 +33,8 @@ class CMAConfig:
     def __post_init__(self) -> None:
         convert_types_(self, _NAMED)
         rules = {
-            "sigma": (0 < self.sigma < math.inf, "above 0 and finite"),
-            "population": (self.population is None or self.population >= 3, "at least 3"),
+            "sigma": (0 < self.sigma <= 1, "above 0 and at most 1"),
+            "population": (self.population is None or 3 <= self.population <= 1000, "in [3, 1000]"),
         }
         check_rules(self, rules, _NAMED)
 

@@ -7,7 +7,7 @@ randomness comes from the agent's own generators, and the agent runs torch on on
 import contextlib
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self, cast
 
 import numpy as np
@@ -42,20 +42,21 @@ class PaperDDPGConfig:
 
     def __post_init__(self) -> None:
         convert_types_(self, "DDPG: ")
-        self._check(
-            counts=("warmup_episodes", "hidden", "batch_size", "replay_size"),
-            positive=("actor_lr", "critic_lr", "sigma", "tau", "noise_decay"),
-            shares=("tau", "gamma", "noise_decay", "baseline_decay"),
-        )
-
-    def _check(self, *, counts: tuple[str, ...], positive: tuple[str, ...], shares: tuple[str, ...]) -> None:
-        """Raise AmcError unless counts are at least 1, positive numbers above 0 and finite, and shares in [0, 1]."""
-        for names, least, most, rule in (
-            (counts, 1, math.inf, "at least 1"),
-            (positive, math.ulp(0.0), math.nextafter(math.inf, 0.0), "above 0 and finite"),
-            (shares, 0, 1, "in [0, 1]"),
-        ):
-            check_rules(self, {name: (least <= getattr(self, name) <= most, rule) for name in names}, "DDPG: ")
+        positive, share = "above 0 and finite", "above 0 and at most 1"
+        rules = {
+            "warmup_episodes": (self.warmup_episodes >= 1, "at least 1"),
+            "hidden": (self.hidden >= 1, "at least 1"),
+            "actor_lr": (0 < self.actor_lr < math.inf, positive),
+            "critic_lr": (0 < self.critic_lr < math.inf, positive),
+            "tau": (0 < self.tau <= 1, share),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "replay_size": (self.replay_size >= 1, "at least 1"),
+            "gamma": (0 <= self.gamma <= 1, "in [0, 1]"),
+            "sigma": (0 < self.sigma <= 1, share),
+            "noise_decay": (0 < self.noise_decay <= 1, share),
+            "baseline_decay": (0 <= self.baseline_decay <= 1, "in [0, 1]"),
+        }
+        check_rules(self, rules, "DDPG: ")
 
     @classmethod
     def for_episodes(cls, episodes: int, **options: Any) -> Self:
@@ -77,10 +78,14 @@ class DDPGConfig(PaperDDPGConfig):
     uniform_first: bool = True  # under a budget, episode 0 is the uniform policy; ours
 
     def __post_init__(self) -> None:
-        PaperDDPGConfig.__post_init__(self)
-        rates = ("elite_sigma", "elite_groups")
-        self._check(counts=(), positive=rates, shares=("elite_fraction", "elite_groups"))
-        check_rules(self, {"updates_per_episode": (self.updates_per_episode >= 0, "at least 0")}, "DDPG: ")
+        PaperDDPGConfig.__post_init__(self)  # super() does not know a class with slots
+        rules = {
+            "updates_per_episode": (self.updates_per_episode >= 0, "at least 0"),
+            "elite_fraction": (0 <= self.elite_fraction <= 1, "in [0, 1]"),
+            "elite_sigma": (0 < self.elite_sigma <= 1, "above 0 and at most 1"),
+            "elite_groups": (0 < self.elite_groups <= 1, "above 0 and at most 1"),
+        }
+        check_rules(self, rules, "DDPG: ")
 
     @classmethod
     def for_episodes(cls, episodes: int, **options: Any) -> Self:
@@ -89,8 +94,9 @@ class DDPGConfig(PaperDDPGConfig):
         With the official code's decay the noise would vanish after a hundred episodes. Episodes would then repeat
         policies, and the agent would learn nothing from them.
         """
-        warmup = options.get("warmup_episodes", warmup_of(episodes))
-        return cls(**{"warmup_episodes": warmup, "noise_decay": decay_of(episodes, warmup), **options})
+        config = cls(**{"warmup_episodes": warmup_of(episodes), **options})
+        decay = decay_of(episodes, config.warmup_episodes)
+        return config if "noise_decay" in options else replace(config, noise_decay=decay)
 
 
 class ActorCritic:

@@ -5,7 +5,10 @@ They propose keep fractions, which are projected onto the budget's surface befor
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -52,12 +55,8 @@ class OptunaAgent(PlannedAgent):
         self._generator = np.random.default_rng(task.seed)
         seed = int(self._generator.integers(2**32))  # Optuna's seeds are smaller than ours
         sampler = getattr(optuna.samplers, SAMPLERS[name])(seed=seed, n_startup_trials=config.startup_episodes)
-        verbosity = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.WARNING)  # creating a study prints a line
-        try:
+        with _quiet(optuna):
             self._study = optuna.create_study(direction="maximize", sampler=sampler)
-        finally:
-            optuna.logging.set_verbosity(verbosity)
         self._space = {
             decision.name: optuna.distributions.FloatDistribution(least, 1.0)
             for decision, least in zip(task.problem.decisions, self.surface.least_fractions.tolist(), strict=True)
@@ -87,8 +86,19 @@ class OptunaAgent(PlannedAgent):
 
     def _ask(self) -> FloatArray:
         """Keep fractions [groups] from the sampler. The trial itself fails: `end_episode` adds what was executed."""
-        with one_thread():
+        with one_thread(), _quiet(self._optuna):
             trial = self._study.ask(self._space)
         self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
         params: dict[str, Any] = trial.params
         return np.array([params[name] for name in self._space])
+
+
+@contextlib.contextmanager
+def _quiet(optuna: ModuleType) -> Iterator[None]:
+    """Without Optuna's lines about new studies and about packages that would make it faster."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)

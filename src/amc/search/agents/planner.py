@@ -63,6 +63,7 @@ class PlannerAgent(PlannedAgent):
             self.model.add(record)
         self._earlier = len(self.model)
         self._records: list[EpisodeRecord] = []
+        self._known: set[tuple[int, ...]] = set()  # scored or failed in this search
         self._posterior: Posterior | None = None  # from all records so far
 
     def settings(self) -> dict[str, Setting]:
@@ -84,6 +85,7 @@ class PlannerAgent(PlannedAgent):
 
     def end_episode(self, rollout: Rollout, record: EpisodeRecord) -> None:
         """Learn from the record. A failed episode teaches nothing."""
+        self._known.add(record.keep)
         if record.score is not None:
             self.model.add(record)
             self._records.append(record)
@@ -109,7 +111,7 @@ class PlannerAgent(PlannedAgent):
         damages = posterior.sample(self._generator, temperature)
         best = max(self._records, key=lambda record: (record.reward or 0.0, -record.episode))
         if self.surface.bounded:
-            return self._planner.plan(damages, [best.keep])
+            return self._planner.plan(damages, [best.keep], known=self._known)
         return self._rewarded(posterior, damages, best)
 
     def _rewarded(self, posterior: Posterior, damages: Damages, best: EpisodeRecord) -> tuple[int, ...]:
@@ -118,7 +120,7 @@ class PlannerAgent(PlannedAgent):
         least, most = (problem.cost(problem.metric, keep) for keep in (problem.least, problem.dense))
         near = problem.cost(problem.metric, best.keep) * STEP ** np.arange(-2, 3)
         limits = np.unique(np.clip(np.concatenate([np.linspace(least, most, RUNGS), near]), least, most))
-        plans = sorted({Planner(problem, limit=float(limit)).plan(damages) for limit in limits})
+        plans = sorted({Planner(problem, limit=float(limit)).plan(damages, known=self._known) for limit in limits})
         keep = np.array(plans)
         scores = posterior.score_of(self._planner.damage(damages, keep))
         return plans[int(np.argmax(self._rewards(plans, scores)))]

@@ -27,6 +27,7 @@ from amc.search.problem import FloatArray, IntArray, Problem
 from amc.search.surface import Surface
 
 BINS = 1000  # resolution of the costs in the programme
+LARGEST = 50.0  # absolute logarithm of a weight
 _NOISE = 0.2  # on the logarithms of the errors, with each attempt at a new policy
 _NAMED = "agent 'spdy': "  # begins the errors
 
@@ -44,8 +45,8 @@ class SPDYConfig:
         convert_types_(self, _NAMED)
         rules = {
             "warmup_episodes": (self.warmup_episodes >= 1, "at least 1"),
-            "spread": (0 < self.spread < math.inf, "above 0 and finite"),
-            "step": (0 < self.step < math.inf, "above 0 and finite"),
+            "spread": (0 < self.spread <= 10, "above 0 and at most 10"),
+            "step": (0 < self.step <= 10, "above 0 and at most 10"),
             "groups": (0 < self.groups <= 1, "above 0 and at most 1"),
         }
         check_rules(self, rules, _NAMED)
@@ -104,7 +105,7 @@ class SPDYAgent(PlannedAgent):
         moved[draw.integers(groups)] = True
         logarithms = self._best[1].copy()
         logarithms[moved] += draw.normal(0.0, c.step, int(moved.sum()))
-        return logarithms
+        return np.clip(logarithms, -LARGEST, LARGEST)
 
     def _limit(self, episode: int) -> float | None:
         """Without a budget: the largest cost of this episode's policy. First the dense one, later near the best."""

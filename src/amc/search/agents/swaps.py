@@ -32,8 +32,12 @@ class SwapsConfig:
 
     def __post_init__(self) -> None:
         convert_types_(self, _NAMED)
-        least = ("warmup_episodes", "most_swaps", "levels")
-        check_rules(self, {name: (getattr(self, name) >= 1, "at least 1") for name in least}, _NAMED)
+        rules = {
+            "warmup_episodes": (self.warmup_episodes >= 1, "at least 1"),
+            "most_swaps": (1 <= self.most_swaps <= 1000, "in [1, 1000]"),
+            "levels": (self.levels >= 1, "at least 1"),
+        }
+        check_rules(self, rules, _NAMED)
 
 
 class SwapsAgent(BestSoFarAgent):
