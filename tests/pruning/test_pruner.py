@@ -133,6 +133,27 @@ def test_every_refitted_layer_solves_its_own_least_squares(net, structure, calib
     assert checked == ["inner", "back", "side", "join", "grouped", "hidden", "head"]
 
 
+def test_errors_of_keep_counts_are_those_of_the_refitted_layers(net, structure, calibration) -> None:
+    """Of every layer that reads one group alone: the relative error on the calibration itself."""
+    pruner = Pruner(net, structure, calibration)
+    choices = [sorted({1, group.size // 2, group.size}) for group in structure.groups]
+    tables = pruner.errors(choices)
+    inner = next(place for place, group in enumerate(structure.groups) if group.name == "inner")
+    fit, gram = pruner.fits["back.weight"], calibration.grams["back.weight"].damped(DAMPING)[0]
+    dense = net.back.weight.detach().double().flatten(1).T
+    for count, error in zip(choices[inner], tables[inner], strict=True):
+        kept = np.sort(pruner.orders["inner"][:count])
+        slim = torch.zeros_like(dense)
+        slim[kept] = fit.weights(kept).flatten(1).T
+        lost = (slim - dense).T @ gram @ (slim - dense)
+        whole = dense.T @ gram @ dense
+        assert error == pytest.approx(float(lost.trace() / whole.trace()), rel=1e-6, abs=1e-9)
+    for table in tables:
+        assert (np.diff(table) <= 1e-12).all()
+        assert table[-1] == pytest.approx(0.0, abs=1e-9)
+    assert Pruner(net, structure).errors(choices) == ()
+
+
 def test_biases_and_norms_are_sliced_not_refitted(net, structure, calibration) -> None:
     pruner = Pruner(net, structure, calibration)
     counts = half(structure)

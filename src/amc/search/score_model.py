@@ -26,6 +26,7 @@ from amc.search.journal import EpisodeRecord
 from amc.search.problem import FloatArray, IntArray, Problem
 
 POWERS = ((1.0, 0.3), (2.0, 1.0), (4.0, 0.3))  # of a group's sparsity, each with the prior scale of its coefficient
+WEAK = 0.3  # factor of these prior scales beside a table of errors
 PAIR = 0.3  # prior scale of the product of two neighbours' sparsities
 SCALES = np.geomspace(3e-3, 3.0, 11)  # of all coefficients, in units of the damage; the evidence chooses
 MISFITS = np.array([0.0, 1e-3, 3e-3, 1e-2, 3e-2, 0.1])  # standard deviation of what the model cannot explain; likewise
@@ -86,7 +87,8 @@ class ScoreModel:
         self._basis = [_basis(1 - np.array(d.choices) / d.size) for d in problem.decisions]
         if errors:
             self._basis = [np.column_stack([b, e]) for b, e in zip(self._basis, errors, strict=True)]
-        prior = [scale for _, scale in POWERS] + [1.0] * bool(errors)
+        powers = [scale * (WEAK if errors else 1.0) for _, scale in POWERS]
+        prior = [*powers, 1.0] if errors else powers
         constant = [1.0, 1.0]  # of both signs: the reference may be too low or too high
         self._prior = np.concatenate([np.tile(prior, self._groups), np.full(2 * (self._groups - 1), PAIR), constant])
         self._records: list[EpisodeRecord] = []
