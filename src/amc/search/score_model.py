@@ -18,8 +18,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve, solve_triangular
-from scipy.optimize import nnls
 from threadpoolctl import ThreadpoolController
 
 from amc.search.journal import EpisodeRecord
@@ -201,9 +199,11 @@ class Posterior:
         features, prior = np.array(model._rows), fit.scale * model._prior
         damage = fit.damage + temperature * np.sqrt(fit.variance) * generator.standard_normal(len(fit.damage))
         centre = temperature * prior * generator.standard_normal(len(prior))
+        from scipy.optimize import nnls  # here: it takes a while to import, and short searches need none
+
         with _one_thread():
             right = features.T @ (damage / fit.variance) + centre / prior**2
-            target = solve_triangular(fit.factor, right, trans="T")
+            target = np.linalg.solve(fit.factor.T, right)
             return np.asarray(nnls(fit.factor, target, maxiter=30 * len(prior))[0])
 
     def _model_damages(self, coefficients: FloatArray) -> Damages:
@@ -223,5 +223,6 @@ def _basis(sparsity: FloatArray) -> FloatArray:
 
 def _evidence(kernel: FloatArray, damage: FloatArray, variance: FloatArray) -> float:
     """Log marginal likelihood of damages [N] with covariance `kernel` + diag(`variance`), up to a constant."""
-    factor = cho_factor(kernel + np.diag(variance), lower=True)
-    return float(-0.5 * damage @ cho_solve(factor, damage) - np.log(np.diag(factor[0])).sum())
+    factor = np.linalg.cholesky(kernel + np.diag(variance))
+    whitened = np.linalg.solve(factor, damage)
+    return float(-0.5 * whitened @ whitened - np.log(np.diag(factor)).sum())

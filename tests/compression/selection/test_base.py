@@ -32,10 +32,10 @@ class Last:
 
 
 def test_without_a_selection_the_best_reward_is_taken():
-    assert choose(EPISODES) == Choice(EPISODES[4])
+    assert choose(best_first(EPISODES)) == Choice(EPISODES[4])
     assert [record.episode for record in best_first(EPISODES)] == [4, 3, 0, 5]  # (1,) once, the better one
     with pytest.raises(ValueError, match="none of the episodes has a reward"):
-        choose([EPISODES[2]])
+        best_first([EPISODES[2]])
 
 
 def test_the_second_selection_measures_what_the_first_took():

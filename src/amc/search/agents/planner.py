@@ -92,7 +92,12 @@ class PlannerAgent(PlannedAgent):
             self._posterior = None
 
     def estimates(self) -> dict[tuple[int, ...], float]:
-        """The expected score of every scored policy of this search: less noisy than the score itself."""
+        """The expected score of every scored policy of this search: less noisy than the score itself.
+
+        Empty as long as the search is in its warm-up: a model of so few records knows no better.
+        """
+        if len(self.model) <= self.config.warmup_episodes:
+            return {}
         own = {record.keep for record in self._records}
         return {record.keep: score for record, score, _ in self._fitted().expected() if record.keep in own}
 
