@@ -12,6 +12,7 @@ from amc.search.agents.base import Agent, AgentFactory, PlannedAgent, SearchTask
 from amc.search.agents.baselines import RampAgent, RandomAgent, UniformAgent
 from amc.search.agents.cma_es import CMAAgent, CMAConfig
 from amc.search.agents.ddpg import DDPGAgent, DDPGConfig, PaperDDPGAgent, PaperDDPGConfig
+from amc.search.agents.extras import require
 from amc.search.agents.optuna_samplers import OptunaAgent, OptunaConfig
 from amc.search.agents.planner import PlannerAgent, PlannerConfig
 from amc.search.agents.spdy import SPDYAgent, SPDYConfig
@@ -29,6 +30,7 @@ class _Kind:
 
     options: type[Any]  # a frozen dataclass; its fields are the agent's options
     make: Callable[[SearchTask, Any], Agent]  # from an instance of it
+    module: str = ""  # of the extra `rivals`, if the agent needs one
 
 
 _KINDS: Mapping[str, _Kind] = {
@@ -42,9 +44,9 @@ _KINDS: Mapping[str, _Kind] = {
     "around-best": _Kind(AroundBestConfig, AroundBestAgent),
     "swaps": _Kind(SwapsConfig, SwapsAgent),
     "spdy": _Kind(SPDYConfig, SPDYAgent),
-    "cma": _Kind(CMAConfig, CMAAgent),
-    "optuna-tpe": _Kind(OptunaConfig, lambda task, config: OptunaAgent(task, config, name="optuna-tpe")),
-    "optuna-gp": _Kind(OptunaConfig, lambda task, config: OptunaAgent(task, config, name="optuna-gp")),
+    "cma": _Kind(CMAConfig, CMAAgent, "cma"),
+    "optuna-tpe": _Kind(OptunaConfig, lambda task, config: OptunaAgent(task, config, name="optuna-tpe"), "optuna"),
+    "optuna-gp": _Kind(OptunaConfig, lambda task, config: OptunaAgent(task, config, name="optuna-gp"), "optuna"),
 }
 AGENTS = tuple(_KINDS)
 BASELINES = AGENTS  # names that may be scored beside the agent
@@ -65,10 +67,15 @@ def create_agent(agent: str | AgentFactory, task: SearchTask, options: Mapping[s
 
 
 def agent_config(agent: str, episodes: int, options: Mapping[str, Any]) -> Any:
-    """The settings of an agent for a search of that length, a frozen dataclass. Raises as `create_agent`."""
+    """The settings of an agent for a search of that length, a frozen dataclass.
+
+    Raises AmcError like `create_agent`, also for a package that the agent needs and that is missing.
+    """
     if agent not in _KINDS:
         raise AmcError(f"agent {agent!r} is unknown; {_nearest(agent, AGENTS, 'use one of')}")
     kind = _KINDS[agent].options
+    if _KINDS[agent].module:
+        require(_KINDS[agent].module, agent)
     known = [field.name for field in dataclasses.fields(kind)]
     for name in options:
         if not known:
