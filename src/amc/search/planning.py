@@ -1,4 +1,4 @@
-"""The policy with the least damage within the budget: a descent from the dense network, then exchanges.
+"""The policy with the least damage within the budget: a relaxation of the budget to a price, then exchanges.
 
 Reads tables and costs. Costs are functions of whole policies, so that every metric and several budgets work. Pure: no
 torch, no files.
@@ -16,7 +16,10 @@ from amc.search.score_model import Damages
 
 STEPS = 100  # exchanges of one plan at most
 TRIED = 96  # pairs of moves whose cost is computed at each exchange, the best first
-SLACK = 1.003  # pairs are tried up to this share of the limit by the sum of their moves' costs, which is not exact
+SLACK = 0.003  # share of the limit by which the sum of a pair's costs may exceed it, as that is not exact
+JUMPS = np.array([1, 2, 3, 4, 6, 8, 12, 16, 32, 64])  # choices that a move skips, up or down
+PRICES = np.geomspace(1e-4, 1e4, 65)  # of the budget, relative to the damage and the cost of all moves together
+RELAXATIONS = 3  # prices are applied to what moves cost at the dense network, then at the plan so far
 LEAST = 1e-12  # a smaller gain is none
 
 
@@ -26,10 +29,12 @@ class Planner:
     def __init__(self, problem: Problem, *, limit: float | None = None) -> None:
         self._dense, self._least = problem.dense, problem.least
         self._choices = [np.array(d.choices, dtype=np.int64) for d in problem.decisions]
-        self._group = np.repeat(np.arange(len(self._choices)), [len(choices) for choices in self._choices])
-        self._keep = np.concatenate(self._choices)
+        self._last = np.array([len(choices) - 1 for choices in self._choices])
+        widest = int(self._last.max()) + 1
+        self._keep = np.stack([np.pad(c, (0, widest - len(c)), mode="edge") for c in self._choices])
         self._places = np.zeros((len(self._choices), int(self._keep.max()) + 1), dtype=np.int64)  # of keep counts
-        self._places[self._group, self._keep] = np.concatenate([np.arange(len(c)) for c in self._choices])
+        for places, choices in zip(self._places, self._choices, strict=True):
+            places[choices] = np.arange(len(choices))
         limits = [(b.metric, problem.limit(b)) for b in problem.budgets] if limit is None else [(problem.metric, limit)]
         self._limits = [(problem.costs[metric], most) for metric, most in limits]
 
@@ -45,7 +50,7 @@ class Planner:
         `starts`: policies within the limits that are improved too, such as the best so far. If the plan is one of the
         `known` policies, its best neighbour that is not takes its place, if there is one.
         """
-        first = self._descent(damages)
+        first = self._relaxed(damages)
         found = [self._exchanged(keep, damages) for keep in (first, *(np.array(start) for start in starts))]
         best = min(found, key=lambda keep: (float(self.damage(damages, keep)), tuple(keep)))
         return self._unknown(best, damages, known) if tuple(best.tolist()) in known else tuple(best.tolist())
@@ -55,22 +60,22 @@ class Planner:
         index = self._places[np.arange(len(self._choices)), keep]
         return damages.of(index, 1 - keep / self._dense)
 
-    def _descent(self, damages: Damages) -> IntArray:
-        """From the dense network, again and again the move that saves most for its damage, until the limits hold."""
-        keep = self._dense
-        full, now = float(self._fullness(keep)), float(self.damage(damages, keep))
-        while full > 1:
-            moves = self._keep < keep[self._group]
-            rows = self._moved(keep, np.flatnonzero(moves))
-            less = full - self._fullness(rows)
-            worse = self.damage(damages, rows) - now
-            saves = less > LEAST
-            if not saves.any():  # the last moves free nothing by themselves
-                return self._least
-            rate = np.where(saves, worse / np.maximum(less, LEAST), np.inf)
-            best = int(np.argmin(rate))
-            keep, full, now = rows[best], full - float(less[best]), now + float(worse[best])
-        return keep
+    def _relaxed(self, damages: Damages) -> IntArray:
+        """Every group at its least sum of damage and priced cost, at the price that uses the limits best.
+
+        Exact for damages and costs that add up; what moves cost is computed again at the plan.
+        """
+        keep, best, groups = self._dense, self._least, len(self._choices)
+        for _ in range(RELAXATIONS):
+            rows = np.tile(keep, (*self._keep.shape, 1))  # [groups, choices, groups]: one group changed
+            rows[np.arange(groups), :, np.arange(groups)] = self._keep
+            damage, cost = self.damage(damages, rows), self._shares(rows).sum(axis=-1)
+            scale = (np.ptp(damage, axis=1).sum() + LEAST) / (np.ptp(cost, axis=1).sum() + LEAST)
+            place = np.argmin(damage + (PRICES * scale)[:, None, None] * cost, axis=-1)  # [prices, groups]
+            tried = self._keep[np.arange(groups), place]
+            fits = np.concatenate([tried[self._fullness(tried) <= 1], best[None]])
+            best = keep = fits[int(np.argmin(self.damage(damages, fits)))]
+        return best
 
     def _exchanged(self, keep: IntArray, damages: Damages) -> IntArray:
         """One group changed, or one up and one down, while that lowers the damage within the limits."""
@@ -99,33 +104,39 @@ class Planner:
         Of pairs the most promising, by the sum of their moves' damages. Without those of more damage than `at_most`.
         """
         now, full = float(self.damage(damages, keep)), float(self._fullness(keep))
-        rows = self._moved(keep, np.arange(len(self._keep)))
+        group, to = self._moves(keep)
+        rows = np.tile(keep, (len(group), 1))
+        rows[np.arange(len(group)), group] = to
         worse, dearer = self.damage(damages, rows) - now, self._fullness(rows) - full
-        changed = self._keep != keep[self._group]
-        tried = np.concatenate(
-            [rows[changed & (full + dearer <= 1)], self._pairs(keep, worse, dearer, full, at_most - now)]
-        )
+        pairs = self._pairs(group, worse, dearer, 1 - full, at_most - now)
+        both = np.tile(keep, (len(pairs), 1))
+        for moves in pairs.T:
+            both[np.arange(len(both)), group[moves]] = to[moves]
+        tried = np.concatenate([rows, both])
         values = self.damage(damages, tried)
-        return tried[values <= at_most], values[values <= at_most]
+        good = (self._fullness(tried) <= 1) & (values <= at_most)
+        return tried[good], values[good]
 
-    def _pairs(self, keep: IntArray, worse: FloatArray, dearer: FloatArray, full: float, most: float) -> IntArray:
-        """Policies [rows, groups] within the limits: one move that costs more, and one of another group that saves."""
+    def _moves(self, keep: IntArray) -> tuple[IntArray, IntArray]:
+        """The groups that may change, one entry for each move, and their new keep counts."""
+        places = self._places[np.arange(len(keep)), keep][:, None] + np.concatenate([-JUMPS, JUMPS])
+        group, _ = np.nonzero(inside := (places >= 0) & (places <= self._last[:, None]))
+        return group, self._keep[group, places[inside]]
+
+    @staticmethod
+    def _pairs(group: IntArray, worse: FloatArray, dearer: FloatArray, room: float, most: float) -> IntArray:
+        """Pairs of moves [pairs, 2], the best first: one that costs more, and one of another group that saves."""
         up, down = np.flatnonzero(dearer > 0), np.flatnonzero(dearer < 0)
-        total = worse[up][:, None] + worse[down][None]
-        fits = full + dearer[up][:, None] + dearer[down][None] <= SLACK
-        good = np.argwhere((total <= most) & fits & (self._group[up][:, None] != self._group[down][None]))
-        best = good[np.argsort(total[good[:, 0], good[:, 1]], kind="stable")[:TRIED]]
-        rows = np.tile(keep, (len(best), 1))
-        for moves in (up[best[:, 0]], down[best[:, 1]]):
-            rows[np.arange(len(rows)), self._group[moves]] = self._keep[moves]
-        return rows[self._fullness(rows) <= 1]
-
-    def _moved(self, keep: IntArray, moves: IntArray) -> IntArray:
-        """Policies [moves, groups]: each with one group changed."""
-        rows = np.tile(keep, (len(moves), 1))
-        rows[np.arange(len(moves)), self._group[moves]] = self._keep[moves]
-        return rows
+        total = worse[up][:, None] + worse[down]
+        fits = dearer[up][:, None] + dearer[down] <= room + SLACK
+        good = np.argwhere((total <= most) & fits & (group[up][:, None] != group[down]))
+        order = np.argsort(total[good[:, 0], good[:, 1]], kind="stable")[:TRIED]
+        return np.stack([up[good[order, 0]], down[good[order, 1]]], axis=1)
 
     def _fullness(self, keep: IntArray) -> FloatArray:
         """The largest share of a limit that policies [..., groups] use: [...]; above 1, a limit is exceeded."""
-        return np.asarray(np.stack([cost(keep) / most for cost, most in self._limits], axis=-1).max(axis=-1))
+        return np.asarray(self._shares(keep).max(axis=-1))
+
+    def _shares(self, keep: IntArray) -> FloatArray:
+        """The share of every limit that policies [..., groups] use: [..., limits]."""
+        return np.stack([cost(keep) / most for cost, most in self._limits], axis=-1)
