@@ -154,3 +154,24 @@ def test_a_single_group_has_no_pairs() -> None:
         model.add(record_of(one, (keep,), 0.9 - 0.1 * (1 - keep / 16) ** 2, place))
     worst, *_, best = sorted(model.fit().expected(), key=lambda row: row[1])
     assert (worst[0].keep, best[0].keep) == ((one.decisions[0].choices[0],), (16,))
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e9, 1e14], ids=str)
+def test_scores_of_any_size_are_learnt(unit: float) -> None:
+    problem, score = residual_problem(9)
+    model, _ = learnt(problem, lambda keep: unit * score(keep), 60)
+    policies = unseen(problem, 50)
+    true = unit * np.array([score(keep) for keep in policies])
+    assert np.corrcoef(predicted(model, problem, policies), true)[0, 1] > 0.9
+
+
+def test_a_draw_that_does_not_converge_is_still_a_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stuck(*_, **__):
+        raise RuntimeError("Maximum number of iterations reached.")
+
+    problem, score = residual_problem(9)
+    model, _ = learnt(problem, score, 30)
+    monkeypatch.setattr("scipy.optimize.nnls", stuck)
+    damages = model.fit().sample(np.random.default_rng(0))
+    assert np.isfinite(damages.groups).all()
+    assert (damages.groups >= 0).all()

@@ -204,7 +204,10 @@ class Posterior:
         with _one_thread():
             right = features.T @ (damage / fit.variance) + centre / prior**2
             target = np.linalg.solve(fit.factor.T, right)
-            return np.asarray(nnls(fit.factor, target, maxiter=30 * len(prior))[0])
+            try:
+                return np.asarray(nnls(fit.factor, target, maxiter=30 * len(prior))[0])
+            except RuntimeError:  # no convergence: rare, and one draw among many
+                return np.asarray(np.maximum(np.linalg.solve(fit.factor, target), 0.0))
 
     def _model_damages(self, coefficients: FloatArray) -> Damages:
         model, groups = self._model, self._model._groups
@@ -223,6 +226,9 @@ def _basis(sparsity: FloatArray) -> FloatArray:
 
 def _evidence(kernel: FloatArray, damage: FloatArray, variance: FloatArray) -> float:
     """Log marginal likelihood of damages [N] with covariance `kernel` + diag(`variance`), up to a constant."""
-    factor = np.linalg.cholesky(kernel + np.diag(variance))
+    try:
+        factor = np.linalg.cholesky(kernel + np.diag(variance))
+    except np.linalg.LinAlgError:  # no digits are left
+        return -math.inf
     whitened = np.linalg.solve(factor, damage)
     return float(-0.5 * whitened @ whitened - np.log(np.diag(factor)).sum())
