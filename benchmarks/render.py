@@ -31,6 +31,7 @@ import rounds
 import score_correlation
 import score_ranking
 import scoring_speed
+import search_agents
 import search_quality
 import search_toys
 import sequential
@@ -83,7 +84,7 @@ def benchmarks_page(page: str) -> str:
     sections = each(
         search_quality, against_torch_pruning, episode_cost, setup_time, engines, scoring_speed, reconstruction,
         methods, guarantee, rounds, compensation, masking_cost, score_correlation, score_ranking, steadiness,
-        sequential, recovery, after_recovery, search_toys,
+        sequential, recovery, after_recovery, search_agents, search_toys,
     )  # fmt: skip
     return f"{INTRODUCTION}\n{sections}" if sections else page
 

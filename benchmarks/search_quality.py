@@ -44,7 +44,9 @@ def options() -> argparse.ArgumentParser:
 def measure(args: argparse.Namespace) -> Record:
     torch.set_num_threads(args.threads)
     for seed in args.seeds:
-        searched(args, f"seed{seed}", budget=args.budget, seed=seed, baselines=BASELINES, bf16=not args.fp32)
+        searched(
+            args, f"seed{seed}", budget=args.budget, seed=seed, agent="ddpg", baselines=BASELINES, bf16=not args.fp32
+        )  # fmt: skip
         collect(args)
     if args.epochs:
         fine_tuned(args)

@@ -165,6 +165,7 @@ SMALL = {  # name: (arguments, lines of its tables)
     "engines": (f"{QUICK} --episodes 3", 3 + 4),
     "recovery": (f"{QUICK} --budgets macs<=50% --seeds 0", 1),
     "score_correlation": (f"{QUICK} --policies 3 --epochs 1", 4),
+    "search_agents": (f"{QUICK} --policies 4 --seeds 0 1 --shares 60", 3),
     "search_quality": (f"{SEARCH} --seeds 0 --tune uniform", 5 + 3),  # five policies; three fine-tuned
 }
 LONG = {
