@@ -94,13 +94,15 @@ def parts(count: int) -> tuple[int, int, int]:
 
 
 def section(record: Record) -> str:
+    scored, unseen = record["images"]
+    dense = {split: percent(value) for split, value in record["dense"].items()}
     text = (
         f"## Agents on {record['model']}\n\n"
-        f"`python benchmarks/search_agents.py --model {record['model']} --weights W --data cifar10:DATA "
-        f"--search-images {sum(record['images'])} --policies {record['policies']}`: {record['images'][0]:,} images score the policies; "
-        f"{record['images'][1]:,} others and the test split steer nothing. Medians over the seeds, with the range on "
-        f"test, as pruned, {record['threads']} thread(s). Dense: {percent(record['dense']['search'])} search, "
-        f"{percent(record['dense']['held out'])} held out, {percent(record['dense']['test'])} test.\n\n"
+        f"`python benchmarks/search_agents.py --model {record['model']} --weights W --data cifar10:DATA --search-images "
+        f"{scored + unseen} --policies {record['policies']}`: {scored:,} images score the policies; {unseen:,} others "
+        f"and the test split steer nothing. Medians over the seeds, with the range on test, as pruned, "
+        f"{record['threads']} thread(s). Dense: {dense['search']} search, {dense['held out']} held out, "
+        f"{dense['test']} test.\n\n"
     )
     cases: dict[tuple[int, str], list[Record]] = {}
     for row in record["rows"]:
