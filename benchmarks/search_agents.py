@@ -98,9 +98,9 @@ def section(record: Record) -> str:
     dense = {split: percent(value) for split, value in record["dense"].items()}
     text = (
         f"## Agents on {record['model']}\n\n"
-        f"`python benchmarks/search_agents.py --model {record['model']} --weights W --data cifar10:DATA --search-images "
-        f"{scored + unseen} --policies {record['policies']}`: {scored:,} images score the policies; {unseen:,} others "
-        f"and the test split steer nothing. Medians over the seeds, with the range on test, as pruned, "
+        f"`python benchmarks/search_agents.py --model {record['model']} --weights W --data cifar10:DATA "
+        f"--search-images {scored + unseen} --policies {record['policies']}`: {scored:,} images score the policies; "
+        f"{unseen:,} others and the test split steer nothing. Medians over the seeds, with the range on test, as pruned, "
         f"{record['threads']} thread(s). Dense: {dense['search']} search, {dense['held out']} held out, "
         f"{dense['test']} test.\n\n"
     )
