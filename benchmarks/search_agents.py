@@ -101,8 +101,8 @@ def section(record: Record) -> str:
         f"`python benchmarks/search_agents.py --model {record['model']} --weights W --data cifar10:DATA "
         f"--search-images {scored + unseen} --policies {record['policies']}`: {scored:,} images score the policies; "
         f"{unseen:,} others and the test split steer nothing. Medians over the seeds, with the range on "
-        f"test, as pruned, {record['threads']} thread(s). Dense: {dense['search']} search, {dense['held out']} held out, "
-        f"{dense['test']} test.\n\n"
+        f"test, as pruned, {record['threads']} thread(s). Dense: {dense['search']} search, {dense['held out']} held "
+        f"out, {dense['test']} test.\n\n"
     )
     cases: dict[tuple[int, str], list[Record]] = {}
     for row in record["rows"]:
