@@ -16,7 +16,7 @@ from amc.pruning.ranking import Order, elimination, magnitude
 from amc.pruning.reconstruction import DAMPING, LayerFit, SolutionCache, as_stored, flat_weight
 from amc.pruning.sequential import DenseOutputs
 from amc.run.settings import Ranking
-from amc.structure import Group, Layer, Structure
+from amc.structure import Layer, Structure
 from amc.structure.grouping import FIXED
 from amc.structure.slicing import kept_positions, slice_model, slice_tensors
 from amc.structure.structure import Mask, Slots
@@ -57,6 +57,12 @@ class Pruner:
             else magnitude(structure, group, weights)
             for group in structure.groups
         }
+        # By channel of the network: its rank in its group, and the place of that group; -1 for channels of none.
+        self._rank, self._owner = np.full((2, structure.channels + 1), -1, dtype=np.int64)  # the last serves FIXED
+        for place, group in enumerate(structure.groups):
+            self._rank[group.offset + self.orders[group.name]] = np.arange(group.size)
+            self._owner[group.offset + self.orders[group.name]] = place
+        assert self._rank[FIXED] == -1
         self.fits: dict[str, LayerFit] = {}
         if reconstruct:
             for name, gram in damped.items():
@@ -93,16 +99,16 @@ class Pruner:
         """
         if not self.fits:
             return ()
-        return tuple(self._error(group, counts) for group, counts in zip(self.structure.groups, choices, strict=True))
+        return tuple(self._error(place, np.asarray(counts)) for place, counts in enumerate(choices))
 
-    def _error(self, group: Group, counts: Sequence[int]) -> Errors:
-        rank, kept = self._ranks(group), np.asarray(counts)
+    def _error(self, place: int, kept: Order) -> Errors:
         tables = []
         for fit in self.fits.values():
-            ranks = rank[_inputs(fit.layer)]
-            if fit.order is not None and (ranks >= 0).any():
-                tables.append(fit.relative_errors().numpy()[(ranks[:, None] < kept).sum(axis=0)])
-        return np.asarray(np.sum(tables, axis=0)) if tables else (1 - kept / group.size) ** 2
+            inputs = _inputs(fit.layer)
+            if fit.order is not None and (self._owner[inputs] == place).any():
+                tables.append(fit.relative_errors().numpy()[(self._rank[inputs][:, None] < kept).sum(axis=0)])
+        size = self.structure.groups[place].size
+        return np.asarray(np.sum(tables, axis=0)) if tables else (1 - kept / size) ** 2
 
     def _mask(self, keep_counts: Sequence[int]) -> Mask:
         return self.structure.mask(self.policy(keep_counts).keep)
@@ -149,16 +155,11 @@ class Pruner:
 
     def _position_order(self, layer: Layer) -> Order | None:
         """Input positions: those that always stay, then the others by rank. None if several groups feed the layer."""
-        ranks = [self._ranks(group)[_inputs(layer)] for group in self.structure.groups]
-        feeding = [rank for rank in ranks if (rank >= 0).any()]
-        return np.argsort(feeding[0], kind="stable") if len(feeding) == 1 else None
-
-    def _ranks(self, group: Group) -> Order:
-        """The rank of every channel of the network in this group, -1 for channels that it does not hold."""
-        rank = np.full(self.structure.channels + 1, -1, dtype=np.int64)  # the last entry serves FIXED
-        rank[group.offset + self.orders[group.name]] = np.arange(group.size)
-        assert rank[FIXED] == -1
-        return rank
+        inputs = _inputs(layer)
+        owners = self._owner[inputs]
+        if len(np.unique(owners[owners >= 0])) != 1:
+            return None
+        return np.argsort(self._rank[inputs], kind="stable")
 
 
 def _inputs(layer: Layer) -> Slots:

@@ -65,8 +65,9 @@ class _Fit:
 
     logarithmic: bool  # the link: damage = -log(score / reference), or reference - score
     reference: float
-    scale: float
     misfit: float  # standard deviation
+    features: FloatArray  # of the records [N, P]
+    prior: FloatArray  # standard deviations of the coefficients [P]
     damage: FloatArray  # of the records [N]
     variance: FloatArray  # of `damage` around the model [N]
     factor: FloatArray  # upper triangular [P, P]: factor.T @ factor is the posterior precision
@@ -114,10 +115,10 @@ class ScoreModel:
         logarithmic, scale, misfit = self._chosen
         reference, damage, noise = self._damages(logarithmic)
         variance = noise + misfit**2
-        precision = features.T / variance @ features + np.diag(1 / (scale * self._prior) ** 2)
-        return _Fit(
-            logarithmic, reference, scale, misfit, damage, variance, np.asarray(np.linalg.cholesky(precision).T)
-        )
+        prior = scale * self._prior
+        precision = features.T / variance @ features + np.diag(1 / prior**2)
+        factor = np.asarray(np.linalg.cholesky(precision).T)
+        return _Fit(logarithmic, reference, misfit, features, prior, damage, variance, factor)
 
     def _most_evident(self, features: FloatArray) -> tuple[bool, float, float]:
         """Link, scale and misfit with the largest marginal likelihood of the scores, coefficients of either sign."""
@@ -163,6 +164,7 @@ class Posterior:
 
     def __init__(self, model: ScoreModel, fit: _Fit) -> None:
         self._model, self._fit = model, fit
+        self._records = tuple(model._records)  # the model may learn more
 
     def sample(self, generator: np.random.Generator, temperature: float = 1.0) -> Damages:
         """The damages for one draw of the coefficients; at temperature 0, for the likeliest ones.
@@ -178,15 +180,15 @@ class Posterior:
         The model's prediction, moved towards the record's own score by the share of the residual that is not
         sampling error.
         """
-        fit, features = self._fit, np.array(self._model._rows)
+        fit = self._fit
         generator = np.random.default_rng(0)
-        drawn = np.stack([features @ self._coefficients(generator, 1.0) for _ in range(SAMPLES)])
+        drawn = np.stack([fit.features @ self._coefficients(generator, 1.0) for _ in range(SAMPLES)])
         mean, share = drawn.mean(axis=0), fit.misfit**2 / fit.variance
         value = mean + share * (fit.damage - mean)
         deviation = np.sqrt(drawn.var(axis=0) * (1 - share) ** 2 + share * (fit.variance - fit.misfit**2))
         scores = self.score_of(value)
         spread = deviation * (scores if fit.logarithmic else 1.0)
-        return list(zip(self._model._records, scores.tolist(), spread.tolist(), strict=True))
+        return list(zip(self._records, scores.tolist(), spread.tolist(), strict=True))
 
     def score_of(self, damage: FloatArray) -> FloatArray:
         """The score of a damage [...]."""
@@ -195,14 +197,13 @@ class Posterior:
 
     def _coefficients(self, generator: np.random.Generator, temperature: float) -> FloatArray:
         """A draw [P], >= 0."""
-        fit, model = self._fit, self._model
-        features, prior = np.array(model._rows), fit.scale * model._prior
+        fit, prior = self._fit, self._fit.prior
         damage = fit.damage + temperature * np.sqrt(fit.variance) * generator.standard_normal(len(fit.damage))
         centre = temperature * prior * generator.standard_normal(len(prior))
         from scipy.optimize import nnls  # here: it takes a while to import, and short searches need none
 
         with _one_thread():
-            right = features.T @ (damage / fit.variance) + centre / prior**2
+            right = fit.features.T @ (damage / fit.variance) + centre / prior**2
             target = np.linalg.solve(fit.factor.T, right)
             try:
                 return np.asarray(nnls(fit.factor, target, maxiter=30 * len(prior))[0])

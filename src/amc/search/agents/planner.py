@@ -72,16 +72,14 @@ class PlannerAgent(PlannedAgent):
 
     def begin_episode(self, episode: int, attempt: int) -> None:
         """Plan an episode."""
-        dense = self._task.problem.dense
         if episode == 0 and attempt == 0:
-            # Under a budget the uniform policy; else the dense network, which meets every limit on accuracy.
-            start = self.surface.uniform() if self.surface.bounded else np.ones(len(dense))
-            self.plan = (1.0 - start).tolist()
+            fractions = self.surface.start()
         elif episode + self._earlier < self.config.warmup_episodes or not self._records:
-            self.plan = (1.0 - self.surface.sample(self._generator)).tolist()
+            fractions = self.surface.sample(self._generator)
         else:
-            keep = np.array(self._planned(self._temperature(episode) + REPEATED * attempt))
-            self.plan = (1.0 - keep / dense).tolist()
+            keep = self._planned(self._temperature(episode) + REPEATED * attempt)
+            fractions = np.array(keep) / self._task.problem.dense
+        self.plan = (1.0 - fractions).tolist()
 
     def end_episode(self, rollout: Rollout, record: EpisodeRecord) -> None:
         """Learn from the record. A failed episode teaches nothing."""
