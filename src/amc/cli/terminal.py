@@ -17,6 +17,7 @@ from rich.table import Table
 from amc.report.finalists import finalists_sentence
 from amc.report.guarantee import guarantee_verdict
 from amc.report.schedule import schedule_rows
+from amc.report.stopping import stop_sentence
 from amc.report.tables import (
     budget_lines,
     format_bytes,
@@ -97,9 +98,9 @@ def _show_search(console: Console, summary: Mapping[str, Any]) -> None:
         what = f"best of {count}, median {format_score(baseline.get('median'))}" if count > 1 else "one policy"
         left = _left_of(baseline, summary)
         _show_line(console, name, f"{format_score(baseline.get('score'))}{left} ({what})")
-    sentence = finalists_sentence(summary)
-    if sentence:
-        _show_line(console, "finalists", sentence)
+    for label, sentence in (("finalists", finalists_sentence(summary)), ("search", stop_sentence(summary))):
+        if sentence:
+            _show_line(console, label, sentence)
     if summary.get("seconds") is not None:
         _show_line(console, "scoring", format_seconds(summary["seconds"]))
 

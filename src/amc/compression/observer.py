@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from amc.recovery import EpochRecord, StepRecord
+from amc.report.stopping import sentence_of
 from amc.search import EpisodeRecord, EpisodeTiming
 from amc.structure import Certificate, Structure
 
@@ -41,7 +42,10 @@ class Observer:
         """The search begins, with so many episodes for each agent."""
 
     def episode(self, agent: str, record: EpisodeRecord, timing: EpisodeTiming) -> None:
-        """One more policy is scored, or read from the journal of a search that is resumed."""
+        """One more policy is scored, or read from the journal of a search that is resumed.
+
+        `record.stopped` says why this episode is the last one, where that was not planned.
+        """
 
     def training_step(self, step: StepRecord) -> None:
         """One more step of fine-tuning is done."""
@@ -75,6 +79,8 @@ class LogObserver(Observer):
             LOG.warning("%s episode %d failed: %s", agent, record.episode, record.error)
         else:
             LOG.info("%s episode %d: score %.6g, reward %.6g", agent, record.episode, record.score, record.reward)
+        if record.stopped is not None:
+            LOG.info("%s %s", agent, sentence_of(record.stopped.to_json(), record.episode + 1))
 
     def training_step(self, step: StepRecord) -> None:
         LOG.debug("step %d of %d: loss %.6g, lr %.6g", step.step, step.total_steps, step.loss, step.lr)

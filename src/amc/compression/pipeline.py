@@ -40,6 +40,7 @@ from amc.search import (
     RewardFunction,
     SearchResult,
     SearchTask,
+    StopRules,
     agent_config,
     create_agent,
     get_reward,
@@ -319,6 +320,7 @@ def _run_agent(
         on_episode=on_episode,
         reward=job.reward,
         origin=job.origin,
+        rules=StopRules(config.seconds, config.patience if name == config.agent else None),
     )
 
 

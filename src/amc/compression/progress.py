@@ -11,6 +11,7 @@ from rich.progress import Progress as Bar
 
 from amc.compression.observer import LogObserver, Observer, Together
 from amc.recovery import EpochRecord, StepRecord
+from amc.report.stopping import sentence_of
 from amc.report.tables import format_count, format_score
 from amc.run.settings.scores import NamedScore
 from amc.search import EpisodeRecord, EpisodeTiming
@@ -94,10 +95,12 @@ class ProgressBar(Observer):
         score = _short(record.score)
         note = f"score {score}  best {_score_of(best)}{at}  MACs {self._macs_left(record)}"
         self._advance(f"  {agent}", total, record.episode + 1, note)
-        last = record.episode + 1 == total
+        last = record.episode + 1 == total or record.stopped is not None
         if last or (not self.console.is_terminal and (record.episode + 1) % PLAIN_EVERY == 0):
             left = f" at {self._macs_left(best)} of the MACs" if best else ""
             self._say(f"{agent} {record.episode + 1}/{total}: best {_score_of(best)}{left}, last {score}")
+        if record.stopped is not None:
+            self._say(f"{agent} {sentence_of(record.stopped.to_json(), record.episode + 1)}")
         if record.error is not None:
             self._say(f"episode {record.episode} failed: {record.error}", style="yellow")
 

@@ -22,7 +22,9 @@ from amc.run.settings import (
     Ranking,
     check_rules,
     convert_types_,
+    format_duration,
     option,
+    parse_duration,
 )
 from amc.run.settings.scores import DEFAULT, get_score
 
@@ -81,7 +83,16 @@ class SearchConfig:
     agent_options: tuple[str, ...] = option(  # or, in Python, a mapping
         (), panel=Panel.SEARCH, name="agent_option", help="A setting of the agent, NAME=VALUE (repeat).",
     )  # fmt: skip
-    episodes: int = option(400, panel=Panel.SEARCH, help="Policies to score.")
+    episodes: int = option(400, panel=Panel.SEARCH, help="Policies to score, at most.")
+    time_limit: str | None = option(  # in Python also a number of seconds; kept in seconds, as "1800s"
+        None, panel=Panel.SEARCH,
+        help="Stop proposing and scoring policies after this time: 90s, 30m or 1.5h, over all sessions. Preparation, "
+        "baselines and the end of the search are not counted.",
+    )  # fmt: skip
+    patience: int | None = option(
+        None, panel=Panel.SEARCH,
+        help="Stop once this many policies in a row were not better and nothing better is expected.",
+    )  # fmt: skip
     seed: int = option(0, panel=Panel.SEARCH, help="The same seed gives the same search.")
     baselines: tuple[str, ...] = option(  # "none" and the agent itself are left out
         ("uniform",), panel=Panel.SEARCH, name="baseline",
@@ -160,6 +171,8 @@ class SearchConfig:
         if isinstance(self.agent_options, Mapping):
             written = tuple(f"{name}={json.dumps(value)}" for name, value in self.agent_options.items())
             object.__setattr__(self, "agent_options", written)
+        if self.time_limit is not None:
+            object.__setattr__(self, "time_limit", format_duration(parse_duration(self.time_limit, "time-limit")))
         convert_types_(self)
         baselines = tuple(name for name in self.baselines if name not in (NO_BASELINE, self.agent))
         object.__setattr__(self, "baselines", baselines)
@@ -190,6 +203,7 @@ class SearchConfig:
             "runtime": (self.runtime is None or self.runtime in RUNTIMES, f"one of {', '.join(RUNTIMES)}"),
             "latency_threads": (self.latency_threads >= 1, "at least 1"),
             "episodes": (self.episodes >= 1, "at least 1"),
+            "patience": (self.patience is None or self.patience >= 1, "at least 1"),
             "finalists": (self.finalists >= 0, "at least 0"),
             "seed": (0 <= self.seed <= MAX_SEED, "at least 0 and below 2^63"),
             "round_to": (self.round_to is None or self.round_to >= 1, "at least 1"),
@@ -251,6 +265,11 @@ class SearchConfig:
 
         assert self.budget is not None
         return () if self.budget == NO_BUDGET else parse_budgets(self.budget)
+
+    @property
+    def seconds(self) -> float | None:
+        """The time limit in seconds; None without one."""
+        return None if self.time_limit is None else parse_duration(self.time_limit, "time-limit")
 
     @property
     def metric(self) -> Metric:

@@ -60,6 +60,9 @@ def summarise(
         "certificate": job.certificate.to_json() if job.certificate else None,
         "environment": environment(),
     }
+    stop = results[config.agent].stopped
+    if stop is not None:
+        result["stopped"] = stop.to_json()
     result = merged(result, choice.summary)
     result["warnings"] += choice.warnings
     if not choice.trials:  # with trials, the reward alone does not decide

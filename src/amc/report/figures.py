@@ -119,5 +119,7 @@ def _first(record: RunRecord) -> int:
 
 
 def _planned(record: RunRecord) -> int:
+    if record.episodes and record.episodes[-1].stopped is not None:
+        return len(record.episodes)
     planned = record.config.get("episodes")
     return planned if isinstance(planned, int) else len(record.episodes)

@@ -17,6 +17,7 @@ from amc.report.figures import is_percent
 from amc.report.finalists import finalists_sentence
 from amc.report.guarantee import guarantee_verdict
 from amc.report.record import RunRecord, load_record
+from amc.report.stopping import stop_sentence
 from amc.report.tables import budget_lines, part_of, records_of, summary_table
 from amc.report.words import words_of
 from amc.run import files
@@ -67,6 +68,7 @@ def _context(record: RunRecord) -> dict[str, object]:
         "words": words_of(summary.get("method")),
         "title": sections.title_of(summary),
         "subtitle": sections.subtitle(summary),
+        "stopped": stop_sentence(summary),
         "finished": bool(record.summary),
         "tiles": sections.tiles(dense, slim, percent=is_percent(record)) if record.summary else [],
         "budgets": budget_lines(summary),

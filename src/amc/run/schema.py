@@ -47,7 +47,8 @@ CONFIG = fields(
         **dict.fromkeys(("device_url", "token_file", "parent", "weights_digest", "weights_sha256"), optional(text)),
         **dict.fromkeys(("episodes", "latency_threads", "calibration_images"), positive),
         **dict.fromkeys(("seed", "keep_sets", "finalists"), count),
-        **dict.fromkeys(("round_to", "search_images", "image_size"), optional(positive)),
+        **dict.fromkeys(("round_to", "search_images", "image_size", "patience"), optional(positive)),
+        "time_limit": optional(text),
         "bn_images": optional(count),
         **dict.fromkeys(("max_drop",), optional(number)),
         **dict.fromkeys(("confidence", "max_sparsity", "max_sparsity_linear", "recover_time"), number),
@@ -104,6 +105,13 @@ _RECOVERY = fields(
         **dict.fromkeys(("distance_before", "distance_after"), optional(number)),
     }
 )  # fmt: skip
+_STOP = fields(
+    {
+        "reason": text, "planned": positive, "seconds": optional(number), "stale": optional(positive),
+        "expected_gain": optional(number),
+    },
+    needed=("reason", "planned"),
+)  # fmt: skip
 _ROUND = fields({"fraction": number, "run": text, **dict.fromkeys(("macs", "params", "size", "score"), number)})
 
 SUMMARY = fields(
@@ -127,6 +135,7 @@ SUMMARY = fields(
         "latency": optional(_LATENCY),
         "candidates": optional(many(_CANDIDATE)),
         "finalists": optional(_FINALISTS),
+        "stopped": optional(_STOP),
         "recovery": optional(_RECOVERY),
         "schedule": optional(many(number)),
         "rounds": optional(many(_ROUND)),
@@ -174,6 +183,8 @@ EPISODE = fields(
         "reward": optional(number),
         "error": optional(text),
         "standard_error": optional(number),
+        "progress": optional(number),
+        "stopped": optional(_STOP),
     }
 )
 HEADER = fields({"journal": positive, "seed": whole, "agent": text, "decisions": text, "settings": table(anything)})

@@ -17,7 +17,7 @@ from amc.search.agents import (
 from amc.search.bounds import SURFACE_FLOOR, Bounds
 from amc.search.budget import Budget, Metric, parse_budgets
 from amc.search.environment import PruningEnv, Rollout, Transition, roll_out
-from amc.search.journal import EpisodeRecord, Journal, JournalContent, load_journal, read_journal
+from amc.search.journal import EpisodeRecord, Journal, JournalContent, Stop, load_journal, read_journal
 from amc.search.judging import judged, rewarded
 from amc.search.loop import EpisodeTiming, SearchResult, search
 from amc.search.problem import CostFunction, Decision, LayerFeatures, Problem
@@ -33,6 +33,7 @@ from amc.search.rewards import (
     reward_name,
     rewarded_metric,
 )
+from amc.search.stopping import Foresighted, StopRules
 
 __all__ = [
     "AGENTS",
@@ -49,6 +50,7 @@ __all__ = [
     "Decision",
     "EpisodeRecord",
     "EpisodeTiming",
+    "Foresighted",
     "Journal",
     "JournalContent",
     "LayerFeatures",
@@ -64,6 +66,8 @@ __all__ = [
     "SearchResult",
     "SearchTask",
     "SmallestWithin",
+    "Stop",
+    "StopRules",
     "Transition",
     "UniformAgent",
     "agent_config",

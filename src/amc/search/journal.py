@@ -1,10 +1,14 @@
 """The journal of a search: one JSON line per episode, on disk before the next episode begins.
 
-A killed search resumes from the journal. The journal holds no wall-clock time: the same seed gives the same bytes on
-one kind of processor, with the same versions and threads. The first line is the header. It identifies the problem, the
-agent and the seed. It also records the origin: versions, threads and instruction set, the dense score, and digests of
-the data. A search that resumes in another environment adds a line with that environment. Every line ends with a digest
-of itself and all lines before it, which detects a changed, moved or missing line.
+A killed search resumes from the journal. Without a time limit the journal holds no wall-clock time: the same seed gives
+the same bytes on one kind of processor, with the same versions and threads. With a limit it holds the used share of the
+time, so that a resumed search does not look at the clock for what is recorded. The last line says if a search stopped
+before its last episode.
+
+The first line is the header. It identifies the problem, the agent and the seed. It also records the origin: versions,
+threads and instruction set, the dense score, and digests of the data. A search that resumes in another environment adds
+a line with that environment. Every line ends with a digest of itself and all lines before it, which detects a changed,
+moved or missing line.
 """
 
 import hashlib
@@ -12,7 +16,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,8 +26,37 @@ from amc.run.lines import append_line, is_full, repair, whole_lines
 from amc.run.schema import EPISODE
 from amc.run.settings.scores import ScoreKind
 
+TIME_LIMIT, PATIENCE = "time limit", "patience"  # what ends a search before its last episode
+
 VERSION = 2  # version 1 has no digests, and no origin in its header
 _SEAL = re.compile(rb', "sum": "([0-9a-f]{16})"\}\Z')
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Why a search ended before its last episode."""
+
+    reason: str  # `TIME_LIMIT` or `PATIENCE`
+    planned: int  # episodes
+    seconds: float | None = None  # the time limit, if that is the reason
+    stale: int | None = None  # with patience: the number of last episodes, none of which was better
+    expected_gain: float | None = (
+        None  # with patience: of reward, that the agent's model still expected; None: no model
+    )
+
+    def __post_init__(self) -> None:
+        if self.reason not in (TIME_LIMIT, PATIENCE):
+            raise ValueError(f"a search stops for {TIME_LIMIT!r} or {PATIENCE!r}, not for {self.reason!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields that are known."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """From the fields. Raises ValueError for an unknown reason."""
+        seconds, gain = (_float_or_none(fields.get(name)) for name in ("seconds", "expected_gain"))
+        return cls(fields["reason"], fields["planned"], seconds, fields.get("stale"), gain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +70,16 @@ class EpisodeRecord:
     reward: float | None
     error: str | None = None  # why it failed, one line
     standard_error: float | None = None  # of the score's difference from the dense score; None: not known
+    progress: float | None = None  # the share of the time limit that is used after its score, in [0, 1]; None: no limit
+    stopped: Stop | None = None  # the search ended after this episode, before the last one
 
     def __post_init__(self) -> None:
         if (self.score is None) != (self.error is not None) or (self.score is None) != (self.reward is None):
             raise ValueError(f"episode {self.episode} must have either a score and a reward, or an error")
         if self.standard_error is not None and (self.score is None or self.standard_error < 0):
             raise ValueError(f"episode {self.episode} has a standard error of {self.standard_error} for no score")
+        if self.progress is not None and not 0 <= self.progress <= 1:
+            raise ValueError(f"episode {self.episode} has a progress of {self.progress}, which must be in [0, 1]")
 
     def __repr__(self) -> str:
         outcome = self.error if self.score is None else f"score {self.score:.4f}, reward {self.reward:.4f}"
@@ -65,6 +102,10 @@ class EpisodeRecord:
             fields["error"] = self.error
         if self.standard_error is not None:
             fields["standard_error"] = self.standard_error
+        if self.progress is not None:
+            fields["progress"] = self.progress
+        if self.stopped is not None:
+            fields["stopped"] = self.stopped.to_json()
         return json.dumps(fields, allow_nan=False)
 
     @classmethod
@@ -81,6 +122,8 @@ class EpisodeRecord:
                 reward=_float_or_none(fields["reward"]),
                 error=fields.get("error"),
                 standard_error=_float_or_none(fields.get("standard_error")),
+                progress=_float_or_none(fields.get("progress")),
+                stopped=Stop.from_json(fields["stopped"]) if fields.get("stopped") else None,
             )
         except KeyError as error:
             raise ValueError(f"has no {error.args[0]}") from None

@@ -1,10 +1,9 @@
 """The episode loop: propose a policy, score it, append it to the journal, learn from it.
 
 A resumed search replays the journal through the agent with the recorded scores, then continues. Its result equals that
-of an uninterrupted search with the same seed.
+of an uninterrupted search with the same seed; with a time limit, of one that took as long.
 """
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +13,11 @@ from amc.errors import EvaluationError, ResourceError, RunError
 from amc.search.agents.base import Agent
 from amc.search.bounds import SURFACE_FLOOR, Bounds
 from amc.search.environment import Rollout, roll_out
-from amc.search.journal import EpisodeRecord, Journal
+from amc.search.journal import EpisodeRecord, Journal, Stop
 from amc.search.judging import REWARD_FAULT, Score, judged, rewarded
 from amc.search.problem import Problem
 from amc.search.rewards import Outcome, RewardFunction, check_costs, r_err, reward_name
+from amc.search.stopping import StopRules
 
 MAX_ATTEMPTS = 10  # proposals per episode until one is a new policy
 HOPELESS_AFTER = 10  # the search stops if this many first episodes all fail
@@ -55,10 +55,16 @@ class SearchResult:
         """The number of episodes that failed."""
         return sum(record.error is not None for record in self.episodes)
 
+    @property
+    def stopped(self) -> Stop | None:
+        """Why the search ended before its last episode; None if it did not."""
+        return self.episodes[-1].stopped
+
     def __repr__(self) -> str:
         failed = f", {self.failed} failed" if self.failed else ""
         episodes = f"{len(self.episodes)} episode{'s' * (len(self.episodes) != 1)}"
-        return f"SearchResult({episodes}{failed}; best: {self.best})"
+        stopped = f", stopped: {self.stopped.reason}" if self.stopped else ""
+        return f"SearchResult({episodes}{failed}{stopped}; best: {self.best})"
 
 
 OnEpisode = Callable[[EpisodeRecord, EpisodeTiming], None]
@@ -76,8 +82,9 @@ def search(
     reward: RewardFunction = r_err,
     floor: float | None = SURFACE_FLOOR,
     origin: Mapping[str, Any] | None = None,
+    rules: StopRules | None = None,
 ) -> SearchResult:
-    """Run `episodes` episodes, or the agent's `max_episodes` if that is fewer.
+    """Run `episodes` episodes, or the agent's `max_episodes` if that is fewer, or until `rules` end the search.
 
     `score` maps a policy (keep counts in the order of the decisions) to a finite number, higher is better. It is
     called once per distinct policy. If it raises an error or returns anything else, the episode is recorded as failed
@@ -93,7 +100,7 @@ def search(
         raise ValueError(f"episodes must be at least 1, got {episodes}")
     if agent.max_episodes is not None:
         episodes = min(episodes, agent.max_episodes)
-    loop = _Loop(problem, score, agent, reward, Bounds(problem, floor=floor))
+    loop = _Loop(problem, score, agent, reward, Bounds(problem, floor=floor), rules or StopRules(), episodes)
     header = _header(problem, agent, seed, floor, reward)
     journal = None if journal_path is None else Journal(journal_path, header, origin)
     recorded = () if journal is None else journal.records
@@ -113,30 +120,58 @@ def search(
         if on_episode is not None:
             on_episode(record, timing)
         loop.check_hope()
+        if record.stopped is not None:
+            break
+    if len(recorded) > episode + 1:
+        raise RunError(
+            f"journal {journal_path} goes on after episode {episode}, where the search stopped; delete the lines after "
+            "that episode, then resume"
+        )
     return loop.result()
 
 
 class _Loop:
     """The state of a search in progress."""
 
-    def __init__(self, problem: Problem, score: Score, agent: Agent, reward: RewardFunction, bounds: Bounds) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        score: Score,
+        agent: Agent,
+        reward: RewardFunction,
+        bounds: Bounds,
+        rules: StopRules,
+        episodes: int,
+    ) -> None:
         self._problem, self._score, self._agent = problem, score, agent
         self._reward, self._bounds = reward, bounds
+        self._rules, self._episodes = rules, episodes
         check_costs(reward, problem.policy_costs(problem.dense.tolist()))
         self._records: list[EpisodeRecord] = []
         self._known: dict[tuple[int, ...], EpisodeRecord] = {}
+        self._learning = 0.0  # seconds since the latest record, which the next one counts
 
     def run_episode(self, episode: int, replayed: EpisodeRecord | None) -> tuple[EpisodeRecord, EpisodeTiming]:
-        """Propose a policy, score it (or read its score from the journal) and learn."""
-        began = time.perf_counter()
+        """Propose a policy, score it (or read its score from the journal) and learn.
+
+        After a new episode the stop rules decide whether the search ends. A recorded one says it.
+        """
+        clock = self._rules.clock
+        began = clock()
         rollout = self._propose(episode)
-        proposed = time.perf_counter()
+        proposed = clock()
         record = self._replay(rollout, replayed) if replayed is not None else self._judge(episode, rollout.keep_counts)
-        judged = time.perf_counter()
+        judged = clock()
+        if replayed is None:
+            record = self._timed(record, self._learning + judged - began)
         self._known.setdefault(record.keep, record)
         self._records.append(record)
         self._agent.end_episode(rollout, record)
-        learned = time.perf_counter()
+        if replayed is None:
+            stop = self._rules.stop(self._records, self._episodes, self._agent)
+            record = self._records[-1] = replace(record, stopped=stop)
+        learned = clock()
+        self._learning = learned - judged
         timing = EpisodeTiming(
             agent=proposed - began + learned - judged,
             score=0.0 if replayed is not None else judged - proposed,
@@ -184,6 +219,11 @@ class _Loop:
         if policy in self._known:
             return replace(self._known[policy], episode=episode)
         return judged(self._problem, self._score, self._reward, policy, episode)
+
+    def _timed(self, record: EpisodeRecord, seconds: float) -> EpisodeRecord:
+        """The record with the used share of the time limit, after so many seconds since the one before."""
+        before = self._records[-1].progress if self._records else None
+        return replace(record, progress=self._rules.progress(before, seconds))
 
     def _replay(self, rollout: Rollout, record: EpisodeRecord) -> EpisodeRecord:
         """The journal's record. Raises RunError if the agent proposes another policy than the recorded one."""

@@ -57,7 +57,10 @@ def _left_in_search(run: RunDir, episodes: int) -> str:
     if not journals:
         return f"no episode was scored yet; {resume} starts the search again"
     journal = run.file(files.JOURNAL)
-    scored = len(load_journal(journal).records) if journal.exists() else 0
+    records = load_journal(journal).records if journal.exists() else ()
+    scored = len(records)
+    if records and records[-1].stopped is not None:
+        return f"the search has stopped, as asked, after {scored} of {episodes} episodes; {resume} writes its result"
     if scored >= episodes:
         return f"all {episodes} episodes are scored, the result is not written yet; {resume} goes on"
     return f"{scored} of {episodes} episodes are stored; {resume} goes on"

@@ -3,6 +3,7 @@
 Imports neither torch nor NumPy, so that the command line can show its help without them.
 """
 
+from amc.run.settings.durations import format_duration, parse_duration
 from amc.run.settings.finetuning import CandidateConfig, FineTuneConfig, OptimiserName, PrecisionName, SessionConfig
 from amc.run.settings.given import Given, from_keywords
 from amc.run.settings.limits import CONFIDENCE, MAX_SPARSITY, MAX_SPARSITY_LINEAR, Ranking
@@ -32,8 +33,10 @@ __all__ = [
     "argument",
     "check_rules",
     "convert_types_",
+    "format_duration",
     "from_keywords",
     "option",
     "options_of",
+    "parse_duration",
     "parse_schedule",
 ]

@@ -35,7 +35,9 @@ class _Kind:
 
 _KINDS: Mapping[str, _Kind] = {
     "planner": _Kind(PlannerConfig, PlannerAgent),
-    "ddpg": _Kind(DDPGConfig, lambda task, config: DDPGAgent(task.problem, config, seed=task.seed)),
+    "ddpg": _Kind(
+        DDPGConfig, lambda task, config: DDPGAgent(task.problem, config, seed=task.seed, episodes=task.episodes)
+    ),
     "random": _Kind(NoOptions, lambda task, _: RandomAgent(task.problem, seed=task.seed)),
     "uniform": _Kind(NoOptions, lambda task, _: UniformAgent(task.problem)),
     "shallow": _Kind(NoOptions, lambda task, _: RampAgent(task.problem, "shallow")),

@@ -58,8 +58,8 @@ class AroundBestAgent(BestSoFarAgent):
         """The settings."""
         return asdict(self._config)
 
-    def vary(self, best: tuple[int, ...], episode: int, attempt: int) -> FloatArray:
+    def vary(self, best: tuple[int, ...], reached: float, attempt: int) -> FloatArray:
         """Keep fractions [groups] near the best policy's."""
         c = self._config
-        sigma = min(LARGEST, c.sigma * c.noise_decay ** (episode - c.warmup_episodes) * ATTEMPT_GROWTH**attempt)
+        sigma = min(LARGEST, c.sigma * c.noise_decay ** (reached - c.warmup_episodes) * ATTEMPT_GROWTH**attempt)
         return perturbed(self.problem, self.surface, best, sigma=sigma, groups=c.groups, generator=self.generator)

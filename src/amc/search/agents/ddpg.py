@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from amc.run.settings import check_rules, convert_types_
 from amc.search.agents.base import SearchTask, Setting
 from amc.search.agents.exploring import ATTEMPT_GROWTH, decay_of, perturbed, truncated_normal, warmup_of
+from amc.search.agents.schedule import Schedule
 from amc.search.bounds import Bounds
 from amc.search.environment import FEATURES, Observation, Rollout, roll_out
 from amc.search.journal import EpisodeRecord
@@ -178,8 +179,10 @@ class DDPGAgent:
     name = "ddpg"
     max_episodes = None
 
-    def __init__(self, problem: Problem, config: DDPGConfig, *, seed: int) -> None:
+    def __init__(self, problem: Problem, config: DDPGConfig, *, seed: int, episodes: int = 1) -> None:
+        """`episodes`: of the search; needed only with a time limit, see `Schedule`."""
         self.config = config
+        self._schedule = Schedule(episodes)
         self.surface = Surface(problem)
         self._problem, self._bounds = problem, Bounds(problem)
         self._generator = np.random.default_rng(seed)
@@ -187,7 +190,7 @@ class DDPGAgent:
         self._learner.aim_at(float(1.0 - self.surface.uniform().mean()))
         self.replay, self.mean_action = self._learner.replay, self._learner.mean_action
         self._plan: list[float] = []
-        self._episode = 0
+        self._reached = 0.0  # point of the schedule
         self._best: tuple[float, tuple[int, ...]] | None = None
 
     def settings(self) -> dict[str, Setting]:
@@ -199,19 +202,19 @@ class DDPGAgent:
 
     def begin_episode(self, episode: int, attempt: int) -> None:
         """Plan an episode."""
-        self._episode = episode
+        self._reached = self._schedule.reached(episode)
         if episode == 0 and attempt == 0 and (self.config.uniform_first or not self.surface.bounded):
             fractions = self.surface.start()
-        elif episode < self.config.warmup_episodes or self._best is None:
+        elif self._reached < self.config.warmup_episodes or self._best is None:
             fractions = self.surface.sample(self._generator)
         else:
-            fractions = self._explore(self._best[1], episode, attempt)
+            fractions = self._explore(self._best[1], attempt)
         self._plan = (1.0 - fractions).tolist()
 
-    def _explore(self, best: tuple[int, ...], episode: int, attempt: int) -> FloatArray:
+    def _explore(self, best: tuple[int, ...], attempt: int) -> FloatArray:
         """Keep fractions [groups] near the best policy, or near the actor's."""
         c, draw = self.config, self._generator
-        sigma = min(1.0, c.sigma * c.noise_decay ** (episode - c.warmup_episodes) * ATTEMPT_GROWTH**attempt)
+        sigma = min(1.0, c.sigma * c.noise_decay ** (self._reached - c.warmup_episodes) * ATTEMPT_GROWTH**attempt)
         if draw.random() < c.elite_fraction:
             near = sigma * c.elite_sigma
             return perturbed(self._problem, self.surface, best, sigma=near, groups=c.elite_groups, generator=draw)
@@ -230,13 +233,14 @@ class DDPGAgent:
 
     def end_episode(self, rollout: Rollout, record: EpisodeRecord) -> None:
         """Store the executed transitions and, after the warm-up, learn. Skips a failed episode."""
+        self._schedule.note(record)
         reward = record.reward
         if reward is None:
             return
         if self._best is None or reward > self._best[0]:
             self._best = (reward, rollout.keep_counts)
         self._learner.store(rollout, reward)
-        if self._episode >= self.config.warmup_episodes - 1:
+        if self._reached >= self.config.warmup_episodes - 1:
             self._learner.learn(self.config.updates_per_episode)
 
 
@@ -252,12 +256,12 @@ class PaperDDPGAgent:
     max_episodes = None
 
     def __init__(self, task: SearchTask, config: PaperDDPGConfig) -> None:
-        self._config = config
+        self._config, self._schedule = config, Schedule(task.episodes)
         self._largest = 1.0 - task.problem.least / task.problem.dense  # sparsities [groups]
         self._generator = np.random.default_rng(task.seed)
         self._learner = ActorCritic(config, self._generator, seed=task.seed)
         self._plan: list[float] = []  # of a random episode
-        self._episode, self._sigma = 0, config.sigma
+        self._reached, self._sigma = 0.0, config.sigma  # point of the schedule, and the noise there
 
     def settings(self) -> dict[str, Setting]:
         """The hyperparameters."""
@@ -266,9 +270,10 @@ class PaperDDPGAgent:
     def begin_episode(self, episode: int, attempt: int) -> None:
         """Draw a random episode, or set the noise of the actor's."""
         c = self._config
-        self._episode = episode
-        self._plan = self._generator.uniform(0.0, self._largest).tolist() if episode < c.warmup_episodes else []
-        self._sigma = c.sigma * c.noise_decay ** (episode - c.warmup_episodes)
+        self._reached = self._schedule.reached(episode)
+        random = self._reached < c.warmup_episodes
+        self._plan = self._generator.uniform(0.0, self._largest).tolist() if random else []
+        self._sigma = c.sigma * c.noise_decay ** (self._reached - c.warmup_episodes)
 
     def act(self, observation: Observation) -> float:
         """The sparsity of the next group."""
@@ -282,10 +287,11 @@ class PaperDDPGAgent:
 
     def end_episode(self, rollout: Rollout, record: EpisodeRecord) -> None:
         """Store the executed transitions and, after the warm-up, learn. Skips a failed episode."""
+        self._schedule.note(record)
         if record.reward is None:
             return
         self._learner.store(rollout, record.reward)
-        if self._episode >= self._config.warmup_episodes - 1:
+        if self._reached >= self._config.warmup_episodes - 1:
             self._learner.learn(len(rollout.transitions))
 
 

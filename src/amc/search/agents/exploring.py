@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 
 from amc.search.agents.base import PlannedAgent, SearchTask
+from amc.search.agents.schedule import Schedule
 from amc.search.environment import Rollout
 from amc.search.journal import EpisodeRecord
 from amc.search.problem import FloatArray, Problem
@@ -28,29 +29,32 @@ class BestSoFarAgent(PlannedAgent, ABC):
     """
 
     def __init__(self, task: SearchTask, *, warmup: int) -> None:
-        """`warmup`: episodes before the first variation."""
+        """`warmup`: episodes before the first variation, in the `Schedule` of the search."""
         super().__init__(task.problem)
         self.problem = task.problem
         self.generator = np.random.default_rng(task.seed)
         self.warmup = warmup
+        self._schedule = Schedule(task.episodes)
         self._best: tuple[float, tuple[int, ...]] | None = None  # reward and policy
 
     def begin_episode(self, episode: int, attempt: int) -> None:
         """Plan an episode."""
+        reached = self._schedule.reached(episode)
         if episode == 0 and attempt == 0:
             fractions = self.surface.start()
-        elif episode < self.warmup or self._best is None:
+        elif reached < self.warmup or self._best is None:
             fractions = self.surface.sample(self.generator)
         else:
-            fractions = self.vary(self._best[1], episode, attempt)
+            fractions = self.vary(self._best[1], reached, attempt)
         self.plan = (1.0 - fractions).tolist()
 
     @abstractmethod
-    def vary(self, best: tuple[int, ...], episode: int, attempt: int) -> FloatArray:
-        """Keep fractions [groups] of a variation of the best policy."""
+    def vary(self, best: tuple[int, ...], reached: float, attempt: int) -> FloatArray:
+        """Keep fractions [groups] of a variation of the best policy; `reached`: the point of the `Schedule`."""
 
     def end_episode(self, rollout: Rollout, record: EpisodeRecord) -> None:
         """Remember the best policy. Skips a failed episode."""
+        self._schedule.note(record)
         if record.reward is not None and (self._best is None or record.reward > self._best[0]):
             self._best = (record.reward, rollout.keep_counts)
 

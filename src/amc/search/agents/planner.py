@@ -8,13 +8,15 @@ towards the end of the search they narrow to the likeliest damages. Pure: no tor
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from dataclasses import asdict, dataclass
-from statistics import median
+from statistics import fmean, median
 
 import numpy as np
 
 from amc.run.settings import check_rules, convert_types_
 from amc.search.agents.base import PlannedAgent, SearchTask, Setting
+from amc.search.agents.schedule import Schedule
 from amc.search.environment import Rollout
 from amc.search.journal import EpisodeRecord
 from amc.search.planning import Planner
@@ -22,6 +24,7 @@ from amc.search.problem import FloatArray
 from amc.search.rewards import Outcome
 from amc.search.score_model import Damages, Posterior, ScoreModel
 
+FORESEEN = 8  # draws of the damages in the expected gain
 RUNGS = 8  # costs that a plan without a budget is made for
 STEP = 0.93  # between two costs near the best
 _NAMED = "agent 'planner': "  # begins the errors
@@ -34,7 +37,7 @@ class PlannerConfig:
 
     warmup_episodes: int = 8  # random episodes before the model steers; earlier searches' records count
     temperature: float = 1.0  # of the draws; 1: as uncertain as the model is
-    narrowing: float = 0.5  # the share of the episodes, at the end, over which the temperature falls to 0
+    narrowing: float = 0.5  # the share of the search, at its end, over which the temperature falls to 0
 
     def __post_init__(self) -> None:
         convert_types_(self, _NAMED)
@@ -55,7 +58,7 @@ class PlannerAgent(PlannedAgent):
     def __init__(self, task: SearchTask, config: PlannerConfig | None = None) -> None:
         super().__init__(task.problem)
         self.config = config or PlannerConfig()
-        self._task = task
+        self._task, self._schedule = task, Schedule(task.episodes)
         self._generator = np.random.default_rng(task.seed)
         self._planner = Planner(task.problem)
         self.model = ScoreModel(task.problem, dense_score=task.dense_score, errors=task.errors)
@@ -83,6 +86,7 @@ class PlannerAgent(PlannedAgent):
 
     def end_episode(self, rollout: Rollout, record: EpisodeRecord) -> None:
         """Learn from the record. A failed episode teaches nothing."""
+        self._schedule.note(record)
         self._known.add(record.keep)
         if record.score is not None:
             self.model.add(record)
@@ -99,13 +103,40 @@ class PlannerAgent(PlannedAgent):
         own = {record.keep for record in self._records}
         return {record.keep: score for record, score, _ in self._fitted().expected() if record.keep in own}
 
+    def expected_gain(self) -> float:
+        """How much more reward the best policy has than the best scored one: what the model expects, at least 0.
+
+        The mean over draws of the damages, each with its own best policy. So it counts where the model is uncertain.
+        Infinite as long as the search is in its warm-up.
+        """
+        if len(self.model) <= self.config.warmup_episodes or not self._records:
+            return math.inf
+        posterior, best = self._fitted(), self._most_expected()
+        generator = np.random.default_rng(0)  # its own: what the agent proposes does not depend on this call
+        draws = (posterior.sample(generator) for _ in range(FORESEEN))
+        return fmean(self._gain(posterior, damages, best) for damages in draws)
+
+    def _gain(self, posterior: Posterior, damages: Damages, best: EpisodeRecord) -> float:
+        """How much more reward the best policy for these damages has than a scored one."""
+        policies = [self._best_for(posterior, damages, best, known=()), best.keep]
+        planned, scored = self._rewards(policies, posterior.score_of(self._planner.damage(damages, np.array(policies))))
+        return max(0.0, planned - scored)
+
+    def _most_expected(self) -> EpisodeRecord:
+        """The record of this search with the highest expected reward."""
+        scores = self.estimates()
+        rewards = self._rewards(list(scores), np.array(list(scores.values())))
+        best = list(scores)[int(np.argmax(rewards))]
+        return next(record for record in self._records if record.keep == best)
+
     def _fitted(self) -> Posterior:
         if self._posterior is None:
             self._posterior = self.model.fit()
         return self._posterior
 
     def _temperature(self, episode: int) -> float:
-        left = (self._task.episodes - 1 - episode) / max(1.0, self.config.narrowing * (self._task.episodes - 1))
+        last = self._task.episodes - 1
+        left = (last - self._schedule.reached(episode)) / max(1.0, self.config.narrowing * last)
         return self.config.temperature * min(1.0, max(0.0, left))
 
     def _planned(self, temperature: float) -> tuple[int, ...]:
@@ -113,17 +144,22 @@ class PlannerAgent(PlannedAgent):
         posterior = self._fitted()
         damages = posterior.sample(self._generator, temperature)
         best = max(self._records, key=lambda record: (record.reward or 0.0, -record.episode))
-        if self.surface.bounded:
-            return self._planner.plan(damages, [best.keep], known=self._known)
-        return self._rewarded(posterior, damages, best)
+        return self._best_for(posterior, damages, best, known=self._known)
 
-    def _rewarded(self, posterior: Posterior, damages: Damages, best: EpisodeRecord) -> tuple[int, ...]:
-        """Without a budget: the least damage at each of several costs, and of these the best expected reward."""
+    def _best_for(
+        self, posterior: Posterior, damages: Damages, best: EpisodeRecord, *, known: Container[tuple[int, ...]]
+    ) -> tuple[int, ...]:
+        """The policy with the least damage within the budget that is not `known`; `best` so far is a start.
+
+        Without a budget: the least damage at each of several costs, and of these the best expected reward.
+        """
+        if self.surface.bounded:
+            return self._planner.plan(damages, [best.keep], known=known)
         problem = self._task.problem
         least, most = (problem.cost(problem.metric, keep) for keep in (problem.least, problem.dense))
         near = problem.cost(problem.metric, best.keep) * STEP ** np.arange(-2, 3)
         limits = np.unique(np.clip(np.concatenate([np.linspace(least, most, RUNGS), near]), least, most))
-        plans = sorted({Planner(problem, limit=float(limit)).plan(damages, known=self._known) for limit in limits})
+        plans = sorted({Planner(problem, limit=float(limit)).plan(damages, known=known) for limit in limits})
         keep = np.array(plans)
         scores = posterior.score_of(self._planner.damage(damages, keep))
         return plans[int(np.argmax(self._rewards(plans, scores)))]

@@ -21,6 +21,7 @@ import numpy as np
 from amc.run.settings import check_rules, convert_types_
 from amc.search.agents.base import PlannedAgent, SearchTask, Setting
 from amc.search.agents.exploring import near_cost, warmup_of
+from amc.search.agents.schedule import Schedule
 from amc.search.environment import Rollout
 from amc.search.journal import EpisodeRecord
 from amc.search.problem import FloatArray, IntArray, Problem
@@ -67,6 +68,7 @@ class SPDYAgent(PlannedAgent):
         super().__init__(task.problem)
         self._config, self._problem = config, task.problem
         self._generator = np.random.default_rng(task.seed)
+        self._schedule = Schedule(task.episodes)
         self._programme = Programme(task.problem, self.surface)
         self._errors = task.errors or tuple(
             (1.0 - np.array(decision.choices) / decision.size) ** 2 for decision in task.problem.decisions
@@ -91,6 +93,7 @@ class SPDYAgent(PlannedAgent):
 
     def end_episode(self, rollout: Rollout, record: EpisodeRecord) -> None:
         """Remember the best weights. Skips a failed episode."""
+        self._schedule.note(record)
         if record.reward is not None and (self._best is None or record.reward > self._best[0]):
             self._best = (record.reward, self._logarithms, record.keep)
 
@@ -99,13 +102,17 @@ class SPDYAgent(PlannedAgent):
         c, draw, groups = self._config, self._generator, len(self._errors)
         if episode == 0:
             return np.zeros(groups)
-        if episode < c.warmup_episodes or self._best is None:
+        if self._warming(episode) or self._best is None:
             return draw.normal(0.0, c.spread, groups)
         moved = draw.random(groups) < c.groups
         moved[draw.integers(groups)] = True
         logarithms = self._best[1].copy()
         logarithms[moved] += draw.normal(0.0, c.step, int(moved.sum()))
         return np.clip(logarithms, -LARGEST, LARGEST)
+
+    def _warming(self, episode: int) -> bool:
+        """Whether the warm-up is not over."""
+        return self._schedule.reached(episode) < self._config.warmup_episodes
 
     def _limit(self, episode: int) -> float | None:
         """Without a budget: the largest cost of this episode's policy. First the dense one, later near the best."""
@@ -115,7 +122,7 @@ class SPDYAgent(PlannedAgent):
         dense = problem.cost(problem.metric, problem.dense)
         if episode == 0:
             return dense
-        if episode < self._config.warmup_episodes or self._best is None:
+        if self._warming(episode) or self._best is None:
             return float(self._generator.uniform(problem.cost(problem.metric, problem.least), dense))
         return near_cost(problem, self._best[2], self._generator)
 

@@ -57,7 +57,7 @@ class SwapsAgent(BestSoFarAgent):
         """The settings."""
         return asdict(self._config)
 
-    def vary(self, best: tuple[int, ...], episode: int, attempt: int) -> FloatArray:
+    def vary(self, best: tuple[int, ...], reached: float, attempt: int) -> FloatArray:
         """Keep fractions [groups] after one or more swaps."""
         draw = self.generator
         cost = None if self.surface.bounded else near_cost(self.problem, best, draw)

@@ -1,0 +1,36 @@
+"""Durations as users write them: seconds, minutes or hours. Pure."""
+
+from __future__ import annotations
+
+import re
+from numbers import Real
+from typing import Any
+
+from amc.errors import AmcError, shown
+
+LONGEST = 1e7  # seconds, almost four months
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([smh]?)\s*", re.ASCII)
+
+
+def parse_duration(value: Any, name: str) -> float:
+    """Seconds, to the millisecond, of "90", "90s", "30m", "1.5h" or a number of seconds.
+
+    Raises AmcError, with the setting's name, for anything else and for no time at all.
+    """
+    seconds = 0.0
+    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
+    if match is not None:
+        seconds = float(match[1]) * _UNITS[match[2]]
+    elif not isinstance(value, bool) and isinstance(value, Real):
+        seconds = float(value)
+    if not 0.001 <= seconds <= LONGEST:
+        raise AmcError(
+            f"{name} must be a time such as 90s, 30m or 1.5h, above 0 and at most {LONGEST:,.0f}s, got {shown(value)}"
+        )
+    return round(seconds, 3)
+
+
+def format_duration(seconds: float) -> str:
+    """The one spelling that settings keep, such as "1800s" or "0.25s"; `parse_duration` gives the same number back."""
+    return f"{seconds:.3f}".rstrip("0").rstrip(".") + "s"

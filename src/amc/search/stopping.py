@@ -1,0 +1,67 @@
+"""What ends a search before its last episode: a time limit, or patience.
+
+The journal keeps the decision: a search that is resumed reads from it how much of the time is used and whether the
+search has stopped. Pure: the clock comes in.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from amc.search.agents.base import Agent
+from amc.search.journal import PATIENCE, TIME_LIMIT, EpisodeRecord, Stop
+
+TOLERANCE = 0.02  # of what the search has gained; less to come is nothing better
+FIRST = 8  # scored policies whose median is where the gain begins
+
+
+@runtime_checkable
+class Foresighted(Protocol):
+    """An agent with a model of the reward, which patience asks before it ends a search."""
+
+    def expected_gain(self) -> float | None:
+        """How much better than the best scored policy the model expects the best policy to be: of reward, at least 0.
+
+        Infinite while it cannot say; None without a model. The call changes nothing that the agent proposes.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StopRules:
+    """When a search ends before its last episode. Both rules wait until a policy has a score."""
+
+    seconds: float | None = None  # of proposing, scoring and learning, over all sessions; None: no limit
+    patience: int | None = None  # episodes without a better policy, at least 1; None: endless
+    clock: Callable[[], float] = time.perf_counter  # seconds
+
+    def __post_init__(self) -> None:
+        if self.seconds is not None and not self.seconds > 0:
+            raise ValueError(f"a time limit must be above 0 seconds, got {self.seconds}")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience must be at least 1 episode, got {self.patience}")
+
+    def progress(self, before: float | None, seconds: float) -> float | None:
+        """The share of the time limit that is used after `seconds` more, in [0, 1]; None without a limit."""
+        return None if self.seconds is None else min(1.0, (before or 0.0) + seconds / self.seconds)
+
+    def stop(self, records: Sequence[EpisodeRecord], episodes: int, agent: Agent) -> Stop | None:
+        """Why a search of `episodes` ends after `records`, of which the agent has learnt; None: it goes on."""
+        rewards = [record.reward for record in records]
+        scored = [reward for reward in rewards if reward is not None]
+        if not scored or len(records) >= episodes:
+            return None
+        if (records[-1].progress or 0.0) >= 1:
+            return Stop(TIME_LIMIT, episodes, seconds=self.seconds)
+        best, warmup = rewards.index(max(scored)), agent.settings().get("warmup_episodes") or 0
+        if self.patience is None or len(records) - max(best + 1, int(warmup)) < self.patience:
+            return None
+        gain = agent.expected_gain() if isinstance(agent, Foresighted) else None
+        gained = max(scored) - statistics.median(scored[:FIRST])
+        if gain is not None and gain > TOLERANCE * gained:
+            return None
+        return Stop(PATIENCE, episodes, stale=self.patience, expected_gain=gain)
