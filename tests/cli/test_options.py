@@ -56,8 +56,8 @@ NO_OPTION = {  # fields that nobody types
 SPELLINGS = {
     "search": """
         MODEL --out --weights --data --budget --reward --max-drop --minimise --confidence --schedule --round-epochs
-        --round-lr --episodes --agent --agent-option --baseline --seed --evaluate --score --method
-        --round-to --max-sparsity
+        --round-lr --episodes --time-limit --patience --agent --agent-option --baseline --seed --evaluate --score
+        --method --round-to --max-sparsity
         --max-sparsity-linear --ranking --reconstruct --no-reconstruct --sequential --no-sequential
         --bn-images --bn-rule --calibration-images
         --recover --recover-time --finalists --search-images

@@ -23,6 +23,13 @@ CONFIGS = (SearchConfig, FineTuneConfig)
     [
         (("--seed", 2**64), "seed must be at least 0 and below 2^63, got 18446744073709551616"),
         (("--schedule", "0.5,0.4", "--seed", 2**64), "seed must be at least 0 and below 2^63"),
+        (
+            ("--time-limit", "0"),
+            "time-limit must be a time such as 90s, 30m or 1.5h, above 0 and at most 10,000,000s, got",
+        ),
+        (("--time-limit", "soon"), "time-limit must be a time such as 90s, 30m or 1.5h, above 0"),
+        (("--patience", "0"), "patience must be at least 1, got 0"),
+        (("--schedule", "0.5,0.4", "--time-limit", "-5m"), "time-limit must be a time such as 90s, 30m or 1.5h"),
         (("--method", "2:5"), "method 2:5 leaves every layer as it is, conv1 (its 1 inputs per group are no multiple"),
         (("--method", "blocks:999x999"), "leaves every layer as it is, conv1 (it is a single unit of this pattern)"),
         (("--budget", "macs<=50%,"), "budget 'macs<=50%,' is malformed: it has a comma too many"),

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from amc.errors import AmcError
@@ -84,7 +85,7 @@ class SearchConfig:
         (), panel=Panel.SEARCH, name="agent_option", help="A setting of the agent, NAME=VALUE (repeat).",
     )  # fmt: skip
     episodes: int = option(400, panel=Panel.SEARCH, help="Policies to score, at most.")
-    time_limit: str | None = option(  # in Python also a number of seconds; kept in seconds, as "1800s"
+    time_limit: str | float | None = option(  # in Python also a number of seconds; becomes text such as "1800s"
         None, panel=Panel.SEARCH,
         help="Stop proposing and scoring policies after this time: 90s, 30m or 1.5h, over all sessions. Preparation, "
         "baselines and the end of the search are not counted.",
@@ -171,9 +172,12 @@ class SearchConfig:
         if isinstance(self.agent_options, Mapping):
             written = tuple(f"{name}={json.dumps(value)}" for name, value in self.agent_options.items())
             object.__setattr__(self, "agent_options", written)
-        if self.time_limit is not None:
-            object.__setattr__(self, "time_limit", format_duration(parse_duration(self.time_limit, "time-limit")))
+        limit: Any = self.time_limit
+        if isinstance(limit, Real) and not isinstance(limit, bool):
+            object.__setattr__(self, "time_limit", str(float(limit)))
         convert_types_(self)
+        if self.seconds is not None:
+            object.__setattr__(self, "time_limit", format_duration(self.seconds))
         baselines = tuple(name for name in self.baselines if name not in (NO_BASELINE, self.agent))
         object.__setattr__(self, "baselines", baselines)
         object.__setattr__(self, "method", check_method(self.method))
@@ -269,7 +273,7 @@ class SearchConfig:
     @property
     def seconds(self) -> float | None:
         """The time limit in seconds; None without one."""
-        return None if self.time_limit is None else parse_duration(self.time_limit, "time-limit")
+        return None if self.time_limit is None else parse_duration(str(self.time_limit), "time-limit")
 
     @property
     def metric(self) -> Metric:

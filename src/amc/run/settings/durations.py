@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from numbers import Real
-from typing import Any
 
 from amc.errors import AmcError, shown
 
@@ -13,20 +11,16 @@ _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([smh]?)\s*", re.ASCII)
 
 
-def parse_duration(value: Any, name: str) -> float:
-    """Seconds, to the millisecond, of "90", "90s", "30m", "1.5h" or a number of seconds.
+def parse_duration(text: str, name: str) -> float:
+    """Seconds, to the millisecond, of "90", "90s", "30m" or "1.5h".
 
     Raises AmcError, with the setting's name, for anything else and for no time at all.
     """
-    seconds = 0.0
-    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
-    if match is not None:
-        seconds = float(match[1]) * _UNITS[match[2]]
-    elif not isinstance(value, bool) and isinstance(value, Real):
-        seconds = float(value)
+    match = _DURATION.fullmatch(text)
+    seconds = 0.0 if match is None else float(match[1]) * _UNITS[match[2]]
     if not 0.001 <= seconds <= LONGEST:
         raise AmcError(
-            f"{name} must be a time such as 90s, 30m or 1.5h, above 0 and at most {LONGEST:,.0f}s, got {shown(value)}"
+            f"{name} must be a time such as 90s, 30m or 1.5h, above 0 and at most {LONGEST:,.0f}s, got {shown(text)}"
         )
     return round(seconds, 3)
 
