@@ -5,7 +5,7 @@
 
 Every job of every kind must end with the bytes of the job that nothing happened to, whatever signal came when. The
 network and data are those of the stored runs; latency is a known function of the shapes, as what a machine measures is
-never the same twice.
+never the same twice, and a time limit goes by a clock that every look moves on.
 """
 
 from __future__ import annotations
@@ -30,10 +30,13 @@ import torch
 
 from amc.cli.jobs.resume import run_resume
 from amc.run.directory import RunDir
+from tests.clocks import ticking
 from tests.fixtures.runs import make
 
 KINDS: dict[str, Callable[[Path], None]] = {
     "max-drop": lambda run: make.search(run, max_drop=20.0),
+    "time-limit": lambda run: make.search(run, episodes=40, time_limit=25, recover="calibration"),
+    "patience": lambda run: make.search(run, episodes=40, patience=2),
     "max-drop-recovered": lambda run: make.search(run, max_drop=20.0, recover="calibration"),
     **{
         name: make.KINDS[name]
@@ -45,7 +48,7 @@ CLOCKED = ("seconds", "environment", "sha256", "date")  # of records: what depen
 
 def go_on(kind: str, run: Path) -> None:
     """Start the job, or go on with it as a user does."""
-    with make.bench():
+    with make.bench(), ticking():
         if not (run / "config.json").exists():
             KINDS[kind](run)
             return

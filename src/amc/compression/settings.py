@@ -173,7 +173,7 @@ class SearchConfig:
             written = tuple(f"{name}={json.dumps(value)}" for name, value in self.agent_options.items())
             object.__setattr__(self, "agent_options", written)
         limit: Any = self.time_limit
-        if isinstance(limit, Real) and not isinstance(limit, bool):
+        if not isinstance(limit, bool) and isinstance(limit, Real):
             object.__setattr__(self, "time_limit", str(float(limit)))
         convert_types_(self)
         if self.seconds is not None:

@@ -21,7 +21,7 @@ def sentence_of(stop: Mapping[str, Any], episodes: object, *, points: bool = Fal
     begin = f"stopped after {episodes} of {stop['planned']} episodes: "
     stale = stop.get("stale")
     if stale is None:
-        return f"{begin}the time limit of {format_seconds(stop.get('seconds'))} was used up"
+        return f"{begin}the time limit of {format_seconds(stop.get('limit'))} was used up"
     begin += "the last one was not better" if stale == 1 else f"the last {stale} were not better"
     gain = stop.get("expected_gain")
     if not isinstance(gain, int | float):

@@ -107,7 +107,7 @@ _RECOVERY = fields(
 )  # fmt: skip
 _STOP = fields(
     {
-        "reason": text, "planned": positive, "seconds": optional(number), "stale": optional(positive),
+        "reason": text, "planned": positive, "limit": optional(number), "stale": optional(positive),
         "expected_gain": optional(number),
     },
     needed=("reason", "planned"),

@@ -38,7 +38,7 @@ class Stop:
 
     reason: str  # `TIME_LIMIT` or `PATIENCE`
     planned: int  # episodes
-    seconds: float | None = None  # the time limit, if that is the reason
+    limit: float | None = None  # the time limit in seconds, if that is the reason
     stale: int | None = None  # with patience: the number of last episodes, none of which was better
     expected_gain: float | None = (
         None  # with patience: of reward, that the agent's model still expected; None: no model
@@ -55,8 +55,8 @@ class Stop:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
         """From the fields. Raises ValueError for an unknown reason."""
-        seconds, gain = (_float_or_none(fields.get(name)) for name in ("seconds", "expected_gain"))
-        return cls(fields["reason"], fields["planned"], seconds, fields.get("stale"), gain)
+        limit, gain = (_float_or_none(fields.get(name)) for name in ("limit", "expected_gain"))
+        return cls(fields["reason"], fields["planned"], limit, fields.get("stale"), gain)
 
 
 @dataclass(frozen=True, slots=True)

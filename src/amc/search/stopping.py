@@ -6,6 +6,7 @@ search has stopped. Pure: the clock comes in.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -15,8 +16,9 @@ from typing import Protocol, runtime_checkable
 from amc.search.agents.base import Agent
 from amc.search.journal import PATIENCE, TIME_LIMIT, EpisodeRecord, Stop
 
-TOLERANCE = 0.02  # of what the search has gained; less to come is nothing better
+TOLERANCE = 0.03  # of what the search has gained: a smaller expected gain is nothing better
 FIRST = 8  # scored policies whose median is where the gain begins
+UTMOST = 5  # times the patience: then the search ends whatever the model expects
 
 
 @runtime_checkable
@@ -36,7 +38,7 @@ class StopRules:
     """When a search ends before its last episode. Both rules wait until a policy has a score."""
 
     seconds: float | None = None  # of proposing, scoring and learning, over all sessions; None: no limit
-    patience: int | None = None  # episodes without a better policy, at least 1; None: endless
+    patience: int | None = None  # episodes after the warm-up without a better policy, at least 1; None: endless
     clock: Callable[[], float] = time.perf_counter  # seconds
 
     def __post_init__(self) -> None:
@@ -56,12 +58,13 @@ class StopRules:
         if not scored or len(records) >= episodes:
             return None
         if (records[-1].progress or 0.0) >= 1:
-            return Stop(TIME_LIMIT, episodes, seconds=self.seconds)
-        best, warmup = rewards.index(max(scored)), agent.settings().get("warmup_episodes") or 0
-        if self.patience is None or len(records) - max(best + 1, int(warmup)) < self.patience:
+            return Stop(TIME_LIMIT, episodes, limit=self.seconds)
+        warmup = int(agent.settings().get("warmup_episodes") or 0)
+        stale = len(records) - max(rewards.index(max(scored)) + 1, warmup)
+        if self.patience is None or stale < self.patience:
             return None
         gain = agent.expected_gain() if isinstance(agent, Foresighted) else None
         gained = max(scored) - statistics.median(scored[:FIRST])
-        if gain is not None and gain > TOLERANCE * gained:
+        if gain is not None and gain > TOLERANCE * gained and stale < UTMOST * self.patience:
             return None
-        return Stop(PATIENCE, episodes, stale=self.patience, expected_gain=gain)
+        return Stop(PATIENCE, episodes, stale=stale, expected_gain=None if gain == math.inf else gain)
