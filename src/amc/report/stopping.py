@@ -26,5 +26,5 @@ def sentence_of(stop: Mapping[str, Any], episodes: object, *, points: bool = Fal
     gain = stop.get("expected_gain")
     if not isinstance(gain, int | float):
         return begin
-    more = format_points(100 * gain) if points else f"{gain:.2g} of reward"
-    return f"{begin}, and the model expects at most {more} more"
+    more = f"{format_points(100 * gain)} more" if points else f"{gain:.2g} more reward"
+    return f"{begin}, and the model expects at most {more}"
