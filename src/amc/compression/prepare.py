@@ -42,6 +42,7 @@ from amc.run.settings.scores import get_score
 from amc.run.weights import digest
 from amc.search import (
     AgentFactory,
+    EpisodeRecord,
     Metric,
     Problem,
     RewardFunction,
@@ -97,12 +98,23 @@ class Job:
     origin: Mapping[str, Any] = field(default_factory=dict)  # as in `amc.search.JournalContent`
     distill_loss: DistillLoss | None = None
     agent: AgentFactory | None = None
+    earlier: tuple[EpisodeRecord, ...] = ()  # of a warm start
 
     def warned(self, warnings: Sequence[str], watch: Observer) -> Job:
         """The job with further warnings; `watch` hears them."""
         for warning in warnings:
             watch.warning(warning)
         return replace(self, warnings=(*self.warnings, *warnings)) if warnings else self
+
+    def at(self, config: SearchConfig) -> Job:
+        """The same job under another budget; only `budget` may differ. Raises BudgetError if it cannot be reached."""
+        latency, problem = self.latency, self.problem
+        budgets = config.budgets if latency is None else guarded(config.budgets, latency)
+        measured = {} if latency is None else {Metric.LATENCY: latency.cost}
+        other = problem_of(
+            self.method, budgets, rewarded_metric(self.reward), decisions=problem.decisions, measured=measured
+        )
+        return replace(self, config=config, problem=other)
 
     @property
     def classes(self) -> bool:

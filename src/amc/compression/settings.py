@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -80,6 +81,10 @@ class SearchConfig:
     )  # fmt: skip
     agent_options: tuple[str, ...] = option(  # or, in Python, a mapping
         (), panel=Panel.SEARCH, name="agent_option", help="A setting of the agent, NAME=VALUE (repeat).",
+    )  # fmt: skip
+    warm_start: str | None = option(
+        None, panel=Panel.SEARCH, is_path=True,
+        help="Run whose scored policies the agent learns from first: of the same network and data.",
     )  # fmt: skip
     episodes: int = option(400, panel=Panel.SEARCH, help="Policies to score.")
     seed: int = option(0, panel=Panel.SEARCH, help="The same seed gives the same search.")
@@ -160,6 +165,8 @@ class SearchConfig:
         if isinstance(self.agent_options, Mapping):
             written = tuple(f"{name}={json.dumps(value)}" for name, value in self.agent_options.items())
             object.__setattr__(self, "agent_options", written)
+        if self.warm_start is not None:
+            object.__setattr__(self, "warm_start", os.fspath(self.warm_start))  # a path, too, in Python
         convert_types_(self)
         baselines = tuple(name for name in self.baselines if name not in (NO_BASELINE, self.agent))
         object.__setattr__(self, "baselines", baselines)

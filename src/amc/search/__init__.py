@@ -3,6 +3,7 @@
 from amc.search.agents import (
     AGENTS,
     BASELINES,
+    LEARN_EARLIER,
     Agent,
     AgentFactory,
     DDPGAgent,
@@ -37,6 +38,7 @@ from amc.search.rewards import (
 __all__ = [
     "AGENTS",
     "BASELINES",
+    "LEARN_EARLIER",
     "REWARDS",
     "SURFACE_FLOOR",
     "Agent",

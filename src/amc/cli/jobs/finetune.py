@@ -95,6 +95,8 @@ def _checked(run: RunDir) -> Source:
     """The network and data of the run. Raises RunError if the run has nothing to fine-tune."""
     if run.config().get("schedule"):
         raise RunError(f"'{run.path}' is a schedule, which fine-tunes by itself; name one of its rounds")
+    if run.config().get("sweep"):
+        raise RunError(f"'{run.path}' is a sweep; name the point to train, such as {run.path / 'point-1'}")
     if not run.has(files.SUMMARY):
         raise RunError(f"'{run.path}' has no finished search yet; run `amc resume {run.path}` first")
     source = source_of(run, "train result.model with amc.finetune")
