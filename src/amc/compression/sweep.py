@@ -300,15 +300,15 @@ def _entry(job: Job, config: SearchConfig, number: int, model: nn.Module, summar
     elif confirm is not None:
         unseen = score_of(confirm, model, "resulting")
     dense = dict(summary["dense"]) | ({} if confirm is None else {"unseen": confirm.dense_score})
+    slim = dict(summary["slim"]) | ({} if unseen is None else {"unseen": unseen})
     return {
         "budget": config.budget,
         "run": f"point-{number}",
         "episodes": summary["episodes"],
         "score": summary["score"],
         "dense": dense,
-        "slim": summary["slim"],
-        "uniform": summary["baselines"].get("uniform"),
-        "unseen": unseen,
+        "slim": slim,
+        "baselines": summary["baselines"],
         "standard_error": error,
         "images": None if confirm is None else confirm.images,
     }
@@ -317,5 +317,4 @@ def _entry(job: Job, config: SearchConfig, number: int, model: nn.Module, summar
 def _height(point: Mapping[str, Any]) -> float:
     """The score that the curve shows: on images that chose nothing, if there are any."""
     slim = point["slim"]
-    shown = point["unseen"] if point["unseen"] is not None else slim.get("score_recovered", slim["score"])
-    return float(shown)
+    return float(slim.get("unseen", slim.get("score_recovered", slim["score"])))

@@ -110,9 +110,8 @@ _RECOVERY = fields(
 _ROUND = fields({"fraction": number, "run": text, **dict.fromkeys(("macs", "params", "size", "score"), number)})
 _POINT = fields(
     {
-        **dict.fromkeys(("budget", "run"), text), "slim": _COSTS, "uniform": optional(_COSTS),
-        "images": optional(count),
-        **dict.fromkeys(("unseen", "standard_error"), optional(number)),
+        **dict.fromkeys(("budget", "run"), text), "dense": _COSTS, "slim": _COSTS,
+        "baselines": table(_COSTS), "images": optional(count), "standard_error": optional(number),
     },
     needed=("budget", "run", "slim"),
 )  # fmt: skip
