@@ -43,7 +43,9 @@ _TIMED = 3  # steps, after a first one
 _TIMING = 0.05  # share of the time limit that the timed steps may take
 _PATIENCE = 2  # times the time limit, after which a training that became slow is stopped
 
-Outcome = Literal["recovered", "too few images", "no time", "no nearer", "scores less", "diverged", "failed"]
+Outcome = Literal[
+    "recovered", "too few images", "no time", "no nearer", "scores less", "no score", "diverged", "failed"
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -278,14 +278,16 @@ def score_of(score: Evaluate, model: nn.Module, which: str) -> float:
         return number_of(scored_on(which, lambda: score(model)), EVALUATE)
 
 
-def final_score(score: Evaluate, model: nn.Module, which: str) -> tuple[float | None, list[str]]:
-    """A score for the record only: if it fails, None and a warning with the reason."""
+def final_score(
+    score: Evaluate, model: nn.Module, which: str, what: str = "test score"
+) -> tuple[float | None, list[str]]:
+    """A score for the record only: if it fails, None and a warning with the reason. `what` names the score."""
     try:
         return score_of(score, model, which), []
     except ResourceError:
         raise
     except AmcError as error:
-        return None, [f"the {which} network has no test score: {error}"]
+        return None, [f"the {which} network has no {what}: {error}"]
 
 
 def scored_on(which: str, call: Callable[[], T]) -> T:
