@@ -214,7 +214,9 @@ def test_the_users_own_loss_is_minimised(options: dict[str, Any]) -> None:
 
     settings = {**options, "evaluate": evaluate, "test": None, "distill_loss": loss}
     result = amc.compress(Pair(), EXAMPLE, **settings)
-    assert asked
+    tried = [student for student, teacher in asked if torch.equal(student["logits"], teacher["logits"])]
+    assert len(tried) == 1  # before the search, and not again for each network
+    assert asked[0][0] is tried[0]
     assert result.summary["recovery"]["outcome"] == "recovered"
     assert result.summary["slim"]["score_recovered"] > result.summary["slim"]["score"]
 

@@ -86,7 +86,17 @@ def output_tensors(outputs: Any) -> tuple[Tensor, ...]:
     )
 
 
-def check_distill_loss(loss: DistillLoss, outputs: Any, targets: Any) -> None:
+@dataclass(frozen=True, slots=True)
+class CheckedLoss:
+    """A loss of the user's, after it was tried on outputs of the dense network."""
+
+    loss: DistillLoss
+
+    def __call__(self, outputs: Any, targets: Any) -> Tensor:
+        return self.loss(outputs, targets)
+
+
+def checked_distill_loss(loss: DistillLoss, outputs: Any, targets: Any) -> CheckedLoss:
     """Try the user's loss on outputs of the dense network: `outputs` in the place of the pruned network's.
 
     The tensors in `outputs` get gradients. Raises DistillLossError if the loss fails or cannot be minimised.
@@ -106,6 +116,7 @@ def check_distill_loss(loss: DistillLoss, outputs: Any, targets: Any) -> None:
     problem = _problem(value)
     if problem:
         raise DistillLossError(f"distill_loss returns {problem}; {_RETURNS}")
+    return CheckedLoss(loss)
 
 
 def _problem(value: Any) -> str:
