@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from amc.errors import AmcError, ModelError, check_resources, reason_of
+from amc.errors import AmcError, ModelError, ResourceError, explained
 
 TEMPERATURE = 4.0  # of the classes: the dense network's view of unlikely ones teaches too, worth 1 to 2 points
 
@@ -26,6 +26,7 @@ class DistillLossError(AmcError):
     """The user's loss fails or cannot be minimised."""
 
 
+_GETS = "it gets the pruned network's outputs and the dense network's, as the networks return them"
 _RETURNS = "return a scalar tensor that torch's functions make of the first argument, the pruned network's outputs"
 
 
@@ -104,15 +105,9 @@ def checked_distill_loss(loss: DistillLoss, outputs: Any, targets: Any) -> Check
     for tensor in _leaves(outputs):
         if isinstance(tensor, Tensor) and (tensor.is_floating_point() or tensor.is_complex()):
             tensor.requires_grad_(True)
-    try:
-        with torch.enable_grad():
-            value = loss(outputs, targets)
-    except Exception as error:  # a user's function may raise anything
-        check_resources(error)
-        raise DistillLossError(
-            f"distill_loss fails on the dense network's outputs ({reason_of(error)}); it gets the pruned network's "
-            "outputs and the dense network's, as the networks return them"
-        ) from error
+    what = "distill_loss fails on the dense network's outputs"
+    with explained(DistillLossError, what, _GETS, passing=ResourceError), torch.enable_grad():
+        value = loss(outputs, targets)
     problem = _problem(value)
     if problem:
         raise DistillLossError(f"distill_loss returns {problem}; {_RETURNS}")

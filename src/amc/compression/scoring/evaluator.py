@@ -22,8 +22,7 @@ from amc.errors import (
     EvaluationError,
     NotFiniteError,
     ResourceError,
-    check_resources,
-    reason_of,
+    explained,
 )
 from amc.run.settings.scores import DEFAULT, TOP1, get_score
 from amc.search.judging import EVALUATE, number_of
@@ -292,16 +291,10 @@ def final_score(
 
 def scored_on(which: str, call: Callable[[], T]) -> T:
     """The result of `call`, which scores the `which` network. Its errors become EvaluationErrors, unless AmcErrors."""
-    try:
+    what, remedy = f"evaluate fails on the {which} network", "it must return a number for any network of this class"
+    doing = f" while the {which} network is scored; free some, then start or resume"
+    with explained(EvaluationError, what, remedy, doing=doing):
         return call()
-    except AmcError:
-        raise
-    except Exception as error:  # a user's function or network may raise anything
-        check_resources(error, f" while the {which} network is scored; free some, then start or resume")
-        raise EvaluationError(
-            f"evaluate fails on the {which} network ({reason_of(error)}); it must return a number for any network of "
-            "this class"
-        ) from error
 
 
 class _Part:
