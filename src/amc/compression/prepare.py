@@ -51,7 +51,7 @@ from amc.search import (
     rewarded_metric,
 )
 from amc.structure import Certificate, Structure, inspect
-from amc.structure.batches import Reader, joined, limited
+from amc.structure.batches import Reader, limited
 from amc.structure.copying import copy_model
 from amc.structure.trace import Example
 
@@ -311,8 +311,7 @@ class _Preparation:
         self.watch.stage("ranking and reconstruction")
         again = limited(calibrated.batches, config.bn_images or 0, Reader.of(inputs.example_input))
         norms = statistics_on(inputs.model, again) if again and config.bn_rule == "difference" else None
-        sample = joined(again) if again and config.sequential else None
-        builder = method.builder(calibrated.calibration, calibrated.orders, sample)
+        builder = method.builder(calibrated.calibration, calibrated.orders)
         return PolicyScorer(builder, score, again, dense=problem.dense.tolist(), norms=norms)
 
     def key(self, **parts: Any) -> str | None:

@@ -19,7 +19,7 @@ from torch import nn
 
 from amc.cli.jobs.finetune_state import FineTuneState
 from amc.cli.jobs.origin import BATCH, data_of, evaluate_of, fitting, network_of, source_of
-from amc.compression.load import load_run, settings_of
+from amc.compression.load import check_builds, load_run, settings_of
 from amc.compression.observer import Observer
 from amc.compression.prepare import SEARCH_SHARE, Inputs, Job, leaves_images, prepare
 from amc.compression.scoring.evaluator import Evaluate, Evaluator, as_evaluator, final_score, score_of
@@ -187,6 +187,7 @@ class _Task:
     def _prepared(self) -> Job:
         """The job that builds any policy of the search. Raises RunError if candidates would break a promise."""
         path = self.origin.path
+        check_builds(self.origin)
         if self.config.max_drop is not None:
             raise RunError(
                 f"'{path}' was searched with max-drop, and only its own result is confirmed to hold it; "
