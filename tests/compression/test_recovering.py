@@ -343,6 +343,18 @@ def test_a_recovered_network_without_a_score_is_not_taken(
     assert "score_recovered" not in result.summary["slim"]
 
 
+def test_a_function_of_the_users_may_spoil_what_it_scores(options: dict[str, Any]) -> None:
+    @torch.no_grad()
+    def evaluate(model: nn.Module) -> float:
+        score = 1 / (1 + float((model(images(64, 3)) - tiny().eval()(images(64, 3))).square().mean()))
+        for parameter in model.parameters():
+            parameter.zero_()
+        return score
+
+    slim = amc.compress(tiny(), EXAMPLE, **{**options, "evaluate": evaluate, "test": None}).summary["slim"]
+    assert slim["score_recovered"] > slim["score"]
+
+
 def test_a_function_of_the_users_scores_each_network_of_the_end_once(options: dict[str, Any]) -> None:
     """But for the result as pruned, whose score is confirmed."""
     scored: list[bytes] = []

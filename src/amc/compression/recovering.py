@@ -22,7 +22,9 @@ SHORT = 1 / 4  # of the length and of the time of a recovery, for each finalist
 
 @dataclass
 class Recovering:
-    """Policy -> its network, as pruned, and trained towards the dense network's outputs. Each is made once.
+    """Policy -> its network, as pruned, and trained towards the dense network's outputs.
+
+    Each network is built once and copied for each use, as a user's function may change what it scores.
 
     The plan of each training is written to the run before its first step: a run that is resumed trains as long as it
     did before, however fast the machine is now.
@@ -41,11 +43,11 @@ class Recovering:
         return self.known[keep]
 
     def pruned(self, keep: KeepCounts) -> nn.Module:
-        """The network of a policy as pruned, which is never trained."""
+        """The network of a policy as pruned."""
         if keep not in self.built:
             slim = self.built[keep] = self.job.scorer.build(keep)
             self.job.method.finish_(slim, self.job.example_input)
-        return self.built[keep]
+        return copy_model(self.built[keep])
 
     def briefly(self, keep: KeepCounts) -> nn.Module | None:
         """The network of a policy after a short recovery; None where recovery is off, or nothing is pruned."""
@@ -56,14 +58,15 @@ class Recovering:
         """Take the network of a policy as pruned in place of the recovered one, which is worse for this reason."""
         _, recovery = self.known[keep]
         assert recovery is not None, "nothing was recovered"
-        self.known[keep] = self.pruned(keep), replace(recovery, outcome=outcome, reason=reason)
-        return self.pruned(keep)
+        slim = self.pruned(keep)
+        self.known[keep] = slim, replace(recovery, outcome=outcome, reason=reason)
+        return slim
 
     def _trained(self, keep: KeepCounts, share: float) -> tuple[nn.Module, Recovery | None]:
-        job, pruned = self.job, self.pruned(keep)
+        job, slim = self.job, self.pruned(keep)
         if job.config.recover == "none" or keep == tuple(job.problem.dense.tolist()):
-            return pruned, None
-        slim, known = copy_model(pruned), self._known_plan(keep, share)
+            return slim, None
+        known = self._known_plan(keep, share)
 
         def on_plan(plan: Plan) -> None:
             if self.run is not None and known is None:
