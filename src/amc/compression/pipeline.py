@@ -244,7 +244,7 @@ def _check_config(run: RunDir, config: SearchConfig, model: nn.Module) -> None:
 
 def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer, recorded: Recorded) -> Result:
     config = job.config
-    task = SearchTask(job.problem, config.episodes, config.seed, reward=job.reward, dense_score=job.dense_score)
+    task = _task(job)
     agents = {name: create_agent(name, task) for name in config.baselines}
     agents[config.agent] = _agent(job, task)
     watch.plan({name: min(config.episodes, agent.max_episodes or config.episodes) for name, agent in agents.items()})
@@ -270,6 +270,14 @@ def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer,
         run.write_json(files.SUMMARY, summary)
         render_report(run)
     return Result(slim, policy, summary, job.structure, results[config.agent], job.method.masks(slim))
+
+
+def _task(job: Job) -> SearchTask:
+    """What the agents know before the first episode."""
+    errors = job.scorer.builder.errors([decision.choices for decision in job.problem.decisions])
+    return SearchTask(
+        job.problem, job.config.episodes, job.config.seed, reward=job.reward, dense_score=job.dense_score, errors=errors
+    )
 
 
 def _agent(job: Job, task: SearchTask) -> Agent:

@@ -262,10 +262,9 @@ class _Preparation:
         elif isinstance(score, Evaluator) and leaves_images(config, len(score)):
             searching, rest = score.divided(SEARCH_SHARE)
             beside: Callable[..., Confirm] = PairedEvaluator if score.kind.per_image else BesideDense
-            unseen = scored_on("dense", partial(beside, rest, whole))
-            dense = _Dense(searching, score_of(searching, whole, "dense"), unseen, images)
+            dense = _beside(searching, whole, images, scored_on("dense", partial(beside, rest, whole)))
         else:
-            dense = _Dense(score, score_of(score, whole, "dense"), None, images)
+            dense = _beside(score, whole, images)
         self.watch.dense(get_score(score_name).named(dense.value))
         for warning in _near_chance(dense.score, whole, dense.value):
             self.warn(warning)
@@ -329,6 +328,14 @@ class _Preparation:
             return
         orders = builder.orders if isinstance(builder, Pruner) else {}
         write(self.kept, Prepared(structure_key, certificate, calibrated.key, calibrated.calibration, orders))
+
+
+def _beside(score: Evaluate, whole: nn.Module, images: str | None, confirm: Confirm | None = None) -> _Dense:
+    """The dense score, and the score of the others: with its standard error where single images are right or wrong."""
+    if isinstance(score, Evaluator) and score.kind.per_image:
+        score = scored_on("dense", partial(PairedEvaluator, score, whole))
+        return _Dense(score, score.dense_score, confirm, images)
+    return _Dense(score, score_of(score, whole, "dense"), confirm, images)
 
 
 def leaves_images(config: SearchConfig, images: int) -> bool:
