@@ -58,7 +58,7 @@ SPELLINGS = {
         MODEL --out --weights --data --budget --reward --max-drop --minimise --confidence --schedule --round-epochs
         --round-lr --episodes --agent --agent-option --baseline --seed --evaluate --score --method
         --round-to --max-sparsity
-        --max-sparsity-linear --ranking --reconstruct --no-reconstruct --sequential --no-sequential
+        --max-sparsity-linear --ranking --reconstruct --no-reconstruct
         --bn-images --bn-rule --calibration-images
         --recover --recover-time --finalists --search-images
         --image-size --bf16 --no-bf16 --engine --certify --lock --only --runtime

@@ -1,4 +1,4 @@
-"""Networks of a run directory: the digest of their weights, and loading them."""
+"""Networks of a run directory: whether they are the run's own, and loading them."""
 
 from __future__ import annotations
 
@@ -43,6 +43,15 @@ def check_weights(run: RunDir, model: nn.Module) -> None:
         )
     if not same:
         raise RunError(f"'{run.path}' was started with other weights; resume it with the weights of its config.json")
+
+
+def check_builds(run: RunDir) -> None:
+    """Raise RunError if the run's networks were built in a way that this version no longer knows."""
+    if run.config().get("sequential"):
+        raise RunError(
+            f"'{run.path}' was started with sequential, which this version no longer has, so that it cannot build the "
+            "run's networks again; start a new run"
+        )
 
 
 def _first_digest(model: nn.Module) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from amc.compression.ending import ended
-from amc.compression.load import check_weights, settings_of, weights_key
+from amc.compression.load import check_builds, check_weights, settings_of, weights_key
 from amc.compression.observer import Observer
 from amc.compression.prepare import Inputs, Job, prepare
 from amc.compression.progress import listening
@@ -244,6 +244,7 @@ def _own_loss(settings: dict[str, Any]) -> DistillLoss | None:
 
 def check_config(run: RunDir, config: SearchConfig, model: nn.Module) -> None:
     """RunError unless the run began with these settings and weights."""
+    check_builds(run)
     check_weights(run, model)
     wanted = config.to_json()
     for name, value in settings_of(run).to_json().items():

@@ -35,8 +35,8 @@ from amc.errors import EvaluationError, RunError
 from amc.pruning import Calibration, Pruner, calibrate
 from amc.pruning.methods import Builder, Method, create_method, problem_of
 from amc.pruning.ranking import Order
-from amc.recovery.distances import DistillLoss
-from amc.recovery.distillation import check_loss
+from amc.recovery.distances import CheckedLoss, DistillLoss
+from amc.recovery.distillation import checked_loss
 from amc.run.provenance import data_fingerprint, execution
 from amc.run.settings.scores import get_score
 from amc.run.weights import digest
@@ -52,7 +52,7 @@ from amc.search import (
     rewarded_metric,
 )
 from amc.structure import Certificate, Structure, inspect
-from amc.structure.batches import Reader, joined, limited
+from amc.structure.batches import Reader, limited
 from amc.structure.copying import copy_model
 from amc.structure.trace import Example
 
@@ -96,7 +96,7 @@ class Job:
     calibration: Sequence[Example] = ()  # batches of the networks' inputs
     latency: Latency | None = None  # if it is among the costs
     origin: Mapping[str, Any] = field(default_factory=dict)  # as in `amc.search.JournalContent`
-    distill_loss: DistillLoss | None = None
+    distill_loss: CheckedLoss | None = None
     agent: AgentFactory | None = None
     earlier: tuple[EpisodeRecord, ...] = ()  # of a warm start
 
@@ -194,8 +194,7 @@ class _Preparation:
         if config.max_drop is not None:
             reward = self.smallest(config.max_drop, dense)
         calibrated = self.calibrated(method)
-        if inputs.distill_loss is not None and config.recover != "none":
-            check_loss(inputs.distill_loss, copy_model(inputs.model), calibrated.batches[0])  # not after the search
+        loss = self.distill_loss(calibrated.batches)
         scorer = self.scorer(method, problem, dense.score, calibrated)
         self.keep(structure_key, certificate, calibrated, scorer.builder)
         origin = {
@@ -206,7 +205,7 @@ class _Preparation:
         return Job(
             inputs.model, inputs.example_input, config, method.structure, certificate, method, problem, scorer,
             dense.value, reward, dense.confirm, tuple(self.warnings), calibrated.batches, latency, origin,
-            inputs.distill_loss, inputs.agent,
+            loss, inputs.agent,
         )  # fmt: skip
 
     def environment(self, engine: Engine) -> dict[str, Any]:
@@ -308,6 +307,13 @@ class _Preparation:
         calibration = calibrate(inputs.model, method.structure, batches, layers=layers, seed=config.seed)
         return _Calibrated(batches, data, calibration, key)
 
+    def distill_loss(self, batches: Sequence[Example]) -> CheckedLoss | None:
+        """The caller's own loss of recovery. AmcError now, and not after the search, if it cannot be minimised."""
+        loss = self.inputs.distill_loss
+        if loss is None or self.config.recover == "none":
+            return None
+        return checked_loss(loss, copy_model(self.inputs.model), batches[0])
+
     def scorer(self, method: Method, problem: Problem, score: Evaluate, calibrated: _Calibrated) -> PolicyScorer:
         """The scorer of policies."""
         inputs, config = self.inputs, self.config
@@ -316,8 +322,7 @@ class _Preparation:
         self.watch.stage("ranking and reconstruction")
         again = limited(calibrated.batches, config.bn_images or 0, Reader.of(inputs.example_input))
         norms = statistics_on(inputs.model, again) if again and config.bn_rule == "difference" else None
-        sample = joined(again) if again and config.sequential else None
-        builder = method.builder(calibrated.calibration, calibrated.orders, sample)
+        builder = method.builder(calibrated.calibration, calibrated.orders)
         return PolicyScorer(builder, score, again, dense=problem.dense.tolist(), norms=norms)
 
     def key(self, **parts: Any) -> str | None:

@@ -107,9 +107,6 @@ class SearchConfig:
         None, panel=Panel.PRUNING, help="elimination (the default for channels) or magnitude (for masks)."
     )
     reconstruct: bool = option(True, panel=Panel.PRUNING, help="Refit the weights that stay by least squares.")
-    sequential: bool = option(  # on the images of the batch norms; for channels
-        False, panel=Panel.PRUNING, help="Refit every network once more, layer after layer, to its own activations."
-    )
     # 0: keep the dense statistics. That is the default where max_drop meets the rule "replace": if little is pruned, it
     # changes more answers than pruning.
     bn_images: int | None = option(

@@ -121,6 +121,7 @@ SUMMARY = fields(
         **dict.fromkeys(("amc_version", "budget", "method", "reward", "agent", "score", "engine"), optional(text)),
         **dict.fromkeys(("model", "data"), optional(text)),
         **dict.fromkeys(("episodes", "failed_episodes"), optional(count)),
+        "ranked": optional(many(count)),
         "seed": optional(whole),
         "seconds": optional(number),
         "dense": _COSTS,

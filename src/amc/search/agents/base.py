@@ -63,14 +63,14 @@ class Agent(Protocol):
         ...
 
     def estimates(self) -> Mapping[tuple[int, ...], float]:
-        """Expected scores of scored policies, where the agent knows better than the noisy score; else empty."""
-        ...
+        """Expected scores of scored policies, where the agent knows better than the noisy score; by default empty."""
+        return {}
 
 
 AgentFactory = Callable[[SearchTask], Agent]
 
 
-class PlannedAgent:
+class PlannedAgent(Agent):
     """An agent that chooses the sparsities of all groups before the episode begins."""
 
     def __init__(self, problem: Problem) -> None:
@@ -83,7 +83,3 @@ class PlannedAgent:
 
     def end_episode(self, rollout: Rollout, record: EpisodeRecord) -> None:
         """Do nothing: most planned agents do not learn."""
-
-    def estimates(self) -> Mapping[tuple[int, ...], float]:
-        """Empty: the scores themselves count."""
-        return {}

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from amc.run.settings import check_rules, convert_types_
-from amc.search.agents.base import SearchTask, Setting
+from amc.search.agents.base import Agent, PlannedAgent, SearchTask, Setting
 from amc.search.agents.exploring import ATTEMPT_GROWTH, decay_of, perturbed, truncated_normal, warmup_of
 from amc.search.bounds import Bounds
 from amc.search.environment import FEATURES, Observation, Rollout, roll_out
 from amc.search.journal import EpisodeRecord
 from amc.search.problem import FloatArray, Problem
-from amc.search.surface import Surface
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +166,7 @@ class ActorCritic:
                 torch._foreach_lerp_(list(target_net.parameters()), list(net.parameters()), c.tau)
 
 
-class DDPGAgent:
+class DDPGAgent(PlannedAgent):
     """Deep deterministic policy gradient, one continuous action per group.
 
     An episode explores at random (warm-up), near the actor's policy or near the best policy so far. The agent
@@ -179,14 +178,13 @@ class DDPGAgent:
     max_episodes = None
 
     def __init__(self, problem: Problem, config: DDPGConfig, *, seed: int) -> None:
+        super().__init__(problem)
         self.config = config
-        self.surface = Surface(problem)
         self._problem, self._bounds = problem, Bounds(problem)
         self._generator = np.random.default_rng(seed)
         self._learner = ActorCritic(config, self._generator, seed=seed)
         self._learner.aim_at(float(1.0 - self.surface.uniform().mean()))
         self.replay, self.mean_action = self._learner.replay, self._learner.mean_action
-        self._plan: list[float] = []
         self._episode = 0
         self._best: tuple[float, tuple[int, ...]] | None = None
 
@@ -206,7 +204,7 @@ class DDPGAgent:
             fractions = self.surface.sample(self._generator)
         else:
             fractions = self._explore(self._best[1], episode, attempt)
-        self._plan = (1.0 - fractions).tolist()
+        self.plan = (1.0 - fractions).tolist()
 
     def _explore(self, best: tuple[int, ...], episode: int, attempt: int) -> FloatArray:
         """Keep fractions [groups] near the best policy, or near the actor's."""
@@ -220,14 +218,6 @@ class DDPGAgent:
         noisy = np.array([truncated_normal(draw, fraction, sigma) for fraction in fractions])
         return self.surface.project(noisy)
 
-    def act(self, observation: Observation) -> float:
-        """The planned sparsity of the next group. Ignores the observation."""
-        return self._plan.pop(0)
-
-    def estimates(self) -> dict[tuple[int, ...], float]:
-        """Empty: the scores themselves count."""
-        return {}
-
     def end_episode(self, rollout: Rollout, record: EpisodeRecord) -> None:
         """Store the executed transitions and, after the warm-up, learn. Skips a failed episode."""
         reward = record.reward
@@ -240,7 +230,7 @@ class DDPGAgent:
             self._learner.learn(self.config.updates_per_episode)
 
 
-class PaperDDPGAgent:
+class PaperDDPGAgent(Agent):
     """DDPG as published: the actor decides group after group, with noise on every action.
 
     Nothing is projected, no episode explores around the best policy, and the actor starts at a sparsity of a half.
@@ -275,10 +265,6 @@ class PaperDDPGAgent:
         if self._plan:
             return self._plan.pop(0)
         return truncated_normal(self._generator, self._learner.mean_action(observation), self._sigma)
-
-    def estimates(self) -> dict[tuple[int, ...], float]:
-        """Empty: the scores themselves count."""
-        return {}
 
     def end_episode(self, rollout: Rollout, record: EpisodeRecord) -> None:
         """Store the executed transitions and, after the warm-up, learn. Skips a failed episode."""
