@@ -128,6 +128,7 @@ def sweep(
         Path,
         typer.Option("--out", help="Directory for the sweep; must not hold another.", rich_help_panel=Panel.OUTPUT),
     ],
+    recipe: RecipeOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Search several budgets at once: a curve of accuracy against cost, and a network for each point."""

@@ -103,9 +103,10 @@ def _check_same(earlier: RunDir, config: Mapping[str, Any], ours: Mapping[str, A
             "the same ones, or leave warm-start out"
         )
     for name in _SAME:
-        if _plain(config.get(name)) != _plain(ours.get(name)):
+        theirs, wanted = _plain(config.get(name)), _plain(ours.get(name))
+        if theirs != wanted:
             raise RunError(
-                f"'{earlier.path}' was scored with {name} {config.get(name)!r}, not {ours.get(name)!r}: its scores "
+                f"'{earlier.path}' was scored with {name} {theirs!r}, not {wanted!r}: its scores "
                 "cannot be compared; use the same setting, or leave warm-start out"
             )
 
