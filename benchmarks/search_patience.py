@@ -42,9 +42,8 @@ class Asked:
         return self.agent.settings()
 
     @cached_property
-    def _gain(self) -> float:
-        gain: float = self.agent.expected_gain()  # type: ignore[attr-defined]
-        return gain
+    def _gain(self) -> float | None:
+        return self.agent.expected_gain()
 
     def expected_gain(self) -> float | None:
         return self._gain if self.with_model else None

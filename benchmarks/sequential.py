@@ -1,4 +1,4 @@
-"""What it is worth to refit each layer to the pruned network's own activations, as pruned and after recovery.
+"""What it would be worth to refit each layer to the pruned network's own activations, as pruned and after recovery.
 
     python benchmarks/sequential.py --model resnet20 --weights W.safetensors --data cifar10:ROOT --search-images 2000
 
@@ -12,19 +12,19 @@ import argparse
 import time
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from amc.compression.scoring.evaluator import Evaluator
 from amc.compression.scoring.policy import PolicyScorer
-from amc.pruning import Pruner, calibrate, reconstructible
+from amc.pruning import Pruner, calibrate
 from amc.pruning.methods import create_method, problem_of
-from amc.pruning.sequential import DenseOutputs
 from amc.recovery.distillation import Plan, distill_
 from amc.run.provenance import environment
 from amc.search import Bounds, SearchTask, create_agent, parse_budgets, roll_out
-from amc.structure.batches import joined
 from amc.structure.copying import copy_model
 from common import Prepared, Record, load, machine, network_parser, percent, prepared, save, table
+from refitting import SequentialPruner
 
 RESULT = "sequential-{model}.json"
 WAYS = ("each layer alone", "in sequence")
@@ -43,7 +43,7 @@ def measure(args: argparse.Namespace) -> Record:
     scores = {"search": Evaluator(ready.data.search), "test": Evaluator(ready.data.test)}
     record: Record = {
         "model": args.model, "threads": args.threads, "epochs": args.epochs, "rows": [],
-        "search_images": len(ready.data.search), "bn_images": len(joined(ready.bn_images).args[0]),
+        "search_images": len(ready.data.search), "bn_images": len(images_of(ready)),
         "dense": {split: score(ready.model) for split, score in scores.items()}, "environment": environment(),
     }  # fmt: skip
     scorers = scorers_of(ready)
@@ -64,19 +64,22 @@ def measure(args: argparse.Namespace) -> Record:
 
 
 def scorers_of(ready: Prepared) -> dict[str, PolicyScorer]:
-    """A scorer for each way to refit; the channels are ranked once."""
+    """A scorer for each way to refit. Both rank the channels in the same way."""
     model, structure, gathered = (
         ready.model,
         ready.structure,
         calibrate(ready.model, ready.structure, ready.calibration),
     )
-    outputs = DenseOutputs.of(model, reconstructible(structure)[0], joined(ready.bn_images))
-    alone = Pruner(model, structure, gathered)
-    sequence = Pruner(model, structure, gathered, orders=alone.orders, outputs=outputs)
+    alone, sequence = Pruner(model, structure, gathered), SequentialPruner(model, structure, gathered, images_of(ready))
     return {
         way: PolicyScorer(pruner, no_score, ready.bn_images, norms=ready.norms)
         for way, pruner in zip(WAYS, (alone, sequence), strict=True)
     }
+
+
+def images_of(ready: Prepared) -> Tensor:
+    """The images [N, C, H, W] on which networks are refitted: those of the batch norms."""
+    return torch.cat([batch.args[0] for batch in ready.bn_images])
 
 
 def no_score(network: nn.Module) -> float:
@@ -114,8 +117,8 @@ def section(record: Record) -> str:
         f"## Refitting in sequence: {record['model']}\n\n"
         f"`python benchmarks/sequential.py --model {record['model']} --weights W --data cifar10:DATA --search-images "
         f"{record['search_images']}`: the uniform policy, its layers refitted to the dense network's activations, each "
-        f"alone, and then, with `--sequential`, to the pruned network's own on {record['bn_images']} images (He, Zhang "
-        f"and Sun, arXiv 1707.06168). Recovered: {record['epochs']} epochs, without labels. One seed. "
+        f"alone, and then to the pruned network's own on {record['bn_images']} images (He, Zhang and Sun, arXiv "
+        f"1707.06168), which AMC does not do. Recovered: {record['epochs']} epochs, without labels. One seed. "
         f"{record['threads']} thread(s). Dense: {percent(dense['search'])} search, {percent(dense['test'])} test.\n\n"
         + table(header, filled) + machine(record)
     )  # fmt: skip

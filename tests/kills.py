@@ -40,7 +40,7 @@ KINDS: dict[str, Callable[[Path], None]] = {
     "max-drop-recovered": lambda run: make.search(run, max_drop=20.0, recover="calibration"),
     **{
         name: make.KINDS[name]
-        for name in ("channel", "fine-grained", "2-4", "latency", "schedule", "tuned", "candidates")
+        for name in ("channel", "fine-grained", "2-4", "latency", "schedule", "tuned", "candidates", "sweep")
     },
 }
 CLOCKED = ("seconds", "environment", "sha256", "date")  # of records: what depends on the clock

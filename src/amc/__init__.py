@@ -2,6 +2,7 @@
 
     structure = amc.inspect(model, example)  # what can be pruned, and what is locked
     result = amc.compress(model, example, calibration=train, evaluate=search, budget="macs<=50%", run_dir="runs/mine")
+    curve = amc.sweep(model, example, calibration=train, evaluate=search, start="80%", end="25%")  # many budgets
     amc.finetune(result.model, train, masks=result.masks, epochs=10)  # in place
     amc.export(result.model, example, "slim.onnx")  # checked against PyTorch
     amc.latency({"dense": model, "slim": result.model}, example)  # timed in alternation
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from amc.compression.observer import Observer
     from amc.compression.pipeline import Result, compress
     from amc.compression.settings import SearchConfig
+    from amc.compression.sweep import Sweep, SweepPoint, sweep
     from amc.deploy.export import Export, export
     from amc.deploy.latencies import Latencies, latency
     from amc.pruning import Policy
@@ -45,11 +47,11 @@ if TYPE_CHECKING:
 
 # The verbs in the order of their use, what they take and return, the errors.
 __all__ = [  # noqa: RUF022
-    "inspect", "compress", "finetune", "export", "latency", "load_run", "apply_policy",
+    "inspect", "compress", "sweep", "finetune", "export", "latency", "load_run", "apply_policy",
     "certify", "count_macs", "count_params", "operator_rule",
     "Structure", "Group", "Layer", "Locked", "Certificate",
     "SearchConfig", "Observer", "Result", "Policy", "SearchResult",
-    "FineTuneConfig", "FineTuneResult", "Export", "Latencies",
+    "Sweep", "SweepPoint", "FineTuneConfig", "FineTuneResult", "Export", "Latencies",
     "AmcError", "BudgetError", "DataError", "EvaluationError", "ModelError", "ResourceError", "RunError",
     "__version__",
 ]  # fmt: skip
@@ -60,6 +62,7 @@ _NAMES = {
     "amc.compression.observer": "Observer",
     "amc.compression.pipeline": "Result compress",
     "amc.compression.settings": "SearchConfig",
+    "amc.compression.sweep": "Sweep SweepPoint sweep",
     "amc.deploy.export": "Export export",
     "amc.deploy.latencies": "Latencies latency",
     "amc.pruning": "Policy",

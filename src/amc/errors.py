@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -51,6 +52,24 @@ class ResourceError(AmcError):
 
 class NotFiniteError(EvaluationError):
     """A score, or the outputs that it is counted from, are NaN or infinite."""
+
+
+@contextmanager
+def explained(
+    kind: type[AmcError], what: str, remedy: str = "", *, doing: str = "", passing: type[AmcError] = AmcError
+) -> Iterator[None]:
+    """Raise any error of the block, in which the user's code runs, as one clear line: "`what` (its reason); `remedy`".
+
+    Errors of the kind `passing` pass: they are clear by themselves. Raises ResourceError if memory or disk space ran
+    out; `doing` is the end of its message.
+    """
+    try:
+        yield
+    except (ResourceError, passing):
+        raise
+    except Exception as error:  # the user's code may raise anything
+        check_resources(error, doing)
+        raise kind(f"{what} ({reason_of(error)}){remedy and '; '}{remedy}") from error
 
 
 def guarded(call: Callable[[], T]) -> T:

@@ -15,14 +15,16 @@ import pytest
 import torch
 from rich.console import Console
 
-from amc.cli.jobs.finetune import _Task, run_finetune
+from amc.cli.jobs.finetune import _Task, ranked, run_finetune
 from amc.compression.load import load_run
 from amc.compression.progress import ProgressBar
 from amc.compression.scoring.evaluator import Evaluator
 from amc.compression.selection import by_finetuning
+from amc.errors import RunError
 from amc.pruning import GroupPolicy, Policy
 from amc.recovery import resume_point
 from amc.run import directory as rundir
+from amc.run.directory import RunDir
 from amc.run.settings import CandidateConfig, FineTuneConfig, SessionConfig
 from amc.search import EpisodeRecord
 from amc.zoo import load_data
@@ -248,6 +250,36 @@ def test_the_best_after_a_short_training_is_taken_on(chosen_run: Path, searched:
     assert Evaluator(data.search)(load_run(chosen_run)) == summary(chosen_run)["slim"]["score_finetuned"]
     assert Evaluator(data.search)(load_run(chosen_run, finetuned=False)) == chosen["score"]
     assert (chosen_run / "journal.jsonl").read_bytes() == (searched / "journal.jsonl").read_bytes()
+
+
+def with_order(run: Path, change: Callable[[list[int]], list[int] | None]) -> RunDir:
+    """The run with another order of its policies in summary.json; None: without one, as runs of before."""
+    record = summary(run)
+    del record["sha256"]
+    order = change(record.pop("ranked"))
+    (run / "summary.json").write_text(json.dumps(record if order is None else {**record, "ranked": order}))
+    return RunDir.open(run)
+
+
+def test_candidates_are_taken_in_the_order_of_the_search(run: Path) -> None:
+    """It is that of expected scores, of which the journal knows nothing."""
+    with_order(run, lambda order: order[::-1])
+    done = amc("finetune", run, "--candidates", 2, "--epochs", 1, "--json")
+    assert done.code == 0, done.stderr
+    assert [line["episode"] for line in done.json["candidates"]] == done.json["ranked"][:2]
+
+
+def test_an_older_run_ranks_its_policies_by_their_rewards(run: Path) -> None:
+    order = summary(run)["ranked"]
+    policies = ranked(with_order(run, lambda order: None))
+    assert [record.episode for record in policies] == order  # the random agent knows no better than the scores
+
+
+def test_an_order_that_does_not_fit_the_journal_is_refused(run: Path) -> None:
+    with pytest.raises(
+        RunError, match=r"summary\.json' ranks episode 99, which has no score in journal\.jsonl; restore"
+    ):
+        ranked(with_order(run, lambda order: [order[0], 99]))
 
 
 def test_candidates_stopped_anywhere_end_the_same(chosen_run: Path, run: Path) -> None:

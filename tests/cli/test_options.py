@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from amc.cli.app import app
 from amc.cli.options import OTHER, PanelCommand, takes_settings
 from amc.compression.settings import SearchConfig
+from amc.compression.sweep_settings import SweepConfig
 from amc.deploy.measure import MeasureSettings
 from amc.errors import AmcError
 from amc.pruning.methods import MethodOptions
@@ -39,15 +40,22 @@ COMMANDS: Any = get_command(app)
 
 SETTINGS: dict[str, tuple[type[Any], ...]] = {
     "search": (Source, SearchConfig, ScheduleConfig),
+    "sweep": (Source, SearchConfig, SweepConfig),
     "finetune": (FineTuneConfig, CandidateConfig, SessionConfig),
     "latency": (TimingConfig,),
 }
 OWN = {
     "search": {"out_dir", "recipe", "as_json"},
+    "sweep": {"out_dir", "recipe", "as_json"},
     "finetune": {"run", "recipe", "as_json"},
     "latency": {"target", "weights", "input_shape", "finetuned", "as_json"},
 }
-ARGUMENTS = {"search": ["MODEL", "--out", "RUN"], "finetune": ["RUN"], "latency": ["RUN"]}
+ARGUMENTS = {
+    "search": ["MODEL", "--out", "RUN"],
+    "sweep": ["MODEL", "--out", "RUN"],
+    "finetune": ["RUN"],
+    "latency": ["RUN"],
+}
 NO_OPTION = {  # fields that nobody types
     Source: {"command", "preprocessing", "parent", "input_shape"},
     FineTuneConfig: {"momentum"},
@@ -58,11 +66,22 @@ SPELLINGS = {
         MODEL --out --weights --data --budget --reward --max-drop --minimise --confidence --schedule --round-epochs
         --round-lr --episodes --time-limit --patience --agent --agent-option --baseline --seed --evaluate --score
         --method --round-to --max-sparsity
-        --max-sparsity-linear --ranking --reconstruct --no-reconstruct --sequential --no-sequential
+        --max-sparsity-linear --ranking --reconstruct --no-reconstruct
         --bn-images --bn-rule --calibration-images
         --recover --recover-time --finalists --search-images
         --image-size --bf16 --no-bf16 --engine --certify --lock --only --runtime
-        --latency-threads --device-url
+        --latency-threads --device-url --warm-start
+        --token-file --test --no-test --recipe --json
+    """,
+    "sweep": """
+        MODEL --out --weights --data --metric --from --to --points --budget --reward --max-drop --minimise --confidence
+        --episodes --time-limit --patience --agent --agent-option --baseline --seed --evaluate --score --method
+        --round-to --max-sparsity
+        --max-sparsity-linear --ranking --reconstruct --no-reconstruct
+        --bn-images --bn-rule --calibration-images
+        --recover --recover-time --finalists --search-images
+        --image-size --bf16 --no-bf16 --engine --certify --lock --only --runtime
+        --latency-threads --device-url --warm-start
         --token-file --test --no-test --recipe --json
     """,
     "finetune": """

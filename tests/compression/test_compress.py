@@ -113,6 +113,7 @@ def test_the_summary_says_what_happened() -> None:
         "amc_version": amc.compress.__globals__["amc_version"](),
     }
     assert {name: summary[name] for name in expected} == expected
+    assert summary["ranked"] == [record.episode for record in result.search.ranked]
     assert summary["baselines"]["uniform"]["episodes"] == 1
     assert summary["certificate"]["locked"] == []
     json.dumps(summary, allow_nan=False)

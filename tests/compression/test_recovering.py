@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -213,7 +214,9 @@ def test_the_users_own_loss_is_minimised(options: dict[str, Any]) -> None:
 
     settings = {**options, "evaluate": evaluate, "test": None, "distill_loss": loss}
     result = amc.compress(Pair(), EXAMPLE, **settings)
-    assert asked
+    tried = [student for student, teacher in asked if torch.equal(student["logits"], teacher["logits"])]
+    assert len(tried) == 1  # before the search, and not again for each network
+    assert asked[0][0] is tried[0]
     assert result.summary["recovery"]["outcome"] == "recovered"
     assert result.summary["slim"]["score_recovered"] > result.summary["slim"]["score"]
 
@@ -285,10 +288,83 @@ def test_without_recovery_a_finalist_has_one_score(options: dict[str, Any]) -> N
     assert taken["score_unseen"] == max(trial["score_unseen"] for trial in trials)
 
 
-def test_a_finalist_is_built_once(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("changes", [{}, {"finalists": 0}, {"recover": "none", "finalists": 0}, {"max_drop": 30.0}])
+def test_a_network_of_the_end_is_built_once(
+    options: dict[str, Any], changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     built: list[tuple[int, ...]] = []
     build = PolicyScorer.build
     monkeypatch.setattr(PolicyScorer, "build", lambda self, keep: (built.append(tuple(keep)), build(self, keep))[1])
-    trials = amc.compress(tiny(), EXAMPLE, **options).summary["finalists"]["trials"]
-    assert built[: len(trials)] == [tuple(trial["keep"]) for trial in trials]
-    assert built[len(trials) :] == [tuple(trial["keep"]) for trial in trials if trial["chosen"]] * 2  # and the result
+    result = amc.compress(tiny(), EXAMPLE, **{**options, **changes})
+    assert result.policy.keep_counts in built
+    assert len(built) == len(set(built))
+    if not changes:
+        assert built == [tuple(trial["keep"]) for trial in result.summary["finalists"]["trials"]]
+
+
+def failing_once_trained(answer: Callable[[], float]) -> Callable[[nn.Module], float]:
+    """The score of a network whose bias is the dense one's; of any other, what `answer` does."""
+    start = tiny().head.bias.detach().clone()  # no method changes it but training
+
+    @torch.no_grad()
+    def evaluate(model: nn.Module) -> float:
+        if not torch.equal(model.get_parameter("head.bias"), start):
+            return answer()
+        return 1 / (1 + float((model(images(64, 3)) - tiny().eval()(images(64, 3))).square().mean()))
+
+    return evaluate
+
+
+def refusing() -> float:
+    raise KeyError("head")
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (lambda: math.nan, "evaluate returned nan; it must return a finite number, higher for better"),
+        (
+            refusing,
+            "evaluate fails on the recovered network (KeyError: 'head'); it must return a number for any network",
+        ),
+    ],
+)
+@pytest.mark.parametrize("changes", [{"finalists": 0}, {}, {"max_drop": 30.0}])
+def test_a_recovered_network_without_a_score_is_not_taken(
+    options: dict[str, Any], answer: Callable[[], float], why: str, changes: dict[str, Any]
+) -> None:
+    settings = {**options, "evaluate": failing_once_trained(answer), "test": None, **changes}
+    result = amc.compress(tiny(), EXAMPLE, **settings)
+    assert torch.equal(result.model.get_parameter("head.bias"), tiny().head.bias)
+    recovery = result.summary["recovery"]
+    assert recovery["outcome"] == "no score"
+    assert recovery["reason"].startswith(f"the recovered network has no score: {why}")
+    assert f"the result is the network as pruned: {recovery['reason']}" in result.summary["warnings"]
+    assert "score_recovered" not in result.summary["slim"]
+
+
+def test_a_function_of_the_users_may_spoil_what_it_scores(options: dict[str, Any]) -> None:
+    @torch.no_grad()
+    def evaluate(model: nn.Module) -> float:
+        score = 1 / (1 + float((model(images(64, 3)) - tiny().eval()(images(64, 3))).square().mean()))
+        for parameter in model.parameters():
+            parameter.zero_()
+        return score
+
+    slim = amc.compress(tiny(), EXAMPLE, **{**options, "evaluate": evaluate, "test": None}).summary["slim"]
+    assert slim["score_recovered"] > slim["score"]
+
+
+def test_a_function_of_the_users_scores_each_network_of_the_end_once(options: dict[str, Any]) -> None:
+    """But for the result as pruned, whose score is confirmed."""
+    scored: list[bytes] = []
+
+    @torch.no_grad()
+    def evaluate(model: nn.Module) -> float:
+        scored.append(b"".join(value.numpy().tobytes() for value in model.state_dict().values()))
+        return -float((model(images(64, 3)) - tiny().eval()(images(64, 3))).square().mean())
+
+    result = amc.compress(tiny(), EXAMPLE, **{**options, "evaluate": evaluate, "test": None, "finalists": 0})
+    slim = b"".join(value.numpy().tobytes() for value in result.model.state_dict().values())
+    assert scored.count(slim) == 1
+    assert sorted(scored.count(network) for network in set(scored))[-2:] == [1, 2]

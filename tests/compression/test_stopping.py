@@ -19,7 +19,7 @@ from amc.run.directory import RunDir
 from amc.search import read_journal
 from tests.clocks import ticking
 from tests.fixtures.runs import make
-from tests.tiny import compress, tiny
+from tests.tiny import EXAMPLE, compress, images, labelled, tiny
 
 SEVEN = 20  # seconds by the clock `ticking`: seven episodes
 
@@ -141,6 +141,18 @@ def test_in_a_schedule_every_round_has_the_whole_limit(tmp_path: Path) -> None:
     for number in (1, 2):
         found = summary(tmp_path / "run" / f"round-{number}")
         assert (found["episodes"], found["stopped"]["reason"]) == (7, "time limit")
+
+
+def test_in_a_sweep_every_point_has_its_share_of_the_limit() -> None:
+    """Four of sixteen episodes are the first point's, so that it has a quarter of the time: two episodes."""
+    model = tiny()
+    with ticking():
+        found = amc.sweep(
+            model, EXAMPLE, calibration=[images(32, 1), images(32, 2)], evaluate=labelled(model, 96, 5), points=3,
+            start="80%", end="60%", episodes=16, time_limit=20, round_to=1, keep_sets=0, recover="none",
+        )  # fmt: skip
+    # 20 s * 4 / 16 = 5 s: 2 + 3 s. The other two points have 6 episodes and 7.5 s each: 2 + 3 + 3 s.
+    assert [point.record["episodes"] for point in found.points] == [3, 3, 2]
 
 
 def test_resuming_a_finished_search_that_stopped_changes_nothing(tmp_path: Path) -> None:

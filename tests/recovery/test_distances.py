@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from amc.errors import AmcError, ModelError
 from amc.recovery.distances import OutputDistance, output_tensors
-from amc.recovery.distillation import check_loss, distill_
+from amc.recovery.distillation import checked_loss, distill_
 from amc.structure.trace import Example
 from tests.recovery.test_distillation import damaged, images, network, same, state, twenty_epochs
 
@@ -162,8 +162,7 @@ def test_the_loss_gets_the_outputs_as_the_networks_return_them() -> None:
         assert output.more == target.more
         return squared(output.logits, target.logits)
 
-    check_loss(loss, Wrapped(network()), images(64)[0])
-    for given in (loss, None):
+    for given in (loss, checked_loss(loss, Wrapped(network()), images(64)[0]), None):
         found = distill_(Wrapped(damaged(network())), Wrapped(network()), images(512), classes=False, loss=given)
         assert found.reason is None
         assert found.distance[1] < 0.5 * found.distance[0]

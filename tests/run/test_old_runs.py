@@ -6,6 +6,7 @@ The archives beside `tests/fixtures/runs/make.py` are named by the version that 
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from amc.compression.scoring.evaluator import Evaluator
 from amc.errors import AmcError, RunError
 from amc.report import render_report
 from amc.run.directory import RunDir
-from amc.run.settings import SessionConfig
+from amc.run.settings import CandidateConfig, FineTuneConfig, SessionConfig
 from amc.search import read_journal
 from tests.commands import contents
 from tests.fixtures.runs import make, small
@@ -103,6 +104,50 @@ def test_a_search_that_was_cut_short_goes_on_after_the_episodes_it_had(runs: Pat
     assert (header["journal"], len(records)) == (1, 6)
     assert score_of(loaded(run)) == summary(run)["slim"]["score"]
     assert summary(run)["slim"]["macs"] <= 0.7 * summary(run)["dense"]["macs"] or kind == "cut-latency"
+
+
+def refitted_in_sequence(path: Path, flag: bool = True) -> Path:
+    """The run as one of a version that had the setting `sequential`."""
+    run = RunDir.open(path)
+    run.write_json("config.json", {**run.config(), "sequential": flag})
+    return path
+
+
+REFUSED = r"was started with sequential, which this version no longer has, .*; start a new run"
+
+
+def test_a_search_that_refits_in_sequence_cannot_go_on(runs: Path) -> None:
+    run, python = (refitted_in_sequence(runs / kind) for kind in ("cut-channel", "cut-python"))
+    before = contents(runs)
+    with pytest.raises(RunError, match=REFUSED):
+        run_resume(run, progress=make.Watch())
+    with pytest.raises(RunError, match=REFUSED):
+        make.from_python(python, resume=True)
+    assert contents(runs) == before
+
+
+def test_a_schedule_that_refits_in_sequence_begins_no_further_round(runs: Path) -> None:
+    run = refitted_in_sequence(runs / "cut-schedule")
+    shutil.rmtree(run / "round-2")
+    with pytest.raises(RunError, match=REFUSED):
+        run_resume(run, progress=make.Watch())
+    assert not (run / "round-2").exists()
+
+
+def test_a_finished_run_that_refits_in_sequence_is_as_good_as_any_other(runs: Path) -> None:
+    run = refitted_in_sequence(runs / "channel")
+    assert score_of(loaded(run)) == pytest.approx(summary(run)["slim"]["score"], abs=ONE_IMAGE)
+    render_report(RunDir.open(run))
+    run_finetune(run, FineTuneConfig(epochs=1), progress=make.Watch())
+    assert score_of(loaded(run)) == summary(run)["slim"]["score_finetuned"]
+    with pytest.raises(RunError, match="was started with sequential"):
+        run_finetune(run, FineTuneConfig(epochs=1), candidates=CandidateConfig(2), progress=make.Watch())
+
+
+def test_a_run_that_does_not_refit_in_sequence_goes_on(runs: Path) -> None:
+    run = refitted_in_sequence(runs / "cut-channel", flag=False)
+    run_resume(run, progress=make.Watch())
+    assert score_of(loaded(run)) == summary(run)["slim"]["score"]
 
 
 def test_a_search_from_python_goes_on(runs: Path) -> None:

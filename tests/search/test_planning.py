@@ -83,10 +83,12 @@ def test_a_limit_replaces_the_budgets(share: float) -> None:
     problem = small(residual_problem, "macs<=50%")
     limit = share * problem.cost(Metric.MACS, problem.dense)
     limit = max(limit, problem.cost(Metric.MACS, problem.least))
-    plan = Planner(problem, limit=limit).plan(drawn(problem, 0, 0.0))
+    planner, damages = Planner(problem), drawn(problem, 0, 0.0)
+    plan = planner.within(limit).plan(damages)
     assert problem.cost(Metric.MACS, plan) <= limit
     if share == 1.0:
         assert plan == tuple(problem.dense.tolist())
+    assert problem.cost(Metric.MACS, planner.plan(damages)) <= problem.limit(problem.budgets[0])  # its own, still
 
 
 def test_a_cost_that_falls_only_when_several_groups_shrink_is_met() -> None:

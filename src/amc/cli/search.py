@@ -1,4 +1,4 @@
-"""`amc demo`, `inspect`, `search`, `resume` and `report`."""
+"""`amc demo`, `inspect`, `search`, `sweep`, `resume` and `report`."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from amc.cli.common import (
 )
 from amc.cli.options import takes_settings
 from amc.compression.settings import SearchConfig
+from amc.compression.sweep_settings import SweepConfig
 from amc.run.settings import Given, Panel, ScheduleConfig, Source
 
 DEMO = Path("runs/demo")
@@ -114,6 +115,29 @@ def search(
             searched = config.make(budget=None)  # in a schedule the budget may be a metric alone
             planned = Rounds(rounds.fractions, rounds.tuning(searched.seed), config.values.get("budget"))
             run_schedule(out_dir, source, searched, planned, progress=ProgressBar(err))
+    finish(out_dir, as_json)
+
+
+@reported
+@takes_settings
+def sweep(
+    source: Source,
+    config: Given[SearchConfig],
+    plan: SweepConfig,
+    out_dir: Annotated[
+        Path,
+        typer.Option("--out", help="Directory for the sweep; must not hold another.", rich_help_panel=Panel.OUTPUT),
+    ],
+    recipe: RecipeOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Search several budgets at once: a curve of accuracy against cost, and a network for each point."""
+    with loading():
+        from amc.cli.jobs.sweep import run_sweep
+        from amc.compression.progress import ProgressBar
+
+    with stoppable(out_dir):
+        run_sweep(out_dir, source, config.make(), plan, progress=ProgressBar(err))
     finish(out_dir, as_json)
 
 

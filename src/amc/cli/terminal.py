@@ -18,6 +18,7 @@ from amc.report.finalists import finalists_sentence
 from amc.report.guarantee import guarantee_verdict
 from amc.report.schedule import schedule_rows
 from amc.report.stopping import stop_sentence
+from amc.report.sweep import curve_of, point_rows
 from amc.report.tables import (
     budget_lines,
     format_bytes,
@@ -35,10 +36,14 @@ LOCKS_SHOWN = 8
 
 
 def show_summary(console: Console, run: Path, summary: Mapping[str, Any]) -> None:
-    """Show the result, the baselines and the path of the report; for a schedule, each round."""
+    """Show the result, the baselines and the path of the report; for a schedule each round, for a sweep each point."""
     summary = named_scores(summary)
     console.print()
-    if summary.get("schedule"):
+    if summary.get("sweep"):
+        console.print(_points_table(summary))
+        console.print()
+        _show_line(console, "knee", summary.get("knee") or "none: the curve is straight within its uncertainty")
+    elif summary.get("schedule"):
         console.print(_rounds_table(summary))
         console.print()
     else:
@@ -79,6 +84,19 @@ def _rounds_table(summary: Mapping[str, Any]) -> Table:
     for row in schedule_rows(summary):
         cells = (row.asked, row.macs, row.params, row.size, row.pruned, row.tuned, row.test)
         table.add_row(str(row.number), *cells)
+    return table
+
+
+def _points_table(summary: Mapping[str, Any]) -> Table:
+    """Seven columns in 80 characters."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("point", "budget", "MACs", "params", "uniform", "pruned", "result", "test"):
+        table.add_column(title, justify="left" if title in ("point", "budget") else "right", no_wrap=True)
+    curve = curve_of(summary)
+    table.add_row("dense", "", "", "", "", "", format_score(curve.dense, percent=curve.percent), "", style="dim")
+    for row in point_rows(summary):
+        cells = (row.budget, row.macs, row.params, row.uniform, row.pruned, row.score, row.test)
+        table.add_row(f"{row.number}{' knee' if row.knee else ''}", *cells)
     return table
 
 

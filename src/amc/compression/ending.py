@@ -12,7 +12,7 @@ from torch import nn
 from amc.compression.observer import Observer
 from amc.compression.prepare import Job
 from amc.compression.recovering import FinalistMeasurement, Recovering
-from amc.compression.scoring.evaluator import Evaluate, PairedEvaluator, final_score, score_of
+from amc.compression.scoring.evaluator import Evaluate, PairedEvaluator, final_score, score_of, scored_on
 from amc.compression.selection import Selection, choose
 from amc.compression.selection.base import merged
 from amc.compression.selection.by_confidence import ByConfidence
@@ -20,8 +20,9 @@ from amc.compression.selection.by_latency import ByLatency
 from amc.compression.selection.by_recovery import ByRecovery
 from amc.compression.summary import summarise
 from amc.compression.verify import Recorded, confirmed
+from amc.errors import EvaluationError
 from amc.pruning import Policy
-from amc.recovery.distillation import Recovery
+from amc.recovery.distillation import Outcome, Recovery
 from amc.run.directory import RunDir
 from amc.run.settings.scores import get_score
 from amc.search import EpisodeRecord, Metric, SearchResult, SmallestWithin
@@ -49,15 +50,14 @@ def ended(
     watch.stage("result")
     config, recovering = job.config, Recovering(job, watch, run)
     choice = choose(results[config.agent].ranked, _selections(job, recovering))
-    slim = job.scorer.build(choice.record.keep)
+    slim = recovering.pruned(choice.record.keep)
     best, warnings = confirmed(job, choice.record, slim, recorded)
     job = job.warned(warnings, watch)
-    job.method.finish_(slim, job.example_input)
     policy = job.scorer.builder.policy(best.keep)
     summary = summarise(job, slim, replace(choice, record=best), results, run, test)
     _check_budget(job, summary["slim"])
     if config.recover != "none":
-        slim, recovered = _recovered(job, slim, recovering, best.keep, test)
+        slim, recovered = _recovered(recovering, best, test)
         recovered["warnings"] = [*summary["warnings"], *recovered["warnings"]]
         summary = merged(summary, recovered)
     return Ending(slim, policy, summary)
@@ -98,43 +98,80 @@ def _selections(job: Job, recovering: Recovering) -> Iterator[Selection]:
 def _loss(recovering: Recovering, reward: SmallestWithin, record: EpisodeRecord) -> PairedDrop | float:
     """What a policy's network, recovered, loses on images that the search never scored.
 
-    By the search's score where that is a function: there are no other images.
+    By the search's score where that is a function: there are no other images. A recovered network without a score is
+    replaced by the network as pruned.
     """
     job = recovering.job
-    if isinstance(job.confirm, PairedEvaluator):
-        return job.confirm.compare(recovering(record.keep)[0])
-    if job.config.recover == "none":
+    if job.config.recover == "none" and not isinstance(job.confirm, PairedEvaluator):
         return reward.dense_score - (record.score or 0.0)
-    return reward.dense_score - score_of(job.scorer.evaluate, recovering(record.keep)[0], "recovered")
+    slim, recovery = recovering(record.keep)
+    try:
+        return _loss_of(slim, job, reward, "recovered")
+    except EvaluationError as error:
+        if recovery is None or recovery.reason is not None:  # this is the network as pruned
+            raise
+        reason = f"the recovered network has no score: {error}"
+        return _loss_of(recovering.refuse(record.keep, "no score", reason), job, reward, "pruned")
 
 
-def _recovered(
-    job: Job, pruned: nn.Module, recovering: Recovering, keep: tuple[int, ...], test: Evaluate | None
-) -> tuple[nn.Module, dict[str, Any]]:
+def _loss_of(slim: nn.Module, job: Job, reward: SmallestWithin, which: str) -> PairedDrop | float:
+    confirm = job.confirm
+    if isinstance(confirm, PairedEvaluator):
+        return scored_on(which, lambda: confirm.compare(slim))
+    return reward.dense_score - score_of(job.scorer.evaluate, slim, which)
+
+
+def _recovered(recovering: Recovering, best: EpisodeRecord, test: Evaluate | None) -> tuple[nn.Module, dict[str, Any]]:
     """The result, trained on the calibration images, and what summary.json says of it."""
     watch = recovering.watch
     watch.stage("recovery on the calibration images")
-    slim, recovery = recovering(keep)
+    slim, recovery = recovering(best.keep)
     if recovery is None:
-        return pruned, {"warnings": []}
-    if recovery.reason is None and job.config.max_drop is None:  # max_drop has confirmed the recovered network
-        reason = _worse(job, pruned, slim)
-        recovery = recovery if reason is None else replace(recovery, outcome="scores less", reason=reason)
-    warnings = _told(recovery)
-    if recovery.reason is not None:
-        for warning in warnings:
-            watch.warning(warning)
-        return pruned, {"recovery": recovery.to_json(), "warnings": warnings}
-    job.method.finish_(slim, job.example_input)
-    scores: dict[str, float] = {}
-    for name, score in (("score_recovered", job.scorer.evaluate), ("test_recovered", test)):
-        if score is not None:
-            value, failed = final_score(score, slim, "recovered")
-            scores |= {} if value is None else {name: value}
-            warnings += failed
+        return slim, {"warnings": []}
+    scores, failed = ({}, []) if recovery.reason is not None else _scores(recovering, best, slim, test)
+    slim, recovery = recovering(best.keep)  # as pruned, if the recovered network is the worse one
+    assert recovery is not None
+    warnings = [*_told(recovery), *failed]
     for warning in warnings:
         watch.warning(warning)
     return slim, {"recovery": recovery.to_json(), "slim": scores, "warnings": warnings}
+
+
+def _scores(
+    recovering: Recovering, best: EpisodeRecord, slim: nn.Module, test: Evaluate | None
+) -> tuple[dict[str, float], list[str]]:
+    """The scores of the recovered network for the summary, and warnings. Both are empty if that network is refused."""
+    job = recovering.job
+    score, warnings = final_score(job.scorer.evaluate, slim, "recovered", "score")
+    if job.config.max_drop is None:  # max_drop has confirmed the recovered network
+        objection = _objection(job, best, recovering.pruned(best.keep), slim, (score, warnings))
+        if objection is not None:
+            recovering.refuse(best.keep, *objection)
+            return {}, []
+    tested, failed = (None, []) if test is None else final_score(test, slim, "recovered")
+    scores = {"score_recovered": score, "test_recovered": tested}
+    return {name: value for name, value in scores.items() if value is not None}, [*warnings, *failed]
+
+
+def _objection(
+    job: Job, best: EpisodeRecord, pruned: nn.Module, recovered: nn.Module, score: tuple[float | None, list[str]]
+) -> tuple[Outcome, str] | None:
+    """Why the network as pruned is the better one by its score; None if it is not.
+
+    The outputs may come nearer to the dense network's and the score fall: a score may look at other things. `score`:
+    the recovered network's in the search, or None and why. Where there are images that the search never scored, the
+    scores on these decide.
+    """
+    before, (after, failed) = best.score, score
+    if job.confirm is not None and after is not None:
+        before, _ = final_score(job.confirm, pruned, "pruned", "score")
+        after, failed = final_score(job.confirm, recovered, "recovered", "score")
+    if after is None:
+        return "no score", failed[0]
+    if before is None or after >= before:
+        return None
+    kind = get_score(job.config.score)
+    return "scores less", f"recovered, it scores {kind.turned(after):.4g} instead of {kind.turned(before):.4g}"
 
 
 def _told(recovery: Recovery) -> list[str]:
@@ -142,21 +179,6 @@ def _told(recovery: Recovery) -> list[str]:
     if recovery.reason is not None and recovery.outcome != "too few images":
         return [f"the result is the network as pruned: {recovery.reason}"]
     return [] if recovery.stopped is None else [f"recovery was stopped: {recovery.stopped}"]
-
-
-def _worse(job: Job, pruned: nn.Module, recovered: nn.Module) -> str | None:
-    """Why the network as pruned is the better one by its score; None if it is not.
-
-    The outputs may come nearer to the dense network's and the score fall: a score may look at other things.
-    """
-    judge = job.confirm or job.scorer.evaluate
-    before, after = (final_score(judge, network, "recovered")[0] for network in (pruned, recovered))
-    if after is None:
-        return "recovered, it has no score"
-    if before is not None and after < before:
-        kind = get_score(job.config.score)
-        return f"recovered, it scores {kind.turned(after):.4g} instead of {kind.turned(before):.4g}"
-    return None
 
 
 def _check_budget(job: Job, counted: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Networks of a run directory: the digest of their weights, and loading them."""
+"""Networks of a run directory: whether they are the run's own, and loading them."""
 
 from __future__ import annotations
 
@@ -45,6 +45,15 @@ def check_weights(run: RunDir, model: nn.Module) -> None:
         raise RunError(f"'{run.path}' was started with other weights; resume it with the weights of its config.json")
 
 
+def check_builds(run: RunDir) -> None:
+    """Raise RunError if the run's networks were built in a way that this version no longer knows."""
+    if run.config().get("sequential"):
+        raise RunError(
+            f"'{run.path}' was started with sequential, which this version no longer has, so that it cannot build the "
+            "run's networks again; start a new run"
+        )
+
+
 def _first_digest(model: nn.Module) -> str:
     """SHA-256 of names and values only: the `weights_sha256` of runs without `weights_digest`."""
     sha256 = hashlib.sha256()
@@ -86,6 +95,10 @@ def _load(
     here = run.path.resolve()
     if here in children:
         raise RunError(f"'{children[0]}' leads back to itself through the parent in '{run.file(files.CONFIG)}'")
+    if run.config().get("sweep"):
+        raise RunError(
+            f"'{run.path}' is a sweep, with a network for each budget; name one of its points: {_points(run)}"
+        )
     if run.config().get("schedule"):
         return _load(last_round(run), model, example_input, finetuned, (*children, here))
     if model is None:
@@ -118,6 +131,18 @@ def _original(run: RunDir, children: tuple[Path, ...]) -> tuple[nn.Module, Any]:
     if config.get("parent"):
         return _load(os.path.normpath(run.path / config["parent"]), None, None, True, children), example
     return create_model(config["model"], **config.get("model_args", {})), example
+
+
+def point_path(run: RunDir, number: int) -> Path:
+    """The directory of a point of a sweep, counted from 1: the largest budget."""
+    return run.path / f"point-{number}"
+
+
+def _points(run: RunDir) -> str:
+    """The finished points with their budgets, for a message."""
+    points = run.read_json(files.SUMMARY).get("points", []) if run.has(files.SUMMARY) else []
+    named = [f"{run.path / point['run']} ({point['budget']})" for point in points]
+    return ", ".join(named) or f"none is finished yet, run `amc resume {run.path}` first"
 
 
 def round_path(run: RunDir, number: int) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from amc.compression.ending import ended
-from amc.compression.load import check_weights, settings_of, weights_key
+from amc.compression.load import check_builds, check_weights, settings_of, weights_key
 from amc.compression.observer import Observer
 from amc.compression.prepare import Inputs, Job, prepare
 from amc.compression.progress import listening
@@ -19,6 +19,7 @@ from amc.compression.scoring.evaluator import BatchSource, Evaluate, as_evaluato
 from amc.compression.scoring.policy import ScoreTiming
 from amc.compression.settings import NO_BUDGET, SearchConfig
 from amc.compression.verify import Recorded
+from amc.compression.warm_start import earlier_records
 from amc.errors import AmcError, EvaluationError, RunError, brief
 from amc.pruning import Policy
 from amc.recovery.distances import DistillLoss
@@ -32,6 +33,7 @@ from amc.run.settings import from_keywords
 from amc.run.settings.scores import DEFAULT, get_score
 from amc.search import (
     AGENTS,
+    LEARN_EARLIER,
     REWARDS,
     Agent,
     AgentFactory,
@@ -121,13 +123,18 @@ def compress(
     >>> amc.count_macs(net, example), amc.count_macs(result.model, example)
     (1536, 768)
     """
-    loss, agent = _own_loss(settings), _own_agent(settings)
-    reward, config = _own_reward(settings), from_keywords(SearchConfig, settings)
-    if agent is None:
-        check_agent(config)
-    inputs = Inputs(model, example_input, calibration, evaluate, test, reward, loss, agent)
+    inputs, config = inputs_of(Inputs(model, example_input, calibration, evaluate, test), settings)
     with listening(observer, progress=progress) as watch, opened(run_dir, resume=resume) as run:
         return compress_in(run, inputs, config, watch, resume=resume, origin={})
+
+
+def inputs_of(inputs: Inputs, settings: dict[str, Any]) -> tuple[Inputs, SearchConfig]:
+    """The inputs with the caller's own functions among the settings, and the settings themselves. Raises AmcError."""
+    loss, agent, reward = _own_loss(settings), _own_agent(settings), _own_reward(settings)
+    config = from_keywords(SearchConfig, settings)
+    if agent is None:
+        check_agent(config)
+    return replace(inputs, reward=reward, distill_loss=loss, agent=agent), config
 
 
 @contextmanager
@@ -152,28 +159,34 @@ def compress_in(
     *,
     resume: bool,
     origin: Mapping[str, Any],
+    prepared: Job | None = None,
 ) -> Result:
     """`compress` in a directory that is claimed or locked already.
 
-    origin: what names the network and the data, for config.json; empty where nothing does.
+    origin: what names the network and the data, for config.json; empty where nothing does. prepared: the job of
+    another budget, if there is one.
     """
     with undisturbed(inputs.model):
         inputs = replace(inputs, model=copy_model(inputs.model))  # plain; the user's own is never run
+        began = {"amc_version": amc_version(), **origin, **config.to_json(), **weights_key(inputs.model)}
         if run is not None and resume:
             config = config.for_run(run.config())
-            _check_config(run, config, inputs.model)
+            check_config(run, config, inputs.model)
         elif run is not None:
-            began = {"amc_version": amc_version(), **origin, **config.to_json()}
-            run.write_json(files.CONFIG, {**began, **weights_key(inputs.model)})
+            run.write_json(files.CONFIG, began)
         journals = [] if run is None else [run.file(_journal(name, config.agent)) for name in _agents(config)]
         recorded = Recorded.at(journals)  # a damaged one is found before any work
         test = _test_score(inputs, config)
         table = run.file(files.TABLE) if run is not None and run.has(files.TABLE) else None
-        kept = None if run is None else run.file(files.PREPARED)
-        engine = recorded.engine(bf16=config.bf16)
-        job = prepare(inputs, config, watch, table=table, engine=engine, kept=kept)
+        if prepared is None:
+            kept = None if run is None else run.file(files.PREPARED)
+            engine = recorded.engine(bf16=config.bf16)
+            job = prepare(inputs, config, watch, table=table, engine=engine, kept=kept)
+        else:
+            job = prepared.at(config)
         if run is not None and job.latency is not None and table is None:
             run.write_json(files.TABLE, job.latency.table.to_json())  # before any episode: resuming needs this table
+        job = replace(job, earlier=earlier_records(run, job, began))
         return _search_and_finish(job.warned(recorded.check(job), watch), run, test, watch, recorded)
 
 
@@ -230,8 +243,9 @@ def _own_loss(settings: dict[str, Any]) -> DistillLoss | None:
     return loss
 
 
-def _check_config(run: RunDir, config: SearchConfig, model: nn.Module) -> None:
+def check_config(run: RunDir, config: SearchConfig, model: nn.Module) -> None:
     """RunError unless the run began with these settings and weights."""
+    check_builds(run)
     check_weights(run, model)
     wanted = config.to_json()
     for name, value in settings_of(run).to_json().items():
@@ -244,7 +258,7 @@ def _check_config(run: RunDir, config: SearchConfig, model: nn.Module) -> None:
 
 def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer, recorded: Recorded) -> Result:
     config = job.config
-    task = SearchTask(job.problem, config.episodes, config.seed, reward=job.reward, dense_score=job.dense_score)
+    task = _task(job)
     agents = {name: create_agent(name, task) for name in config.baselines}
     agents[config.agent] = _agent(job, task)
     watch.plan({name: min(config.episodes, agent.max_episodes or config.episodes) for name, agent in agents.items()})
@@ -272,6 +286,15 @@ def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer,
     return Result(slim, policy, summary, job.structure, results[config.agent], job.method.masks(slim))
 
 
+def _task(job: Job) -> SearchTask:
+    """What the agents know before the first episode."""
+    errors = job.scorer.builder.errors([decision.choices for decision in job.problem.decisions])
+    return SearchTask(
+        job.problem, job.config.episodes, job.config.seed, reward=job.reward, dense_score=job.dense_score,
+        errors=errors, earlier=job.earlier,
+    )  # fmt: skip
+
+
 def _agent(job: Job, task: SearchTask) -> Agent:
     """The agent of the search: the caller's own, or the one of that name."""
     config = job.config
@@ -282,8 +305,13 @@ def _agent(job: Job, task: SearchTask) -> Agent:
 
 
 def check_agent(config: SearchConfig) -> None:
-    """Raise AmcError for an unknown agent or option, before any work."""
+    """Raise AmcError for an unknown agent or option, or a warm start that it has no use for, before any work."""
     agent_config(config.agent, config.episodes, config.options_of_agent)
+    if config.warm_start is not None and config.agent not in LEARN_EARLIER:
+        raise AmcError(
+            f"agent {config.agent!r} learns nothing from earlier searches; leave warm-start out, or choose "
+            f"{' or '.join(LEARN_EARLIER)}"
+        )
 
 
 def _run_agent(

@@ -35,13 +35,14 @@ from amc.errors import EvaluationError, RunError
 from amc.pruning import Calibration, Pruner, calibrate
 from amc.pruning.methods import Builder, Method, create_method, problem_of
 from amc.pruning.ranking import Order
-from amc.recovery.distances import DistillLoss
-from amc.recovery.distillation import check_loss
+from amc.recovery.distances import CheckedLoss, DistillLoss
+from amc.recovery.distillation import checked_loss
 from amc.run.provenance import data_fingerprint, execution
 from amc.run.settings.scores import get_score
 from amc.run.weights import digest
 from amc.search import (
     AgentFactory,
+    EpisodeRecord,
     Metric,
     Problem,
     RewardFunction,
@@ -51,7 +52,7 @@ from amc.search import (
     rewarded_metric,
 )
 from amc.structure import Certificate, Structure, inspect
-from amc.structure.batches import Reader, joined, limited
+from amc.structure.batches import Reader, limited
 from amc.structure.copying import copy_model
 from amc.structure.trace import Example
 
@@ -95,14 +96,25 @@ class Job:
     calibration: Sequence[Example] = ()  # batches of the networks' inputs
     latency: Latency | None = None  # if it is among the costs
     origin: Mapping[str, Any] = field(default_factory=dict)  # as in `amc.search.JournalContent`
-    distill_loss: DistillLoss | None = None
+    distill_loss: CheckedLoss | None = None
     agent: AgentFactory | None = None
+    earlier: tuple[EpisodeRecord, ...] = ()  # of a warm start
 
     def warned(self, warnings: Sequence[str], watch: Observer) -> Job:
         """The job with further warnings; `watch` hears them."""
         for warning in warnings:
             watch.warning(warning)
         return replace(self, warnings=(*self.warnings, *warnings)) if warnings else self
+
+    def at(self, config: SearchConfig) -> Job:
+        """The same job under another budget; only `budget` may differ. Raises BudgetError if it cannot be reached."""
+        latency, problem = self.latency, self.problem
+        budgets = config.budgets if latency is None else guarded(config.budgets, latency)
+        measured = {} if latency is None else {Metric.LATENCY: latency.cost}
+        other = problem_of(
+            self.method, budgets, rewarded_metric(self.reward), decisions=problem.decisions, measured=measured
+        )
+        return replace(self, config=config, problem=other)
 
     @property
     def classes(self) -> bool:
@@ -182,8 +194,7 @@ class _Preparation:
         if config.max_drop is not None:
             reward = self.smallest(config.max_drop, dense)
         calibrated = self.calibrated(method)
-        if inputs.distill_loss is not None and config.recover != "none":
-            check_loss(inputs.distill_loss, copy_model(inputs.model), calibrated.batches[0])  # not after the search
+        loss = self.distill_loss(calibrated.batches)
         scorer = self.scorer(method, problem, dense.score, calibrated)
         self.keep(structure_key, certificate, calibrated, scorer.builder)
         origin = {
@@ -194,7 +205,7 @@ class _Preparation:
         return Job(
             inputs.model, inputs.example_input, config, method.structure, certificate, method, problem, scorer,
             dense.value, reward, dense.confirm, tuple(self.warnings), calibrated.batches, latency, origin,
-            inputs.distill_loss, inputs.agent,
+            loss, inputs.agent,
         )  # fmt: skip
 
     def environment(self, engine: Engine) -> dict[str, Any]:
@@ -263,10 +274,9 @@ class _Preparation:
         elif isinstance(score, Evaluator) and leaves_images(config, len(score)):
             searching, rest = score.divided(SEARCH_SHARE)
             beside: Callable[..., Confirm] = PairedEvaluator if score.kind.per_image else BesideDense
-            unseen = scored_on("dense", partial(beside, rest, whole))
-            dense = _Dense(searching, score_of(searching, whole, "dense"), unseen, images)
+            dense = _beside(searching, whole, images, scored_on("dense", partial(beside, rest, whole)))
         else:
-            dense = _Dense(score, score_of(score, whole, "dense"), None, images)
+            dense = _beside(score, whole, images)
         self.watch.dense(get_score(score_name).named(dense.value))
         for warning in _near_chance(dense.score, whole, dense.value):
             self.warn(warning)
@@ -297,6 +307,13 @@ class _Preparation:
         calibration = calibrate(inputs.model, method.structure, batches, layers=layers, seed=config.seed)
         return _Calibrated(batches, data, calibration, key)
 
+    def distill_loss(self, batches: Sequence[Example]) -> CheckedLoss | None:
+        """The caller's own loss of recovery. AmcError now, and not after the search, if it cannot be minimised."""
+        loss = self.inputs.distill_loss
+        if loss is None or self.config.recover == "none":
+            return None
+        return checked_loss(loss, copy_model(self.inputs.model), batches[0])
+
     def scorer(self, method: Method, problem: Problem, score: Evaluate, calibrated: _Calibrated) -> PolicyScorer:
         """The scorer of policies."""
         inputs, config = self.inputs, self.config
@@ -305,8 +322,7 @@ class _Preparation:
         self.watch.stage("ranking and reconstruction")
         again = limited(calibrated.batches, config.bn_images or 0, Reader.of(inputs.example_input))
         norms = statistics_on(inputs.model, again) if again and config.bn_rule == "difference" else None
-        sample = joined(again) if again and config.sequential else None
-        builder = method.builder(calibrated.calibration, calibrated.orders, sample)
+        builder = method.builder(calibrated.calibration, calibrated.orders)
         return PolicyScorer(builder, score, again, dense=problem.dense.tolist(), norms=norms)
 
     def key(self, **parts: Any) -> str | None:
@@ -324,6 +340,14 @@ class _Preparation:
             return
         orders = builder.orders if isinstance(builder, Pruner) else {}
         write(self.kept, Prepared(structure_key, certificate, calibrated.key, calibrated.calibration, orders))
+
+
+def _beside(score: Evaluate, whole: nn.Module, images: str | None, confirm: Confirm | None = None) -> _Dense:
+    """The dense score, and the score of the others: with its standard error where single images are right or wrong."""
+    if isinstance(score, Evaluator) and score.kind.per_image:
+        score = scored_on("dense", partial(PairedEvaluator, score, whole))
+        return _Dense(score, score.dense_score, confirm, images)
+    return _Dense(score, score_of(score, whole, "dense"), confirm, images)
 
 
 def leaves_images(config: SearchConfig, images: int) -> bool:

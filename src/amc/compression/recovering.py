@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 from amc.compression.observer import Observer
 from amc.compression.prepare import Job
 from amc.compression.scoring.evaluator import score_of
-from amc.recovery.distillation import Plan, Recovery, distill_
+from amc.recovery.distillation import Outcome, Plan, Recovery, distill_
 from amc.run import files
 from amc.run.directory import RunDir
 from amc.search import EpisodeRecord
@@ -22,7 +22,9 @@ SHORT = 1 / 4  # of the length and of the time of a recovery, for each finalist
 
 @dataclass
 class Recovering:
-    """Policy -> its network, trained towards the dense network's outputs. Each policy is trained once.
+    """Policy -> its network, as pruned, and trained towards the dense network's outputs.
+
+    Each network is built once and copied for each use, as a user's function may change what it scores.
 
     The plan of each training is written to the run before its first step: a run that is resumed trains as long as it
     did before, however fast the machine is now.
@@ -31,39 +33,46 @@ class Recovering:
     job: Job
     watch: Observer
     run: RunDir | None = None
+    built: dict[KeepCounts, nn.Module] = field(default_factory=dict)
     known: dict[KeepCounts, tuple[nn.Module, Recovery | None]] = field(default_factory=dict)
-    built: dict[KeepCounts, nn.Module] = field(default_factory=dict)  # as pruned, until they are recovered briefly
 
     def __call__(self, keep: KeepCounts) -> tuple[nn.Module, Recovery | None]:
         """The network of a policy, and what was done to it; None where recovery is off, or nothing is pruned."""
         if keep not in self.known:
-            slim = self.job.scorer.build(keep)
-            self.known[keep] = slim, self._recovered_(slim, keep, 1.0)
+            self.known[keep] = self._trained(keep, 1.0)
         return self.known[keep]
 
     def pruned(self, keep: KeepCounts) -> nn.Module:
-        """The network of a policy as pruned, until `briefly` trains it."""
+        """The network of a policy as pruned."""
         if keep not in self.built:
-            self.built[keep] = self.job.scorer.build(keep)
-        return self.built[keep]
+            slim = self.built[keep] = self.job.scorer.build(keep)
+            self.job.method.finish_(slim, self.job.example_input)
+        return copy_model(self.built[keep])
 
     def briefly(self, keep: KeepCounts) -> nn.Module | None:
         """The network of a policy after a short recovery; None where recovery is off, or nothing is pruned."""
-        slim = self.pruned(keep)
-        del self.built[keep]
-        return None if self._recovered_(slim, keep, SHORT) is None else slim
+        slim, recovery = self._trained(keep, SHORT)
+        return None if recovery is None else slim
 
-    def _recovered_(self, slim: nn.Module, keep: KeepCounts, share: float) -> Recovery | None:
-        job = self.job
+    def refuse(self, keep: KeepCounts, outcome: Outcome, reason: str) -> nn.Module:
+        """Take the network of a policy as pruned in place of the recovered one, which is worse for this reason."""
+        _, recovery = self.known[keep]
+        assert recovery is not None, "nothing was recovered"
+        slim = self.pruned(keep)
+        self.known[keep] = slim, replace(recovery, outcome=outcome, reason=reason)
+        return slim
+
+    def _trained(self, keep: KeepCounts, share: float) -> tuple[nn.Module, Recovery | None]:
+        job, slim = self.job, self.pruned(keep)
         if job.config.recover == "none" or keep == tuple(job.problem.dense.tolist()):
-            return None
+            return slim, None
         known = self._known_plan(keep, share)
 
         def on_plan(plan: Plan) -> None:
             if self.run is not None and known is None:
                 self.run.append_jsonl(files.RECOVERY, {"keep": list(keep), "plan": plan.to_json()})
 
-        return distill_(
+        return slim, distill_(
             slim, copy_model(job.model), job.calibration, classes=job.classes, loss=job.distill_loss,
             masks=job.method.masks(slim), plan=known or Plan(share * job.config.recover_time, share=share),
             seed=job.config.seed, on_plan=on_plan, on_step=self.watch.training_step,

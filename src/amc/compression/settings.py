@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
@@ -84,6 +85,10 @@ class SearchConfig:
     agent_options: tuple[str, ...] = option(  # or, in Python, a mapping
         (), panel=Panel.SEARCH, name="agent_option", help="A setting of the agent, NAME=VALUE (repeat).",
     )  # fmt: skip
+    warm_start: str | None = option(
+        None, panel=Panel.SEARCH, is_path=True,
+        help="Run whose scored policies the agent learns from first: of the same network and data.",
+    )  # fmt: skip
     episodes: int = option(400, panel=Panel.SEARCH, help="Policies to score, at most.")
     time_limit: str | float | None = option(  # in Python also a number of seconds; becomes text such as "1800s"
         None, panel=Panel.SEARCH,
@@ -114,9 +119,6 @@ class SearchConfig:
         None, panel=Panel.PRUNING, help="elimination (the default for channels) or magnitude (for masks)."
     )
     reconstruct: bool = option(True, panel=Panel.PRUNING, help="Refit the weights that stay by least squares.")
-    sequential: bool = option(  # on the images of the batch norms; for channels
-        False, panel=Panel.PRUNING, help="Refit every network once more, layer after layer, to its own activations."
-    )
     # 0: keep the dense statistics. That is the default where max_drop meets the rule "replace": if little is pruned, it
     # changes more answers than pruning.
     bn_images: int | None = option(
@@ -172,6 +174,8 @@ class SearchConfig:
         if isinstance(self.agent_options, Mapping):
             written = tuple(f"{name}={json.dumps(value)}" for name, value in self.agent_options.items())
             object.__setattr__(self, "agent_options", written)
+        if self.warm_start is not None:
+            object.__setattr__(self, "warm_start", os.fspath(self.warm_start))  # a path, too, in Python
         limit: Any = self.time_limit
         if not isinstance(limit, bool) and isinstance(limit, Real):
             object.__setattr__(self, "time_limit", str(float(limit)))

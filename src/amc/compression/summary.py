@@ -46,6 +46,7 @@ def summarise(
         "agent": config.agent,
         "episodes": len(results[config.agent].episodes),
         "failed_episodes": results[config.agent].failed,
+        "ranked": [record.episode for record in results[config.agent].ranked],  # of distinct policies, the best first
         "seed": config.seed,
         "seconds": round(_seconds(run, config.agent), 1) if run else None,
         "dense": {**dense, "score": job.dense_score},

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amc.errors import DataError, check_resources, reason_of
+from amc.errors import DataError, ResourceError, explained
 from amc.pruning.reconstruction import DAMPING, damp
 from amc.pruning.watching import Watch
 from amc.structure import Layer, Structure
@@ -146,17 +146,13 @@ def calibrate(
     }
     named = dict(model.named_parameters())
     watch = Watch(layers, named, lambda name, rows: grams[name].add_(rows), positions, seed)
+    what = f"{type(model).__name__} fails on a calibration batch"
+    remedy = "give batches as in training, in the form of the example input"
     count = 0
     with undisturbed(model), inference(model), attention_by_parts(model), watch:
         for example in examples(batches, device_of(model)):
-            try:
+            with explained(DataError, what, remedy, passing=ResourceError):
                 model(*example.args, **example.kwargs)
-            except Exception as error:  # the user's forward may raise anything
-                check_resources(error)
-                raise DataError(
-                    f"{type(model).__name__} fails on a calibration batch ({reason_of(error)}); "
-                    "give batches as in training, in the form of the example input"
-                ) from error
             count += 1
     if count == 0:
         raise DataError("the calibration set is empty; give at least one batch")

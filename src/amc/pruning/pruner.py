@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -14,7 +13,6 @@ from amc.pruning.calibration import Calibration, reconstructible
 from amc.pruning.policy import Policy
 from amc.pruning.ranking import Order, elimination, magnitude
 from amc.pruning.reconstruction import DAMPING, LayerFit, SolutionCache, as_stored, flat_weight
-from amc.pruning.sequential import DenseOutputs
 from amc.run.settings import Ranking
 from amc.structure import Layer, Structure
 from amc.structure.grouping import FIXED
@@ -29,8 +27,7 @@ class Pruner:
 
     With a `calibration`, `ranking` may be "elimination" and pruned layers get refitted weights unless
     `reconstruct` is False; without one, channels are ranked by magnitude and weights are just sliced. `orders`
-    replaces the ranking of every group, by name. With `outputs`, every network that is built is then refitted on its
-    own inputs.
+    replaces the ranking of every group, by name.
     """
 
     def __init__(
@@ -43,9 +40,8 @@ class Pruner:
         reconstruct: bool = True,
         damping: float = DAMPING,
         orders: Mapping[str, Order] | None = None,
-        outputs: DenseOutputs | None = None,
     ) -> None:
-        self.model, self.structure, self.outputs = model, structure, outputs
+        self.model, self.structure = model, structure
         layers, _ = reconstructible(structure)
         named = dict(model.named_parameters())
         grams = calibration.grams if calibration else {}
@@ -83,8 +79,6 @@ class Pruner:
         mask = self._mask(keep_counts)
         weights = {name: self._refitted(name, fit, mask) for name, fit in self.fits.items()}
         slim = slice_model(self.model, self.structure, mask, {k: w for k, w in weights.items() if w is not None})
-        if self.outputs is not None and not mask.all():
-            self._refit_(slim, self.outputs, mask)
         return slim.eval()
 
     def sliced(self, tensors: Mapping[str, torch.Tensor], keep_counts: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -115,42 +109,19 @@ class Pruner:
 
     def _refitted(self, name: str, fit: LayerFit, mask: Mask) -> torch.Tensor | None:
         """New weights of a layer that loses inputs, restricted to the outputs it keeps; None if it loses none."""
-        inputs = _inputs(fit.layer)
+        layer, inputs = fit.layer, _inputs(fit.layer)
         kept = kept_positions(inputs, mask)
         if kept.size == inputs.size:
             return None
-        shape = self._shape(fit.layer, mask)
-        key = (name, kept.tobytes())
-        weight = self._solutions.get(key, lambda: as_stored(fit.weights(kept).float(), fit.layer, shape))
-        return self._of_kept_outputs(weight, fit.layer, mask)
-
-    def _refit_(self, slim: nn.Module, outputs: DenseOutputs, mask: Mask) -> None:
-        """Refit the sliced network on its own inputs, in place."""
-        named, columns = dict(slim.named_parameters()), {}
-        for name, layer in outputs.layers.items():
-            kernel = math.prod(layer.kernel)
-            kept = kept_positions(_inputs(layer), mask)
-            columns[name] = torch.from_numpy((kept[:, None] * kernel + np.arange(kernel)).reshape(-1))
-
-        def place(name: str, solution: torch.Tensor) -> None:
-            layer = outputs.layers[name]
-            filters = solution.mT.reshape(solution.shape[0] * solution.shape[2], -1, *layer.kernel)
-            weight = as_stored(filters, layer, self._shape(layer, mask))
-            named[name].copy_(self._of_kept_outputs(weight, layer, mask))
-
-        outputs.refit_(slim, columns, place)
-
-    def _shape(self, layer: Layer, mask: Mask) -> list[int]:
-        """The shape of a layer's weight without the inputs that go, but with all outputs."""
-        dims, shape = self.structure.tensors[layer.weight], list(self.structure.shapes[layer.weight])
+        dims = self.structure.tensors[name]
+        places = [None if slots is None else torch.from_numpy(kept_positions(slots, mask)) for slots in dims]
+        shape = list(self.structure.shapes[name])
         for dim in layer.input_dims:
-            shape[dim] = shape[dim] if (slots := dims[dim]) is None else kept_positions(slots, mask).size
-        return shape
-
-    def _of_kept_outputs(self, weight: torch.Tensor, layer: Layer, mask: Mask) -> torch.Tensor:
-        for dim, slots in enumerate(self.structure.tensors[layer.weight]):
-            if slots is not None and dim not in layer.input_dims:
-                weight = weight.index_select(dim, torch.from_numpy(kept_positions(slots, mask)))
+            shape[dim] = shape[dim] if (left := places[dim]) is None else left.numel()
+        weight = self._solutions.get((name, kept.tobytes()), lambda: as_stored(fit.weights(kept).float(), layer, shape))
+        for dim, left in enumerate(places):
+            if left is not None and dim not in layer.input_dims:
+                weight = weight.index_select(dim, left)
         return weight
 
     def _position_order(self, layer: Layer) -> Order | None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from amc.errors import AmcError, ModelError, check_resources, reason_of
+from amc.errors import AmcError, ModelError, ResourceError, explained
 
 TEMPERATURE = 4.0  # of the classes: the dense network's view of unlikely ones teaches too, worth 1 to 2 points
 
@@ -26,6 +26,7 @@ class DistillLossError(AmcError):
     """The user's loss fails or cannot be minimised."""
 
 
+_GETS = "it gets the pruned network's outputs and the dense network's, as the networks return them"
 _RETURNS = "return a scalar tensor that torch's functions make of the first argument, the pruned network's outputs"
 
 
@@ -86,7 +87,17 @@ def output_tensors(outputs: Any) -> tuple[Tensor, ...]:
     )
 
 
-def check_distill_loss(loss: DistillLoss, outputs: Any, targets: Any) -> None:
+@dataclass(frozen=True, slots=True)
+class CheckedLoss:
+    """A loss of the user's, after it was tried on outputs of the dense network."""
+
+    loss: DistillLoss
+
+    def __call__(self, outputs: Any, targets: Any) -> Tensor:
+        return self.loss(outputs, targets)
+
+
+def checked_distill_loss(loss: DistillLoss, outputs: Any, targets: Any) -> CheckedLoss:
     """Try the user's loss on outputs of the dense network: `outputs` in the place of the pruned network's.
 
     The tensors in `outputs` get gradients. Raises DistillLossError if the loss fails or cannot be minimised.
@@ -94,18 +105,13 @@ def check_distill_loss(loss: DistillLoss, outputs: Any, targets: Any) -> None:
     for tensor in _leaves(outputs):
         if isinstance(tensor, Tensor) and (tensor.is_floating_point() or tensor.is_complex()):
             tensor.requires_grad_(True)
-    try:
-        with torch.enable_grad():
-            value = loss(outputs, targets)
-    except Exception as error:  # a user's function may raise anything
-        check_resources(error)
-        raise DistillLossError(
-            f"distill_loss fails on the dense network's outputs ({reason_of(error)}); it gets the pruned network's "
-            "outputs and the dense network's, as the networks return them"
-        ) from error
+    what = "distill_loss fails on the dense network's outputs"
+    with explained(DistillLossError, what, _GETS, passing=ResourceError), torch.enable_grad():
+        value = loss(outputs, targets)
     problem = _problem(value)
     if problem:
         raise DistillLossError(f"distill_loss returns {problem}; {_RETURNS}")
+    return CheckedLoss(loss)
 
 
 def _problem(value: Any) -> str:

@@ -20,7 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from amc.errors import AmcError, DataError, check_resources, reason_of
-from amc.recovery.distances import DistillLoss, DistillLossError, OutputDistance, check_distill_loss
+from amc.recovery.distances import (
+    CheckedLoss,
+    DistillLoss,
+    DistillLossError,
+    OutputDistance,
+    checked_distill_loss,
+)
 from amc.recovery.kernels import RightGradients
 from amc.recovery.masks import WeightMasks
 from amc.recovery.optimiser import learning_rate, make_optimiser
@@ -43,7 +49,9 @@ _TIMED = 3  # steps, after a first one
 _TIMING = 0.05  # share of the time limit that the timed steps may take
 _PATIENCE = 2  # times the time limit, after which a training that became slow is stopped
 
-Outcome = Literal["recovered", "too few images", "no time", "no nearer", "scores less", "diverged", "failed"]
+Outcome = Literal[
+    "recovered", "too few images", "no time", "no nearer", "scores less", "no score", "diverged", "failed"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +146,10 @@ def distill_(
         return job.run(plan or Plan(), on_plan)
 
 
-def check_loss(loss: DistillLoss, dense: nn.Module, batch: Example) -> None:
-    """Try the user's loss on two equal outputs of the dense network. Raises AmcError if it fails or has no gradient."""
+def checked_loss(loss: DistillLoss, dense: nn.Module, batch: Example) -> CheckedLoss:
+    """The user's loss, tried on two equal outputs of the dense network. AmcError if it fails or has no gradient."""
     with evaluating(dense):
-        check_distill_loss(loss, _outputs(dense, batch), _outputs(dense, batch))
+        return checked_distill_loss(loss, _outputs(dense, batch), _outputs(dense, batch))
 
 
 @contextmanager
@@ -218,13 +226,17 @@ class _Distillation:
             reason = f"{self.images.count} images are too few to train on; give at least {least}"
             raise _UnchangedError("too few images", reason)
         self.targets = [_outputs(self.dense, inputs) for inputs in self.held]
-        if self.loss is not None:
-            check_loss(self.loss, self.dense, self.held[0])
-        self.distance: DistillLoss = self.loss or OutputDistance.of(self.targets, classes=self.classes)
+        self.distance = self._distance()
         self.before = self.after = self._apart()
         if not math.isfinite(self.before):
             raise _UnchangedError("failed", "its outputs or the dense network's are not finite on the held-out images")
         self.flips = self.classes and may_flip(partial(_outputs, self.dense), self.held)
+
+    def _distance(self) -> DistillLoss:
+        """What is minimised. A loss of the user's is tried first, unless the caller has done so."""
+        if self.loss is None:
+            return OutputDistance.of(self.targets, classes=self.classes)
+        return self.loss if isinstance(self.loss, CheckedLoss) else checked_loss(self.loss, self.dense, self.held[0])
 
     def _completed(self, plan: Plan, pruned: Mapping[str, Tensor]) -> Plan:
         """The plan with as many steps as its time allows. A few steps are timed and taken back."""

@@ -13,7 +13,7 @@ from amc.run.settings.scores import TOP1, NamedScore, score_of_record
 from amc.search.budget import Budget, Metric
 
 DASH = "–"  # shown for a missing value
-_SCORE_KEYS = ("score", "score_recovered", "score_finetuned", "test", "test_recovered", "test_finetuned")
+_SCORE_KEYS = ("score", "score_recovered", "score_finetuned", "test", "test_recovered", "test_finetuned", "unseen")
 _NAMED_KEYS = (*_SCORE_KEYS, "median", "score_tuned")  # all keys of scores
 _LISTS = ("rounds", "candidates")
 

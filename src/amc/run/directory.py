@@ -87,8 +87,8 @@ class RunDir:
         return self.file(name).exists()
 
     def begun(self) -> bool:
-        """Whether a search has begun here: there is a journal, or the round of a schedule."""
-        return any(self.path.glob("journal*.jsonl")) or any(self.path.glob("round-*"))
+        """Whether a search has begun here: there is a journal, the round of a schedule or the point of a sweep."""
+        return any(self.path.glob("journal*.jsonl")) or any(self.path.glob("round-*")) or any(self.path.glob("point-*"))
 
     def config(self) -> dict[str, Any]:
         """The settings that the run was started with."""

@@ -3,6 +3,7 @@
 CONFIG = "config.json"
 JOURNAL = "journal.jsonl"
 TIMINGS = "timings.jsonl"
+EARLIER = "earlier.json"  # policies that earlier searches have scored, from which this one learns
 POLICY = "policy.json"
 SUMMARY = "summary.json"
 MODEL = "model.safetensors"

@@ -44,7 +44,9 @@ CONFIG = fields(
         **dict.fromkeys(("amc_version", "command", "method", "reward", "score", "minimise", "agent"), text),
         **dict.fromkeys(("recover", "bn_rule", "engine"), text),
         **dict.fromkeys(("model", "weights", "data", "evaluate", "budget", "ranking", "runtime"), optional(text)),
-        **dict.fromkeys(("device_url", "token_file", "parent", "weights_digest", "weights_sha256"), optional(text)),
+        **dict.fromkeys(
+            ("device_url", "token_file", "parent", "warm_start", "weights_digest", "weights_sha256"), optional(text)
+        ),
         **dict.fromkeys(("episodes", "latency_threads", "calibration_images"), positive),
         **dict.fromkeys(("seed", "keep_sets", "finalists"), count),
         **dict.fromkeys(("round_to", "search_images", "image_size", "patience"), optional(positive)),
@@ -60,6 +62,7 @@ CONFIG = fields(
         "preprocessing": optional(table(anything)),
         "schedule": optional(many(number, least=1)),
         "tuning": table(scalar),
+        "sweep": fields({**dict.fromkeys(("metric", "start", "end"), text), "points": positive}),
     }
 )
 
@@ -113,12 +116,20 @@ _STOP = fields(
     needed=("reason", "planned"),
 )  # fmt: skip
 _ROUND = fields({"fraction": number, "run": text, **dict.fromkeys(("macs", "params", "size", "score"), number)})
+_POINT = fields(
+    {
+        **dict.fromkeys(("budget", "run"), text), "dense": _COSTS, "slim": _COSTS,
+        "baselines": table(_COSTS), "images": optional(count), "standard_error": optional(number),
+    },
+    needed=("budget", "run", "slim"),
+)  # fmt: skip
 
 SUMMARY = fields(
     {
         **dict.fromkeys(("amc_version", "budget", "method", "reward", "agent", "score", "engine"), optional(text)),
         **dict.fromkeys(("model", "data"), optional(text)),
         **dict.fromkeys(("episodes", "failed_episodes"), optional(count)),
+        "ranked": optional(many(count)),
         "seed": optional(whole),
         "seconds": optional(number),
         "dense": _COSTS,
@@ -139,6 +150,9 @@ SUMMARY = fields(
         "recovery": optional(_RECOVERY),
         "schedule": optional(many(number)),
         "rounds": optional(many(_ROUND)),
+        "sweep": optional(table(scalar)),
+        "points": optional(many(_POINT)),
+        "knee": optional(text),
         "files": table(text),
     }
 )
@@ -197,6 +211,7 @@ OBJECTS: Mapping[str, Check] = {
     "summary.json": SUMMARY,
     "policy.json": POLICY,
     "finetune-state.json": FINETUNE_STATE,
+    "earlier.json": fields({"records": many(EPISODE)}),
 }
 
 

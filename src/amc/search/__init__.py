@@ -3,6 +3,7 @@
 from amc.search.agents import (
     AGENTS,
     BASELINES,
+    LEARN_EARLIER,
     Agent,
     AgentFactory,
     DDPGAgent,
@@ -33,11 +34,12 @@ from amc.search.rewards import (
     reward_name,
     rewarded_metric,
 )
-from amc.search.stopping import Foresighted, StopRules
+from amc.search.stopping import StopRules
 
 __all__ = [
     "AGENTS",
     "BASELINES",
+    "LEARN_EARLIER",
     "REWARDS",
     "SURFACE_FLOOR",
     "Agent",
@@ -50,7 +52,6 @@ __all__ = [
     "Decision",
     "EpisodeRecord",
     "EpisodeTiming",
-    "Foresighted",
     "Journal",
     "JournalContent",
     "LayerFeatures",

@@ -89,8 +89,8 @@ class EpisodeRecord:
         """The record with a `NamedScore`, for reports."""
         return self if self.score is None else replace(self, score=kind.named(self.score))
 
-    def to_line(self) -> str:
-        """The journal's line, without the newline."""
+    def to_fields(self) -> dict[str, Any]:
+        """The fields of the journal's line."""
         fields: dict[str, Any] = {
             "episode": self.episode,
             "keep": list(self.keep),
@@ -106,13 +106,22 @@ class EpisodeRecord:
             fields["progress"] = self.progress
         if self.stopped is not None:
             fields["stopped"] = self.stopped.to_json()
-        return json.dumps(fields, allow_nan=False)
+        return fields
+
+    def to_line(self) -> str:
+        """The journal's line, without the newline."""
+        return json.dumps(self.to_fields(), allow_nan=False)
 
     @classmethod
     def from_line(cls, line: str) -> Self:
         """Read a line. Raises ValueError if it is not one."""
         fields = reading.parse_object(line.encode())
         EPISODE(fields, "")
+        return cls.from_fields(fields)
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Self:
+        """From the fields of a line, checked. Raises ValueError if one is missing."""
         try:
             record = cls(
                 episode=fields["episode"],

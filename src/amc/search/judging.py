@@ -14,13 +14,12 @@ from functools import partial
 from typing import SupportsFloat
 
 from amc.errors import (
-    AmcError,
     EvaluationError,
     NotFiniteError,
     check_resources,
+    explained,
     guarded,
     one_line,
-    reason_of,
     shown,
 )
 from amc.search.journal import EpisodeRecord
@@ -116,13 +115,8 @@ def rewarded(reward: RewardFunction, outcome: Outcome) -> float:
 
     Raises RewardError if the reward fails for this policy, and any AmcError that the reward raises.
     """
-    try:
+    with explained(RewardError, f"{REWARD_FAULT} fails"):
         value = reward(outcome)
-    except AmcError:
-        raise
-    except Exception as error:  # a user's function may raise anything
-        check_resources(error)
-        raise RewardError(f"{REWARD_FAULT} fails ({reason_of(error)})") from error
     try:
         return number_of(value, REWARD)
     except EvaluationError as error:

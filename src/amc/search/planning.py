@@ -6,6 +6,7 @@ torch, no files.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Container, Iterable
 
 import numpy as np
@@ -24,10 +25,10 @@ LEAST = 1e-12  # a smaller gain is none
 
 
 class Planner:
-    """Plans policies of one problem; `limit`, in the unit of the problem's metric, replaces its budgets."""
+    """Plans policies of one problem within its budgets."""
 
-    def __init__(self, problem: Problem, *, limit: float | None = None) -> None:
-        self._dense, self._least = problem.dense, problem.least
+    def __init__(self, problem: Problem) -> None:
+        self._problem, self._dense, self._least = problem, problem.dense, problem.least
         self._choices = [np.array(d.choices, dtype=np.int64) for d in problem.decisions]
         self._last = np.array([len(choices) - 1 for choices in self._choices])
         widest = int(self._last.max()) + 1
@@ -35,8 +36,13 @@ class Planner:
         self._places = np.zeros((len(self._choices), int(self._keep.max()) + 1), dtype=np.int64)  # of keep counts
         for places, choices in zip(self._places, self._choices, strict=True):
             places[choices] = np.arange(len(choices))
-        limits = [(b.metric, problem.limit(b)) for b in problem.budgets] if limit is None else [(problem.metric, limit)]
-        self._limits = [(problem.costs[metric], most) for metric, most in limits]
+        self._limits = [(problem.costs[budget.metric], problem.limit(budget)) for budget in problem.budgets]
+
+    def within(self, limit: float) -> Planner:
+        """The same planner with one limit, in the unit of the problem's metric, in place of the budgets."""
+        other = copy.copy(self)
+        other._limits = [(self._problem.costs[self._problem.metric], limit)]
+        return other
 
     def plan(
         self,

@@ -29,7 +29,7 @@ PAIR = 0.3  # prior scale of the product of two neighbours' sparsities
 SCALES = np.geomspace(3e-3, 3.0, 11)  # of all coefficients, in units of the damage; the evidence chooses
 MISFITS = np.array([0.0, 1e-3, 3e-3, 1e-2, 3e-2, 0.1])  # standard deviation of what the model cannot explain; likewise
 JITTER = 1e-9  # least variance of a damage
-REFIT = 8  # records after which scale, misfit and link are chosen anew
+REFIT = 8  # records after which scale, misfit and link are chosen anew; of hundreds, for each full hundred
 SAMPLES = 64  # posterior samples in an expectation
 
 
@@ -110,7 +110,7 @@ class ScoreModel:
 
     def _fitted(self) -> _Fit:
         features = np.array(self._rows)
-        if self._chosen is None or len(self._records) % REFIT == 0:
+        if self._chosen is None or len(self._records) % (REFIT * max(1, len(self._records) // 100)) == 0:
             self._chosen = self._most_evident(features)
         logarithmic, scale, misfit = self._chosen
         reference, damage, noise = self._damages(logarithmic)

@@ -11,7 +11,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 from amc.search.agents.base import Agent
 from amc.search.journal import PATIENCE, TIME_LIMIT, EpisodeRecord, Stop
@@ -19,18 +18,6 @@ from amc.search.journal import PATIENCE, TIME_LIMIT, EpisodeRecord, Stop
 TOLERANCE = 0.03  # of what the search has gained: a smaller expected gain is nothing better
 FIRST = 8  # scored policies whose median is where the gain begins
 UTMOST = 5  # times the patience: then the search ends whatever the model expects
-
-
-@runtime_checkable
-class Foresighted(Protocol):
-    """An agent with a model of the reward, which patience asks before it ends a search."""
-
-    def expected_gain(self) -> float | None:
-        """How much better than the best scored policy the model expects the best policy to be: of reward, at least 0.
-
-        Infinite while it cannot say; None without a model. The call changes nothing that the agent proposes.
-        """
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +50,7 @@ class StopRules:
         stale = len(records) - max(rewards.index(max(scored)) + 1, warmup)
         if self.patience is None or stale < self.patience:
             return None
-        gain = agent.expected_gain() if isinstance(agent, Foresighted) else None
+        gain = agent.expected_gain()
         gained = max(scored) - statistics.median(scored[:FIRST])
         if gain is not None and gain > TOLERANCE * gained and stale < UTMOST * self.patience:
             return None

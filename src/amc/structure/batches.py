@@ -7,7 +7,7 @@ Evaluation, calibration and batch-norm re-estimation read their batches with thi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -194,24 +194,6 @@ def picked(inputs: Example, index: slice | Tensor) -> Example:
     """The examples at `index` of the batch. Tensors without the batch's length stay whole."""
     size = size_of(inputs)
     return mapped(lambda tensor: tensor[index] if tensor.ndim and len(tensor) == size else tensor, inputs)
-
-
-def joined(batches: Sequence[Example]) -> Example:
-    """All batches as one; the first of them where their tensors do not fit together."""
-    rows = [
-        [leaf for leaf in tree_leaves((batch.args, dict(batch.kwargs))) if isinstance(leaf, Tensor)]
-        for batch in batches
-    ]
-    sizes = list(map(size_of, batches))
-    alike = all(
-        [leaf.shape[1:] for leaf in row] == [leaf.shape[1:] for leaf in rows[0]]
-        and all(leaf.ndim and len(leaf) == size for leaf in row)
-        for row, size in zip(rows, sizes, strict=True)
-    )
-    if not alike:
-        return batches[0]
-    whole = iter([torch.cat(column) for column in zip(*rows, strict=True)])
-    return mapped(lambda _: next(whole), batches[0])
 
 
 def limited(source: Iterable[Any], images: int, reader: Reader | None = None) -> list[Example]:

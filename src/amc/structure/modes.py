@@ -44,20 +44,6 @@ def learning(module: nn.Module, *, norms: bool = True) -> Iterator[None]:
             part.training = training
 
 
-@contextlib.contextmanager
-def batch_statistics(module: nn.Module) -> Iterator[None]:
-    """Inside the block, batch norms use the statistics of the batch and keep none of them."""
-    norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
-    modes = [norm.training for norm in norms]
-    try:
-        for norm in norms:
-            norm.training, norm.track_running_stats = True, False
-        yield
-    finally:
-        for norm, training in zip(norms, modes, strict=True):
-            norm.training, norm.track_running_stats = training, True
-
-
 def device_of(model: nn.Module) -> torch.device:
     """The device of the first parameter; the CPU for a network without parameters."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

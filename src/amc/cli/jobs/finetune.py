@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import nn
 
 from amc.cli.jobs.finetune_state import FineTuneState
 from amc.cli.jobs.origin import BATCH, data_of, evaluate_of, fitting, network_of, source_of
-from amc.compression.load import load_run, settings_of
+from amc.compression.load import check_builds, load_run, settings_of
 from amc.compression.observer import Observer
 from amc.compression.prepare import SEARCH_SHARE, Inputs, Job, leaves_images, prepare
 from amc.compression.scoring.evaluator import Evaluate, Evaluator, as_evaluator, final_score, score_of
@@ -95,6 +95,8 @@ def _checked(run: RunDir) -> Source:
     """The network and data of the run. Raises RunError if the run has nothing to fine-tune."""
     if run.config().get("schedule"):
         raise RunError(f"'{run.path}' is a schedule, which fine-tunes by itself; name one of its rounds")
+    if run.config().get("sweep"):
+        raise RunError(f"'{run.path}' is a sweep; name the point to train, such as {run.path / 'point-1'}")
     if not run.has(files.SUMMARY):
         raise RunError(f"'{run.path}' has no finished search yet; run `amc resume {run.path}` first")
     source = source_of(run, "train result.model with amc.finetune")
@@ -175,18 +177,10 @@ class _Task:
     def _chosen(self) -> _Start:
         """Train the best policies briefly, and choose the best. The network of its policy is returned untrained."""
         job = self._prepared()
-        journal = self.origin.file(files.JOURNAL)
-        self.origin.verify(files.JOURNAL)
-        _, episodes = read_journal(journal)
-        if all(record.reward is None for record in episodes):
-            raise RunError(f"'{self.origin.path}' has no scored policy to choose from; search again")
+        policies, count = ranked(self.origin), self.state.candidate_config.candidates
         self.state.save()
-        finalists = best_first(episodes)[: self.state.candidate_config.candidates]
-        training = _Candidates(self, job, journal, len(finalists))
-        selection = ByFineTuning(
-            job.problem, job.reward, training, self.state.candidate_config.candidates, self.state.measured
-        )
-        choice = selection.choose(finalists)
+        training = _Candidates(self, job, self.origin.file(files.JOURNAL), min(count, len(policies)))
+        choice = ByFineTuning(job.problem, job.reward, training, count, self.state.measured).choose(policies)
         policy = job.scorer.builder.policy(choice.record.keep)
         if policy.to_json() == self.origin.read_json(files.POLICY):
             return _Start(load_run(self.origin.path, finetuned=False), job.method, choice)
@@ -195,6 +189,7 @@ class _Task:
     def _prepared(self) -> Job:
         """The job that builds any policy of the search. Raises RunError if candidates would break a promise."""
         path = self.origin.path
+        check_builds(self.origin)
         if self.config.max_drop is not None:
             raise RunError(
                 f"'{path}' was searched with max-drop, and only its own result is confirmed to hold it; "
@@ -315,6 +310,28 @@ class _Candidates:
         if state.main:
             state.checkpoint(number).unlink(missing_ok=True)
         return FineTuningTrial.from_json(state.measured[number], trial.record)
+
+
+def ranked(run: RunDir) -> Sequence[EpisodeRecord]:
+    """The distinct policies of a finished search in its own order, the best first.
+
+    An older run has not recorded this order: its rewards decide. RunError if no policy has a reward.
+    """
+    run.verify(files.JOURNAL)
+    _, episodes = read_journal(run.file(files.JOURNAL))
+    scored = {record.episode: record for record in episodes if record.reward is not None}
+    if not scored:
+        raise RunError(f"'{run.path}' has no scored policy to choose from; search again")
+    order = run.read_json(files.SUMMARY).get("ranked")
+    if not order:
+        return best_first(episodes)
+    unknown = [number for number in order if number not in scored]
+    if unknown:
+        raise RunError(
+            f"'{run.file(files.SUMMARY)}' ranks episode {unknown[0]}, which has no score in {files.JOURNAL}; "
+            "restore the file from a copy"
+        )
+    return [scored[number] for number in order]
 
 
 def _tested(

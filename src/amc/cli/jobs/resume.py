@@ -5,17 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from amc.cli.jobs.search import resume_search
+from amc.cli.jobs.sweep import resume_sweep
 from amc.compression.observer import Observer
 from amc.errors import AmcError
 from amc.run.directory import RunDir
 
 
 def run_resume(run_path: Path, *, round_lr: float | None = None, progress: Observer) -> Path:
-    """Resume the search or the schedule in `run_path`; `round_lr` as in `resume_schedule`."""
+    """Resume the search, sweep or schedule in `run_path`; `round_lr` as in `resume_schedule`."""
     if RunDir.open(run_path).config().get("schedule"):
         from amc.cli.jobs.schedule import resume_schedule  # here: a search alone trains nothing
 
         return resume_schedule(run_path, round_lr=round_lr, progress=progress)
     if round_lr is not None:
         raise AmcError(f"'{run_path}' is not a schedule; round-lr {round_lr:g} is for rounds only; leave it out")
+    if RunDir.open(run_path).config().get("sweep"):
+        return resume_sweep(run_path, progress=progress)
     return resume_search(run_path, progress=progress)

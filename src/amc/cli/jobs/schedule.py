@@ -19,7 +19,7 @@ from amc.cli.jobs.finetune import run_finetune
 from amc.cli.jobs.finetune_state import FineTuneState
 from amc.cli.jobs.origin import data_of, network_of, source_of
 from amc.cli.jobs.search import resume_search, run_search, with_parent
-from amc.compression.load import load_run, round_path, settings_of
+from amc.compression.load import check_builds, load_run, round_path, settings_of
 from amc.compression.observer import Observer
 from amc.compression.settings import NO_BUDGET, SearchConfig
 from amc.errors import AmcError, BudgetError, RunError
@@ -121,6 +121,7 @@ def _run_rounds(run: RunDir, plan: _Plan, progress: Observer, *, restart: bool) 
 def _run_round(run: RunDir, plan: _Plan, number: int, progress: Observer, *, restart: bool) -> None:
     path = round_path(run, number)
     if not (path / files.CONFIG).exists():
+        check_builds(run)
         source = replace(plan.source, command="search")
         if number > 1:
             source = replace(source, model=str(round_path(run, number - 1)))

@@ -65,6 +65,15 @@ def resume_search(run_path: Path, *, progress: Observer) -> Path:
 
 def _run(run: RunDir, source: Source, config: SearchConfig, progress: Observer, *, resuming: bool) -> None:
     """Search in a directory that is claimed or locked."""
+    inputs, source = inputs_of(run, source, progress, resuming=resuming)
+    try:
+        compress_in(run, inputs, config, progress, resume=resuming, origin=source.to_json())
+    finally:
+        progress.close()
+
+
+def inputs_of(run: RunDir, source: Source, progress: Observer, *, resuming: bool) -> tuple[Inputs, Source]:
+    """The network and the data that the source names, and the source with what they decide."""
     progress.stage("network and data")
     model = network_of(source, run.path)
     if not resuming:
@@ -85,11 +94,7 @@ def _run(run: RunDir, source: Source, config: SearchConfig, progress: Observer, 
         evaluate=evaluate_of(source, data),
         test=data.test if source.test else None,
     )
-    source = replace(source, input_shape=tuple(data.input_shape))
-    try:
-        compress_in(run, inputs, config, progress, resume=resuming, origin=source.to_json())
-    finally:
-        progress.close()
+    return inputs, replace(source, input_shape=tuple(data.input_shape))
 
 
 def run_demo(out: Path, *, episodes: int, seed: int, progress: Observer) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from amc.compression.load import round_path
+from amc.compression.load import point_path, round_path
 from amc.errors import RunError
 from amc.recovery import resume_point
 from amc.run import files
@@ -28,6 +28,8 @@ def _left_in(path: Path) -> str:
     config = run.config()
     if config.get("schedule"):
         return _left_in_schedule(run, len(config["schedule"]))
+    if config.get("sweep"):
+        return _left_in_sweep(run, config["sweep"].get("points", 0))
     if not run.has(files.SUMMARY):
         return _left_in_search(run, config.get("episodes", 1))
     finetune = _command("finetune", path)
@@ -49,6 +51,11 @@ def _left_in_schedule(run: RunDir, rounds: int) -> str:
     if (inner / files.CONFIG).exists():
         what = _left_in(inner).partition(";")[0]
     return f"round {number} of {rounds}: {what}; {_command('resume', run.path)} goes on"
+
+
+def _left_in_sweep(run: RunDir, points: int) -> str:
+    done = sum((point_path(run, number) / files.SUMMARY).exists() for number in range(1, points + 1))
+    return f"{done} of {points} points are finished; {_command('resume', run.path)} goes on"
 
 
 def _left_in_search(run: RunDir, episodes: int) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from amc.compression.scoring.engine.base import Engine, TorchEngine
-from amc.errors import AmcError, DataError, check_resources, reason_of
+from amc.errors import DataError, explained
 from amc.structure.batches import Reader, size_of
 from amc.structure.copying import copy_model
 from amc.structure.modes import evaluating
@@ -57,16 +57,9 @@ def statistics_on(model: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor]
     Raises DataError if the network cannot take them, for instance of batches of one image.
     """
     network = copy_model(model)
-    try:
+    what = "batch norms cannot take statistics of the calibration batches"
+    with explained(DataError, what, "give batches of several images, or bn-images 0"):
         reestimate_batchnorm_(network, batches)
-    except AmcError:
-        raise
-    except Exception as error:  # the user's forward may raise anything
-        check_resources(error)
-        raise DataError(
-            f"batch norms cannot take statistics of the calibration batches ({reason_of(error)}); give batches of "
-            "several images, or bn-images 0"
-        ) from error
     return _statistics(network)
 
 

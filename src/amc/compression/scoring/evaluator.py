@@ -22,8 +22,7 @@ from amc.errors import (
     EvaluationError,
     NotFiniteError,
     ResourceError,
-    check_resources,
-    reason_of,
+    explained,
 )
 from amc.run.settings.scores import DEFAULT, TOP1, get_score
 from amc.search.judging import EVALUATE, number_of
@@ -278,28 +277,24 @@ def score_of(score: Evaluate, model: nn.Module, which: str) -> float:
         return number_of(scored_on(which, lambda: score(model)), EVALUATE)
 
 
-def final_score(score: Evaluate, model: nn.Module, which: str) -> tuple[float | None, list[str]]:
-    """A score for the record only: if it fails, None and a warning with the reason."""
+def final_score(
+    score: Evaluate, model: nn.Module, which: str, what: str = "test score"
+) -> tuple[float | None, list[str]]:
+    """A score for the record only: if it fails, None and a warning with the reason. `what` names the score."""
     try:
         return score_of(score, model, which), []
     except ResourceError:
         raise
     except AmcError as error:
-        return None, [f"the {which} network has no test score: {error}"]
+        return None, [f"the {which} network has no {what}: {error}"]
 
 
 def scored_on(which: str, call: Callable[[], T]) -> T:
     """The result of `call`, which scores the `which` network. Its errors become EvaluationErrors, unless AmcErrors."""
-    try:
+    what, remedy = f"evaluate fails on the {which} network", "it must return a number for any network of this class"
+    doing = f" while the {which} network is scored; free some, then start or resume"
+    with explained(EvaluationError, what, remedy, doing=doing):
         return call()
-    except AmcError:
-        raise
-    except Exception as error:  # a user's function or network may raise anything
-        check_resources(error, f" while the {which} network is scored; free some, then start or resume")
-        raise EvaluationError(
-            f"evaluate fails on the {which} network ({reason_of(error)}); it must return a number for any network of "
-            "this class"
-        ) from error
 
 
 class _Part:

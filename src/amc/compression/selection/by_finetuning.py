@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from amc.compression.selection.base import Choice, best_first
+from amc.compression.selection.base import Choice
 from amc.errors import EvaluationError, RunError
 from amc.recovery import DivergenceError
 from amc.search import EpisodeRecord, Outcome, Problem, RewardFunction, rewarded
@@ -70,16 +70,15 @@ class ByFineTuning:
     known: Sequence[Mapping[str, Any]] = ()  # trials of an earlier session, as files hold them
 
     def choose(self, ranked: Sequence[EpisodeRecord]) -> Choice:
-        """The best finalist; of equal ones the one with the better reward in the search.
+        """The best finalist; of equal ones the one that comes first in `ranked`.
 
         A finalist that cannot be trained is left out; RunError if none can be.
         """
-        records = best_first(ranked)[: self.finalists]
         trials = tuple(
             FineTuningTrial.from_json(self.known[number], record)
             if number < len(self.known)
             else self.training.keep(self._trial(record, number), number)
-            for number, record in enumerate(records)
+            for number, record in enumerate(ranked[: self.finalists])
         )
         best = best_of(trials)
         lines = [{**trial.to_json(), "chosen": number == best} for number, trial in enumerate(trials)]

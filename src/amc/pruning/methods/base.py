@@ -15,7 +15,6 @@ from amc.run.settings import MAX_SPARSITY, MAX_SPARSITY_LINEAR, Ranking
 from amc.search import Budget, CostFunction, Decision, Metric, Problem
 from amc.search.problem import FloatArray
 from amc.structure import Certificate, Layer, Structure
-from amc.structure.trace import Example
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +98,8 @@ class Method(Protocol):
         """The layers whose inputs the method needs a calibration of, by weight name."""
         ...
 
-    def builder(
-        self,
-        calibration: Calibration | None,
-        orders: Mapping[str, Order] | None = None,
-        sample: Example | None = None,
-    ) -> Builder:
+    def builder(self, calibration: Calibration | None, orders: Mapping[str, Order] | None = None) -> Builder:
         """The builder, ranked and factorised. Without a calibration it ranks by magnitude and does not refit.
-
-        `sample`: one batch, on which every network that is built is refitted to its own inputs, if it is sliced.
 
         `orders`: the `Pruner.orders` of an earlier session. Masks are ranked by one sort, and ranked again.
         """

@@ -15,7 +15,6 @@ from amc.errors import ModelError
 from amc.pruning import Calibration, Pruner, reconstructible
 from amc.pruning.methods.base import MethodOptions
 from amc.pruning.ranking import Order
-from amc.pruning.sequential import DenseOutputs
 from amc.run.settings import MAX_SPARSITY
 from amc.run.weights import file_overhead, pack
 from amc.search import CostFunction, Decision, LayerFeatures, Metric
@@ -32,7 +31,6 @@ from amc.structure import (
 )
 from amc.structure.declared import update_declared_sizes_
 from amc.structure.structure import lock_groups
-from amc.structure.trace import Example
 
 LEAST_CHOICES = 8  # rounding leaves a group at least this many keep counts
 ROUND_TO = 8  # vector units are fastest on multiples of 8 channels
@@ -91,15 +89,7 @@ class ChannelMethod:
     def calibrated(self) -> Mapping[str, Layer]:
         return reconstructible(self.structure)[0]
 
-    def builder(
-        self,
-        calibration: Calibration | None,
-        orders: Mapping[str, Order] | None = None,
-        sample: Example | None = None,
-    ) -> Pruner:
-        outputs = None
-        if sample is not None and calibration is not None and self.options.reconstruct:
-            outputs = DenseOutputs.of(self.model, self.calibrated(), sample)
+    def builder(self, calibration: Calibration | None, orders: Mapping[str, Order] | None = None) -> Pruner:
         return Pruner(
             self.model,
             self.structure,
@@ -107,7 +97,6 @@ class ChannelMethod:
             ranking=self.options.ranking or "elimination",
             reconstruct=self.options.reconstruct,
             orders=orders,
-            outputs=outputs,
         )
 
     def finish_(self, slim: nn.Module, example_input: Any) -> None:

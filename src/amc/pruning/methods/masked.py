@@ -31,7 +31,6 @@ from amc.search.problem import FloatArray
 from amc.structure import Certificate, Layer, Structure, check_counts, count_macs, count_params
 from amc.structure.copying import with_tensors
 from amc.structure.patterns import kept_whole
-from amc.structure.trace import Example
 
 Counts = npt.NDArray[np.int64]
 
@@ -115,12 +114,7 @@ class MaskedMethod:
     def calibrated(self) -> Mapping[str, Layer]:
         return {target.weight: target.layer for target in self._targets if target.refitted}
 
-    def builder(
-        self,
-        calibration: Calibration | None,
-        orders: Mapping[str, Order] | None = None,
-        sample: Example | None = None,
-    ) -> MaskBuilder:
+    def builder(self, calibration: Calibration | None, orders: Mapping[str, Order] | None = None) -> MaskBuilder:
         return MaskBuilder(self.model, self._targets, self.pattern, self.options, calibration)
 
     def weights(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import re
 
 from amc.errors import AmcError, shown
 
-LONGEST = 1e7  # seconds, almost four months
+LEAST, LONGEST = 0.001, 1e7  # seconds; the longest is almost four months
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([smh]?)\s*", re.ASCII)
 
@@ -18,7 +18,7 @@ def parse_duration(text: str, name: str) -> float:
     """
     match = _DURATION.fullmatch(text)
     seconds = 0.0 if match is None else float(match[1]) * _UNITS[match[2]]
-    if not 0.001 <= seconds <= LONGEST:
+    if not LEAST <= seconds <= LONGEST:
         raise AmcError(
             f"{name} must be a time such as 90s, 30m or 1.5h, above 0 and at most {LONGEST:,.0f}s, got {shown(text)}"
         )

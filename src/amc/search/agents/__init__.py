@@ -31,10 +31,11 @@ class _Kind:
     options: type[Any]  # a frozen dataclass; its fields are the agent's options
     make: Callable[[SearchTask, Any], Agent]  # from an instance of it
     module: str = ""  # of the extra `rivals`, if the agent needs one
+    learns_earlier: bool = False  # from `SearchTask.earlier`
 
 
 _KINDS: Mapping[str, _Kind] = {
-    "planner": _Kind(PlannerConfig, PlannerAgent),
+    "planner": _Kind(PlannerConfig, PlannerAgent, learns_earlier=True),
     "ddpg": _Kind(
         DDPGConfig, lambda task, config: DDPGAgent(task.problem, config, seed=task.seed, episodes=task.episodes)
     ),
@@ -51,6 +52,7 @@ _KINDS: Mapping[str, _Kind] = {
     "optuna-gp": _Kind(OptunaConfig, lambda task, config: OptunaAgent(task, config, name="optuna-gp"), "optuna"),
 }
 AGENTS = tuple(_KINDS)
+LEARN_EARLIER = tuple(name for name, kind in _KINDS.items() if kind.learns_earlier)  # from earlier searches
 BASELINES = AGENTS  # names that may be scored beside the agent
 
 
@@ -96,6 +98,7 @@ def _nearest(name: str, known: tuple[str, ...] | list[str], otherwise: str) -> s
 __all__ = [
     "AGENTS",
     "BASELINES",
+    "LEARN_EARLIER",
     "Agent",
     "AgentFactory",
     "AroundBestAgent",

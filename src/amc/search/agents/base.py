@@ -63,14 +63,22 @@ class Agent(Protocol):
         ...
 
     def estimates(self) -> Mapping[tuple[int, ...], float]:
-        """Expected scores of scored policies, where the agent knows better than the noisy score; else empty."""
-        ...
+        """Expected scores of scored policies, where the agent knows better than the noisy score; by default empty."""
+        return {}
+
+    def expected_gain(self) -> float | None:
+        """How much more reward the best policy has than the best scored one, by the agent's model: at least 0.
+
+        Infinite while the model cannot say; None without a model, which is the default. A search with patience asks
+        before it ends. The call changes nothing that the agent proposes.
+        """
+        return None
 
 
 AgentFactory = Callable[[SearchTask], Agent]
 
 
-class PlannedAgent:
+class PlannedAgent(Agent):
     """An agent that chooses the sparsities of all groups before the episode begins."""
 
     def __init__(self, problem: Problem) -> None:
@@ -83,7 +91,3 @@ class PlannedAgent:
 
     def end_episode(self, rollout: Rollout, record: EpisodeRecord) -> None:
         """Do nothing: most planned agents do not learn."""
-
-    def estimates(self) -> Mapping[tuple[int, ...], float]:
-        """Empty: the scores themselves count."""
-        return {}

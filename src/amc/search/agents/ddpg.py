@@ -15,14 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from amc.run.settings import check_rules, convert_types_
-from amc.search.agents.base import SearchTask, Setting
+from amc.search.agents.base import Agent, PlannedAgent, SearchTask, Setting
 from amc.search.agents.exploring import ATTEMPT_GROWTH, decay_of, perturbed, truncated_normal, warmup_of
 from amc.search.agents.schedule import Schedule
 from amc.search.bounds import Bounds
 from amc.search.environment import FEATURES, Observation, Rollout, roll_out
 from amc.search.journal import EpisodeRecord
 from amc.search.problem import FloatArray, Problem
-from amc.search.surface import Surface
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +167,7 @@ class ActorCritic:
                 torch._foreach_lerp_(list(target_net.parameters()), list(net.parameters()), c.tau)
 
 
-class DDPGAgent:
+class DDPGAgent(PlannedAgent):
     """Deep deterministic policy gradient, one continuous action per group.
 
     An episode explores at random (warm-up), near the actor's policy or near the best policy so far. The agent
@@ -181,15 +180,13 @@ class DDPGAgent:
 
     def __init__(self, problem: Problem, config: DDPGConfig, *, seed: int, episodes: int = 1) -> None:
         """`episodes`: of the search; needed only with a time limit, see `Schedule`."""
-        self.config = config
-        self._schedule = Schedule(episodes)
-        self.surface = Surface(problem)
+        super().__init__(problem)
+        self.config, self._schedule = config, Schedule(episodes)
         self._problem, self._bounds = problem, Bounds(problem)
         self._generator = np.random.default_rng(seed)
         self._learner = ActorCritic(config, self._generator, seed=seed)
         self._learner.aim_at(float(1.0 - self.surface.uniform().mean()))
         self.replay, self.mean_action = self._learner.replay, self._learner.mean_action
-        self._plan: list[float] = []
         self._reached = 0.0  # point of the schedule
         self._best: tuple[float, tuple[int, ...]] | None = None
 
@@ -209,7 +206,7 @@ class DDPGAgent:
             fractions = self.surface.sample(self._generator)
         else:
             fractions = self._explore(self._best[1], attempt)
-        self._plan = (1.0 - fractions).tolist()
+        self.plan = (1.0 - fractions).tolist()
 
     def _explore(self, best: tuple[int, ...], attempt: int) -> FloatArray:
         """Keep fractions [groups] near the best policy, or near the actor's."""
@@ -222,14 +219,6 @@ class DDPGAgent:
         fractions = np.array(keep) / self._problem.dense
         noisy = np.array([truncated_normal(draw, fraction, sigma) for fraction in fractions])
         return self.surface.project(noisy)
-
-    def act(self, observation: Observation) -> float:
-        """The planned sparsity of the next group. Ignores the observation."""
-        return self._plan.pop(0)
-
-    def estimates(self) -> dict[tuple[int, ...], float]:
-        """Empty: the scores themselves count."""
-        return {}
 
     def end_episode(self, rollout: Rollout, record: EpisodeRecord) -> None:
         """Store the executed transitions and, after the warm-up, learn. Skips a failed episode."""
@@ -244,7 +233,7 @@ class DDPGAgent:
             self._learner.learn(self.config.updates_per_episode)
 
 
-class PaperDDPGAgent:
+class PaperDDPGAgent(Agent):
     """DDPG as published: the actor decides group after group, with noise on every action.
 
     Nothing is projected, no episode explores around the best policy, and the actor starts at a sparsity of a half.
@@ -280,10 +269,6 @@ class PaperDDPGAgent:
         if self._plan:
             return self._plan.pop(0)
         return truncated_normal(self._generator, self._learner.mean_action(observation), self._sigma)
-
-    def estimates(self) -> dict[tuple[int, ...], float]:
-        """Empty: the scores themselves count."""
-        return {}
 
     def end_episode(self, rollout: Rollout, record: EpisodeRecord) -> None:
         """Store the executed transitions and, after the warm-up, learn. Skips a failed episode."""

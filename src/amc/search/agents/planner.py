@@ -159,7 +159,7 @@ class PlannerAgent(PlannedAgent):
         least, most = (problem.cost(problem.metric, keep) for keep in (problem.least, problem.dense))
         near = problem.cost(problem.metric, best.keep) * STEP ** np.arange(-2, 3)
         limits = np.unique(np.clip(np.concatenate([np.linspace(least, most, RUNGS), near]), least, most))
-        plans = sorted({Planner(problem, limit=float(limit)).plan(damages, known=known) for limit in limits})
+        plans = sorted({self._planner.within(float(limit)).plan(damages, known=known) for limit in limits})
         keep = np.array(plans)
         scores = posterior.score_of(self._planner.damage(damages, keep))
         return plans[int(np.argmax(self._rewards(plans, scores)))]

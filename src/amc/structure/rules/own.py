@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from amc.errors import ModelError, check_resources, reason_of
+from amc.errors import ModelError, ResourceError, explained
 from amc.structure.context import Context, Dims, Rule
 
 _RULES: dict[str, Rule] = {}
@@ -78,11 +78,8 @@ def _checked(function: Rule, ctx: Context, *args: Any, **kwargs: Any) -> Any:
     """The result of a user's rule. Raises ModelError, naming the operator, if it fails or its result does not fit."""
     assert ctx.node is not None
     subject = f"the rule {getattr(function, '__name__', 'given')!r} of operator {ctx.operator}"
-    try:
+    with explained(ModelError, f"{subject} fails", "correct it", passing=ResourceError):
         result = function(ctx, *args, **kwargs)
-    except Exception as error:  # the user's function may raise anything
-        check_resources(error)
-        raise ModelError(f"{subject} fails ({reason_of(error)}); correct it") from error
     value = ctx.node.meta.get("val")
     if not isinstance(value, (list, tuple)):
         return _dims(subject, value, result, ctx.table.size)
