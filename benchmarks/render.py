@@ -32,6 +32,7 @@ import score_correlation
 import score_ranking
 import scoring_speed
 import search_agents
+import search_patience
 import search_quality
 import search_toys
 import sequential
@@ -84,7 +85,7 @@ def benchmarks_page(page: str) -> str:
     sections = each(
         search_quality, against_torch_pruning, episode_cost, setup_time, engines, scoring_speed, reconstruction,
         methods, guarantee, rounds, compensation, masking_cost, score_correlation, score_ranking, steadiness,
-        sequential, recovery, after_recovery, search_agents, search_toys,
+        sequential, recovery, after_recovery, search_agents, search_toys, search_patience,
     )  # fmt: skip
     return f"{INTRODUCTION}\n{sections}" if sections else page
 

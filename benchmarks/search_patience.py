@@ -1,9 +1,9 @@
-"""What patience saves, and what it loses: searches with the default agent on toy problems whose optimum is known.
+"""What patience saves, and what it loses: searches on the toy problems of search_toys.py.
 
     python benchmarks/search_patience.py
 
-Patience changes no proposal, so one search shows where each patience would have ended it. The toys and their scores are
-those of search_toys.py.
+Patience changes no proposal, so one search shows where each patience would have ended it. One agent has a model of the
+score, which says what to expect; the other has none.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from search_toys import returned, title
 from tests.search.landscapes import TOYS, Sampled
 
 RESULT = "patience.json"
-AGENT = "planner"
+AGENTS = ("planner", "swaps")
 PATIENCE = (10, 20, 40)
-WITHOUT_MODEL = 20  # the patience that is shown without the model's expectation, too
+UNASKED = "20, the model not asked"
 IMAGES = (2000, 0)  # 0: exact scores
 
 
@@ -62,21 +62,21 @@ def measure(args: argparse.Namespace) -> Record:
     record = load(RESULT)
     if record.get("episodes") != args.episodes:
         record = {"episodes": args.episodes, "runs": {}}
-    for seed, toy, images in itertools.product(range(args.seeds), TOYS, IMAGES):
-        name = f"{toy} | {images} | {seed}"
+    for seed, toy, images, agent in itertools.product(range(args.seeds), TOYS, IMAGES, AGENTS):
+        name = f"{toy} | {images} | {agent} | {seed}"
         if name not in record["runs"]:
-            record["runs"][name] = searched(toy, images, seed, args.episodes)
+            record["runs"][name] = searched(toy, images, agent, seed, args.episodes)
             record["environment"] = environment()
             save(RESULT, record)
     return record
 
 
-def searched(toy: str, images: int, seed: int, episodes: int) -> dict[str, list[float]]:
+def searched(toy: str, images: int, name: str, seed: int, episodes: int) -> dict[str, list[float]]:
     """For every rule, and for none: the number of scored policies, and the true score of the returned policy."""
     landscape = TOYS[toy](seed)
     score = Sampled(landscape, images, seed) if images else landscape
     dense = score.dense if isinstance(score, Sampled) else landscape.top
-    agent = create_agent(AGENT, SearchTask(landscape.problem, episodes, seed, dense_score=dense))
+    agent = create_agent(name, SearchTask(landscape.problem, episodes, seed, dense_score=dense))
     records: list[EpisodeRecord] = []
     ends: dict[str, list[float]] = {}
 
@@ -98,17 +98,16 @@ def searched(toy: str, images: int, seed: int, episodes: int) -> dict[str, list[
 
 
 def rules() -> dict[str, tuple[int, bool]]:
-    """By name: patience, and whether the model is asked."""
-    asked = {f"{patience}": (patience, True) for patience in PATIENCE}
-    return {f"{WITHOUT_MODEL}, the model not asked": (WITHOUT_MODEL, False), **asked}
+    """By name: patience, and whether the agent's model is asked."""
+    return {f"{patience}": (patience, True) for patience in PATIENCE} | {UNASKED: (20, False)}
 
 
 def section(record: Record) -> str:
     parts = [
-        "## What patience saves\n\n`python benchmarks/search_patience.py`: searches with the default agent and "
-        f"{record['episodes']} episodes on the toys, and where `--patience` ends them. A cell has the scored policies, "
-        "and the points of true score that the returned policy has less than the one of the whole search: the means "
-        "over the seeds, and in brackets the worst seed.\n"
+        "## What patience saves\n\n`python benchmarks/search_patience.py`: searches of "
+        f"{record['episodes']} policies on the toys, and where `--patience` ends them. A cell has the scored policies, and "
+        "how many points of true score the returned policy has less than that of the whole search: the means over the "
+        "seeds, and in brackets the worst seed. `swaps` has no model.\n"
     ]
     for images in IMAGES:
         runs = {name: ends for name, ends in record["runs"].items() if name.split(" | ")[1] == str(images)}
@@ -118,13 +117,16 @@ def section(record: Record) -> str:
 
 
 def patience_table(runs: dict[str, dict[str, list[float]]]) -> str:
-    """A row for each rule, a column for each toy."""
+    """A row for each agent and rule, a column for each toy."""
     toys = [toy for toy in TOYS if any(name.startswith(f"{toy} |") for name in runs)]
     rows = []
-    for rule in rules():
-        each = [[ends for name, ends in runs.items() if name.startswith(f"{toy} |")] for toy in toys]
-        rows.append([rule, *(cell(found, rule) for found in each), cell(list(runs.values()), rule)])
-    return table(["patience", *toys, f"all ({len(runs)} searches)"], rows)
+    for agent, rule in itertools.product(AGENTS, rules()):
+        mine = {name: ends for name, ends in runs.items() if f" | {agent} | " in name}
+        if mine and (agent == AGENTS[0] or rule != UNASKED):
+            each = [[ends for name, ends in mine.items() if name.startswith(f"{toy} |")] for toy in toys]
+            rows.append([f"{agent}, {rule}", *(cell(found, rule) for found in each), cell(list(mine.values()), rule)])
+    seeds = len({name.split(" | ")[-1] for name in runs})
+    return table(["agent, patience", *toys, f"all toys, {seeds} seeds"], rows)
 
 
 def cell(found: Sequence[dict[str, list[float]]], rule: str) -> str:
