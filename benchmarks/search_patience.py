@@ -105,9 +105,9 @@ def rules() -> dict[str, tuple[int, bool]]:
 def section(record: Record) -> str:
     parts = [
         "## What patience saves\n\n`python benchmarks/search_patience.py`: searches of "
-        f"{record['episodes']} policies on the toys, and where `--patience` ends them. A cell has the scored policies, and "
-        "how many points of true score the returned policy has less than that of the whole search: the means over the "
-        "seeds, and in brackets the worst seed. `swaps` has no model.\n"
+        f"{record['episodes']} policies on the toys, and where `--patience` ends them. A cell has the scored policies, "
+        "and how many points of true score the returned policy has less than that of the whole search: the means over "
+        "the seeds, and in brackets the worst seed. `swaps` has no model.\n"
     ]
     for images in IMAGES:
         runs = {name: ends for name, ends in record["runs"].items() if name.split(" | ")[1] == str(images)}

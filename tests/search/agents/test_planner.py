@@ -103,6 +103,28 @@ def test_the_smallest_network_within_a_drop_is_near_the_smallest_there_is() -> N
     assert costs["planner"] < 0.95 * costs["random"]
 
 
+@pytest.mark.parametrize("budget", ["macs<=50%", None])
+def test_a_reward_that_is_not_defined_for_an_expected_score_is_no_error(budget) -> None:
+    """The reward knows only measured scores. So nothing can be said of what the model expects."""
+    problem, score = residual_problem(9, budget or "macs<=50%")
+    problem = problem if budget else Problem(problem.decisions, problem.costs)
+    measured = []
+
+    def measure(keep):
+        measured.append(score(keep))
+        return measured[-1]
+
+    def reward(outcome):
+        if outcome.score not in measured:
+            raise ValueError("never measured")
+        return outcome.score - 0.5 * outcome.costs["macs"] / outcome.dense["macs"]
+
+    agent = create_agent("planner", SearchTask(problem, 15, 0, reward=reward, dense_score=score.top))
+    result = search(problem, measure, agent, episodes=15, seed=0, reward=reward)
+    assert (len(result.episodes), result.failed) == (15, 0)
+    assert agent.expected_gain() == math.inf
+
+
 def test_a_search_that_fails_at_first_goes_on_at_random() -> None:
     problem, score = residual_problem(9)
     calls = []

@@ -14,11 +14,13 @@ from statistics import fmean, median
 
 import numpy as np
 
+from amc.errors import EvaluationError
 from amc.run.settings import check_rules, convert_types_
 from amc.search.agents.base import PlannedAgent, SearchTask, Setting
 from amc.search.agents.schedule import Schedule
 from amc.search.environment import Rollout
 from amc.search.journal import EpisodeRecord
+from amc.search.judging import rewarded
 from amc.search.planning import Planner
 from amc.search.problem import FloatArray
 from amc.search.rewards import Outcome
@@ -120,7 +122,8 @@ class PlannerAgent(PlannedAgent):
         """How much more reward the best policy for these damages has than a scored one."""
         policies = [self._best_for(posterior, damages, best, known=()), best.keep]
         planned, scored = self._rewards(policies, posterior.score_of(self._planner.damage(damages, np.array(policies))))
-        return max(0.0, planned - scored)
+        gain = planned - scored
+        return max(0.0, gain) if math.isfinite(gain) else math.inf
 
     def _most_expected(self) -> EpisodeRecord:
         """The record of this search with the highest expected reward."""
@@ -165,11 +168,16 @@ class PlannerAgent(PlannedAgent):
         return plans[int(np.argmax(self._rewards(plans, scores)))]
 
     def _rewards(self, plans: list[tuple[int, ...]], scores: FloatArray) -> list[float]:
+        """The rewards of policies with these expected scores; minus infinity where the reward is not defined."""
         problem = self._task.problem
         dense = problem.policy_costs(problem.dense.tolist())
         known = [record.standard_error for record in self._records if record.standard_error is not None]
         error = median(known) if known else None
-        return [
-            self._task.reward(Outcome(float(score), problem.policy_costs(keep), dense, error))
-            for keep, score in zip(plans, scores, strict=True)
-        ]
+
+        def reward(keep: tuple[int, ...], score: float) -> float:
+            try:
+                return rewarded(self._task.reward, Outcome(score, problem.policy_costs(keep), dense, error))
+            except EvaluationError:  # an expected score may lie where no score does
+                return -math.inf
+
+        return [reward(keep, score) for keep, score in zip(plans, scores.tolist(), strict=True)]
