@@ -40,6 +40,7 @@ import setup_time
 import sparse_files
 import sparse_sizes
 import steadiness
+import sweep
 import training_format
 from amc.errors import AmcError
 from amc.run.lines import atomic_write_bytes
@@ -85,7 +86,7 @@ def benchmarks_page(page: str) -> str:
     sections = each(
         search_quality, against_torch_pruning, episode_cost, setup_time, engines, scoring_speed, reconstruction,
         methods, guarantee, rounds, compensation, masking_cost, score_correlation, score_ranking, steadiness,
-        sequential, recovery, after_recovery, search_agents, search_toys, search_patience,
+        sequential, recovery, after_recovery, search_agents, sweep, search_toys, search_patience,
     )  # fmt: skip
     return f"{INTRODUCTION}\n{sections}" if sections else page
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,25 +71,24 @@ def sweep(
     calibration: Iterable[Any],
     evaluate: Any,
     test: Any = None,
-    metric: str = "macs",
-    start: str = "80%",
-    end: str = "25%",
-    points: int = 8,
     run_dir: str | Path | None = None,
     resume: bool = False,
     observer: Observer | None = None,
     progress: bool = False,
     **settings: Any,
 ) -> Sweep:
-    """Prune `model` to several budgets on one metric, from `start` to `end`, with one preparation and one model.
+    """Prune `model` to several budgets on one metric, with one preparation and one model of the score.
 
-    Every budget is the same share of the one before. `episodes` (in settings) is the number of policies of all points
-    together, `time_limit` the time of all of them, and `patience` that of each point. All other arguments are those of
-    `amc.compress`; budget, reward and max_drop are left out.
+    settings: the fields of `SweepConfig` (metric, start, end, points) and of `SearchConfig`, but for budget, reward
+        and max_drop. `episodes` counts the policies of all points together, `time_limit` the time of all of them;
+        `patience` is that of each point.
+
+    All other arguments are those of `amc.compress`.
 
     Raises AmcError (its kinds in `amc.errors`) with one clear line for whatever is wrong with the input.
     """
-    plan = SweepConfig(metric=metric, start=start, end=end, points=points)
+    ours = {field.name for field in fields(SweepConfig)}
+    plan = SweepConfig(**{name: settings.pop(name) for name in sorted(ours & set(settings))})
     inputs, config = inputs_of(Inputs(model, example_input, calibration, evaluate, test), settings)
     with listening(observer, progress=progress) as watch, opened(run_dir, resume=resume) as run:
         return sweep_in(run, inputs, config, plan, watch, resume=resume, origin={})
