@@ -275,8 +275,8 @@ def test_a_warm_up_never_ends_the_search() -> None:
 def test_a_model_that_expects_more_than_a_little_of_the_gain_so_far_waits_longer() -> None:
     """The first policies score 0.1 in the median and the best one 0.6."""
     least = TOLERANCE * 0.5
-    for expected, stale in ((0.99 * least, 3), (0.0, 3), (1.01 * least, 3 * UTMOST), (math.inf, 3 * UTMOST)):
-        result = patient(Scripted(expected, warmup=6), scored(*[0.1] * 5, 0.6), 3)
+    for expected, stale in ((0.99 * least, 2), (0.0, 2), (1.01 * least, 2 * UTMOST), (math.inf, 2 * UTMOST)):
+        result = patient(Scripted(expected, warmup=6), scored(*[0.1] * 5, 0.6), 2)
         assert len(result.episodes) == 6 + stale
         told = None if expected == math.inf else expected
         assert result.stopped == Stop("patience", EPISODES, stale=stale, expected_gain=told)

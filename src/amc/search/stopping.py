@@ -17,7 +17,7 @@ from amc.search.journal import PATIENCE, TIME_LIMIT, EpisodeRecord, Stop
 
 TOLERANCE = 0.03  # of what the search has gained: a smaller expected gain is nothing better
 FIRST = 8  # scored policies whose median is where the gain begins
-UTMOST = 5  # times the patience: then the search ends whatever the model expects
+UTMOST = 10  # times the patience: then the search ends whatever the model expects
 
 
 @dataclass(frozen=True, slots=True)
