@@ -40,7 +40,13 @@ FIRST_SHARE = 1 / 4  # of the episodes, for the first point: the others begin wi
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """The result of one budget."""
+    """The result of one budget.
+
+    >>> found = amc.sweep(net, x, calibration=train, evaluate=train, points=2, episodes=4)
+    >>> point = found.points[-1]
+    >>> point.budget, point.record["slim"]["macs"] == amc.count_macs(point.model, x)
+    ('macs<=25%', True)
+    """
 
     budget: str
     model: nn.Module  # as `Result.model`
@@ -52,7 +58,10 @@ class SweepPoint:
 class Sweep:
     """The results of all budgets, the largest first.
 
-    `knee`: the budget below which accuracy falls fastest, by the rule of `knee_of`; None if the curve has no bend.
+    `knee`: the budget at the bend of the curve, by the rule of `knee_of`; None if it has no bend.
+
+    >>> amc.sweep(net, x, calibration=train, evaluate=train, points=2, episodes=4)
+    Sweep(2 points, macs<=80% to macs<=25%; knee: none)
     """
 
     points: tuple[SweepPoint, ...]
@@ -86,6 +95,11 @@ def sweep(
     All other arguments are those of `amc.compress`.
 
     Raises AmcError (its kinds in `amc.errors`) with one clear line for whatever is wrong with the input.
+
+    >>> settings = {"start": "80%", "end": "40%", "points": 3, "episodes": 9}
+    >>> found = amc.sweep(net, x, calibration=train, evaluate=train, **settings)
+    >>> [point.budget for point in found.points]
+    ['macs<=80%', 'macs<=56.6%', 'macs<=40%']
     """
     ours = {field.name for field in fields(SweepConfig)}
     plan = SweepConfig(**{name: settings.pop(name) for name in sorted(ours & set(settings))})

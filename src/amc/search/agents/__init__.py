@@ -13,6 +13,7 @@ from amc.search.agents.baselines import RampAgent, RandomAgent, UniformAgent
 from amc.search.agents.cma_es import CMAAgent, CMAConfig
 from amc.search.agents.ddpg import DDPGAgent, DDPGConfig, PaperDDPGAgent, PaperDDPGConfig
 from amc.search.agents.extras import require
+from amc.search.agents.imagining import ImaginingAgent, ImaginingConfig
 from amc.search.agents.optuna_samplers import OptunaAgent, OptunaConfig
 from amc.search.agents.planner import PlannerAgent, PlannerConfig
 from amc.search.agents.spdy import SPDYAgent, SPDYConfig
@@ -44,6 +45,7 @@ _KINDS: Mapping[str, _Kind] = {
     "shallow": _Kind(NoOptions, lambda task, _: RampAgent(task.problem, "shallow")),
     "deep": _Kind(NoOptions, lambda task, _: RampAgent(task.problem, "deep")),
     "ddpg-paper": _Kind(PaperDDPGConfig, PaperDDPGAgent),
+    "ddpg-model": _Kind(ImaginingConfig, ImaginingAgent, learns_earlier=True),
     "around-best": _Kind(AroundBestConfig, AroundBestAgent),
     "swaps": _Kind(SwapsConfig, SwapsAgent),
     "spdy": _Kind(SPDYConfig, SPDYAgent),
@@ -107,6 +109,8 @@ __all__ = [
     "CMAConfig",
     "DDPGAgent",
     "DDPGConfig",
+    "ImaginingAgent",
+    "ImaginingConfig",
     "NoOptions",
     "OptunaAgent",
     "OptunaConfig",
