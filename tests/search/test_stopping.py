@@ -91,7 +91,9 @@ def test_the_last_episode_is_no_stop() -> None:
     assert exact.episodes[-1].progress == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("name", [name for name in AGENTS if not name.startswith(("optuna", "cma", "deep", "shallow"))])
+@pytest.mark.parametrize(
+    "name", [name for name in AGENTS if not name.startswith(("optuna", "cma", "deep", "shallow", "ddpg-model"))]
+)
 def test_cut_short_and_resumed_it_is_the_uninterrupted_search(tmp_path: Path, name: str) -> None:
     """The journal knows the used time: no time is counted twice, none is lost, and nothing follows the stop."""
     whole = limited(tmp_path / "whole", 40.0, name=name)
@@ -326,7 +328,7 @@ def test_asking_what_the_planner_expects_changes_no_proposal() -> None:
     assert asked == search(PROBLEM, SCORE, agent_named("planner"), episodes=EPISODES, seed=0)
 
 
-def test_only_the_planner_has_a_model() -> None:
+def test_only_the_planner_says_what_it_expects() -> None:
     assert [name for name in AGENTS if agent_named(name).expected_gain() is not None] == ["planner"]
 
 
