@@ -37,10 +37,11 @@ KINDS: dict[str, Callable[[Path], None]] = {
     "max-drop": lambda run: make.search(run, max_drop=20.0),
     "time-limit": lambda run: make.search(run, episodes=40, time_limit=25, recover="calibration"),
     "patience": lambda run: make.search(run, episodes=40, patience=2),
+    "sweep": make.sweep,
     "max-drop-recovered": lambda run: make.search(run, max_drop=20.0, recover="calibration"),
     **{
         name: make.KINDS[name]
-        for name in ("channel", "fine-grained", "2-4", "latency", "schedule", "tuned", "candidates", "sweep")
+        for name in ("channel", "fine-grained", "2-4", "latency", "schedule", "tuned", "candidates")
     },
 }
 CLOCKED = ("seconds", "environment", "sha256", "date")  # of records: what depends on the clock

@@ -174,8 +174,9 @@ class SearchConfig:
         if isinstance(self.agent_options, Mapping):
             written = tuple(f"{name}={json.dumps(value)}" for name, value in self.agent_options.items())
             object.__setattr__(self, "agent_options", written)
-        if self.warm_start is not None:
-            object.__setattr__(self, "warm_start", os.fspath(self.warm_start))  # a path, too, in Python
+        path: Any = self.warm_start
+        if isinstance(path, os.PathLike):
+            object.__setattr__(self, "warm_start", os.fspath(path))
         limit: Any = self.time_limit
         if not isinstance(limit, bool) and isinstance(limit, Real):
             object.__setattr__(self, "time_limit", str(float(limit)))
