@@ -19,6 +19,7 @@ from amc.errors import AmcError, BudgetError, RunError
 from amc.run.directory import RunDir
 from amc.search import load_journal
 from amc.structure import count_macs
+from tests.commands import amc as command
 from tests.fixtures.runs import make
 from tests.tiny import EXAMPLE, compress, images, labelled, tiny
 
@@ -182,6 +183,7 @@ def test_budgets_that_make_no_sweep(changes: dict[str, Any], message: str) -> No
     [
         ({"end": "1%"}, BudgetError, "macs<=1% cannot be reached"),
         ({"budget": "macs<=30%"}, AmcError, "sets its budgets itself; leave out budget 'macs<=30%'"),
+        ({"budget": "macs<=50%"}, AmcError, "leave out budget 'macs<=50%'"),  # the default of a search
         ({"max_drop": 1.0}, AmcError, "leave max-drop and reward out"),
         ({"reward": "r_flops"}, AmcError, "leave max-drop and reward out"),
         ({"episodes": 2}, AmcError, "2 episodes are fewer than the 3 points"),
@@ -284,3 +286,50 @@ def test_a_damaged_copy_of_the_earlier_policies_is_refused(earlier: Path, tmp_pa
     (run / "earlier.json").write_text(json.dumps(record))
     with pytest.raises(RunError, match=r"earlier\.json"):
         compress(tiny(), run_dir=run, resume=True, **settings)
+
+
+# On the command line.
+
+
+def test_the_command_sweeps_stops_and_goes_on(tmp_path: Path) -> None:
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    make.sweep(whole)
+    make.sweep(run, make.Watch(episode=2))
+    assert not (run / "summary.json").exists()
+    done = command("resume", run)
+    assert done.code == 0, done.stderr
+    assert "point-1" not in done.stdout
+    assert "macs<=63.2%" in done.stdout
+    for point in ("point-1", "point-2", "point-3"):
+        for name in ("journal.jsonl", "model.safetensors", "policy.json"):
+            assert (run / point / name).read_bytes() == (whole / point / name).read_bytes()
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert 'href="point-2/report.html"' in page
+    assert "finished: 3 of 3 points" in page
+    again = command("resume", run, "--json")
+    assert json.loads(again.stdout)["points"] == json.loads((run / "summary.json").read_text())["points"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("sweep", "digits_cnn", "--budget", "macs<=50%", "--out", "new"), "leave out budget 'macs<=50%'"),
+        (("sweep", "digits_cnn", "--from", "20%", "--to", "50%", "--out", "new"), "exchange them"),
+        (("finetune", "SWEEP"), "is a sweep; name the point to train"),
+        (("export", "SWEEP"), "is a sweep, with a network for each budget; name one of its points"),
+        (("search", "SWEEP", "--out", "new"), "is a sweep, with a network for each budget; name one of its points"),
+        (("resume", "SWEEP", "--round-lr", "0.1"), "is not a schedule"),
+    ],
+)
+def test_commands_that_a_sweep_refuses(swept: Path, arguments: tuple[str, ...], message: str) -> None:
+    done = command(*(str(swept) if word == "SWEEP" else word for word in arguments))
+    assert done.code == 2
+    assert message in done.stderr
+    assert not Path("new").exists()
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("swept") / "run"
+    make.sweep(run)
+    return run

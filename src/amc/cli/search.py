@@ -135,7 +135,9 @@ def sweep(
     with loading():
         from amc.cli.jobs.sweep import run_sweep
         from amc.compression.progress import ProgressBar
+        from amc.compression.sweep import refuse_budget
 
+    refuse_budget(config.values)
     with stoppable(out_dir):
         run_sweep(out_dir, source, config.make(), plan, progress=ProgressBar(err))
     finish(out_dir, as_json)

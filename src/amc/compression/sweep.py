@@ -21,7 +21,7 @@ from amc.compression.pipeline import check_config, compress_in, inputs_of, opene
 from amc.compression.prepare import Inputs, Job, prepare
 from amc.compression.progress import listening
 from amc.compression.scoring.evaluator import PairedEvaluator, score_of
-from amc.compression.settings import NO_BUDGET, SearchConfig
+from amc.compression.settings import SearchConfig
 from amc.compression.sweep_settings import SweepConfig
 from amc.compression.verify import Recorded
 from amc.compression.warm_start import earlier_records, fitting
@@ -101,6 +101,7 @@ def sweep(
     >>> [point.budget for point in found.points]
     ['macs<=80%', 'macs<=56.6%', 'macs<=40%']
     """
+    refuse_budget(settings)
     ours = {field.name for field in fields(SweepConfig)}
     plan = SweepConfig(**{name: settings.pop(name) for name in sorted(ours & set(settings))})
     inputs, config = inputs_of(Inputs(model, example_input, calibration, evaluate, test), settings)
@@ -132,13 +133,17 @@ def sweep_in(
         return _Sweeping(run, inputs, config, plan, watch, dict(origin)).run_all()
 
 
+def refuse_budget(given: Mapping[str, Any]) -> None:
+    """Raise AmcError for a budget among the given settings, whatever it is."""
+    if given.get("budget") is not None:
+        raise AmcError(f"a sweep sets its budgets itself; leave out budget {given['budget']!r}")
+
+
 def at_smallest(config: SearchConfig, plan: SweepConfig) -> SearchConfig:
     """The settings with the smallest budget of the plan. Raises AmcError for settings that a sweep cannot have."""
     if config.max_drop is not None or config.reward != "r_err":
         raise AmcError("a sweep has a budget at every point; leave max-drop and reward out")
     texts = plan.texts
-    if config.budget not in (SearchConfig().budget, NO_BUDGET, texts[-1]):
-        raise AmcError(f"a sweep sets its budgets itself; leave out budget {config.budget!r}")
     if config.episodes < plan.points:
         raise AmcError(f"{config.episodes} episodes are fewer than the {plan.points} points; give more episodes")
     return replace(config, budget=texts[-1])
