@@ -2,9 +2,10 @@
 
 A policy's damage is a sum over its groups, and over pairs of neighbouring groups, of terms with coefficients >= 0 that
 are learnt. A link turns the score into the damage: the score itself, or its logarithm, whichever explains the scores
-better. The coefficients have a Bayesian posterior that counts the sampling error of every score and what the model
-cannot explain. Additive errors of layers are an old idea (SPDY, arXiv 2201.13096, multiplies tables of them by
-coefficients too); here scores fit the coefficients, and their uncertainty steers the search.
+better. Terms that jump at a sparsity are there only if the scores speak for them. The coefficients have a Bayesian
+posterior that counts the sampling error of every score and what the model cannot explain. Additive errors of layers
+are an old idea (SPDY, arXiv 2201.13096, multiplies tables of them by coefficients too); here scores fit the
+coefficients, and their uncertainty steers the search.
 
 Pure: no torch, no files.
 """
@@ -12,6 +13,7 @@ Pure: no torch, no files.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -21,13 +23,16 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from amc.search.journal import EpisodeRecord
-from amc.search.problem import FloatArray, IntArray, Problem
+from amc.search.problem import BoolArray, FloatArray, IntArray, Problem
 
 POWERS = ((1.0, 0.3), (2.0, 1.0), (4.0, 0.3))  # of a group's sparsity, each with the prior scale of its coefficient
+EDGES = (0.4, 0.5, 0.6, 0.7, 0.8)  # sparsities above which a group may lose a constant: layers may collapse
+EDGE = 0.2  # prior scale of what they lose there
 WEAK = 0.3  # factor of these prior scales beside a table of errors
 PAIR = 0.3  # prior scale of the product of two neighbours' sparsities
 SCALES = np.geomspace(3e-3, 3.0, 11)  # of all coefficients, in units of the damage; the evidence chooses
 MISFITS = np.array([0.0, 1e-3, 3e-3, 1e-2, 3e-2, 0.1])  # standard deviation of what the model cannot explain; likewise
+ROUNDING = 1e-9  # of a sparsity
 JITTER = 1e-9  # least variance of a damage
 REFIT = 8  # records after which scale, misfit and link are chosen anew; of hundreds, for each full hundred
 SAMPLES = 64  # posterior samples in an expectation
@@ -60,13 +65,24 @@ class Damages:
 
 
 @dataclass(frozen=True, slots=True)
+class _Choice:
+    """What the evidence chooses."""
+
+    logarithmic: bool  # the link, as in `_Fit`
+    edges: bool  # whether the terms with edges are used
+    scale: float  # of the prior
+    misfit: float  # standard deviation
+
+
+@dataclass(frozen=True, slots=True)
 class _Fit:
     """The posterior of the coefficients."""
 
     logarithmic: bool  # the link: damage = -log(score / reference), or reference - score
     reference: float
     misfit: float  # standard deviation
-    features: FloatArray  # of the records [N, P]
+    used: BoolArray  # the terms of the model, of all that there are
+    features: FloatArray  # of the records [N, P]; P: the number of used terms
     prior: FloatArray  # standard deviations of the coefficients [P]
     damage: FloatArray  # of the records [N]
     variance: FloatArray  # of `damage` around the model [N]
@@ -87,12 +103,15 @@ class ScoreModel:
         if errors:
             self._basis = [np.column_stack([b, e]) for b, e in zip(self._basis, errors, strict=True)]
         powers = [scale * (WEAK if errors else 1.0) for _, scale in POWERS]
-        prior = [*powers, 1.0] if errors else powers
+        edges = np.repeat([False, True, False], [len(POWERS), len(EDGES), bool(errors)])
+        prior = [*powers, *[EDGE] * len(EDGES), *([1.0] if errors else [])]
         constant = [1.0, 1.0]  # of both signs: the reference may be too low or too high
-        self._prior = np.concatenate([np.tile(prior, self._groups), np.full(2 * (self._groups - 1), PAIR), constant])
+        pairs = 2 * (self._groups - 1)
+        self._prior = np.concatenate([np.tile(prior, self._groups), np.full(pairs, PAIR), constant])
+        self._smooth = ~np.concatenate([np.tile(edges, self._groups), np.zeros(pairs + len(constant), dtype=bool)])
         self._records: list[EpisodeRecord] = []
         self._rows: list[FloatArray] = []
-        self._chosen: tuple[bool, float, float] | None = None  # link, scale and misfit
+        self._chosen: _Choice | None = None
 
     def __len__(self) -> int:
         return len(self._records)
@@ -112,19 +131,30 @@ class ScoreModel:
         features = np.array(self._rows)
         if self._chosen is None or len(self._records) % (REFIT * max(1, len(self._records) // 100)) == 0:
             self._chosen = self._most_evident(features)
-        logarithmic, scale, misfit = self._chosen
-        reference, damage, noise = self._damages(logarithmic)
-        variance = noise + misfit**2
-        prior = scale * self._prior
+        chosen = self._chosen
+        reference, damage, noise = self._damages(chosen.logarithmic)
+        variance = noise + chosen.misfit**2
+        used = self._used(edges=chosen.edges)
+        features, prior = features[:, used], chosen.scale * self._prior[used]
         precision = features.T / variance @ features + np.diag(1 / prior**2)
         factor = np.asarray(np.linalg.cholesky(precision).T)
-        return _Fit(logarithmic, reference, misfit, features, prior, damage, variance, factor)
+        return _Fit(
+            chosen.logarithmic, reference, chosen.misfit, used, features, prior, damage, variance, factor
+        )  # fmt: skip
 
-    def _most_evident(self, features: FloatArray) -> tuple[bool, float, float]:
-        """Link, scale and misfit with the largest marginal likelihood of the scores, coefficients of either sign."""
-        kernel = (features * self._prior**2) @ features.T
-        best, found = -math.inf, (False, float(SCALES[len(SCALES) // 2]), float(MISFITS[1]))
-        for logarithmic in (False, True):
+    def _used(self, *, edges: bool) -> BoolArray:
+        """The terms of the model, with or without the edges."""
+        return np.ones_like(self._smooth) if edges else self._smooth
+
+    def _most_evident(self, features: FloatArray) -> _Choice:
+        """The choice with the largest marginal likelihood of the scores, coefficients of either sign."""
+        weighted = features * self._prior
+        kernels = {
+            edges: weighted[:, self._used(edges=edges)] @ weighted[:, self._used(edges=edges)].T
+            for edges in (False, True)
+        }
+        best, found = -math.inf, _Choice(False, False, float(SCALES[len(SCALES) // 2]), float(MISFITS[1]))
+        for logarithmic, edges in itertools.product((False, True), kernels):
             if logarithmic and not self._positive():
                 continue
             _, damage, noise = self._damages(logarithmic)
@@ -132,9 +162,9 @@ class ScoreModel:
             spread = max(float(np.abs(damage).max()), 1e-6)  # scores have any unit: scale and misfit follow theirs
             for scale in SCALES * spread:
                 for misfit in MISFITS * spread:
-                    evidence = _evidence(kernel * scale**2, damage, noise + misfit**2) - slope
+                    evidence = _evidence(kernels[edges] * scale**2, damage, noise + misfit**2) - slope
                     if evidence > best:
-                        best, found = evidence, (logarithmic, float(scale), float(misfit))
+                        best, found = evidence, _Choice(logarithmic, edges, float(scale), float(misfit))
         return found
 
     def _positive(self) -> bool:
@@ -213,6 +243,8 @@ class Posterior:
     def _model_damages(self, coefficients: FloatArray) -> Damages:
         model, groups = self._model, self._model._groups
         terms = model._basis[0].shape[1]
+        used, coefficients = coefficients, np.zeros(len(self._fit.used))
+        coefficients[self._fit.used] = used
         each = coefficients[: groups * terms].reshape(groups, terms)
         tables = [basis @ row for basis, row in zip(model._basis, each, strict=True)]
         pairs = coefficients[groups * terms : -2].reshape(2, groups - 1)
@@ -222,7 +254,9 @@ class Posterior:
 
 
 def _basis(sparsity: FloatArray) -> FloatArray:
-    return np.stack([sparsity**power for power, _ in POWERS], axis=1)
+    """The terms [choices, terms] of a group: powers, then edges."""
+    powers = [sparsity**power for power, _ in POWERS]
+    return np.stack([*powers, *(np.where(sparsity > edge + ROUNDING, 1.0, 0.0) for edge in EDGES)], axis=1)
 
 
 def _evidence(kernel: FloatArray, damage: FloatArray, variance: FloatArray) -> float:
