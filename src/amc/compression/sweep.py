@@ -196,10 +196,11 @@ class _Sweeping:
             self.watch.stage(f"point {len(found) + 1} of {len(texts)}: {texts[number - 1]}")
             found[number], new = self._point(number, self._settings(texts[number - 1], count), records)
             records = (*records, *new)
+            if self.run is not None and len(found) == len(texts):
+                self.run.discard(files.PREPARED)  # before the summary: a sweep that has all points is not resumed
             self._write(found)
         summary = self._summary(found)
         if self.run is not None:
-            self.run.discard(files.PREPARED)
             render_report(self.run)
         return Sweep(tuple(found[number] for number in sorted(found)), summary["knee"], summary)
 
