@@ -168,26 +168,38 @@ def compress_in(
     """
     with undisturbed(inputs.model):
         inputs = replace(inputs, model=copy_model(inputs.model))  # plain; the user's own is never run
-        began = {"amc_version": amc_version(), **origin, **config.to_json(), **weights_key(inputs.model)}
         if run is not None and resume:
             config = config.for_run(run.config())
             check_config(run, config, inputs.model)
         elif run is not None:
-            run.write_json(files.CONFIG, began)
+            began = {"amc_version": amc_version(), **origin, **config.to_json()}
+            run.write_json(files.CONFIG, {**began, **weights_key(inputs.model)})
         journals = [] if run is None else [run.file(_journal(name, config.agent)) for name in _agents(config)]
         recorded = Recorded.at(journals)  # a damaged one is found before any work
         test = _test_score(inputs, config)
-        table = run.file(files.TABLE) if run is not None and run.has(files.TABLE) else None
         if prepared is None:
-            kept = None if run is None else run.file(files.PREPARED)
-            engine = recorded.engine(bf16=config.bf16)
-            job = prepare(inputs, config, watch, table=table, engine=engine, kept=kept)
+            job = prepared_in(run, inputs, config, watch, recorded)
         else:
             job = prepared.at(config)
-        if run is not None and job.latency is not None and table is None:
-            run.write_json(files.TABLE, job.latency.table.to_json())  # before any episode: resuming needs this table
-        job = replace(job, earlier=earlier_records(run, job, began))
+            _keep_table(run, job)
+        job = replace(job, earlier=earlier_records(run, job))
         return _search_and_finish(job.warned(recorded.check(job), watch), run, test, watch, recorded)
+
+
+def prepared_in(run: RunDir | None, inputs: Inputs, config: SearchConfig, watch: Observer, recorded: Recorded) -> Job:
+    """The job, prepared with what the run keeps of an earlier session; the run then has its latency table."""
+    table = run.file(files.TABLE) if run is not None and run.has(files.TABLE) else None
+    kept = None if run is None else run.file(files.PREPARED)
+    engine = recorded.engine(bf16=config.bf16)
+    job = prepare(inputs, config, watch, table=table, engine=engine, kept=kept)
+    _keep_table(run, job)
+    return job
+
+
+def _keep_table(run: RunDir | None, job: Job) -> None:
+    """Write the latency table before any episode: resuming needs this one."""
+    if run is not None and job.latency is not None and not run.has(files.TABLE):
+        run.write_json(files.TABLE, job.latency.table.to_json())
 
 
 def _agents(config: SearchConfig) -> tuple[str, ...]:

@@ -17,8 +17,8 @@ from torch import nn
 
 from amc.compression.load import load_run, point_path, settings_of, weights_key
 from amc.compression.observer import Observer
-from amc.compression.pipeline import check_config, compress_in, inputs_of, opened
-from amc.compression.prepare import Inputs, Job, prepare
+from amc.compression.pipeline import check_config, compress_in, inputs_of, opened, prepared_in
+from amc.compression.prepare import Inputs, Job
 from amc.compression.progress import listening
 from amc.compression.scoring.evaluator import PairedEvaluator, score_of
 from amc.compression.settings import SearchConfig
@@ -198,8 +198,9 @@ class _Sweeping:
             records = (*records, *new)
             if self.run is not None and len(found) == len(texts):
                 self.run.discard(files.PREPARED)  # before the summary: a sweep that has all points is not resumed
-            self._write(found)
-        summary = self._summary(found)
+            summary = self._summary(found)
+            if self.run is not None:
+                self.run.write_json(files.SUMMARY, summary)
         if self.run is not None:
             render_report(self.run)
         return Sweep(tuple(found[number] for number in sorted(found)), summary["knee"], summary)
@@ -267,15 +268,8 @@ class _Sweeping:
     def _prepared(self, config: SearchConfig) -> Job:
         """The job of the budget of `config`; everything else is prepared once."""
         if self.job is None:
-            run, smallest = self.run, self.config
-            table = run.file(files.TABLE) if run is not None and run.has(files.TABLE) else None
-            kept = None if run is None else run.file(files.PREPARED)
-            engine = Recorded.at(self._journals()).engine(bf16=smallest.bf16)
-            job = prepare(self.inputs, smallest, self.watch, table=table, engine=engine, kept=kept)
-            if run is not None and job.latency is not None and table is None:
-                run.write_json(files.TABLE, job.latency.table.to_json())
-            began = {**self.origin, **smallest.to_json(), **weights_key(self.inputs.model)}
-            self.job = replace(job, earlier=earlier_records(run, job, began))
+            job = prepared_in(self.run, self.inputs, self.config, self.watch, Recorded.at(self._journals()))
+            self.job = replace(job, earlier=earlier_records(self.run, job))
         return self.job.at(config)
 
     def _journals(self) -> list[Path]:
@@ -289,10 +283,6 @@ class _Sweeping:
         if origin.get("parent"):  # relative to the run's own directory
             origin["parent"] = f"{os.pardir}/{origin['parent']}"
         return origin
-
-    def _write(self, found: Mapping[int, SweepPoint]) -> None:
-        if self.run is not None:
-            self.run.write_json(files.SUMMARY, self._summary(found))
 
     def _summary(self, found: Mapping[int, SweepPoint]) -> dict[str, Any]:
         """The content of summary.json."""

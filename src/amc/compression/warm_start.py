@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from amc.compression.load import weights_key
 from amc.compression.prepare import Job
 from amc.compression.verify import TOLERANCE
 from amc.errors import RunError
@@ -17,18 +18,19 @@ from amc.search import EpisodeRecord, JournalContent, Problem, load_journal
 _SAME = ("method", "lock", "only", "score", "evaluate", "reconstruct", "ranking", "bn_rule", "bn_images")
 
 
-def earlier_records(run: RunDir | None, job: Job, started_with: Mapping[str, Any]) -> tuple[EpisodeRecord, ...]:
+def earlier_records(run: RunDir | None, job: Job) -> tuple[EpisodeRecord, ...]:
     """What the search of `job` in `run` learns from before its first episode; empty without a warm start.
 
     The records of the job, or of the run that the settings name, are copied into `run`, and read from there when it is
-    resumed: the other run may go on or disappear. `started_with`: the config.json of `run`. Raises RunError if the
-    other run is of another network, or scored by other rules or images.
+    resumed: the other run may go on or disappear. Raises RunError if the other run is of another network, or scored by
+    other rules or images.
     """
     if run is not None and run.has(files.EARLIER):
         return read_earlier(run)
     records = job.earlier
     if not records and job.config.warm_start is not None:
-        records = _of_run(RunDir.open(job.config.warm_start), job, started_with)
+        ours = {**job.config.to_json(), **weights_key(job.model)} if run is None else run.config()
+        records = _of_run(RunDir.open(job.config.warm_start), job, ours)
     if run is not None and records:
         write_earlier(run, records)
     return records
@@ -60,11 +62,11 @@ def fitting(records: Iterable[EpisodeRecord], problem: Problem) -> tuple[Episode
     return tuple(scored.values())
 
 
-def _of_run(earlier: RunDir, job: Job, started_with: Mapping[str, Any]) -> tuple[EpisodeRecord, ...]:
+def _of_run(earlier: RunDir, job: Job, ours: Mapping[str, Any]) -> tuple[EpisodeRecord, ...]:
     config = earlier.config()
     if config.get("schedule"):
         raise RunError(f"'{earlier.path}' is a schedule, whose rounds have different networks; name its round-1")
-    _check_same(earlier, config, started_with)
+    _check_same(earlier, config, ours)
     records: list[EpisodeRecord] = []
     for place in _searches(earlier):
         for content in _journals(place):

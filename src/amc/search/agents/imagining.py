@@ -13,17 +13,15 @@ import numpy as np
 
 from amc.errors import EvaluationError
 from amc.run.settings import check_rules
-from amc.search.agents.base import PlannedAgent, SearchTask, Setting
+from amc.search.agents.base import SearchTask, Setting
 from amc.search.agents.ddpg import ActorCritic, PaperDDPGConfig
 from amc.search.agents.exploring import truncated_normal
-from amc.search.agents.schedule import Schedule
+from amc.search.agents.modelling import ModelAgent
 from amc.search.bounds import Bounds
 from amc.search.environment import Observation, Rollout, roll_out
 from amc.search.journal import EpisodeRecord
 from amc.search.judging import rewarded
-from amc.search.planning import Planner
 from amc.search.rewards import Outcome
-from amc.search.score_model import Posterior, ScoreModel
 
 LEAST_NOISE = 0.1  # of sigma, at the end of the search: the actor's mean alone would play one policy
 
@@ -52,26 +50,17 @@ class ImaginingConfig(PaperDDPGConfig):
         return cls(**options)  # type: ignore[arg-type]
 
 
-class ImaginingAgent(PlannedAgent):
+class ImaginingAgent(ModelAgent):
     """Plays episodes in its model of the score, and proposes the best of them."""
 
     name = "ddpg-model"
     max_episodes = None
 
     def __init__(self, task: SearchTask, config: ImaginingConfig) -> None:
-        super().__init__(task.problem)
-        self.config, self._task = config, task
-        self._generator = np.random.default_rng(task.seed)
+        super().__init__(task, config)
+        self.config, self._bounds = config, Bounds(task.problem)
         self._learner = ActorCritic(config, self._generator, seed=task.seed)
         self._learner.aim_at(float(1.0 - self.surface.uniform().mean()))
-        self._bounds, self._planner = Bounds(task.problem), Planner(task.problem)
-        self._schedule = Schedule(task.episodes)
-        self.model = ScoreModel(task.problem, dense_score=task.dense_score, errors=task.errors)
-        for record in task.earlier:
-            self.model.add(record)
-        self._earlier = len(self.model)
-        self._known: set[tuple[int, ...]] = set()  # scored or failed in this search
-        self._posterior: Posterior | None = None  # from all records so far
 
     def settings(self) -> dict[str, Setting]:
         """The hyperparameters, and how many records of earlier searches it began with."""
@@ -89,25 +78,10 @@ class ImaginingAgent(PlannedAgent):
         self.plan = (1.0 - fractions).tolist()
 
     def end_episode(self, rollout: Rollout, record: EpisodeRecord) -> None:
-        """Learn from the record. A failed episode teaches nothing."""
-        self._schedule.note(record)
-        self._known.add(record.keep)
-        if record.score is not None:
-            self.model.add(record)
-            self._posterior = None
-            if record.reward is not None:
-                self._learner.store(rollout, record.reward)
-
-    def estimates(self) -> dict[tuple[int, ...], float]:
-        """As `PlannerAgent.estimates`."""
-        if len(self.model) <= self.config.warmup_episodes:
-            return {}
-        return {record.keep: score for record, score, _ in self._fitted().expected() if record.keep in self._known}
-
-    def _fitted(self) -> Posterior:
-        if self._posterior is None:
-            self._posterior = self.model.fit()
-        return self._posterior
+        """Learn from the record, model and critic. A failed episode teaches nothing."""
+        super().end_episode(rollout, record)
+        if record.reward is not None:
+            self._learner.store(rollout, record.reward)
 
     def _imagined(self, share: float) -> tuple[int, ...]:
         """The best policy of the imagined episodes that is not known yet. `share`: of the search that is over."""

@@ -16,15 +16,13 @@ import numpy as np
 
 from amc.errors import EvaluationError
 from amc.run.settings import check_rules, convert_types_
-from amc.search.agents.base import PlannedAgent, SearchTask, Setting
-from amc.search.agents.schedule import Schedule
-from amc.search.environment import Rollout
+from amc.search.agents.base import SearchTask, Setting
+from amc.search.agents.modelling import ModelAgent
 from amc.search.journal import EpisodeRecord
 from amc.search.judging import rewarded
-from amc.search.planning import Planner
 from amc.search.problem import FloatArray
 from amc.search.rewards import Outcome
-from amc.search.score_model import Damages, Posterior, ScoreModel
+from amc.search.score_model import Damages, Posterior
 
 FORESEEN = 8  # draws of the damages in the expected gain
 RUNGS = 8  # costs that a plan without a budget is made for
@@ -51,25 +49,15 @@ class PlannerConfig:
         check_rules(self, rules, _NAMED)
 
 
-class PlannerAgent(PlannedAgent):
+class PlannerAgent(ModelAgent):
     """Plans in a model of the score."""
 
     name = "planner"
     max_episodes = None
 
     def __init__(self, task: SearchTask, config: PlannerConfig | None = None) -> None:
-        super().__init__(task.problem)
         self.config = config or PlannerConfig()
-        self._task, self._schedule = task, Schedule(task.episodes)
-        self._generator = np.random.default_rng(task.seed)
-        self._planner = Planner(task.problem)
-        self.model = ScoreModel(task.problem, dense_score=task.dense_score, errors=task.errors)
-        for record in task.earlier:
-            self.model.add(record)
-        self._earlier = len(self.model)
-        self._records: list[EpisodeRecord] = []
-        self._known: set[tuple[int, ...]] = set()  # scored or failed in this search
-        self._posterior: Posterior | None = None  # from all records so far
+        super().__init__(task, self.config)
 
     def settings(self) -> dict[str, Setting]:
         """The settings, and how many records of earlier searches it began with."""
@@ -85,25 +73,6 @@ class PlannerAgent(PlannedAgent):
             keep = self._planned(self._temperature(episode) + REPEATED * attempt)
             fractions = np.array(keep) / self._task.problem.dense
         self.plan = (1.0 - fractions).tolist()
-
-    def end_episode(self, rollout: Rollout, record: EpisodeRecord) -> None:
-        """Learn from the record. A failed episode teaches nothing."""
-        self._schedule.note(record)
-        self._known.add(record.keep)
-        if record.score is not None:
-            self.model.add(record)
-            self._records.append(record)
-            self._posterior = None
-
-    def estimates(self) -> dict[tuple[int, ...], float]:
-        """The expected score of every scored policy of this search: less noisy than the score itself.
-
-        Empty as long as the search is in its warm-up: a model of so few records knows no better.
-        """
-        if len(self.model) <= self.config.warmup_episodes:
-            return {}
-        own = {record.keep for record in self._records}
-        return {record.keep: score for record, score, _ in self._fitted().expected() if record.keep in own}
 
     def expected_gain(self) -> float:
         """How much more reward the best policy has than the best scored one: what the model expects, at least 0.
@@ -131,11 +100,6 @@ class PlannerAgent(PlannedAgent):
         rewards = self._rewards(list(scores), np.array(list(scores.values())))
         best = list(scores)[int(np.argmax(rewards))]
         return next(record for record in self._records if record.keep == best)
-
-    def _fitted(self) -> Posterior:
-        if self._posterior is None:
-            self._posterior = self.model.fit()
-        return self._posterior
 
     def _temperature(self, episode: int) -> float:
         last = self._task.episodes - 1
