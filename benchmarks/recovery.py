@@ -37,7 +37,7 @@ from amc.zoo.splits import Split, balanced_order
 from common import Record, load, machine, network_parser, percent, save, source_of, table
 
 RESULT = "recovery-{model}.json"
-POLICIES = ("uniform", "random", "ddpg", "torch-pruning")
+POLICIES = ("uniform", "random", "planner", "ddpg", "torch-pruning")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--methods", nargs="+", default=["channel"])
     parser.add_argument("--budgets", nargs="+", default=["macs<=50%", "macs<=30%"])
     parser.add_argument("--policies", nargs="+", default=["uniform"], choices=POLICIES)
-    parser.add_argument("--episodes", type=int, default=60, help="of random and ddpg, whose best policy is taken")
+    parser.add_argument("--episodes", type=int, default=60, help="of a search, whose best policy is taken")
     parser.add_argument("--images", type=int, nargs="+", default=[2048], help="for calibration and recovery")
     parser.add_argument("--epochs", type=int, nargs="+", default=[None], help="of the recovery, in place of its own")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of the recovery")
