@@ -10,6 +10,7 @@ import pytest
 from amc.search import Metric, Problem, SearchTask, create_agent, search
 from amc.search.score_model import ScoreModel
 from amc.search.statistics import Measured
+from tests.search.landscapes import TOYS
 from tests.search.toys import chain_problem, record_of, residual_problem
 
 
@@ -110,6 +111,22 @@ def test_a_table_of_errors_that_tells_the_truth_is_believed() -> None:
     with_table, without = (learnt(problem, score, 10, errors=e)[0] for e in (errors, ()))
     wrong = [np.sqrt(np.mean((predicted(m, problem, policies) - true) ** 2)) for m in (with_table, without)]
     assert wrong[0] < wrong[1]
+
+
+def test_neighbours_that_must_agree_are_found_out() -> None:
+    """And where neighbours need not agree, no distance between them costs anything."""
+    wrong, found = {}, {}
+    for kind in ("agreeing, residual, 18", "additive, residual, 9"):
+        landscape = TOYS[kind](0)
+        model, _ = learnt(landscape.problem, landscape, 100)
+        policies = unseen(landscape.problem)
+        true = np.array([landscape(keep) for keep in policies])
+        wrong[kind] = np.std(predicted(model, landscape.problem, policies) - true) / true.std()
+        found[kind] = model.fit().sample(np.random.default_rng(0), 0.0).apart
+    must, free = found.values()
+    assert max(wrong.values()) < 0.2
+    assert must[::2].mean() > 3 * must[1::2].mean()
+    assert not free.any()
 
 
 def test_a_damage_never_falls_as_a_group_alone_loses_more() -> None:

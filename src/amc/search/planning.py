@@ -12,7 +12,7 @@ from collections.abc import Container, Iterable
 import numpy as np
 
 from amc.search.bounds import SURFACE_FLOOR
-from amc.search.problem import FloatArray, IntArray, Problem
+from amc.search.problem import BoolArray, FloatArray, IntArray, Problem
 from amc.search.score_model import Damages
 
 STEPS = 100  # exchanges of one plan at most
@@ -110,32 +110,45 @@ class Planner:
         Of pairs the most promising, by the sum of their moves' damages. Without those of more damage than `at_most`.
         """
         now, full = float(self.damage(damages, keep)), float(self._fullness(keep))
-        group, to = self._moves(keep)
-        rows = np.tile(keep, (len(group), 1))
-        rows[np.arange(len(group)), group] = to
+        rows = self._moves(keep, damages)
         worse, dearer = self.damage(damages, rows) - now, self._fullness(rows) - full
-        pairs = self._pairs(group, worse, dearer, 1 - full, at_most - now)
-        both = np.tile(keep, (len(pairs), 1))
-        for moves in pairs.T:
-            both[np.arange(len(both)), group[moves]] = to[moves]
-        tried = np.concatenate([rows, both])
+        pairs = self._pairs(rows != keep, worse, dearer, 1 - full, at_most - now)
+        tried = np.concatenate([rows, keep + (rows - keep)[pairs].sum(axis=1)])
         values = self.damage(damages, tried)
         good = (self._fullness(tried) <= 1) & (values <= at_most)
         return tried[good], values[good]
 
-    def _moves(self, keep: IntArray) -> tuple[IntArray, IntArray]:
-        """The groups that may change, one entry for each move, and their new keep counts."""
+    def _moves(self, keep: IntArray, damages: Damages) -> IntArray:
+        """The policy with one group changed, or with two neighbours that should agree: [moves, groups]."""
         places = self._places[np.arange(len(keep)), keep][:, None] + np.concatenate([-JUMPS, JUMPS])
         group, _ = np.nonzero(inside := (places >= 0) & (places <= self._last[:, None]))
-        return group, self._keep[group, places[inside]]
+        rows = np.tile(keep, (len(group), 1))
+        rows[np.arange(len(group)), group] = self._keep[group, places[inside]]
+        together = [self._together(rows[group == i], i, j) for i, j in self._tied(damages)]
+        return np.concatenate([rows, *together])
 
     @staticmethod
-    def _pairs(group: IntArray, worse: FloatArray, dearer: FloatArray, room: float, most: float) -> IntArray:
-        """Pairs of moves [pairs, 2], the best first: one that costs more, and one of another group that saves."""
+    def _tied(damages: Damages) -> list[tuple[int, int]]:
+        """Neighbours that should agree, in both orders."""
+        left = np.flatnonzero(damages.apart > 0).tolist()
+        return [pair for i in left for pair in ((i, i + 1), (i + 1, i))]
+
+    def _together(self, rows: IntArray, first: int, second: int) -> IntArray:
+        """Policies whose group `second` keeps the same share as their group `first`, or nearly."""
+        shares = self._keep[second] / self._dense[second]
+        nearest = np.abs(shares - rows[:, first, None] / self._dense[first]).argmin(axis=1)
+        rows = rows.copy()
+        rows[:, second] = self._keep[second, nearest]
+        return rows
+
+    @staticmethod
+    def _pairs(changed: BoolArray, worse: FloatArray, dearer: FloatArray, room: float, most: float) -> IntArray:
+        """Pairs of moves [pairs, 2], the best first: one that costs more, and one of other groups that saves."""
         up, down = np.flatnonzero(dearer > 0), np.flatnonzero(dearer < 0)
         total = worse[up][:, None] + worse[down]
         fits = dearer[up][:, None] + dearer[down] <= room + SLACK
-        good = np.argwhere((total <= most) & fits & (group[up][:, None] != group[down]))
+        shared = changed[up].astype(np.float64) @ changed[down].T
+        good = np.argwhere((total <= most) & fits & (shared == 0))
         order = np.argsort(total[good[:, 0], good[:, 1]], kind="stable")[:TRIED]
         return np.stack([up[good[order, 0]], down[good[order, 1]]], axis=1)
 

@@ -2,10 +2,10 @@
 
 A policy's damage is a sum over its groups, and over pairs of neighbouring groups, of terms with coefficients >= 0 that
 are learnt. A link turns the score into the damage: the score itself, or its logarithm, whichever explains the scores
-better. Terms that jump at a sparsity are there only if the scores speak for them. The coefficients have a Bayesian
-posterior that counts the sampling error of every score and what the model cannot explain. Additive errors of layers
-are an old idea (SPDY, arXiv 2201.13096, multiplies tables of them by coefficients too); here scores fit the
-coefficients, and their uncertainty steers the search.
+better. Terms that jump at a sparsity, and the distances between neighbours' sparsities, are there only if the scores
+speak for them. The coefficients have a Bayesian posterior that counts the sampling error of every score and what the
+model cannot explain. Additive errors of layers are an old idea (SPDY, arXiv 2201.13096, multiplies tables of them by
+coefficients too); here scores fit the coefficients, and their uncertainty steers the search.
 
 Pure: no torch, no files.
 """
@@ -18,6 +18,7 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -30,8 +31,10 @@ EDGES = (0.4, 0.5, 0.6, 0.7, 0.8)  # sparsities above which a group may lose a c
 EDGE = 0.2  # prior scale of what they lose there
 WEAK = 0.3  # factor of these prior scales beside a table of errors
 PAIR = 0.3  # prior scale of the product of two neighbours' sparsities
+APART = 0.3  # prior scale of the distance between them: layers may have to agree
 SCALES = np.geomspace(3e-3, 3.0, 11)  # of all coefficients, in units of the damage; the evidence chooses
 MISFITS = np.array([0.0, 1e-3, 3e-3, 1e-2, 3e-2, 0.1])  # standard deviation of what the model cannot explain; likewise
+DOUBT = 3.0  # of log evidence that each kind of terms must bring which is not always used
 ROUNDING = 1e-9  # of a sparsity
 JITTER = 1e-9  # least variance of a damage
 REFIT = 8  # records after which scale, misfit and link are chosen anew; of hundreds, for each full hundred
@@ -53,15 +56,25 @@ def _one_thread() -> AbstractContextManager[object]:
 class Damages:
     """The damage of every policy, for one set of coefficients."""
 
-    def __init__(self, groups: FloatArray, pairs: FloatArray, constant: float = 0.0) -> None:
-        """`groups` [groups, most choices], `pairs` [groups - 1]: of the products of sparsities; `constant`: of all."""
-        self.groups = groups
+    def __init__(
+        self, groups: FloatArray, pairs: FloatArray, apart: FloatArray | None = None, constant: float = 0.0
+    ) -> None:
+        """`groups` [groups, most choices]; `pairs`, `apart` [groups - 1]: of products and of distances; `constant`."""
+        self.groups, self.apart = groups, np.zeros_like(pairs) if apart is None else apart
         self._pairs, self._constant = pairs, constant
 
     def of(self, index: IntArray, sparsity: FloatArray) -> FloatArray:
         """Damages [...] of policies. `index` [..., groups]: places among the choices; `sparsity` [..., groups]."""
         alone = self.groups[np.arange(len(self.groups)), index].sum(axis=-1)
-        return np.asarray(self._constant + alone + (sparsity[..., :-1] * sparsity[..., 1:]) @ self._pairs)
+        left, right = sparsity[..., :-1], sparsity[..., 1:]
+        return np.asarray(self._constant + alone + (left * right) @ self._pairs + np.abs(left - right) @ self.apart)
+
+
+class _Terms(NamedTuple):
+    """The terms that are used only if the scores speak for them."""
+
+    edges: bool  # of single groups
+    apart: bool  # the distances between neighbours
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +82,7 @@ class _Choice:
     """What the evidence chooses."""
 
     logarithmic: bool  # the link, as in `_Fit`
-    edges: bool  # whether the terms with edges are used
+    terms: _Terms
     scale: float  # of the prior
     misfit: float  # standard deviation
 
@@ -106,9 +119,11 @@ class ScoreModel:
         edges = np.repeat([False, True, False], [len(POWERS), len(EDGES), bool(errors)])
         prior = [*powers, *[EDGE] * len(EDGES), *([1.0] if errors else [])]
         constant = [1.0, 1.0]  # of both signs: the reference may be too low or too high
-        pairs = 2 * (self._groups - 1)
-        self._prior = np.concatenate([np.tile(prior, self._groups), np.full(pairs, PAIR), constant])
-        self._smooth = ~np.concatenate([np.tile(edges, self._groups), np.zeros(pairs + len(constant), dtype=bool)])
+        neighbours = np.repeat([PAIR, PAIR, APART], self._groups - 1)
+        self._prior = np.concatenate([np.tile(prior, self._groups), neighbours, constant])
+        self._edges = np.concatenate([np.tile(edges, self._groups), np.zeros(len(neighbours) + 2, dtype=bool)])
+        self._apart = np.zeros_like(self._edges)
+        self._apart[-(self._groups - 1) - 2 : -2] = True
         self._records: list[EpisodeRecord] = []
         self._rows: list[FloatArray] = []
         self._chosen: _Choice | None = None
@@ -134,7 +149,7 @@ class ScoreModel:
         chosen = self._chosen
         reference, damage, noise = self._damages(chosen.logarithmic)
         variance = noise + chosen.misfit**2
-        used = self._used(edges=chosen.edges)
+        used = self._used(chosen.terms)
         features, prior = features[:, used], chosen.scale * self._prior[used]
         precision = features.T / variance @ features + np.diag(1 / prior**2)
         factor = np.asarray(np.linalg.cholesky(precision).T)
@@ -142,29 +157,33 @@ class ScoreModel:
             chosen.logarithmic, reference, chosen.misfit, used, features, prior, damage, variance, factor
         )  # fmt: skip
 
-    def _used(self, *, edges: bool) -> BoolArray:
-        """The terms of the model, with or without the edges."""
-        return np.ones_like(self._smooth) if edges else self._smooth
+    def _used(self, terms: _Terms) -> BoolArray:
+        """The terms of the model, of all that there are."""
+        return ~(self._edges & (not terms.edges)) & ~(self._apart & (not terms.apart))
 
     def _most_evident(self, features: FloatArray) -> _Choice:
         """The choice with the largest marginal likelihood of the scores, coefficients of either sign."""
         weighted = features * self._prior
-        kernels = {
-            edges: weighted[:, self._used(edges=edges)] @ weighted[:, self._used(edges=edges)].T
-            for edges in (False, True)
-        }
-        best, found = -math.inf, _Choice(False, False, float(SCALES[len(SCALES) // 2]), float(MISFITS[1]))
-        for logarithmic, edges in itertools.product((False, True), kernels):
+        kernels = {}
+        for terms in itertools.starmap(_Terms, itertools.product((False, True), repeat=2)):
+            columns = weighted[:, self._used(terms)]
+            kernels[terms] = columns @ columns.T
+        best, found = (
+            -math.inf,
+            _Choice(False, _Terms(False, False), float(SCALES[len(SCALES) // 2]), float(MISFITS[1])),
+        )
+        for logarithmic, terms in itertools.product((False, True), kernels):
             if logarithmic and not self._positive():
                 continue
             _, damage, noise = self._damages(logarithmic)
+            doubt = DOUBT * sum(terms)
             slope = sum(math.log(record.score or 1.0) for record in self._records) if logarithmic else 0.0
             spread = max(float(np.abs(damage).max()), 1e-6)  # scores have any unit: scale and misfit follow theirs
             for scale in SCALES * spread:
                 for misfit in MISFITS * spread:
-                    evidence = _evidence(kernels[edges] * scale**2, damage, noise + misfit**2) - slope
+                    evidence = _evidence(kernels[terms] * scale**2, damage, noise + misfit**2) - slope - doubt
                     if evidence > best:
-                        best, found = evidence, _Choice(logarithmic, edges, float(scale), float(misfit))
+                        best, found = evidence, _Choice(logarithmic, terms, float(scale), float(misfit))
         return found
 
     def _positive(self) -> bool:
@@ -181,12 +200,12 @@ class ScoreModel:
         return reference, reference - scores, errors**2 + JITTER * max(1.0, float(np.abs(scores).max())) ** 2
 
     def _features(self, keep: Sequence[int]) -> FloatArray:
-        """One row [P]: every group's terms, the pairs' and the constant with both signs."""
+        """One row [P]: every group's terms, the neighbours', and the constant with both signs."""
         index = [places[k] for places, k in zip(self._index, keep, strict=True)]
         alone = np.concatenate([basis[place] for basis, place in zip(self._basis, index, strict=True)])
         sparsity = 1 - np.array(keep) / self._problem.dense
-        pairs = sparsity[:-1] * sparsity[1:]
-        return np.concatenate([alone, pairs, -pairs, [1.0, -1.0]])
+        pairs, apart = sparsity[:-1] * sparsity[1:], np.abs(np.diff(sparsity))
+        return np.concatenate([alone, pairs, -pairs, apart, [1.0, -1.0]])
 
 
 class Posterior:
@@ -247,10 +266,10 @@ class Posterior:
         coefficients[self._fit.used] = used
         each = coefficients[: groups * terms].reshape(groups, terms)
         tables = [basis @ row for basis, row in zip(model._basis, each, strict=True)]
-        pairs = coefficients[groups * terms : -2].reshape(2, groups - 1)
+        more, less, apart = coefficients[groups * terms : -2].reshape(3, groups - 1)
         widest = max(map(len, tables))
         padded = np.stack([np.pad(table, (0, widest - len(table))) for table in tables])
-        return Damages(padded, pairs[0] - pairs[1], float(coefficients[-2] - coefficients[-1]))
+        return Damages(padded, more - less, apart, float(coefficients[-2] - coefficients[-1]))
 
 
 def _basis(sparsity: FloatArray) -> FloatArray:
