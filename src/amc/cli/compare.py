@@ -70,10 +70,7 @@ def _show(compared: Compared, page: Path | None) -> None:
         out.print(f"… and {left} more groups; --out PAGE.html shows all", style="dim")
     out.print()
     if compared.answers is not None:
-        seen = (
-            "that no search scored" if compared.answers.unseen else "of the search split, on which the searches chose"
-        )
-        _line("images", f"{compared.answers.images:,} {seen}; ± is one standard error of a difference")
+        _line("compared", f"on {compared.answers.which}; ± is one standard error of a difference")
     for note in compared.notes:
         _line("note", note, style="yellow")
     _line("result", compared.sentence(), style="bold")

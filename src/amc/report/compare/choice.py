@@ -18,10 +18,16 @@ class Answers:
     """What the networks answer, image by image, in counts."""
 
     images: int
-    unseen: bool  # no search has scored these images
+    unseen: bool | None  # whether no search has scored these images; None: they are other data than the searches had
     scores: Mapping[str, float]  # by label: accuracy in [0, 1]
-    dense: Mapping[str, tuple[float, PairedDrop]]  # by label: the dense network's accuracy, and the loss against it
+    dense: Mapping[str, tuple[float, PairedDrop]]  # by label: the dense network's accuracy, and the loss; or empty
     pairs: Mapping[tuple[str, str], PairedDrop]  # by two labels: the loss of the second against the first
+
+    @property
+    def which(self) -> str:
+        """The images in words: "400 images that no search scored"."""
+        words = {True: "that no search scored", False: "of the search split, on which the searches chose"}
+        return f"{self.images:,} images {words.get(self.unseen, 'given for the comparison')}"  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from amc.errors import AmcError
+from amc.errors import AmcError, brief
 from amc.report.compare.choice import Answers, Choice, choose, front
 from amc.report.compare.entries import COSTS, STAGES, Entry, same_dense
 from amc.report.tables import (
@@ -22,6 +22,7 @@ from amc.run.settings.scores import score_of_record
 from amc.search.statistics import PairedDrop
 
 _CHEAPEST = {"macs": "fewest MACs", "params": "fewest parameters", "size": "smallest file", "latency": "lowest latency"}
+_FINE = 0.01  # the largest standard error of accuracy that is called fine enough
 _PLACE = ("runtime", "version", "threads", "device")  # what two latencies must share to be comparable
 
 
@@ -41,13 +42,29 @@ class GroupRow:
 
 @dataclass(frozen=True)
 class Compared:
-    """Networks side by side."""
+    """Networks side by side, and the one to take.
+
+    >>> less = amc.compress(net, x, calibration=train, evaluate=train, budget="macs<=25%", episodes=3, run_dir="runs/c")
+    >>> found = amc.compare(["runs/mine", "runs/c"], net, x, evaluate=train)
+    >>> [entry.name for entry in found.entries]
+    ['runs/mine', 'runs/c']
+    >>> sorted(found.to_json()["fronts"])  # the costs that are known of all networks
+    ['macs', 'params', 'size']
+    """
 
     entries: tuple[Entry, ...]
     answers: Answers | None  # None: the scores are those of the runs' files
     notes: tuple[str, ...]
     cost: str  # decides between networks that are equally good
     choice: Choice
+
+    def __repr__(self) -> str:
+        return brief(f"Compared({len(self.entries)} networks; take {_named(self.entry(self.choice.taken))})")
+
+    @property
+    def taken(self) -> str:
+        """The path of the run whose network is to be taken."""
+        return self.entry(self.choice.taken).name
 
     @property
     def percent(self) -> bool:
@@ -143,7 +160,7 @@ class Compared:
         record |= {name: summary.get(name) for name in ("model", "method", "agent", "seed", "episodes", "seconds")}
         record |= {name: dict(part_of(summary, name)) for name in ("dense", "slim", "baselines")}
         record["compared"] = self.scores[entry.label]
-        if self.answers is not None:
+        if self.answers is not None and entry.label in self.answers.dense:
             dense, drop = self.answers.dense[entry.label]
             record["against_dense"] = {"dense": dense, **_paired(drop)}
         return record
@@ -170,7 +187,8 @@ def compared(
     decides = _decider(entries, cost)
     scores = _scores(entries, answers)
     choice = choose(scores, _costs(entries, decides), answers)
-    return Compared(entries, answers, (*notes, *_cautions(entries, decides)), decides, choice)
+    cautions = (*_cautions(entries, decides), *_coarse(answers, choice))
+    return Compared(entries, answers, (*notes, *cautions), decides, choice)
 
 
 def format_paired(pair: PairedDrop) -> str:
@@ -245,6 +263,19 @@ def _cautions(entries: Sequence[Entry], cost: str) -> list[str]:
         others = [entry.label for entry in entries if entry.label not in tuned]
         notes.append(f"{', '.join(others)}: not fine-tuned, unlike the others; fine-tuning may raise the score.")
     return notes
+
+
+def _coarse(answers: Answers | None, choice: Choice) -> list[str]:
+    """A warning if the images are too few for a fine choice."""
+    if answers is None or choice.taken == choice.best:
+        return []
+    error = answers.pairs[choice.best, choice.taken].standard_error
+    if error <= _FINE:
+        return []
+    return [
+        f"On {answers.images:,} images the standard error is {100 * error:.1f} points, so that networks count as equal "
+        "that may not be; searches with more images to score on tell them apart."
+    ]
 
 
 def cost_title(metric: str) -> str:

@@ -114,7 +114,7 @@ def read_entries(paths: Sequence[str | os.PathLike[str]]) -> tuple[Entry, ...]:
     if len(found) < 2:
         one = f"'{found[0].name}' alone" if found else "nothing"
         raise RunError(f"{one} cannot be compared; name two runs or more, or a sweep of two points or more")
-    entries = tuple(replace(entry, label=_label(index)) for index, entry in enumerate(found))
+    entries = tuple(replace(entry, label=label_of(index)) for index, entry in enumerate(found))
     for entry in entries[1:]:
         check_comparable(entries[0], entry)
     return entries
@@ -146,6 +146,14 @@ def same_dense(first: Entry, other: Entry) -> bool:
             return digests[0] == digests[1]
     names = ("macs", "params", "score")  # versions that digest by other rules
     return all(first.dense(name) == other.dense(name) for name in names)
+
+
+def images_of(entry: Entry) -> str | None:
+    """The digest of the search images in the run's journal; None for runs of earlier versions."""
+    journal = entry.first.file(files.JOURNAL)
+    data = part_of(load_journal(journal).origin, "data") if journal.exists() else {}
+    digest = data.get("search")
+    return digest if isinstance(digest, str) else None
 
 
 def _read(run: RunDir) -> Iterator[Entry]:
@@ -229,21 +237,13 @@ def _kept(run: RunDir) -> dict[str, Kept]:
 
 def _same_data(first: Entry, other: Entry) -> bool:
     """Whether both searches had the same data: the same name or, if it was moved or has no name, the same images."""
-    images = [_images_of(entry) for entry in (first, other)]
+    images = [images_of(entry) for entry in (first, other)]
     if None not in images and images[0] == images[1]:
         return True
     names = [entry.config.get("data") for entry in (first, other)]
     if names[0] or names[1]:
         return _place(names[0]) == _place(names[1])
     return None in images  # two networks of Python, one of an earlier version: nothing says that the data differ
-
-
-def _images_of(entry: Entry) -> str | None:
-    """The digest of the search images in the run's journal; None for runs of earlier versions."""
-    journal = entry.first.file(files.JOURNAL)
-    data = part_of(load_journal(journal).origin, "data") if journal.exists() else {}
-    digest = data.get("search")
-    return digest if isinstance(digest, str) else None
 
 
 def _place(data: Any) -> str:
@@ -258,6 +258,6 @@ def _data_of(entry: Entry) -> str:
     return str(config.get("data") or (f"that of {config['model']}" if config.get("model") else "given in Python"))
 
 
-def _label(index: int) -> str:
+def label_of(index: int) -> str:
     """Letters: A to Z, then AA to ZZ, as of the columns of a table."""
-    return (_label(index // 26 - 1) if index >= 26 else "") + chr(ord("A") + index % 26)
+    return (label_of(index // 26 - 1) if index >= 26 else "") + chr(ord("A") + index % 26)

@@ -67,7 +67,6 @@ class NetworkRow:
     uniform: str
     random: str
     score: str
-    dense: str  # the dense network's score on the same images
     from_dense: Difference
     from_best: Difference  # "the best" for the best itself
 
@@ -99,7 +98,7 @@ def _row(entry: Entry, compared: Compared, folder: Path | None) -> NetworkRow:
         return format_score(value, percent=compared.percent)
 
     answers, label = compared.answers, entry.label
-    dense, drop = (entry.dense("score"), None) if answers is None else answers.dense[label]
+    drop = None if answers is None or label not in answers.dense else answers.dense[label][1]
     return NetworkRow(
         label=label,
         name=entry.name,
@@ -119,7 +118,6 @@ def _row(entry: Entry, compared: Compared, folder: Path | None) -> NetworkRow:
         uniform=score(entry.baseline("uniform")),
         random=score(entry.baseline("random")),
         score=score(compared.scores[label]),
-        dense=score(dense),
         from_dense=Difference(DASH, noise=True) if drop is None else _paired(drop),
         from_best=_from_best(compared, label),
     )
@@ -145,8 +143,8 @@ def _context(compared: Compared, page: Path) -> dict[str, object]:
         "rows": network_rows(compared, page.parent),
         "labels": labels,
         "has": _columns(compared),
-        "images": None if answers is None else f"{answers.images:,}",
-        "unseen": answers is not None and answers.unseen,
+        "images": "" if answers is None else answers.which,
+        "unseen": None if answers is None else answers.unseen,
         "dense": _dense_cells(compared),
         "score": score_of_record(entries[0].summary).label,
         "charts": [_drawn(compared, metric) for metric in COSTS if compared.costs(metric)],
@@ -183,8 +181,7 @@ def _dense_cells(compared: Compared) -> dict[str, str] | None:
     """The dense network as text; None if there are several."""
     if not compared.shared_dense:
         return None
-    entry, answers = compared.entries[0], compared.answers
-    score = entry.dense("score") if answers is None else answers.dense[entry.label][0]
+    entry = compared.entries[0]
     return {
         "macs": format_count(entry.dense("macs")),
         "params": format_count(entry.dense("params")),
@@ -192,8 +189,18 @@ def _dense_cells(compared: Compared) -> dict[str, str] | None:
         "latency": format_milliseconds(entry.dense("latency")),
         "search": format_score(entry.dense("score"), percent=compared.percent),
         "test": format_score(entry.dense("test"), percent=compared.percent),
-        "score": format_score(score, percent=compared.percent),
+        "score": format_score(_dense_score(compared), percent=compared.percent),
     }
+
+
+def _dense_score(compared: Compared) -> float | None:
+    """The score of the dense network on the same images; None if it is unknown, or there are several."""
+    first, answers = compared.entries[0], compared.answers
+    if not compared.shared_dense:
+        return None
+    if answers is None:
+        return first.dense("score")
+    return answers.dense[first.label][0] if first.label in answers.dense else None
 
 
 def _drawn(compared: Compared, metric: str) -> dict[str, object]:
@@ -212,10 +219,7 @@ def _drawn(compared: Compared, metric: str) -> dict[str, object]:
 
 def _chart(compared: Compared, metric: str) -> FrontChart:
     front, scores, answers = compared.front(metric), compared.scores, compared.answers
-    best, dense = compared.choice.best, None
-    if compared.shared_dense:
-        first = compared.entries[0]
-        dense = first.dense("score") if answers is None else answers.dense[first.label][0]
+    best = compared.choice.best
     points = [
         FrontPoint(
             label,
@@ -227,7 +231,7 @@ def _chart(compared: Compared, metric: str) -> FrontChart:
         )
         for label, cost in compared.costs(metric).items()
     ]
-    return FrontChart(points, dense, cost_title(metric), metric, compared.percent)
+    return FrontChart(points, _dense_score(compared), cost_title(metric), metric, compared.percent)
 
 
 def _pair_row(compared: Compared, first: str, labels: list[str]) -> tuple[str, list[Difference | None]]:
