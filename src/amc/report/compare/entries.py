@@ -240,20 +240,21 @@ def _same_data(first: Entry, other: Entry) -> bool:
     images = [images_of(entry) for entry in (first, other)]
     if None not in images and images[0] == images[1]:
         return True
-    names = [entry.config.get("data") for entry in (first, other)]
-    if names[0] or names[1]:
-        return _place(names[0]) == _place(names[1])
+    named = [bool(entry.config.get("data") or entry.config.get("model")) for entry in (first, other)]
+    if any(named):
+        return _place(_data_of(first)) == _place(_data_of(other))
     return None in images  # two networks of Python, one of an earlier version: nothing says that the data differ
 
 
-def _place(data: Any) -> str:
+def _place(data: str) -> str:
     """The name of a data set, in which two spellings of one folder are equal."""
-    kind, colon, rest = str(data or "").partition(":")
+    kind, colon, rest = data.partition(":")
     folder = Path(rest).expanduser().resolve() if kind in ("cifar10", "imagefolder") else rest
     return f"{kind}{colon}{folder}"
 
 
 def _data_of(entry: Entry) -> str:
+    """The name of the data in words; a zoo network may have data of its own."""
     config = entry.config
     return str(config.get("data") or (f"that of {config['model']}" if config.get("model") else "given in Python"))
 
