@@ -177,6 +177,13 @@ def test_a_changed_file_is_refused(tmp_path: Path) -> None:
     assert "is not the file that summary.json describes" in refused(a, b)
 
 
+@pytest.mark.parametrize("key", ["macs", "score"])
+def test_a_summary_without_a_figure_that_must_be_there_is_refused(tmp_path: Path, key: str) -> None:
+    a, b = two(tmp_path)
+    change(RunDir(b), slim={key: None})
+    assert refused(a, b) == f"'{b / 'summary.json'}' has no slim.{key}; restore the file from a copy"
+
+
 def configured(path: Path, **config: Any) -> Path:
     run = make_run(path)
     run.write_json("config.json", {**run.config(), **config})
@@ -259,6 +266,7 @@ def test_the_cost_that_decides(tmp_path: Path) -> None:
     runs = two(tmp_path)
     assert compare(runs).cost == "macs"
     assert compare(runs, cost="params").cost == "params"
+    assert compare(runs, cost="FLOPs").cost == "macs"
     masked = make_guaranteed_run(tmp_path / "masked").path
     for run in (*runs, masked):
         change(RunDir(run), slim={"size": 400_000})

@@ -32,7 +32,7 @@ class FrontChart:
     points: Sequence[FrontPoint]
     dense: float | None  # the dense network's score; None if the networks have different ones
     cost: str  # the axis's name: "MACs"
-    metric: str  # decides the unit: "macs", "params", "size" or "latency"
+    metric: str  # decides the unit, see `format_cost`
     percent: bool  # write scores as percentages
 
 
@@ -106,8 +106,14 @@ def _score(chart: FrontChart, score: float) -> str:
 
 
 def _cost(chart: FrontChart, value: float) -> str:
-    texts = {"size": format_bytes, "latency": format_milliseconds}
-    return texts.get(chart.metric, format_count)(value)
+    return format_cost(chart.metric, value)
+
+
+def format_cost(metric: str, value: float | None) -> str:
+    """A cost with its unit: MACs and parameters, bytes, or milliseconds."""
+    if metric == "latency":
+        return format_milliseconds(value)
+    return format_count(value) if metric in ("macs", "params") else format_bytes(value)
 
 
 def _mark(chart: FrontChart, value: float) -> str:

@@ -7,21 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from amc.errors import AmcError, brief
+from amc.report.charts.front import format_cost
 from amc.report.compare.choice import Answers, Choice, choose, front
 from amc.report.compare.entries import COSTS, STAGES, Entry, same_dense
 from amc.report.tables import (
-    format_bytes,
-    format_count,
     format_difference,
-    format_milliseconds,
     format_score,
     part_of,
 )
 from amc.report.words import metric_label
 from amc.run.settings.scores import score_of_record
+from amc.search import Metric
 from amc.search.statistics import PairedDrop
 
-_CHEAPEST = {"macs": "fewest MACs", "params": "fewest parameters", "size": "smallest file", "latency": "lowest latency"}
+_CHEAPEST = {"macs": "fewest MACs", "params": "fewest parameters", "size": "smallest file"}
 _FINE = 0.01  # the largest standard error of accuracy that is called fine enough
 _PLACE = ("runtime", "version", "threads", "device")  # what two latencies must share to be comparable
 
@@ -120,7 +119,7 @@ class Compared:
         if taken is best and len(self.choice.equals) == 1:
             return f"Take {_named(taken)}: {self._highest(taken)}, and no other is within one standard error of it."
         rule = f"of the {len(self.choice.equals)} networks within one standard error of the best score"
-        text = f"Take {_named(taken)}: {rule} it has the {_CHEAPEST[self.cost]} ({self._price(taken)})"
+        text = f"Take {_named(taken)}: {rule} it has the {self._cheapest} ({self._price(taken)})"
         if taken is best:
             return f"{text}, and the best score itself, {self._score(taken)}."
         behind = f"{self.difference(best.label, taken.label)} against {_named(best)}"
@@ -172,6 +171,10 @@ class Compared:
     def _score(self, entry: Entry) -> str:
         return format_score(self.scores[entry.label], percent=self.percent)
 
+    @property
+    def _cheapest(self) -> str:
+        return _CHEAPEST.get(self.cost, f"lowest {metric_label(self.cost)}")
+
     def _price(self, entry: Entry) -> str:
         return format_cost(self.cost, entry.slim(self.cost))
 
@@ -181,7 +184,7 @@ def compared(
 ) -> Compared:
     """The comparison of entries that `read_entries` has checked.
 
-    `cost`: one of COSTS, which all entries must have; by default the one that all were searched for, else the MACs or,
+    `cost`: a metric, which all entries must have; by default the one that all were searched for, else the MACs or,
     if some networks are masked, the file size. Raises AmcError for another cost.
     """
     decides = _decider(entries, cost)
@@ -197,12 +200,6 @@ def format_paired(pair: PairedDrop) -> str:
     return f"{difference} ± {100 * pair.standard_error:.2f} points"
 
 
-def format_cost(metric: str, value: float | None) -> str:
-    """A cost with its unit."""
-    texts = {"size": format_bytes, "latency": format_milliseconds}
-    return texts.get(metric, format_count)(value)
-
-
 def is_noise(pair: PairedDrop) -> bool:
     """Whether a difference is no larger than its standard error."""
     return abs(pair.drop) <= pair.standard_error
@@ -216,7 +213,7 @@ def _paired(pair: PairedDrop) -> dict[str, Any]:
 def _scores(entries: Iterable[Entry], answers: Answers | None) -> dict[str, float]:
     if answers is not None:
         return dict(answers.scores)
-    return {entry.label: score for entry in entries if (score := entry.score) is not None}
+    return {entry.label: entry.score for entry in entries}
 
 
 def _costs(entries: Sequence[Entry], metric: str) -> dict[str, float]:
@@ -235,6 +232,7 @@ def _decider(entries: Sequence[Entry], cost: str | None) -> str:
     """The cost that decides between equally good networks. Raises AmcError for a cost that some network lacks."""
     complete = [metric for metric in COSTS if len(_costs(entries, metric)) == len(entries)]
     if cost is not None:
+        cost = str(Metric.parse(cost).value)
         if cost not in complete:
             known = ", ".join(complete) or "none"
             raise AmcError(f"not every run has the cost {cost!r}, measured alike; choose one that all have: {known}")

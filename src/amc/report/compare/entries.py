@@ -18,9 +18,9 @@ from amc.report.words import goal_of, metric_of, words_of
 from amc.run import files
 from amc.run.directory import RunDir
 from amc.run.settings.scores import score_of_record
-from amc.search import load_journal
+from amc.search import Metric, load_journal
 
-COSTS = ("macs", "params", "size", "latency")
+COSTS = tuple(str(metric.value) for metric in Metric)
 STAGES = ("score", "score_recovered", "score_finetuned")  # in the order in which a run has them
 
 
@@ -70,16 +70,15 @@ class Entry:
         return scores_are_fractions(self.summary)
 
     @property
-    def score(self) -> float | None:
+    def score(self) -> float:
         """The score of the stored network on the images of its search, as the run's files say."""
-        scores = [self.slim(stage) for stage in STAGES]
-        return next((score for score in reversed(scores) if score is not None), None)
+        return next(score for stage in reversed(STAGES) if (score := self.slim(stage)) is not None)
 
     @property
     def test(self) -> float | None:
         """The score of the stored network on the test split."""
-        tests = [self.slim(stage.replace("score", "test")) for stage in STAGES]
-        return next((test for test in reversed(tests) if test is not None), None)
+        tests = (self.slim(stage.replace("score", "test")) for stage in reversed(STAGES))
+        return next((test for test in tests if test is not None), None)
 
     def slim(self, key: str) -> float | None:
         """A cost or score of the network; None if unknown."""
@@ -204,6 +203,9 @@ def _entry(name: str, run: RunDir, first: RunDir) -> Entry:
             f"the fine-tuning of '{run.path}' is not finished; finish it with `amc finetune {run.path}`, or leave the "
             "run out"
         )
+    for key in ("macs", "score"):
+        if part_of(summary, "slim").get(key) is None:
+            raise RunError(f"'{run.file(files.SUMMARY)}' has no slim.{key}; restore the file from a copy")
     run.verify(files.POLICY, files.MODEL, files.MODEL_FINETUNED)
     dense = _summary(first).get("dense")
     whole = named_scores({**summary, "dense": dense if run is not first else summary.get("dense")})

@@ -15,8 +15,8 @@ from markupsafe import Markup
 
 from amc.report import sections
 from amc.report.charts.drawing import NARROW, WIDE
-from amc.report.charts.front import FrontChart, FrontPoint, describe_front, front_chart
-from amc.report.compare.compared import Compared, GroupRow, cost_title, format_cost, format_paired, is_noise
+from amc.report.charts.front import FrontChart, FrontPoint, describe_front, format_cost, front_chart
+from amc.report.compare.compared import Compared, GroupRow, cost_title, format_paired, is_noise
 from amc.report.compare.entries import COSTS, Entry
 from amc.report.page import render_template
 from amc.report.tables import (
