@@ -23,6 +23,7 @@ from tests.fixtures.runs import make, small
 from tests.report.pages import Page, words
 
 SEARCH = ("--episodes", 3, "--agent", "random", "--certify", 0, "--recover-time", 0.5)
+EXAMPLE = torch.zeros(1, *small.SHAPE)
 IMAGES = 400  # of the search split of the digits; a search leaves the last quarter
 
 
@@ -47,6 +48,10 @@ def compared(runs: Path) -> Any:
     assert done.code == 0, done.stderr
     assert done.stderr.splitlines() == ["· score of A, half", "· score of B, third", "· score of C, fine"]
     return done.json
+
+
+def watched(*paths: Path, **options: Any) -> Any:
+    return run_compare(paths, progress=make.Watch(), **options)
 
 
 def dense() -> nn.Module:
@@ -172,6 +177,21 @@ def test_other_limits_of_search_images_are_compared_on_the_largest(runs: Path, t
     assert found["networks"][0]["compared"] == share(right)
 
 
+@pytest.mark.parametrize(
+    ("settings", "images"),
+    [({}, 100), ({"finalists": 0}, IMAGES), ({"finalists": 0, "budget": "none", "max_drop": 5.0}, 100)],
+)
+def test_only_images_that_no_search_scored_are_called_unseen(
+    runs: Path, tmp_path: Path, settings: dict[str, Any], images: int
+) -> None:
+    """A search for an allowed loss scores the first half, one with finalists three quarters, any other one all."""
+    copy = RunDir(Path(shutil.copytree(runs / "half", tmp_path / "half")))
+    copy.write_json("config.json", {**copy.config(), **settings})
+    found = watched(copy.path, runs / "fine")
+    assert found.answers is not None
+    assert (found.answers.images, found.answers.unseen) == (images, images == 100)
+
+
 @pytest.fixture(scope="module")
 def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of version 0.1.0."""
@@ -180,10 +200,6 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tarfile.open(archive) as tar:
         tar.extractall(folder, filter="data")
     return folder
-
-
-def watched(*paths: Path, **options: Any) -> Any:
-    return run_compare(paths, progress=make.Watch(), **options)
 
 
 def test_runs_of_an_earlier_version_are_scored_as_they_were(old: Path) -> None:
@@ -239,9 +255,6 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
             evaluate=[small.data()["search"]], run_dir=folder / name, **{**make.QUICK, "budget": budget},
         )  # fmt: skip
     return folder
-
-
-EXAMPLE = torch.zeros(1, *small.SHAPE)
 
 
 def right_of(model: nn.Module, split: str) -> Tensor:
