@@ -67,7 +67,7 @@ def _show(compared: Compared, page: Path | None) -> None:
             out.print(table)
     left = len(compared.groups()) - GROUPS_SHOWN
     if left > 0:
-        out.print(f"… and {left} more groups; --out PAGE.html shows all", style="dim")
+        out.print(f"… and {left} more group{'s' if left > 1 else ''}; --out PAGE.html shows all", style="dim")
     out.print()
     if compared.answers is not None:
         _line("compared", f"on {compared.answers.which}; ± is one standard error of a difference")
@@ -79,11 +79,13 @@ def _show(compared: Compared, page: Path | None) -> None:
 
 
 def _costs(rows: list[NetworkRow]) -> Table:
-    """What the networks cost, with shares of the dense network's cost."""
-    table = _table("", "MACs", "left", "params", "left", "size", "left", "latency", "search")
+    """What the networks cost. The first three have shares of the dense network's cost."""
+    table = _table("", "MACs", "left", "params", "left", "size", "left", "memory", "latency")
     for row in rows:
-        costs = [text for _, value, share in row.costs for text in (value, _short(share))]
-        table.add_row(row.label, *costs, row.latency, row.seconds)
+        *counted, (_, memory, _) = row.costs
+        table.add_row(
+            row.label, *(t for _, value, share in counted for t in (value, _short(share))), memory, row.latency
+        )
     return table
 
 

@@ -20,7 +20,7 @@ from amc.run.settings.scores import score_of_record
 from amc.search import Metric
 from amc.search.statistics import PairedDrop
 
-_CHEAPEST = {"macs": "fewest MACs", "params": "fewest parameters", "size": "smallest file"}
+_CHEAPEST = {"macs": "fewest MACs", "params": "fewest parameters", "size": "smallest file", "memory": "least memory"}
 _FINE = 0.01  # the largest standard error of accuracy that is called fine enough
 _PLACE = ("runtime", "version", "threads", "device")  # what two latencies must share to be comparable
 

@@ -37,7 +37,7 @@ from amc.search.statistics import PairedDrop
 
 _SHOWN_GROUPS = 12  # before the others are folded away
 POINTS = " points"  # said below the tables, and not in every cell
-_LISTED = ("macs", "params", "size")
+_LISTED = ("macs", "params", "size", "memory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +57,8 @@ class NetworkRow:
     link: str  # relative address of the run's own page; "" if absent
     taken: bool
     what: str  # method, goal and agent
-    costs: tuple[tuple[str, str, str], ...]  # of MACs, parameters and file size: name, value, share of the dense one
+    costs: tuple[tuple[str, str, str], ...]  # of each in _LISTED: name, value, share of the dense one
     latency: str
-    seconds: str  # of the search
     pruned: str
     recovered: str
     tuned: str
@@ -80,11 +79,12 @@ def write_comparison(compared: Compared, path: str | os.PathLike[str]) -> Path:
 
 
 def describe(entry: Entry) -> str:
-    """What a network is: its method, goal, agent, episodes and seed."""
+    """What a network is: its method, goal, agent, episodes and seed, and the time to score policies."""
     summary = entry.summary
     parts = [str(summary.get("method") or ""), entry.goal, str(summary.get("agent") or "")]
     parts += [f"{summary['episodes']} episodes"] if summary.get("episodes") is not None else []
     parts += [f"seed {summary['seed']}"] if summary.get("seed") is not None else []
+    parts += [f"searched for {format_seconds(summary['seconds'])}"] if summary.get("seconds") is not None else []
     return ", ".join(part for part in parts if part)
 
 
@@ -110,7 +110,6 @@ def _row(entry: Entry, compared: Compared, folder: Path | None) -> NetworkRow:
             for m in _LISTED
         ),
         latency=format_milliseconds(entry.slim("latency")),
-        seconds=format_seconds(entry.summary.get("seconds")),
         pruned=score(entry.slim("score")),
         recovered=score(entry.slim("score_recovered")),
         tuned=score(entry.slim("score_finetuned")),
@@ -147,7 +146,7 @@ def _context(compared: Compared, page: Path) -> dict[str, object]:
         "unseen": None if answers is None else answers.unseen,
         "dense": _dense_cells(compared),
         "score": score_of_record(entries[0].summary).label,
-        "charts": [_drawn(compared, metric) for metric in COSTS if compared.costs(metric)],
+        "charts": [_drawn(compared, metric) for metric in COSTS if len(compared.costs(metric)) > 1],
         "pairs": [_pair_row(compared, first, labels) for first in labels] if answers is not None else [],
         "groups": [_group_cells(row) for row in groups[:_SHOWN_GROUPS]],
         "more_groups": [_group_cells(row) for row in groups[_SHOWN_GROUPS:]],
@@ -170,7 +169,7 @@ def _columns(compared: Compared) -> dict[str, bool]:
     """Which columns have a value in some row."""
     entries = compared.entries
     known = {
-        "recovered": "score_recovered", "tuned": "score_finetuned", "latency": "latency", "size": "size",
+        "recovered": "score_recovered", "tuned": "score_finetuned", "latency": "latency", "memory": "memory",
     }  # fmt: skip
     columns = {name: any(entry.slim(key) is not None for entry in entries) for name, key in known.items()}
     columns |= {name: any(entry.baseline(name) is not None for entry in entries) for name in ("uniform", "random")}
@@ -186,6 +185,7 @@ def _dense_cells(compared: Compared) -> dict[str, str] | None:
         "macs": format_count(entry.dense("macs")),
         "params": format_count(entry.dense("params")),
         "size": format_bytes(entry.dense("size")),
+        "memory": format_bytes(entry.dense("memory")),
         "latency": format_milliseconds(entry.dense("latency")),
         "search": format_score(entry.dense("score"), percent=compared.percent),
         "test": format_score(entry.dense("test"), percent=compared.percent),
