@@ -355,6 +355,19 @@ def test_the_page_shows_figures_with_their_uncertainty(tmp_path: Path) -> None:
     assert "Settings that differ Setting A B budget macs<=50% macs<=30%" in text
 
 
+def test_costs_that_only_some_runs_have_are_shown_but_not_drawn(tmp_path: Path) -> None:
+    runs = two(tmp_path)
+    change(RunDir(runs[1]), dense={"memory": 8192}, slim={"memory": 4096, "latency": 2.5})
+    found = compare(runs, answers(2))
+    html, made = page(found, tmp_path / "compare.html")
+    text = words(made)
+    assert "Network MACs Parameters File Memory Latency dense 40.55 M 269.7 k – 8.192 kB –" in text
+    assert "A 20.16 M 49.71% 141.3 k 52.39% – – – B 12.00 M 29.59% 90.00 k 33.37% – 4.096 kB 50.00% 2.5 ms" in text
+    assert html.count('<svg class="chart') == 4  # MACs and parameters
+    change(RunDir(runs[0]), slim={"memory": 8192})
+    assert compare(runs, answers(2), cost="memory").sentence().count("it has the least memory (4.096 kB)") == 1
+
+
 def test_a_difference_within_its_error_is_grey(tmp_path: Path) -> None:
     html, _ = page(compare(two(tmp_path), answers(2)), tmp_path / "compare.html")
     assert '<span class="soft">−0.50 ± 0.61</span>' in html

@@ -21,8 +21,6 @@ from amc.report.compare.entries import COSTS, Entry
 from amc.report.page import render_template
 from amc.report.tables import (
     DASH,
-    format_bytes,
-    format_count,
     format_milliseconds,
     format_ratio,
     format_score,
@@ -180,15 +178,15 @@ def _dense_cells(compared: Compared) -> dict[str, str] | None:
     """The dense network as text; None if there are several."""
     if not compared.shared_dense:
         return None
-    entry = compared.entries[0]
+
+    def known(key: str) -> float | None:
+        """From the first run that has it: an earlier version counted less."""
+        return next((value for entry in compared.entries if (value := entry.dense(key)) is not None), None)
+
     return {
-        "macs": format_count(entry.dense("macs")),
-        "params": format_count(entry.dense("params")),
-        "size": format_bytes(entry.dense("size")),
-        "memory": format_bytes(entry.dense("memory")),
-        "latency": format_milliseconds(entry.dense("latency")),
-        "search": format_score(entry.dense("score"), percent=compared.percent),
-        "test": format_score(entry.dense("test"), percent=compared.percent),
+        **{metric: format_cost(metric, known(metric)) for metric in COSTS},
+        "search": format_score(known("score"), percent=compared.percent),
+        "test": format_score(known("test"), percent=compared.percent),
         "score": format_score(_dense_score(compared), percent=compared.percent),
     }
 
