@@ -29,7 +29,7 @@ def compare(
     ],
     cost: Annotated[
         str | None,
-        typer.Option(help="macs, params, size or latency, for the choice (default: what all runs were searched for)."),
+        typer.Option(help="macs, params, size, memory or latency: decides among equals (default: the searches' own)."),
     ] = None,
     score: Annotated[
         bool, typer.Option("--score/--no-score", help="Score the networks again, all on the same images.")

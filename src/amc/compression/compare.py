@@ -55,8 +55,9 @@ def compare(
     data that the searches were scored on, or other labelled data. All networks are scored on it, image by image; on
     data of the searches, only on the images that no search has scored, if there are any. Without it, or if the score
     does not judge single images, the scores are those of the runs' files, without uncertainty. `cost`: "macs",
-    "params", "size" or "latency" decides between networks that are equally good; by default the one that all searches
-    were given. `page`: an HTML file to write. Raises RunError for runs that are unfinished or cannot be compared.
+    "params", "size", "memory" or "latency" decides between networks that are equally good; by default the one that all
+    searches were given. `page`: an HTML file to write. Raises RunError for runs that are unfinished or cannot be
+    compared.
 
     >>> less = amc.compress(net, x, calibration=train, evaluate=train, budget="macs<=30%", episodes=3, run_dir="runs/b")
     >>> found = amc.compare(["runs/mine", "runs/b"], net, x, evaluate=train, page="compared.html")

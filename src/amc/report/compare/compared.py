@@ -48,7 +48,7 @@ class Compared:
     >>> [entry.name for entry in found.entries]
     ['runs/mine', 'runs/c']
     >>> sorted(found.to_json()["fronts"])  # the costs that are known of all networks
-    ['macs', 'params', 'size']
+    ['macs', 'memory', 'params', 'size']
     """
 
     entries: tuple[Entry, ...]
