@@ -31,6 +31,7 @@ from amc.run.settings import (
     ScheduleConfig,
     SessionConfig,
     Source,
+    StudyConfig,
     TimingConfig,
     options_of,
 )
@@ -41,18 +42,21 @@ COMMANDS: Any = get_command(app)
 SETTINGS: dict[str, tuple[type[Any], ...]] = {
     "search": (Source, SearchConfig, ScheduleConfig),
     "sweep": (Source, SearchConfig, SweepConfig),
+    "study": (Source, SearchConfig, StudyConfig),
     "finetune": (FineTuneConfig, CandidateConfig, SessionConfig),
     "latency": (TimingConfig,),
 }
 OWN = {
     "search": {"out_dir", "recipe", "as_json"},
     "sweep": {"out_dir", "recipe", "as_json"},
+    "study": {"out_dir", "dry_run", "recipe", "as_json"},
     "finetune": {"run", "recipe", "as_json"},
     "latency": {"target", "weights", "input_shape", "finetuned", "as_json"},
 }
 ARGUMENTS = {
     "search": ["MODEL", "--out", "RUN"],
     "sweep": ["MODEL", "--out", "RUN"],
+    "study": ["MODEL", "--out", "RUN"],
     "finetune": ["RUN"],
     "latency": ["RUN"],
 }
@@ -75,6 +79,18 @@ SPELLINGS = {
     """,
     "sweep": """
         MODEL --out --weights --data --metric --from --to --points --budget --reward --max-drop --minimise --confidence
+        --episodes --time-limit --patience --agent --agent-option --baseline --seed --evaluate --score --method
+        --round-to --max-sparsity
+        --max-sparsity-linear --ranking --reconstruct --no-reconstruct
+        --bn-images --bn-rule --calibration-images
+        --recover --recover-time --finalists --search-images
+        --image-size --bf16 --no-bf16 --engine --certify --lock --only --runtime
+        --latency-threads --device-url --warm-start
+        --token-file --test --no-test --recipe --json
+    """,
+    "study": """
+        MODEL --out --dry-run --weights --data --budgets --metrics --methods --rewards --max-drops --runtimes --epochs
+        --seeds --budget --reward --max-drop --minimise --confidence
         --episodes --time-limit --patience --agent --agent-option --baseline --seed --evaluate --score --method
         --round-to --max-sparsity
         --max-sparsity-linear --ranking --reconstruct --no-reconstruct

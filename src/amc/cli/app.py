@@ -18,6 +18,7 @@ from amc.cli.finetune import finetune
 from amc.cli.memory import keep_freed_memory
 from amc.cli.options import PanelCommand
 from amc.cli.search import demo, inspect, report, resume, search, sweep
+from amc.cli.study import study
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,7 +42,7 @@ def options(
     """Prune a trained network to a budget with a reinforcement-learning agent."""
 
 
-for command in (demo, inspect, search, sweep, resume, finetune, export, latency, report, compare):
+for command in (demo, inspect, search, sweep, resume, finetune, export, latency, report, compare, study):
     app.command(cls=PanelCommand)(command)
 app.add_typer(device, name="device")
 

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from amc.deploy import machine
+from amc.deploy.energy import counters, energy_of
 from amc.deploy.export import tolerance_of, write_checked
 from amc.deploy.formats import Format, get_format
 from amc.deploy.formats.base import Half
@@ -80,7 +81,8 @@ def latency_record(
 
     The record: runtime, runtime_version, threads, batch, precision, machine, settings, seconds, busy (other processes
     used the machine, so latencies may be too high), steady (as precise as claimed), and in `networks` by name:
-    file_bytes, the fields of `Timing`, and those of the `Comparison` with the first network.
+    file_bytes, the fields of `Timing`, and those of the `Comparison` with the first network; with counters of energy in
+    the processor also energy_mj, millijoules of one call.
     """
     with ExitStack() as stack:
         loaded = {}
@@ -130,6 +132,8 @@ def _measured(
     place = machine.describe()
     runs = {name: partial(session.run, inputs) for name, (session, inputs) in calls.items()}
     timings = measure(runs, settings, threads=threads)
+    places = counters()
+    energy = {name: {"energy_mj": energy_of(run, places)} for name, run in runs.items()} if places else {}
     return {
         "runtime": runtime,
         "runtime_version": get_runtime(runtime).version(),
@@ -140,7 +144,7 @@ def _measured(
         "busy": machine.busy(place, threads),
         "steady": steady(timings, settings.precision),
         "seconds": time.perf_counter() - begin,
-        "networks": _records(timings),
+        "networks": {name: found | energy.get(name, {}) for name, found in _records(timings).items()},
     }
 
 

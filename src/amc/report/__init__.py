@@ -9,17 +9,20 @@ from amc.run.directory import RunDir
 def render_report(run: str | os.PathLike[str] | RunDir) -> Path:
     """Write RUN/report.html atomically and return its path.
 
-    The page of a schedule covers all its rounds, that of a sweep all its points.
+    The page of a schedule covers all its rounds, that of a sweep all its points, that of a study all its cells.
 
     The page of an unfinished search shows the episodes so far. Raises `RunError` if the directory is not a run or
     contains a damaged file.
     """
     from amc.report.page import open_run, render_run  # here: a search needs the page's templates at its end only
     from amc.report.schedule import render_schedule
+    from amc.report.study import render_study
     from amc.report.sweep import render_sweep
 
     directory = open_run(run)
     config = directory.config()
+    if config.get("study"):
+        return render_study(directory)
     if config.get("sweep"):
         return render_sweep(directory)
     return render_schedule(directory) if config.get("schedule") else render_run(directory)

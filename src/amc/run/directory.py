@@ -87,8 +87,9 @@ class RunDir:
         return self.file(name).exists()
 
     def begun(self) -> bool:
-        """Whether a search has begun here: there is a journal, the round of a schedule or the point of a sweep."""
-        return any(self.path.glob("journal*.jsonl")) or any(self.path.glob("round-*")) or any(self.path.glob("point-*"))
+        """Whether a search has begun here: there is a journal, or a run within (of a schedule, sweep or study)."""
+        within = ("journal*.jsonl", "round-*", "point-*", f"*/{files.CONFIG}")
+        return any(any(self.path.glob(pattern)) for pattern in within)
 
     def config(self) -> dict[str, Any]:
         """The settings that the run was started with."""

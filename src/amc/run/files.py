@@ -12,6 +12,7 @@ RECOVERY = "recovery.jsonl"  # the plans of recoveries: the same plan gives the 
 FINETUNE = "finetune.jsonl"
 FINETUNE_STATE = "finetune-state.json"
 TABLE = "latency-table.json"
+MEASURED = "measured.json"  # of every result of a study, on every runtime; and why a cell has none
 PREPARED = "prepared.safetensors"  # until the search has ended
 REPORT = "report.html"
 LOCK = ".lock"

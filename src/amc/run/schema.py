@@ -63,6 +63,13 @@ CONFIG = fields(
         "schedule": optional(many(number, least=1)),
         "tuning": table(scalar),
         "sweep": fields({**dict.fromkeys(("metric", "start", "end"), text), "points": positive}),
+        "study": fields(
+            {
+                **dict.fromkeys(("budgets", "metrics", "methods", "rewards", "max_drops", "runtimes"), text),
+                "epochs": count,
+                "seeds": positive,
+            }
+        ),
     }
 )
 
@@ -211,6 +218,7 @@ OBJECTS: Mapping[str, Check] = {
     "summary.json": SUMMARY,
     "policy.json": POLICY,
     "finetune-state.json": FINETUNE_STATE,
+    "measured.json": fields({"reasons": table(text), "runtimes": table(table(table(anything)))}),
     "earlier.json": fields({"records": many(EPISODE)}),
 }
 

@@ -12,11 +12,15 @@ from amc.run.directory import RunDir
 
 
 def run_resume(run_path: Path, *, round_lr: float | None = None, progress: Observer) -> Path:
-    """Resume the search, sweep or schedule in `run_path`; `round_lr` as in `resume_schedule`."""
+    """Resume the search, sweep, study or schedule in `run_path`; `round_lr` as in `resume_schedule`."""
     if RunDir.open(run_path).config().get("schedule"):
         from amc.cli.jobs.schedule import resume_schedule  # here: a search alone trains nothing
 
         return resume_schedule(run_path, round_lr=round_lr, progress=progress)
+    if RunDir.open(run_path).config().get("study"):
+        from amc.cli.jobs.study import resume_study  # here: a search alone trains nothing
+
+        return resume_study(run_path, progress=progress)
     if round_lr is not None:
         raise AmcError(f"'{run_path}' is not a schedule; round-lr {round_lr:g} is for rounds only; leave it out")
     if RunDir.open(run_path).config().get("sweep"):

@@ -148,6 +148,12 @@ def problem_of(
         raise BudgetError(_nothing_to_prune(method))
     asked = {metric, *(budget.metric for budget in budgets)}
     optional = {name: cost for name, cost in method.optional_costs.items() if name in asked}
+    for budget in budgets:
+        if budget.metric is Metric.MEMORY and Metric.MEMORY not in optional:
+            raise BudgetError(
+                f"budget {budget}: method {method.name} sets weights to zero, which leaves every activation as it is; "
+                "limit macs, params or size, or choose method channel"
+            )
     costs = {**method.costs, **optional, **(measured or {})}
     first = {metric: costs[metric]} if metric is not None and metric in costs else {}
     return Problem(decisions, {**first, **costs}, budgets)
