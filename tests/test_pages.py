@@ -13,10 +13,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import amc
 from amc.zoo import load_data
+from amc.zoo._torchvision import import_torchvision
+from tests.commands import ROOT
 from tests.documents import CODE, Block, blocks, commands_of, pages, run_commands, run_python, smaller
 
 ELSEWHERE = {("docs/agents.md", "python"): "test_public.py"}  # what another test runs, which also checks its results
-BEFORE = {"docs/agents.md": ["search", "digits_cnn", "--data", "digits", "--out", "runs/half"]}  # a page's own run
+BEFORE = {"docs/agents.md": "runs/half", "docs/schema.md": "runs/mine"}  # runs that a page takes for granted
 
 
 class Classifier(nn.Module):
@@ -35,6 +37,7 @@ class Classifier(nn.Module):
 def given() -> dict[str, Any]:
     """What pages take for granted: a trained network, an example, and labelled images of three splits."""
     torch.manual_seed(0)
+    import_torchvision()  # also where its operators do not fit this build of torch
     digits = load_data("digits")
     model, example = Classifier(), torch.zeros(1, 1, 8, 8)
     loaders = {
@@ -73,12 +76,14 @@ def runnable(page: str) -> list[Block]:
 def test_the_code_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
     monkeypatch.setenv("AMC_CACHE", str(tmp_path / "cache"))
     before = set(sys.modules)
     seen = given()
     try:
         if page in BEFORE:
-            run_commands(Block(page, 0, "bash", None, "amc " + " ".join(BEFORE[page]), None), tmp_path)
+            search = f"amc search digits_cnn --data digits --out {BEFORE[page]}"
+            run_commands(Block(page, 0, "bash", None, search, None), tmp_path)
         for block in runnable(page):
             if block.language == "python":
                 run_python(block, seen, tmp_path)
