@@ -1,9 +1,9 @@
 """The code on pages: the fenced blocks of Markdown files, and how a test runs them.
 
-A page is run in a directory of its own, from its first block to its last. Blocks of Python share one namespace; one with
-`title="NAME"` is a file, which is written and not run. Commands run in the order in which they stand. So that this takes
-seconds, `smaller` replaces the numbers of episodes and epochs, and the placeholders for a network and data. What cannot
-be run here has the line `<!-- not run: REASON -->` before it.
+A page is run in a directory of its own, from its first block to its last. Blocks of Python share one namespace. A block
+with `title="NAME"` is a file, which is written and not run. Commands run in their order. So that this takes seconds,
+`smaller` replaces the numbers of episodes and epochs, and the placeholders for a network and data. What cannot be run
+here has the line `<!-- not run: REASON -->` before it.
 """
 
 from __future__ import annotations

@@ -101,7 +101,9 @@ def test_most_blocks_are_run() -> None:
 
 
 def test_a_command_is_made_shorter_and_not_another() -> None:
-    text = 'amc search resnet20 --weights W.safetensors --data cifar10:ROOT --budget "macs<=50%" --out runs/r20  # half\n'
+    text = (
+        'amc search resnet20 --weights W.safetensors --data cifar10:ROOT --budget "macs<=50%" --out runs/r20  # half\n'
+    )
     assert list(commands_of(smaller(text))) == [
         ["amc", "search", "digits_cnn", "--data", "digits", "--budget", "macs<=50%", "--out", "runs/r20"]
     ]
@@ -109,8 +111,8 @@ def test_a_command_is_made_shorter_and_not_another() -> None:
 
 
 def test_blocks_are_found_with_their_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = '<!-- not run: needs a phone -->\n```bash\nadb devices\n```\n\n- a\n\n  ```python title="a.py"\n  x = 1\n  ```\n'
-    (tmp_path / "page.md").write_text(page)
+    phone = "<!-- not run: needs a phone -->\n```bash\nadb devices\n```\n"
+    (tmp_path / "page.md").write_text(phone + '\n- a\n\n  ```python title="a.py"\n  x = 1\n  ```\n')
     monkeypatch.setattr("tests.documents.ROOT", tmp_path)
     assert blocks("page.md") == [
         Block("page.md", 2, "bash", None, "adb devices\n", "needs a phone"),

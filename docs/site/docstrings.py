@@ -1,7 +1,8 @@
-"""What the reference shows beyond docstrings: lists of parameters, and what the code says beside a field.
+"""What the reference shows beyond docstrings: parameters as lists, examples as code, and what stands beside a field.
 
-A docstring explains its parameters line by line, as `name: text`. Markdown would join these lines. A field of a
-dataclass is explained by the help of its option or by the comment behind it. griffe reads neither.
+A docstring explains its parameters line by line, as `name: text`, and ends with an example. Markdown would join the lines
+and quote the example. A field of a dataclass is explained by the help of its option or by the comment behind it. griffe
+reads neither.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ _PARAMETER = re.compile(r"^(\w+(?:, \w+)*)( \(in settings\))?: ")
 
 
 class Explanations(Extension):
-    """Writes parameters as a list, and gives fields the text that stands beside them."""
+    """Writes docstrings as Markdown, and gives fields the text that stands beside them."""
 
     def on_instance(self, *, obj: Object, **_: Any) -> None:
-        """Make a list of the parameters in the docstring of a function or class."""
+        """Write the docstring of a function or class as Markdown."""
         if obj.docstring is not None and not obj.is_attribute:
-            obj.docstring.value = with_list(obj.docstring.value)
+            obj.docstring.value = with_code(with_list(obj.docstring.value))
 
     def on_attribute_instance(self, *, node: Any, attr: Attribute, **_: Any) -> None:
         """Explain a field by the help of its option, or by the comment behind it."""
@@ -49,6 +50,11 @@ def with_list(text: str) -> str:
         listed = bool(found) or (listed and line.startswith(" "))
         lines.append(f"- **{found[1]}**{found[2] or ''}: {line[found.end() :]}" if found else line)
     return "\n".join(lines)
+
+
+def with_code(text: str) -> str:
+    """The docstring with its examples, which end at an empty line, as blocks of code."""
+    return re.sub(r"^>>> .+(?:\n.+)*", r"```pycon\n\g<0>\n```", text, flags=re.MULTILINE)
 
 
 def comment_of(attr: Attribute) -> str:
