@@ -8,6 +8,7 @@ here has the line `<!-- not run: REASON -->` before it.
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import shlex
@@ -116,3 +117,9 @@ def with_added(arguments: list[str]) -> list[str]:
     """The arguments of `amc`, with options that make its command short."""
     options = _ADDED.get(arguments[0], {})
     return [*arguments, *(word for name, value in options.items() if name not in arguments for word in (name, value))]
+
+
+def cells(notebook: Path) -> list[str]:
+    """The text of the code cells of a notebook, in order."""
+    content = json.loads(notebook.read_text(encoding="utf-8"))
+    return ["".join(cell["source"]) for cell in content["cells"] if cell["cell_type"] == "code"]
