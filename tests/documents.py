@@ -31,6 +31,8 @@ _FASTER = (
     (r"--(episodes|points) \d+", r"--\1 4"),
     (r"--(epochs|round-epochs) \d+", r"--\1 1"),
     (r"\bepisodes=\d+", 'episodes=4, recover="none"'),
+    (r'"episodes": \d+', '"episodes": 4, "recover": "none"'),
+    (r'runtime="onnxruntime"\)', 'runtime="onnxruntime", rounds=3, max_seconds=0)'),
     (r"\bpoints=\d+", 'points=3, episodes=6, recover="none"'),
     (r"\bepochs=\d+", "epochs=1"),
     (r"range\(EPOCHS\)", "range(1)"),
