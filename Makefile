@@ -43,7 +43,7 @@ check: $(VENV)/.dev
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
-	@echo "The site is site/index.html"
+	@echo "The site is site/index.html; its search needs a server: python3 -m http.server -d site"
 
 kernels: $(VENV)/.dev
 	$(BIN)/python benchmarks/kernels.py --again

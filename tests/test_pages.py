@@ -95,6 +95,11 @@ def test_the_code_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.
                 del sys.modules[name]
 
 
+def test_no_block_hides_behind_another_name_of_a_language() -> None:
+    languages = {block.language for page in pages() for block in blocks(page)}
+    assert languages <= {*CODE, "text", "json", "kotlin"}
+
+
 def test_most_blocks_are_run() -> None:
     code = [block for page in pages() for block in blocks(page) if block.language in CODE]
     assert len([block for block in code if block.reason is None]) > len(code) / 2
