@@ -1,6 +1,7 @@
 # make demo    the whole job on built-in data, offline once installed
 # make test    the tests
 # make check   what CI runs: formatting, lint, types, tests
+# make docs    the documentation site, in site/
 # make kernels torch's kernels against float64 on several instruction sets, in all shapes, and the tables of docs/kernels.md
 # make clean   remove the virtual environment and every generated file
 #
@@ -23,7 +24,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # For another build of torch: make demo TORCH_ARGS="--index-url URL"
 TORCH_ARGS ?=
 
-.PHONY: help demo test check kernels format clean
+.PHONY: help demo test check docs kernels format clean
 
 help:
 	@sed -n 's/^# \(make \)/\1/p' Makefile
@@ -40,6 +41,10 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "The site is site/index.html; its search needs a server: python3 -m http.server -d site"
+
 kernels: $(VENV)/.dev
 	$(BIN)/python benchmarks/kernels.py --again
 	$(BIN)/python benchmarks/render.py kernels
@@ -49,7 +54,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	find src -name '*.egg-info' -type d -prune -exec rm -rf {} +
 
@@ -76,4 +81,9 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(VENV)/.torch
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.torch
 	@echo "Installing amc and its development tools"
 	@$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/.core
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/.torch
+	@echo "Installing amc and the tools of its documentation"
+	@$(PIP) --editable '.[docs]'
 	@touch $@ $(VENV)/.core

@@ -1,14 +1,19 @@
-"""The example runs, and does what it says."""
+"""The example and the notebooks run, and do what they say."""
 
 import importlib.util
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import amc
+from tests.documents import cells, smaller
 
-SCRIPT = Path(__file__).parent.parent / "examples" / "from_dense_to_phone.py"
+FOLDER = Path(__file__).parent.parent / "examples"
+SCRIPT = FOLDER / "from_dense_to_phone.py"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 
 def test_a_network_of_ones_own_goes_from_dense_to_phone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -36,3 +41,40 @@ def test_a_network_of_ones_own_goes_from_dense_to_phone(tmp_path: Path, capsys: 
 
 def test_the_story_is_short() -> None:
     assert len(SCRIPT.read_text().splitlines()) < 80
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_notebook_is_stored_without_outputs(notebook: Path) -> None:
+    content = json.loads(notebook.read_text(encoding="utf-8"))
+    code = [cell for cell in content["cells"] if cell["cell_type"] == "code"]
+    assert len(code) > 4
+    assert [(cell["outputs"], cell["execution_count"]) for cell in code] == [([], None)] * len(code)
+
+
+@pytest.fixture
+def seen(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What a notebook has defined once all its cells have run, in order."""
+    monkeypatch.chdir(tmp_path)
+    seen: dict[str, Any] = {"__name__": "__main__"}
+    for number, text in enumerate(cells(request.param)):
+        exec(compile(smaller(text), f"{request.param.name}, cell {number}", "exec"), seen)
+    return seen
+
+
+@pytest.mark.parametrize("seen", [FOLDER / "report.ipynb"], indirect=True)
+def test_the_notebook_from_a_network_to_a_report_runs(seen: dict[str, Any]) -> None:
+    slim, example, run = seen["result"].model, seen["example"], seen["RUN"]
+    assert amc.count_macs(slim, example) <= 0.5 * amc.count_macs(seen["dense"], example)
+    assert set(seen["rows"]) == {"dense", "AMC", "uniform", "random"}
+    assert (run / "report.html").exists()
+    assert (run / "slim.onnx").exists()
+
+
+@pytest.mark.parametrize("seen", [FOLDER / "policies.ipynb"], indirect=True)
+def test_the_notebook_of_policies_runs(seen: dict[str, Any]) -> None:
+    macs = amc.count_macs(seen["dense"], seen["example"])
+    assert seen["by_hand"].keep_counts == (8, 8, 16, 16, 32, 32)
+    assert amc.count_macs(seen["sliced"], seen["example"]) == round(seen["share"] * macs) < 0.3 * macs
+    for result in (seen["uniform"], *seen["found"].values()):
+        assert amc.count_macs(result.model, seen["example"]) <= 0.3 * macs
+    assert [result.summary["agent"] for result in seen["found"].values()] == ["random", "ddpg", "planner"]

@@ -128,6 +128,7 @@ def _certificate(fields: Mapping[str, Any]) -> Certificate:
     return Certificate(fields["keep_sets"], fields["worst_error"], failed)
 
 
+@records.Check
 def _failure(value: Any, place: str) -> None:
     """A group that failed the certificate, and its lock: [name, {reason, module, source}]."""
     if not (isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)):

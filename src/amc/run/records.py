@@ -13,6 +13,7 @@ import json
 import os
 import stat
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,11 +25,20 @@ MAX_DIGITS = 19  # of a whole number, without its sign: below 2^63
 LARGEST = 1e100  # number; sums and products of two stay finite
 SEAL = "sha256"  # the key of a record's own digest
 
-Check = Callable[[Any, str], None]  # of a value and its place in the file; raises DamagedError
-
 
 class DamagedError(ValueError):
     """Why a record cannot be used. The message follows the name of its file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A rule for the values of a file: called with a value and its place in the file, it raises DamagedError."""
+
+    rule: Callable[[Any, str], None]
+    schema: Mapping[str, Any] = field(default_factory=dict)  # the same rule in the words of JSON Schema; {}: any value
+
+    def __call__(self, value: Any, place: str) -> None:
+        self.rule(value, place)
 
 
 def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
@@ -165,29 +175,29 @@ def shown(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def _kind(words: str, fits: Callable[[Any], bool]) -> Check:
+def _kind(words: str, fits: Callable[[Any], bool], *types: str, **limits: float) -> Check:
     def check(value: Any, place: str) -> None:
         if not fits(value):
             raise DamagedError(f"has {shown(value)} as {place}, which must be {words}")
 
-    return check
+    return Check(check, {"type": types[0] if len(types) == 1 else list(types), **limits})
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
-text = _kind("text", lambda value: isinstance(value, str))
-flag = _kind("true or false", lambda value: isinstance(value, bool))
-whole = _kind("a whole number", lambda value: type(value) is int)
-count = _kind("a whole number, at least 0", lambda value: type(value) is int and value >= 0)
-positive = _kind("a whole number, at least 1", lambda value: type(value) is int and value >= 1)
-number = _kind(f"a number of at most {LARGEST:g}", _is_number)
-scalar = _kind("text, a number, true, false or null", lambda value: not isinstance(value, dict | list))
-
-
-def anything(value: Any, place: str) -> None:
-    """Accept any value."""
+text = _kind("text", lambda value: isinstance(value, str), "string")
+flag = _kind("true or false", lambda value: isinstance(value, bool), "boolean")
+whole = _kind("a whole number", lambda value: type(value) is int, "integer")
+count = _kind("a whole number, at least 0", lambda value: type(value) is int and value >= 0, "integer", minimum=0)
+positive = _kind("a whole number, at least 1", lambda value: type(value) is int and value >= 1, "integer", minimum=1)
+number = _kind(f"a number of at most {LARGEST:g}", _is_number, "number", minimum=-LARGEST, maximum=LARGEST)
+scalar = _kind(
+    "text, a number, true, false or null", lambda value: not isinstance(value, dict | list),
+    "string", "number", "boolean", "null",
+)  # fmt: skip
+anything = Check(lambda value, place: None)
 
 
 def optional(check: Check) -> Check:
@@ -197,7 +207,7 @@ def optional(check: Check) -> Check:
         if value is not None:
             check(value, place)
 
-    return checked
+    return Check(checked, {"anyOf": [{"type": "null"}, check.schema]} if check.schema else {})
 
 
 def many(check: Check, least: int = 0) -> Check:
@@ -210,7 +220,7 @@ def many(check: Check, least: int = 0) -> Check:
         for index, item in enumerate(value):
             check(item, f"{place}[{index}]")
 
-    return checked
+    return Check(checked, {"type": "array", "items": check.schema, "minItems": least})
 
 
 def table(check: Check) -> Check:
@@ -220,7 +230,7 @@ def table(check: Check) -> Check:
         for key, item in _object(value, place).items():
             check(item, _inside(place, key))
 
-    return checked
+    return Check(checked, {"type": "object", "additionalProperties": check.schema})
 
 
 def fields(known: Mapping[str, Check], needed: Collection[str] = ()) -> Check:
@@ -234,7 +244,8 @@ def fields(known: Mapping[str, Check], needed: Collection[str] = ()) -> Check:
         for name in record.keys() & known.keys():
             known[name](record[name], _inside(place, name))
 
-    return checked
+    properties = {name: check.schema for name, check in known.items()}
+    return Check(checked, {"type": "object", "properties": properties, "required": list(needed)})
 
 
 def _object(value: Any, place: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The fields of a run's files and their types, on which readers may rely.
 
 Unknown fields pass: an older or newer version may have written them. A known field may be absent unless it is needed.
+`json_schemas` says the same in JSON Schema, for programs of other people; docs/schema/ has its files.
 """
 
 from __future__ import annotations
@@ -32,9 +33,12 @@ MAX_INPUT = 2**28  # values of one example: 1 GiB
 _COSTS = table(optional(number))
 
 
-def _shape(value: Any, place: str) -> None:
+_SIZES = many(positive, least=1)
+
+
+def _bounded(value: Any, place: str) -> None:
     """The shape of one example, bounded because a tensor of this shape will be allocated."""
-    many(positive, least=1)(value, place)
+    _SIZES(value, place)
     if math.prod(value) > MAX_INPUT:
         raise DamagedError(f"has {shown(value)} as {place}, more values than any network takes")
 
@@ -57,7 +61,7 @@ CONFIG = fields(
         **dict.fromkeys(("reconstruct", "sequential", "bf16", "uniform_first"), flag),
         "test": optional(flag),
         **dict.fromkeys(("baselines", "lock", "only", "agent_options"), many(text)),
-        "input_shape": _shape,
+        "input_shape": Check(_bounded, _SIZES.schema),
         "model_args": table(anything),
         "preprocessing": optional(table(anything)),
         "schedule": optional(many(number, least=1)),
@@ -208,7 +212,16 @@ EPISODE = fields(
         "stopped": optional(_STOP),
     }
 )
-HEADER = fields({"journal": positive, "seed": whole, "agent": text, "decisions": text, "settings": table(anything)})
+ORIGIN = fields(
+    {"environment": table(scalar), "dense_score": number, "data": table(optional(text))},
+    needed=("environment", "dense_score", "data"),
+)
+HEADER = fields(  # a line of a resumed search on another machine has `environment` alone
+    {
+        "journal": positive, "seed": whole, "agent": text, "decisions": text, "settings": table(anything),
+        "floor": optional(number), "origin": ORIGIN, "environment": table(scalar),
+    }
+)  # fmt: skip
 TIMING = fields({"agent": text, "episode": count, "seconds": table(number)})
 RECOVERY = fields({"keep": many(positive), "plan": PLAN}, needed=("keep", "plan"))
 EPOCH = fields({"epoch": positive, **dict.fromkeys(("loss", "lr", "seconds"), number), "score": optional(number)})
@@ -221,10 +234,33 @@ OBJECTS: Mapping[str, Check] = {
     "measured.json": fields({"reasons": table(text), "runtimes": table(table(table(anything)))}),
     "earlier.json": fields({"records": many(EPISODE)}),
 }
+JOURNAL = Check(
+    lambda record, place: (EPISODE if "episode" in record else HEADER)(record, place),
+    {"if": {"required": ["episode"]}, "then": EPISODE.schema, "else": HEADER.schema},
+)
+LINES: Mapping[str, Check] = {
+    "journal.jsonl": JOURNAL,
+    "timings.jsonl": TIMING,
+    "finetune.jsonl": EPOCH,
+    "recovery.jsonl": RECOVERY,
+}
 
 
 def check_of_lines(name: str) -> Check:
     """The rule for a record of the line file of this name."""
-    if name.startswith("journal"):
-        return lambda record, place: (EPISODE if "episode" in record else HEADER)(record, place)
-    return {"timings.jsonl": TIMING, "finetune.jsonl": EPOCH, "recovery.jsonl": RECOVERY}.get(name, anything)
+    return JOURNAL if name.startswith("journal") else LINES.get(name, anything)
+
+
+def json_schemas() -> dict[str, dict[str, Any]]:
+    """By file name, the JSON Schema (2020-12) of the file, or of each of its lines where the name ends in .jsonl."""
+    return {name: _document(name, check) for name, check in {**OBJECTS, **LINES}.items()}
+
+
+def _document(name: str, check: Check) -> dict[str, Any]:
+    what = "One line" if name.endswith(".jsonl") else "The content"
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": name,
+        "description": f"{what} of a run's {name}. Fields that are not listed here are allowed.",
+        **check.schema,
+    }

@@ -23,7 +23,7 @@ from typing import Any, Self
 from amc.errors import RunError, brief
 from amc.run import records as reading
 from amc.run.lines import append_line, is_full, repair, whole_lines
-from amc.run.schema import EPISODE
+from amc.run.schema import EPISODE, ORIGIN
 from amc.run.settings.scores import ScoreKind
 
 TIME_LIMIT, PATIENCE = "time limit", "patience"  # what ends a search before its last episode
@@ -281,15 +281,7 @@ def _header_of(path: Path, line: bytes) -> dict[str, Any]:
     return {key: value for key, value in header.items() if key != "sum"}
 
 
-_ORIGIN = reading.fields(
-    {
-        "environment": reading.table(reading.scalar),
-        "dense_score": reading.number,
-        "data": reading.table(reading.optional(reading.text)),
-    },
-    needed=("environment", "dense_score", "data"),
-)
-_HEADER = reading.fields({"origin": _ORIGIN})
+_HEADER = reading.fields({"origin": ORIGIN})
 
 
 def _place_of(line: bytes) -> dict[str, Any] | None:
