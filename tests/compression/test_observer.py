@@ -8,6 +8,8 @@ import pytest
 
 import amc
 from amc.compression.observer import Observer, Together
+from amc.report import render_report
+from amc.search import EpisodeRecord, read_journal
 from tests.tiny import compress, tiny
 
 
@@ -95,9 +97,95 @@ def test_together_tells_everyone_everything():
         return Recorder()
 
     both = Together(recorder(1), recorder(2))
-    arguments = {"structure": 2, "episode": 3, "epoch": 2, "close": 0}
+    arguments = {"structure": 2, "step": 2, "episode": 3, "stops": 2, "epoch": 2, "close": 0}
     for name in methods:
         values = tuple(range(arguments.get(name, 1)))
         getattr(both, name)(*values)
         assert told[-2:] == [(1, name, values), (2, name, values)]
     assert len(told) == 2 * len(methods)
+
+
+def record(number):
+    return EpisodeRecord(number, (4,), {"macs": 1.0}, 0.5, -0.5)
+
+
+def test_the_first_reason_to_stop_is_the_answer_of_several_observers():
+    class Answer(Observer):
+        def __init__(self, words):
+            self.words, self.asked = words, 0
+
+        def stops(self, agent, record):
+            self.asked += 1
+            return self.words
+
+    silent, first, second = Answer(None), Answer("first"), Answer("second")
+    assert Together(silent, first, second).stops("planner", record(0)) == "first"
+    assert Together(silent).stops("planner", record(0)) is None
+    assert (silent.asked, first.asked, second.asked) == (2, 1, 1)
+
+
+class Enough(amc.Observer):
+    """Ends the search of one agent after so many episodes; remembers what it was asked."""
+
+    def __init__(self, episodes, words="the user has\nseen enough", agent="planner"):
+        self.episodes, self.words, self.agent = episodes, words, agent
+        self.asked = []
+
+    def stops(self, agent, record):
+        self.asked.append((agent, record.episode))
+        return self.words if agent == self.agent and record.episode + 1 == self.episodes else None
+
+
+def test_an_observer_ends_a_search_and_the_result_says_why(tmp_path):
+    enough = Enough(3)
+    result = compress(tiny(), episodes=6, run_dir=tmp_path / "run", observer=enough)
+    stop = {"reason": "observer", "planned": 6, "words": "the user has seen enough"}
+    assert result.summary["stopped"] == stop
+    assert result.summary["episodes"] == len(result.search.episodes) == 3
+    assert read_journal(tmp_path / "run" / "journal.jsonl")[1][-1].stopped.to_json() == stop
+    assert enough.asked == [("planner", 0), ("planner", 1), ("planner", 2)]  # not after a last episode, as uniform's is
+    page = render_report(tmp_path / "run").read_text(encoding="utf-8")
+    assert "The search stopped after 3 of 6 episodes: the user has seen enough." in page
+
+
+def test_a_search_that_an_observer_ended_is_resumed_where_it_ended(tmp_path):
+    class Killed(Enough):
+        def stage(self, name):
+            if name == "result":
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compress(tiny(), episodes=6, run_dir=tmp_path / "run", observer=Killed(3))
+    journal = tmp_path / "run" / "journal.jsonl"
+    before, later = journal.read_bytes(), Enough(5)
+    result = compress(tiny(), episodes=6, run_dir=tmp_path / "run", observer=later, resume=True)
+    assert journal.read_bytes() == before
+    assert result.summary["stopped"]["words"] == "the user has seen enough"
+    assert later.asked == []  # what a journal holds is decided
+
+
+def test_a_baseline_alone_may_be_ended(tmp_path):
+    result = compress(tiny(), episodes=4, baselines=("random",), observer=Enough(2, agent="random"))
+    assert result.summary["baselines"]["random"]["episodes"] == 2
+    assert len(result.search.episodes) == 4
+    assert "stopped" not in result.summary
+
+
+@pytest.mark.parametrize("words", ["", " ", 0, True])
+def test_a_reason_that_is_no_text_is_refused(words):
+    with pytest.raises(amc.AmcError, match="an observer's `stops` returned .*; return None to go on, or the reason"):
+        compress(tiny(), episodes=4, observer=Enough(1, words))
+
+
+def test_an_observer_hears_the_settings_and_the_result():
+    class Ends(amc.Observer):
+        def settings(self, settings):
+            self.heard = settings["budget"], settings["episodes"]
+
+        def result(self, summary):
+            self.summary = summary
+
+    ends = Ends()
+    result = compress(tiny(), episodes=3, budget="macs<=60%", observer=ends)
+    assert ends.heard == ("macs<=60%", 3)
+    assert ends.summary is result.summary

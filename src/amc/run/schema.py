@@ -111,7 +111,7 @@ _RECOVERY = fields(
 _STOP = fields(
     {
         "reason": text, "planned": positive, "limit": optional(number), "stale": optional(positive),
-        "expected_gain": optional(number),
+        "expected_gain": optional(number), "words": optional(text),
     },
     needed=("reason", "planned"),
 )  # fmt: skip
