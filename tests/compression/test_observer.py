@@ -97,7 +97,7 @@ def test_together_tells_everyone_everything():
         return Recorder()
 
     both = Together(recorder(1), recorder(2))
-    arguments = {"structure": 2, "step": 2, "episode": 3, "stops": 2, "epoch": 2, "close": 0}
+    arguments = {"settings": 2, "structure": 2, "step": 2, "episode": 3, "stops": 2, "epoch": 2, "close": 0}
     for name in methods:
         values = tuple(range(arguments.get(name, 1)))
         getattr(both, name)(*values)
@@ -173,13 +173,13 @@ def test_a_baseline_alone_may_be_ended(tmp_path):
 
 @pytest.mark.parametrize("words", ["", " ", 0, True])
 def test_a_reason_that_is_no_text_is_refused(words):
-    with pytest.raises(amc.AmcError, match="an observer's `stops` returned .*; return None to go on, or the reason"):
+    with pytest.raises(amc.AmcError, match=r"an observer's `stops` returned .*; return None to go on, or the reason"):
         compress(tiny(), episodes=4, observer=Enough(1, words))
 
 
 def test_an_observer_hears_the_settings_and_the_result():
     class Ends(amc.Observer):
-        def settings(self, settings):
+        def settings(self, job, settings):
             self.heard = settings["budget"], settings["episodes"]
 
         def result(self, summary):

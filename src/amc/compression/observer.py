@@ -30,8 +30,8 @@ class Observer:
     ...         return "good enough" if record.score and record.score > 0.9 else None
     """
 
-    def settings(self, settings: Mapping[str, Any]) -> None:
-        """The job has these settings, as in config.json; those of a fine-tuning are the fields of `FineTuneConfig`."""
+    def settings(self, job: str, settings: Mapping[str, Any]) -> None:
+        """A job begins. `job`: "search", with what config.json has, or "finetune", with the training's settings."""
 
     def part(self, name: str) -> None:
         """What follows belongs to this part of the job: `point-3` of a sweep, `round-1` of a schedule, `candidate-2`.

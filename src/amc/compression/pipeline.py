@@ -174,7 +174,7 @@ def compress_in(
         elif run is not None:
             began = {"amc_version": amc_version(), **origin, **config.to_json()}
             run.write_json(files.CONFIG, {**began, **weights_key(inputs.model)})
-        watch.settings({**origin, **config.to_json()})
+        watch.settings("search", {**origin, **config.to_json()})
         journals = [] if run is None else [run.file(_journal(name, config.agent)) for name in _agents(config)]
         recorded = Recorded.at(journals)  # a damaged one is found before any work
         test = _test_score(inputs, config)

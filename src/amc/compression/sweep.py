@@ -193,6 +193,7 @@ class _Sweeping:
         counts = episodes_of(self.config.episodes, len(texts))
         found: dict[int, SweepPoint] = {}
         for count, number in zip(counts, range(len(texts), 0, -1), strict=True):
+            self.watch.part(f"point-{number}")
             self.watch.stage(f"point {len(found) + 1} of {len(texts)}: {texts[number - 1]}")
             found[number], new = self._point(number, self._settings(texts[number - 1], count), records)
             records = (*records, *new)
@@ -203,6 +204,8 @@ class _Sweeping:
                 self.run.write_json(files.SUMMARY, summary)
         if self.run is not None:
             render_report(self.run)
+        self.watch.part("")
+        self.watch.result(summary)
         return Sweep(tuple(found[number] for number in sorted(found)), summary["knee"], summary)
 
     def _settings(self, budget: str, episodes: int) -> SearchConfig:

@@ -20,3 +20,8 @@ LOCK = ".lock"
 def baseline_journal(agent: str) -> str:
     """Name of the journal of a baseline that was scored beside the main agent."""
     return f"journal-{agent}.jsonl"
+
+
+def logged(logger: str) -> str:
+    """Name of the file that remembers what a logger has been told."""
+    return f"logged-{logger}.jsonl"

@@ -204,6 +204,7 @@ EPISODE = fields(
 HEADER = fields({"journal": positive, "seed": whole, "agent": text, "decisions": text, "settings": table(anything)})
 TIMING = fields({"agent": text, "episode": count, "seconds": table(number)})
 RECOVERY = fields({"keep": many(positive), "plan": PLAN}, needed=("keep", "plan"))
+LOGGED = fields({"key": text, "series": text, "step": count})
 EPOCH = fields({"epoch": positive, **dict.fromkeys(("loss", "lr", "seconds"), number), "score": optional(number)})
 
 OBJECTS: Mapping[str, Check] = {
@@ -219,4 +220,6 @@ def check_of_lines(name: str) -> Check:
     """The rule for a record of the line file of this name."""
     if name.startswith("journal"):
         return lambda record, place: (EPISODE if "episode" in record else HEADER)(record, place)
+    if name.startswith("logged-"):
+        return LOGGED
     return {"timings.jsonl": TIMING, "finetune.jsonl": EPOCH, "recovery.jsonl": RECOVERY}.get(name, anything)

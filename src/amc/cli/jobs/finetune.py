@@ -159,6 +159,7 @@ class _Task:
         start = self._chosen() if self.state.candidate_config.candidates > 1 else self._loaded()
         untrained = copy.deepcopy(start.model) if start.replacing else None
         self.state.save()
+        self.progress.settings("finetune", asdict(self.state.settings))
         point = resume_point(self.state.checkpoint())
         self.progress.stage(f"fine-tuning{f', from step {point.step} of {point.total_steps}' if point else ''}")
         result = self.trained(start.model, start.method, self.state.settings, self.state.checkpoint())
@@ -262,6 +263,7 @@ class _Task:
         for name, data in replaced.items():
             run.write_bytes(name, data)
         render_report(run)
+        self.progress.result(summary)
 
     @staticmethod
     def _describe(summary: dict[str, Any], record: EpisodeRecord, policy: Policy, costs: Mapping[str, int]) -> None:
@@ -297,7 +299,11 @@ class _Candidates:
         state = self.task.state
         settings = replace(state.settings, epochs=state.candidate_config.candidate_epochs)
         slim = self.job.scorer.build(record.keep)
-        result = self.task.trained(slim, self.job.method, settings, state.checkpoint(number))
+        self.task.progress.part(f"candidate-{number + 1}")
+        try:
+            result = self.task.trained(slim, self.job.method, settings, state.checkpoint(number))
+        finally:
+            self.task.progress.part("")
         return float(result.epochs[-1].score or 0.0)
 
     def keep(self, trial: FineTuningTrial, number: int) -> FineTuningTrial:
