@@ -97,7 +97,7 @@ def test_together_tells_everyone_everything():
         return Recorder()
 
     both = Together(recorder(1), recorder(2))
-    arguments = {"settings": 2, "structure": 2, "step": 2, "episode": 3, "stops": 2, "epoch": 2, "close": 0}
+    arguments = {"job_settings": 2, "structure": 2, "stage_step": 2, "episode": 3, "stops": 2, "epoch": 2, "close": 0}
     for name in methods:
         values = tuple(range(arguments.get(name, 1)))
         getattr(both, name)(*values)
@@ -179,10 +179,10 @@ def test_a_reason_that_is_no_text_is_refused(words):
 
 def test_an_observer_hears_the_settings_and_the_result():
     class Ends(amc.Observer):
-        def settings(self, job, settings):
+        def job_settings(self, job, settings):
             self.heard = settings["budget"], settings["episodes"]
 
-        def result(self, summary):
+        def job_result(self, summary):
             self.summary = summary
 
     ends = Ends()

@@ -32,15 +32,16 @@ def listening(run: Path, log: Sequence[str] | None = None) -> Iterator[Observer]
     from amc.compression.loggers import together
     from amc.compression.observer import Together
     from amc.compression.progress import ProgressBar
+    from amc.compression.status import StatusFile
 
     bar = ProgressBar(err)
-    loggers = together(_loggers(run, log), run, bar.warning)
-    watch = Together(bar, loggers)
-    watch.close = bar.close  # type: ignore[method-assign]  # each round of a schedule closes it, and loggers go on
+    lasting = Together(together(_loggers(run, log), run, bar.warning), StatusFile(run))
+    watch = Together(bar, lasting)
+    watch.close = bar.close  # type: ignore[method-assign]  # each round of a schedule closes it, and the others go on
     try:
         yield watch
     finally:
-        loggers.close()
+        lasting.close()
 
 
 def _loggers(run: Path, log: Sequence[str] | None) -> Sequence[str]:

@@ -74,7 +74,7 @@ def finetune(
         slow = slow_bfloat16(device_of(model)) if config.precision == "bfloat16" else None
         if slow:
             watch.warning(slow)
-        watch.settings("finetune", asdict(config))
+        watch.job_settings("finetune", asdict(config))
         watch.stage("fine-tuning")
         return recovery.finetune(
             model,

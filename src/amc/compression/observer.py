@@ -30,10 +30,10 @@ class Observer:
     ...         return "good enough" if record.score and record.score > 0.9 else None
     """
 
-    def settings(self, job: str, settings: Mapping[str, Any]) -> None:
+    def job_settings(self, job: str, settings: Mapping[str, Any]) -> None:
         """A job begins. `job`: "search", with what config.json has, or "finetune", with the training's settings."""
 
-    def part(self, name: str) -> None:
+    def job_part(self, name: str) -> None:
         """What follows belongs to this part of the job: `point-3` of a sweep, `round-1` of a schedule, `candidate-2`.
 
         `name` is empty where the whole job goes on.
@@ -42,7 +42,7 @@ class Observer:
     def stage(self, name: str) -> None:
         """A new stage of the job begins."""
 
-    def step(self, done: int, total: int) -> None:
+    def stage_step(self, done: int, total: int) -> None:
         """`done` of `total` steps of this stage are finished: batches, or keep sets of the certificate."""
 
     def structure(self, structure: Structure, certificate: Certificate | None) -> None:
@@ -76,7 +76,7 @@ class Observer:
     def epoch(self, epoch: EpochRecord, score: float | None) -> None:
         """One more pass over the training data is done; `score`: of the network after it, None if it is not scored."""
 
-    def result(self, summary: Mapping[str, Any]) -> None:
+    def job_result(self, summary: Mapping[str, Any]) -> None:
         """The job, or a part of it, has its result: `summary` as in summary.json."""
 
     def close(self) -> None:

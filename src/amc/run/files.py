@@ -14,6 +14,7 @@ FINETUNE_STATE = "finetune-state.json"
 TABLE = "latency-table.json"
 PREPARED = "prepared.safetensors"  # until the search has ended
 REPORT = "report.html"
+STATUS = "status.json"  # what the job is doing, while it runs
 LOCK = ".lock"
 
 

@@ -207,7 +207,16 @@ RECOVERY = fields({"keep": many(positive), "plan": PLAN}, needed=("keep", "plan"
 LOGGED = fields({"key": text, "series": text, "step": count})
 EPOCH = fields({"epoch": positive, **dict.fromkeys(("loss", "lr", "seconds"), number), "score": optional(number)})
 
+STATUS = fields(
+    {
+        **dict.fromkeys(("part", "stage"), text), **dict.fromkeys(("began", "stage_began", "written"), number),
+        **dict.fromkeys(("done", "total"), optional(count)), "epochs": many(EPOCH),
+    },
+    needed=("part", "stage", "began", "stage_began", "written", "done", "total", "epochs"),
+)  # fmt: skip
+
 OBJECTS: Mapping[str, Check] = {
+    "status.json": STATUS,
     "config.json": CONFIG,
     "summary.json": SUMMARY,
     "policy.json": POLICY,

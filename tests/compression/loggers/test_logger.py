@@ -180,7 +180,7 @@ def test_names_have_no_letters_that_a_service_refuses_and_values_are_finite(
     tmp_path: Path, service: Remembering
 ) -> None:
     logger = logger_to(service, tmp_path)
-    logger.part("point-3")
+    logger.job_part("point-3")
     logger.episode("<lambda>", EpisodeRecord(0, (4,), {"a:b": 1.0, "c": float("inf")}, 0.5, 0.5), NEW)
     assert service.points == [("point-3/search/_lambda_", 0, {"score": 0.5, "reward": 0.5, "best": 0.5, "a_b": 1.0})]
 

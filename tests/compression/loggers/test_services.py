@@ -26,17 +26,17 @@ def episode(logger: amc.Observer, number: int, *, replayed: bool = False) -> Non
 def two_sessions(name: str, directory: Path) -> None:
     """A search that is stopped after two episodes and resumed for a third; then it has its result."""
     first = amc.logger(name, directory=directory)
-    first.settings("search", {"budget": "macs<=50%", "lock": []})
+    first.job_settings("search", {"budget": "macs<=50%", "lock": []})
     first.dense(0.875)
     episode(first, 0)
     episode(first, 1)
     first.close()
     second = amc.logger(name, directory=directory)
-    second.settings("search", {"budget": "macs<=50%", "lock": []})
+    second.job_settings("search", {"budget": "macs<=50%", "lock": []})
     second.dense(0.875)
     for number in range(3):
         episode(second, number, replayed=number < 2)
-    second.result({"slim": {"macs": 500, "score": 0.75}, "dense": {"macs": 1000}})
+    second.job_result({"slim": {"macs": 500, "score": 0.75}, "dense": {"macs": 1000}})
     second.close()
 
 

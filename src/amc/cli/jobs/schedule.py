@@ -112,14 +112,14 @@ class _Plan:
 def _run_rounds(run: RunDir, plan: _Plan, progress: Observer, *, restart: bool) -> None:
     """Run the rounds that are not finished, in a directory that is claimed or locked."""
     for number, fraction in enumerate(plan.fractions, start=1):
-        progress.part(f"round-{number}")
+        progress.job_part(f"round-{number}")
         progress.stage(f"round {number} of {len(plan.fractions)}: {plan.metric} at {fraction:.0%}")
         _run_round(run, plan, number, progress, restart=restart)
         summary = _summary(run, plan)
         run.write_json(files.SUMMARY, summary)
         render_schedule(run)
-    progress.part("")
-    progress.result(summary)
+    progress.job_part("")
+    progress.job_result(summary)
 
 
 def _run_round(run: RunDir, plan: _Plan, number: int, progress: Observer, *, restart: bool) -> None:

@@ -58,10 +58,10 @@ class Logger(Observer):
         self._part, self._finished, self._failed = "", False, False
         self._best: dict[str, EpisodeRecord] = {}  # the most rewarded, by series
 
-    def part(self, name: str) -> None:
+    def job_part(self, name: str) -> None:
         self._part = name
 
-    def settings(self, job: str, settings: Mapping[str, Any]) -> None:
+    def job_settings(self, job: str, settings: Mapping[str, Any]) -> None:
         series = self._series(f"settings/{job}")
         self._tell(series, 0, lambda service: service.settings(series, settings), once=True, later=True)
 
@@ -81,7 +81,7 @@ class Logger(Observer):
         figures = {"loss": epoch.loss, "lr": epoch.lr, **({} if score is None else {"score": _value(score)})}
         self._metrics("finetune", figures, epoch.epoch)
 
-    def result(self, summary: Mapping[str, Any]) -> None:
+    def job_result(self, summary: Mapping[str, Any]) -> None:
         figures = {
             f"{network}/{name}": float(value)
             for network in ("dense", "slim")
