@@ -1,4 +1,4 @@
-"""`amc demo`, `inspect`, `search`, `sweep`, `resume` and `report`."""
+"""`amc demo`, `inspect`, `search`, `sweep` and `resume`."""
 
 from __future__ import annotations
 
@@ -160,15 +160,3 @@ def resume(
     with stoppable(run), listening(run, log) as progress:
         job(run, round_lr=round_lr, progress=progress)
     finish(run, as_json)
-
-
-@reported
-def report(run: RunArgument, as_json: JsonFlag = False) -> None:
-    """Write RUN/report.html again."""
-    from amc.report import render_report
-
-    path = render_report(run)
-    if as_json:
-        print_json({"report": str(path)})
-    else:
-        out.print(f"report: {path}", soft_wrap=True)

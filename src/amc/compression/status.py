@@ -14,6 +14,7 @@ from amc.errors import RunError
 from amc.recovery import EpochRecord, StepRecord
 from amc.run import files
 from amc.run.directory import RunDir
+from amc.structure import Certificate, Structure
 
 EVERY = 1.0  # seconds, at least, between two writes within a stage
 
@@ -31,6 +32,7 @@ class StatusFile(Observer):
         self._part, self._stage, self._stage_began = "", "", self._began
         self._steps: tuple[int, int] | None = None  # done, and of how many
         self._epochs: list[dict[str, Any]] = []  # of the fine-tuning under way
+        self._macs: int | None = None  # of the dense network
         self._written: float | None = None  # when; None: never
 
     def job_part(self, name: str) -> None:
@@ -39,6 +41,9 @@ class StatusFile(Observer):
     def stage(self, name: str) -> None:
         self._stage, self._stage_began, self._steps, self._epochs = name, self._clock(), None, []
         self._write()
+
+    def structure(self, structure: Structure, certificate: Certificate | None) -> None:
+        self._macs = structure.macs
 
     def stage_step(self, done: int, total: int) -> None:
         self._steps = done, total
@@ -68,6 +73,7 @@ class StatusFile(Observer):
         record: Mapping[str, Any] = {
             "part": self._part, "stage": self._stage, "began": self._began, "stage_began": self._stage_began,
             "written": now, "done": done, "total": total, "epochs": self._epochs,
+            "macs": self._macs,
         }  # fmt: skip
         with suppress(RunError, OSError, ValueError):
             self._run.write_json(files.STATUS, record, durable=False)

@@ -6,8 +6,10 @@ from pathlib import Path
 from amc.run.directory import RunDir
 
 
-def render_report(run: str | os.PathLike[str] | RunDir) -> Path:
+def render_report(run: str | os.PathLike[str] | RunDir, *, now: str = "", refresh: int | None = None) -> Path:
     """Write RUN/report.html atomically and return its path.
+
+    now: what the run is doing, for the top of the page. refresh: seconds after which the browser loads the page again.
 
     The page of a schedule covers all its rounds, that of a sweep all its points.
 
@@ -20,6 +22,5 @@ def render_report(run: str | os.PathLike[str] | RunDir) -> Path:
 
     directory = open_run(run)
     config = directory.config()
-    if config.get("sweep"):
-        return render_sweep(directory)
-    return render_schedule(directory) if config.get("schedule") else render_run(directory)
+    render = render_sweep if config.get("sweep") else render_schedule if config.get("schedule") else render_run
+    return render(directory, now=now, refresh=refresh)

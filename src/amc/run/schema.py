@@ -210,7 +210,7 @@ EPOCH = fields({"epoch": positive, **dict.fromkeys(("loss", "lr", "seconds"), nu
 STATUS = fields(
     {
         **dict.fromkeys(("part", "stage"), text), **dict.fromkeys(("began", "stage_began", "written"), number),
-        **dict.fromkeys(("done", "total"), optional(count)), "epochs": many(EPOCH),
+        **dict.fromkeys(("done", "total", "macs"), optional(count)), "epochs": many(EPOCH),
     },
     needed=("part", "stage", "began", "stage_began", "written", "done", "total", "epochs"),
 )  # fmt: skip

@@ -1,0 +1,272 @@
+"""What a run is doing now, read from its directory: for `amc watch` and the live report. Only reads.
+
+A running job keeps status.json up to date (`amc.compression.status`); a job that was killed leaves its last one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from amc.errors import RunError
+from amc.report.record import ranked
+from amc.report.tables import format_clock, format_count, format_score, named_scores, part_of
+from amc.report.words import budgets_of
+from amc.run import files
+from amc.run.directory import RunDir
+from amc.run.settings.durations import parse_duration
+from amc.run.settings.scores import ScoreKind, score_of_record
+from amc.search import EpisodeRecord, load_journal
+
+LATEST = 20  # episodes whose mean time predicts the time of the others
+
+State = Literal["running", "stopped", "finished"]
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """The episodes of one agent."""
+
+    agent: str
+    planned: int
+    episodes: tuple[EpisodeRecord, ...]  # with named scores
+    dense: float | None
+    dense_macs: float | None
+
+    @property
+    def best(self) -> EpisodeRecord | None:
+        """The most rewarded episode."""
+        return next(iter(ranked(self.episodes)), None)
+
+    def best_so_far(self) -> list[float | None]:
+        """The score of the most rewarded policy after each episode; None before one has a score."""
+        best: EpisodeRecord | None = None
+        found: list[float | None] = []
+        for episode in self.episodes:
+            if episode.reward is not None and (best is None or episode.reward > (best.reward or -math.inf)):
+                best = episode
+            found.append(None if best is None else best.score)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """A run at one moment. Times are in seconds."""
+
+    path: str
+    title: str
+    state: State
+    stage: str  # "" if unknown
+    part: str  # of a sweep or a schedule: point-3, round-1; "" otherwise
+    elapsed: float | None  # of the job; None unless it runs
+    stage_elapsed: float | None
+    steps: tuple[int, int] | None  # of the stage: done, and of how many
+    left: float | None  # of the stage, as the pace so far predicts
+    search: Search | None  # of the part that is under way; None before its first episode
+    finished: tuple[tuple[str, float | None], ...]  # parts with their scores
+    parts: int  # planned; 0 for a single search
+    epochs: tuple[Mapping[str, Any], ...]  # of the fine-tuning under way, with named scores
+    scores: tuple[tuple[str, float], ...]  # of the finished job: dense, pruned, recovered, fine-tuned
+    percent: bool  # write scores as percentages
+    resumed_by: str  # the command that goes on with a stopped job
+
+    def score(self, value: float | None) -> str:
+        """A score as text."""
+        return format_score(value, percent=self.percent)
+
+    @property
+    def sentence(self) -> str:
+        """The state, the stage and the times in one line."""
+        if self.state == "finished":
+            return "finished"
+        where = f"{self.part}: {self.stage}" if self.part and self.stage else self.stage
+        if self.state == "stopped":
+            return f"stopped{f' in: {where}' if where else ''}"
+        done = f", {self.steps[0]} of {self.steps[1]}" if self.steps else ""
+        times = [] if self.stage_elapsed is None else [f"{format_clock(self.stage_elapsed)} in this stage"]
+        times += [] if self.left is None else [f"about {format_clock(self.left)} left"]
+        times += [] if self.elapsed is None else [f"{format_clock(self.elapsed)} in all"]
+        return f"{where or 'running'}{done} ({', '.join(times)})" if times else f"{where or 'running'}{done}"
+
+
+def read_live(run: RunDir, *, now: float | None = None) -> Live:
+    """The run as it is; `now`: seconds since 1970. Raises RunError for a damaged file."""
+    now = time.time() if now is None else now
+    config = run.config()
+    running = run.writer() is not None
+    status = _status(run)
+    inner = _under_way(run, status)
+    own = inner.config()
+    summary = named_scores(inner.read_json(files.SUMMARY)) if inner.has(files.SUMMARY) else {}
+    search, kind = _search(inner, own, summary, status.get("macs")), score_of_record({**own, **summary})
+    stage = str(status.get("stage", ""))
+    steps = (status["done"], status["total"]) if status.get("total") else None
+    if stage.startswith("search") and search is not None:
+        steps = len(search.episodes), search.planned
+    since = status.get("stage_began") if running else None
+    took = None if since is None else max(0.0, now - since)
+    whole = run.read_json(files.SUMMARY) if run.has(files.SUMMARY) else {}
+    parts = int(part_of(config, "sweep").get("points", 0)) or len(config.get("schedule") or ())
+    state: State = "running" if running else "finished" if _is_finished(run, whole, parts) else "stopped"
+    return Live(
+        path=str(run.path),
+        title=" · ".join(str(part) for part in (own.get("model"), own.get("data"), _aim(own)) if part),
+        state=state,
+        stage=stage,
+        part=inner.path.name if inner.path != run.path else "",
+        elapsed=max(0.0, now - status["began"]) if running and status else None,
+        stage_elapsed=took,
+        steps=steps,
+        left=None if took is None else _left(inner, own, stage, steps, took, search),
+        search=search,
+        finished=_finished_parts(run, parts),
+        parts=parts,
+        epochs=tuple(_named(epoch, kind) for epoch in status.get("epochs", ())),
+        scores=_scores(summary) if state == "finished" and not parts else (),
+        percent=not kind.is_error and _fractions(search, summary),
+        resumed_by="finetune" if run.has(files.FINETUNE_STATE) else "resume",
+    )
+
+
+def _status(run: RunDir) -> Mapping[str, Any]:
+    """What the job says of itself; empty if it says nothing, or has just ended."""
+    try:
+        return run.read_json(files.STATUS) if run.has(files.STATUS) else {}
+    except RunError:
+        return {}
+
+
+def _aim(config: Mapping[str, Any]) -> str:
+    """What the search is for."""
+    if config.get("max_drop") is not None:
+        return f"at most {config['max_drop']:g} points less"
+    return ",".join(map(str, budgets_of(config))) or str(config.get("reward", ""))
+
+
+def _under_way(run: RunDir, status: Mapping[str, Any]) -> RunDir:
+    """The run itself, or the part of a sweep or schedule that is under way or was the last."""
+    name = str(status.get("part") or "")
+    if name.startswith(("point-", "round-")) and (run.path / name / files.CONFIG).is_file() and "/" not in name:
+        return RunDir(run.path / name)
+    begun = [path.parent for path in run.path.glob(f"*/{files.CONFIG}") if path.parent.name[:6] in ("point-", "round-")]
+    begun.sort(key=lambda path: (path / files.CONFIG).stat().st_mtime)
+    return RunDir(begun[-1]) if begun else run
+
+
+def _search(
+    run: RunDir, config: Mapping[str, Any], summary: Mapping[str, Any], dense_macs: float | None
+) -> Search | None:
+    """The agent's own search; before its first episode that of the latest baseline."""
+    others = sorted(run.path.glob("journal-*.jsonl"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in (run.file(files.JOURNAL), *others):
+        content = load_journal(path) if path.exists() else None
+        if content is None or not content.records:
+            continue
+        kind = score_of_record({**config, **summary})
+        agent = str(content.header.get("agent", config.get("agent", "")))
+        # The agents that propose a fixed number of policies do not say so in the journal; they take a moment.
+        main = path.name == files.JOURNAL
+        planned = int(config.get("episodes", 1)) if main or agent == "random" else len(content.records)
+        dense = part_of(summary, "dense")
+        score = dense.get("score", content.origin.get("dense_score"))
+        return Search(
+            agent,
+            max(planned, len(content.records)),
+            tuple(record.named(kind) for record in content.records),
+            None if score is None else kind.named(float(score)),
+            dense.get("macs", dense_macs),
+        )
+    return None
+
+
+def _left(
+    run: RunDir,
+    config: Mapping[str, Any],
+    stage: str,
+    steps: tuple[int, int] | None,
+    took: float,
+    search: Search | None,
+) -> float | None:
+    """Seconds until the stage ends, as its pace so far predicts; None if unknown."""
+    if steps is None or not steps[0]:
+        return None
+    done, total = steps
+    if not stage.startswith("search") or search is None:
+        return took * (total - done) / done
+    lines = [line for line in run.read_jsonl(files.TIMINGS) if line.get("agent") == search.agent]
+    times = [sum(line.get("seconds", {}).values()) for line in lines[-LATEST:]]
+    if not times:
+        return None
+    left: float = sum(times) / len(times) * (total - done)
+    used = search.episodes[-1].progress
+    if config.get("time_limit") and used is not None:
+        left = min(left, parse_duration(str(config["time_limit"]), "time-limit") * (1 - used))
+    return left
+
+
+def _is_finished(run: RunDir, summary: Mapping[str, Any], parts: int) -> bool:
+    if parts:
+        return len(summary.get("points") or summary.get("rounds") or ()) == parts
+    return bool(summary) and not run.has(files.FINETUNE_STATE)
+
+
+def _finished_parts(run: RunDir, parts: int) -> tuple[tuple[str, float | None], ...]:
+    """The parts that have a result: their budgets and scores, in their own order."""
+    found = []
+    for number in range(1, parts + 1):
+        for name in (f"point-{number}", f"round-{number}"):
+            part = RunDir(run.path / name)
+            if part.has(files.SUMMARY):
+                summary = named_scores(part.read_json(files.SUMMARY))
+                found.append(
+                    (f"{name}, {summary.get('budget')}", _scores(summary)[-1][1] if _scores(summary) else None)
+                )
+    return tuple(found)
+
+
+def _scores(summary: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
+    """The scores of a summary on the images of the search, in the order in which they came about."""
+    dense, slim = part_of(summary, "dense"), part_of(summary, "slim")
+    found = [("dense", dense.get("score")), ("pruned", slim.get("score"))]
+    found += [("recovered", slim.get("score_recovered")), ("fine-tuned", slim.get("score_finetuned"))]
+    return tuple((name, score) for name, score in found if score is not None)
+
+
+def _fractions(search: Search | None, summary: Mapping[str, Any]) -> bool:
+    """Whether every score lies in [0, 1]."""
+    values = [score for _, score in _scores(summary)]
+    if search is not None:
+        values += [record.score for record in search.episodes if record.score is not None]
+        values += [] if search.dense is None else [search.dense]
+    return all(0 <= value <= 1 for value in values)
+
+
+def _named(epoch: Mapping[str, Any], kind: ScoreKind) -> Mapping[str, Any]:
+    score = epoch.get("score")
+    return epoch if score is None else {**epoch, "score": kind.named(score)}
+
+
+def cost_left(live: Live, episode: EpisodeRecord) -> str:
+    """What a policy keeps of the MACs: a share, or a number if the dense network's are not known yet."""
+    macs, search = episode.cost.get("macs"), live.search
+    if macs is None:
+        return ""
+    dense = None if search is None else search.dense_macs
+    return f"{macs / dense:.1%} of the MACs" if dense else f"{format_count(macs)} MACs"
+
+
+def buckets(values: Sequence[float | None], planned: int, width: int) -> list[list[float]]:
+    """The values of `width` columns that stand for `planned` episodes; None is left out.
+
+    With fewer episodes than columns an episode has several columns.
+    """
+    columns: list[list[float]] = [[] for _ in range(width)]
+    for number, value in enumerate(values):
+        first = number * width // planned
+        for column in range(first, max(first + 1, (number + 1) * width // planned)):
+            if value is not None:
+                columns[column].append(value)
+    return columns
