@@ -10,7 +10,7 @@ import amc
 from amc.compression.observer import Observer, Together
 from amc.report import render_report
 from amc.search import EpisodeRecord, read_journal
-from tests.tiny import compress, tiny
+from tests.tiny import compress, images, labelled, tiny
 
 
 class Heard(amc.Observer):
@@ -189,3 +189,33 @@ def test_an_observer_hears_the_settings_and_the_result():
     result = compress(tiny(), episodes=3, budget="macs<=60%", observer=ends)
     assert ends.heard == ("macs<=60%", 3)
     assert ends.summary is result.summary
+
+
+def test_an_observer_hears_the_steps_of_every_stage_but_the_search():
+    class Steps(amc.Observer):
+        def __init__(self):
+            self.heard, self.name = {}, ""
+
+        def stage(self, name):
+            self.name = name
+
+        def stage_step(self, done, total):
+            self.heard.setdefault(self.name, []).append((done, total))
+
+    steps, model = Steps(), tiny()
+    split = {"evaluate": labelled(model, 96, 5), "test": labelled(model, 64, 6)}  # batches of 32
+    compress(model, calibration=[images(32, 1), images(32, 2)], keep_sets=2, episodes=3, observer=steps, **split)
+    assert steps.heard == {
+        "check of the structure": [(1, 2), (2, 2)],
+        "dense score": [(1, 3), (2, 3), (3, 3)],
+        "calibration": [(1, 2), (2, 2)],
+        "result": [(1, 2), (2, 2)] * 2,  # the test split, of the dense network and of the slim one
+    }
+
+
+def test_an_observer_with_an_attribute_of_its_own_named_like_the_old_methods_still_works():
+    class Old(amc.Observer):
+        def __init__(self):
+            self.step, self.part, self.result, self.settings = None, 1, {}, "mine"
+
+    assert len(compress(tiny(), episodes=2, observer=Old()).search.episodes) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,7 +24,7 @@ def picture(live: Live) -> list[str]:
     if live.scores:
         lines.append("result    " + ", ".join(f"{name} {live.score(score)}" for name, score in live.scores))
     if live.state == "stopped":
-        lines.append(f"`amc {live.resumed_by} {live.path}` goes on")
+        lines.append(f"`amc {live.resumed_by} {shlex.quote(live.path)}` goes on")
     return [line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…" for line in lines]
 
 

@@ -68,6 +68,7 @@ class ProgressBar(Observer):
             TextColumn("{task.fields[note]}"),
             _Clock(lambda: self._clock() - self._began),
             console=console,
+            get_time=clock,
             transient=True,
             disable=not console.is_terminal,
         )
