@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from amc.errors import RunError
 from amc.report.record import ranked
-from amc.report.tables import format_clock, format_count, format_score, named_scores, part_of
+from amc.report.tables import format_clock, format_count, format_score, part_of
 from amc.report.words import budgets_of
 from amc.run import files
 from amc.run.directory import RunDir
@@ -32,7 +32,7 @@ class Search:
 
     agent: str
     planned: int
-    episodes: tuple[EpisodeRecord, ...]  # with named scores
+    episodes: tuple[EpisodeRecord, ...]
     dense: float | None
     dense_macs: float | None
 
@@ -68,14 +68,15 @@ class Live:
     search: Search | None  # of the part that is under way; None before its first episode
     finished: tuple[tuple[str, float | None], ...]  # parts with their scores
     parts: int  # planned; 0 for a single search
-    epochs: tuple[Mapping[str, Any], ...]  # of the fine-tuning under way, with named scores
+    epochs: tuple[Mapping[str, Any], ...]  # of the fine-tuning under way
     scores: tuple[tuple[str, float], ...]  # of the finished job: dense, pruned, recovered, fine-tuned
+    kind: ScoreKind  # of all scores here
     percent: bool  # write scores as percentages
     resumed_by: str  # the command that goes on with a stopped job
 
     def score(self, value: float | None) -> str:
         """A score as text."""
-        return format_score(value, percent=self.percent)
+        return format_score(None if value is None else self.kind.named(float(value)), percent=self.percent)
 
     @property
     def sentence(self) -> str:
@@ -100,7 +101,7 @@ def read_live(run: RunDir, *, now: float | None = None) -> Live:
     status = _status(run)
     inner = _under_way(run, status)
     own = inner.config()
-    summary = named_scores(inner.read_json(files.SUMMARY)) if inner.has(files.SUMMARY) else {}
+    summary = inner.read_json(files.SUMMARY) if inner.has(files.SUMMARY) else {}
     search, kind = _search(inner, own, summary, status.get("macs")), score_of_record({**own, **summary})
     stage = str(status.get("stage", ""))
     steps = (status["done"], status["total"]) if status.get("total") else None
@@ -124,8 +125,9 @@ def read_live(run: RunDir, *, now: float | None = None) -> Live:
         search=search,
         finished=_finished_parts(run, parts),
         parts=parts,
-        epochs=tuple(_named(epoch, kind) for epoch in status.get("epochs", ())),
+        epochs=tuple(status.get("epochs", ())),
         scores=_scores(summary) if state == "finished" and not parts else (),
+        kind=kind,
         percent=not kind.is_error and _fractions(search, summary),
         resumed_by="finetune" if run.has(files.FINETUNE_STATE) else "resume",
     )
@@ -165,7 +167,6 @@ def _search(
         content = load_journal(path) if path.exists() else None
         if content is None or not content.records:
             continue
-        kind = score_of_record({**config, **summary})
         agent = str(content.header.get("agent", config.get("agent", "")))
         # The agents that propose a fixed number of policies do not say so in the journal; they take a moment.
         main = path.name == files.JOURNAL
@@ -175,8 +176,8 @@ def _search(
         return Search(
             agent,
             max(planned, len(content.records)),
-            tuple(record.named(kind) for record in content.records),
-            None if score is None else kind.named(float(score)),
+            content.records,
+            None if score is None else float(score),
             dense.get("macs", dense_macs),
         )
     return None
@@ -220,7 +221,7 @@ def _finished_parts(run: RunDir, parts: int) -> tuple[tuple[str, float | None], 
         for name in (f"point-{number}", f"round-{number}"):
             part = RunDir(run.path / name)
             if part.has(files.SUMMARY):
-                summary = named_scores(part.read_json(files.SUMMARY))
+                summary = part.read_json(files.SUMMARY)
                 found.append(
                     (f"{name}, {summary.get('budget')}", _scores(summary)[-1][1] if _scores(summary) else None)
                 )
@@ -242,11 +243,6 @@ def _fractions(search: Search | None, summary: Mapping[str, Any]) -> bool:
         values += [record.score for record in search.episodes if record.score is not None]
         values += [] if search.dense is None else [search.dense]
     return all(0 <= value <= 1 for value in values)
-
-
-def _named(epoch: Mapping[str, Any], kind: ScoreKind) -> Mapping[str, Any]:
-    score = epoch.get("score")
-    return epoch if score is None else {**epoch, "score": kind.named(score)}
 
 
 def cost_left(live: Live, episode: EpisodeRecord) -> str:
