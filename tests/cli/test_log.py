@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from amc.cli import listening as command
 from amc.cli.listening import listening
 from amc.compression import loggers
 from amc.errors import AmcError
@@ -120,3 +123,18 @@ def test_a_resumed_job_whose_logger_is_not_installed_here_may_go_on_without(
         pass
     with listening(tmp_path, ["none"]) as progress:
         assert progress.stops("planner", None) is None  # type: ignore[arg-type]
+
+
+def test_a_job_that_fails_early_leaves_the_terminal_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(command, "err", Console(file=screen, force_terminal=True, width=80))
+
+    def job() -> None:
+        with listening(tmp_path) as progress:
+            progress.stage("network and data")
+            assert "\x1b[?25l" in screen.getvalue()  # the cursor is hidden
+            raise AmcError("no such weights")
+
+    with pytest.raises(AmcError, match="no such weights"):
+        job()
+    assert screen.getvalue().rindex("\x1b[?25h") > screen.getvalue().rindex("\x1b[?25l")  # and shown again

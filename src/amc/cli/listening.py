@@ -41,6 +41,7 @@ def listening(run: Path, log: Sequence[str] | None = None) -> Iterator[Observer]
     try:
         yield watch
     finally:
+        bar.close()  # again where the job has: one that fails early has not
         lasting.close()
 
 
