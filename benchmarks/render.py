@@ -25,6 +25,7 @@ import latency_table
 import masking_cost
 import methods
 import networks
+import peak_memory
 import reconstruction
 import recovery
 import rounds
@@ -97,6 +98,10 @@ def latency_page(page: str) -> str:
     return between(page, "## Measured\n\n", "", "\n".join(filter(None, parts)))
 
 
+def memory_page(page: str) -> str:
+    return between(page, "<!-- measured -->\n\n", "\n<!-- end -->", each(peak_memory))
+
+
 def sparse_page(page: str) -> str:
     page = between(page, "<!-- measured: files -->\n\n", "\n<!-- end -->", each(sparse_sizes))
     return between(page, "<!-- measured: runs -->\n\n", "\n<!-- end -->", each(sparse_files))
@@ -116,6 +121,7 @@ def kernels_page(page: str) -> str:
 PAGES: dict[str, Callable[[str], str]] = {  # by name in docs/: the page as it is → the page with its figures
     "benchmarks": benchmarks_page,
     "latency": latency_page,
+    "memory": memory_page,
     "sparse": sparse_page,
     "networks": networks_page,
     "kernels": kernels_page,

@@ -28,11 +28,12 @@ from amc.search import AGENTS, EpisodeRecord, SearchResult, agent_config
 from amc.structure import Certificate, Group, Locked
 from amc.structure.channels import Lock
 
-VERBS = ("inspect", "compress", "sweep", "finetune", "export", "latency", "load_run", "apply_policy")
+VERBS = ("inspect", "compress", "sweep", "finetune", "export", "latency", "compare", "load_run", "apply_policy")
 TOOLS = ("certify", "count_macs", "count_params", "operator_rule", "logger")
 TYPES = (
     "Structure", "Group", "Layer", "Locked", "Certificate", "SearchConfig", "Observer", "Result", "Policy",
     "SearchResult", "Sweep", "SweepPoint", "FineTuneConfig", "FineTuneResult", "Export", "Latencies",
+    "Compared",
 )  # fmt: skip
 NETWORKS = "docs/your-network.md"
 ERRORS = ("AmcError", "BudgetError", "DataError", "EvaluationError", "ModelError", "ResourceError", "RunError")

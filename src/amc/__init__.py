@@ -6,6 +6,7 @@
     amc.finetune(result.model, train, masks=result.masks, epochs=10)  # in place
     amc.export(result.model, example, "slim.onnx")  # checked against PyTorch
     amc.latency({"dense": model, "slim": result.model}, example)  # timed in alternation
+    amc.compare(["runs/mine", "runs/other"], model, example, evaluate=search)  # which network to take
 
 `amc.load_run` loads the network of a run, `amc.apply_policy` applies a policy to a network. The method is He, Lin et
 al., "AMC: AutoML for Model Compression and Acceleration on Mobile Devices", ECCV 2018 (arXiv 1802.03494).
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from amc.errors import AmcError, BudgetError, DataError, EvaluationError, ModelError, ResourceError, RunError
 
 if TYPE_CHECKING:
+    from amc.compression.compare import compare
     from amc.compression.finetuning import finetune
     from amc.compression.load import load_run
     from amc.compression.loggers import logger
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from amc.pruning import Policy
     from amc.pruning.methods import apply_policy
     from amc.recovery import FineTuneResult
+    from amc.report.compare.compared import Compared
     from amc.run.settings import FineTuneConfig
     from amc.search import SearchResult
     from amc.structure import (
@@ -48,16 +51,17 @@ if TYPE_CHECKING:
 
 # The verbs in the order of their use, what they take and return, the errors.
 __all__ = [  # noqa: RUF022
-    "inspect", "compress", "sweep", "finetune", "export", "latency", "load_run", "apply_policy",
+    "inspect", "compress", "sweep", "finetune", "export", "latency", "compare", "load_run", "apply_policy",
     "certify", "count_macs", "count_params", "operator_rule", "logger",
     "Structure", "Group", "Layer", "Locked", "Certificate",
     "SearchConfig", "Observer", "Result", "Policy", "SearchResult",
-    "Sweep", "SweepPoint", "FineTuneConfig", "FineTuneResult", "Export", "Latencies",
+    "Sweep", "SweepPoint", "FineTuneConfig", "FineTuneResult", "Export", "Latencies", "Compared",
     "AmcError", "BudgetError", "DataError", "EvaluationError", "ModelError", "ResourceError", "RunError",
     "__version__",
 ]  # fmt: skip
 
 _NAMES = {
+    "amc.compression.compare": "compare",
     "amc.compression.finetuning": "finetune",
     "amc.compression.load": "load_run",
     "amc.compression.loggers": "logger",
@@ -70,6 +74,7 @@ _NAMES = {
     "amc.pruning": "Policy",
     "amc.pruning.methods": "apply_policy",
     "amc.recovery": "FineTuneResult",
+    "amc.report.compare.compared": "Compared",
     "amc.run.settings": "FineTuneConfig",
     "amc.search": "SearchResult",
     "amc.structure": "Certificate Group Layer Locked Structure certify count_macs count_params inspect operator_rule",

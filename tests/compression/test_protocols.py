@@ -44,6 +44,38 @@ def test_every_budget_holds_as_recounted_on_the_saved_file(method: str, budget: 
     assert torch.equal(again(x), result.model(x))
 
 
+@pytest.mark.parametrize("budget", ["memory<=70%", "memory<=2KB", "memory<=80%,macs<=60%"])
+def test_a_budget_on_memory_holds_as_recounted_on_the_network(budget: str, tmp_path: Path) -> None:
+    result = compress(tiny(), budget=budget, run_dir=tmp_path / "run")
+    dense, slim = result.summary["dense"], result.summary["slim"]
+    assert slim["memory"] == amc.inspect(result.model, EXAMPLE).memory
+    assert slim["memory"] <= {"2KB": 2000}.get(budget.partition("=")[2], 0.8 * dense["memory"])
+    costs = json.loads((tmp_path / "run" / "journal.jsonl").read_text().splitlines()[1])["cost"]
+    assert costs["memory"] <= 0.8 * dense["memory"]
+    amc.load_run(tmp_path / "run", tiny(), EXAMPLE)
+
+
+def test_a_search_that_is_not_asked_for_memory_has_no_cost_of_it(tmp_path: Path) -> None:
+    """Journals stay as they were; the summary has the memory of every result."""
+    result = compress(tiny(), budget="macs<=80%", run_dir=tmp_path / "run")
+    assert result.summary["slim"]["memory"] <= result.summary["dense"]["memory"]
+    assert "memory" not in (tmp_path / "run" / "journal.jsonl").read_text()
+
+
+@pytest.mark.parametrize("method", ["fine-grained", "columns"])
+def test_masks_free_no_activations(method: str) -> None:
+    with pytest.raises(AmcError, match="memory is not available for this network; use macs, params, size"):
+        compress(tiny(), method=method, budget="memory<=90%")
+    summary = compress(tiny(), method=method, budget="params<=90%").summary
+    assert summary["slim"]["memory"] == summary["dense"]["memory"]
+
+
+def test_the_least_memory_within_a_drop() -> None:
+    result = compress(tiny(), max_drop=60.0, minimise="memory", budget=None)
+    assert result.summary["guarantee"]["minimise"] == "memory"
+    assert result.summary["slim"]["memory"] < result.summary["dense"]["memory"]
+
+
 def test_a_masked_network_keeps_its_shape_and_its_policy_the_shares() -> None:
     model = tiny()
     result = compress(model, method="fine-grained", budget="params<=50%", max_sparsity=0.9)

@@ -11,6 +11,7 @@ import typer
 
 import amc
 from amc.cli.common import Stopped, complain, out, send_again, stop
+from amc.cli.compare import compare
 from amc.cli.deploy import export, latency
 from amc.cli.device import app as device
 from amc.cli.finetune import finetune
@@ -41,7 +42,7 @@ def options(
     """Prune a trained network to a budget with a reinforcement-learning agent."""
 
 
-for command in (demo, inspect, search, sweep, resume, finetune, export, latency, report, watch):
+for command in (demo, inspect, search, sweep, resume, finetune, export, latency, report, compare, watch):
     app.command(cls=PanelCommand)(command)
 app.add_typer(device, name="device")
 

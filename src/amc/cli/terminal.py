@@ -142,7 +142,10 @@ def show_structure(console: Console, record: Mapping[str, Any]) -> None:
     """Show groups with their share of the cost, locks with their reasons, and the budgets that can be reached."""
     macs, params, least = record["macs"], record["params"], record["least"]
     shape = "x".join(map(str, record["input"]))
-    console.print(f"{record['model']}, input {shape}: {format_count(macs)} MACs, {format_count(params)} parameters")
+    console.print(
+        f"{record['model']}, input {shape}: {format_count(macs)} MACs, {format_count(params)} parameters, "
+        f"{format_bytes(record['memory'])} of activations at once"
+    )
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("group", overflow="fold")
     table.add_column("channels", justify="right", no_wrap=True)
@@ -157,7 +160,8 @@ def show_structure(console: Console, record: Mapping[str, Any]) -> None:
         console.print(table)
     console.print(
         f"prunable: {record['prunable_macs']:.1%} of the MACs; budgets down to macs<={least['macs'] / max(1, macs):.1%}"
-        f" or params<={least['params'] / max(1, params):.1%} can be reached"
+        f", params<={least['params'] / max(1, params):.1%} or memory<={least['memory'] / max(1, record['memory']):.1%}"
+        " can be reached"
     )
     reasons = Counter(item["reason"] for item in record["only_sliced"])
     only_sliced = "".join(f"; {count} only sliced: {reason}" for reason, count in reasons.most_common())

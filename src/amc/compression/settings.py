@@ -73,7 +73,7 @@ class SearchConfig:
         None, panel=Panel.BUDGET, help="Find the smallest network that loses at most this many points of accuracy."
     )
     minimise: str = option(
-        "macs", panel=Panel.BUDGET, help="Cost that --max-drop minimises: macs, params, size or latency."
+        "macs", panel=Panel.BUDGET, help="Cost that --max-drop minimises: macs, params, size, memory or latency."
     )
     confidence: float = option(  # of the drop's upper bound, in [0.5, 1)
         CONFIDENCE, panel=Panel.BUDGET, help="Confidence of --max-drop, one-sided."
@@ -206,7 +206,10 @@ class SearchConfig:
 
         rules = {
             "max_drop": (self.max_drop is None or 0 <= self.max_drop < 100, "points of accuracy in [0, 100)"),
-            "minimise": (self.minimise in ("macs", "params", "size", "latency"), "macs, params, size or latency"),
+            "minimise": (
+                self.minimise in ("macs", "params", "size", "memory", "latency"),
+                "macs, params, size, memory or latency",
+            ),
             "confidence": (0.5 <= self.confidence < 1, "in [0.5, 1)"),
             "max_sparsity_linear": (0 <= self.max_sparsity_linear < 1, "in [0, 1)"),
             "runtime": (self.runtime is None or self.runtime in RUNTIMES, f"one of {', '.join(RUNTIMES)}"),

@@ -32,6 +32,7 @@ def summarise(
     origin = run.config() if run else {}
     costs = job.problem.policy_costs(job.problem.dense.tolist())
     dense = {name: int(cost) for name, cost in costs.items() if name != Metric.LATENCY}
+    dense["memory"] = job.method.structure.memory
     small = job.method.recount(slim, job.example_input)
     result: dict[str, Any] = {
         "amc_version": amc_version(),

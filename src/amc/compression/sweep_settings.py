@@ -27,7 +27,7 @@ class SweepConfig:
     ('macs<=80%', 'macs<=40%', 'macs<=20%')
     """
 
-    metric: str = option("macs", panel=Panel.BUDGET, help="Cost to limit: macs, params, size or latency.")
+    metric: str = option("macs", panel=Panel.BUDGET, help="Cost to limit: macs, params, size, memory or latency.")
     start: str = option("80%", panel=Panel.BUDGET, flags=("--from",), help="Largest budget: 80%, 1.2MB or 4ms.")
     end: str = option("25%", panel=Panel.BUDGET, flags=("--to",), help="Smallest budget, in the same unit.")
     points: int = option(

@@ -26,6 +26,7 @@ from amc.run.settings.scores import score_of_record
 from amc.search import EpisodeRecord
 
 _SHOWN_BEST = 5
+_LESS = {"size": "smaller", "memory": "less"}  # of costs in bytes: what a lower one is
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +69,14 @@ def subtitle(summary: Mapping[str, Any]) -> str:
 def tiles(dense: Mapping[str, Any], slim: Mapping[str, Any], *, percent: bool) -> list[Tile]:
     """The headline figures: the remaining share of each cost, and the scores."""
     headlines = []
-    for label, key in (("MACs left", "macs"), ("Parameters left", "params"), ("File size left", "size")):
+    for label, key in (
+        ("MACs left", "macs"),
+        ("Parameters left", "params"),
+        ("File size left", "size"),
+        ("Memory left", "memory"),
+    ):
         if dense.get(key) and slim.get(key):
-            text, word = (format_bytes, "smaller") if key == "size" else (format_count, "fewer")
+            text, word = (format_bytes, _LESS[key]) if key in _LESS else (format_count, "fewer")
             notes = (f"{text(slim[key])} of {text(dense[key])}", f"{dense[key] / slim[key]:.2f}× {word}")
             headlines.append(Tile(label, format_ratio(dense[key], slim[key]), notes))
     for label, key in (("Search score", "score"), ("Test score", "test")):
@@ -123,7 +129,7 @@ def best_rows(record: RunRecord) -> list[Row]:
 def _best_row(episode: EpisodeRecord, record: RunRecord, priced: bool, *, percent: bool) -> Row:
     metric = metric_of({**record.config, **record.summary})
     value, share = episode.cost.get(metric), share_left(episode.cost, record)
-    cost = format_bytes(value) if metric == "size" else format_count(value)
+    cost = format_bytes(value) if metric in _LESS else format_count(value)
     cells = [format_score(episode.score, percent=percent), cost if share == DASH else f"{cost} ({share})"]
     if priced:
         cells.append(format_score(episode.reward, percent=False).replace("-", "−"))

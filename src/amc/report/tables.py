@@ -41,7 +41,7 @@ class BudgetLine:
 
 
 def summary_table(summary: Mapping[str, Any]) -> list[SummaryRow]:
-    """Rows of costs and scores. The file size and the test split have rows only if they were measured."""
+    """Rows of costs and scores. The file size, the memory and the test split have rows only if they were measured."""
     summary = named_scores(summary)
     dense, slim = part_of(summary, "dense"), part_of(summary, "slim")
     finetuned = any(_number(slim, key) is not None for key in ("score_finetuned", "test_finetuned"))
@@ -55,6 +55,9 @@ def summary_table(summary: Mapping[str, Any]) -> list[SummaryRow]:
     sizes = (_number(dense, "size"), _number(slim, "size"))
     if sizes != (None, None):
         rows.append(_cost_row("File size", *sizes, finetuned, is_size=True))
+    memory = (_number(dense, "memory"), _number(slim, "memory"))
+    if memory != (None, None):
+        rows.append(_cost_row("Memory of activations", *memory, finetuned, is_size=True))
     latency = part_of(summary, "latency")
     if latency:
         rows.append(_latency_row(latency, _number(dense, "latency"), _number(slim, "latency"), finetuned))
@@ -200,7 +203,7 @@ def _budget_line(budget: Budget, dense: float | None, slim: float | None) -> Bud
             recounted = f"{slim / dense:.6%}"  # never "50.00%: exceeded"
     else:
         assert budget.absolute is not None
-        unit = " bytes" if budget.metric is Metric.SIZE else ""
+        unit = " bytes" if budget.metric.in_bytes else ""
         held, recounted = slim <= budget.absolute, f"{slim:,.15g}{unit}"
     how = "recounted"
     if budget.metric is Metric.LATENCY:

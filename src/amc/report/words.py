@@ -12,7 +12,7 @@ from amc.search.budget import Budget, parse_budgets
 
 _NO_BUDGET = ("", "none", "None")
 _REWARDED = {"r_flops": "macs", "r_params": "params", "r_latency": "latency"}
-_LABELS = {"macs": "MACs", "params": "parameters", "size": "file size", "latency": "latency"}
+_LABELS = {"macs": "MACs", "params": "parameters", "size": "file size", "memory": "memory", "latency": "latency"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def is_priced(summary: Mapping[str, Any]) -> bool:
 
 
 def metric_of(summary: Mapping[str, Any]) -> str:
-    """The search's metric: "macs", "params", "size" or "latency"."""
+    """The search's metric: "macs", "params", "size", "memory" or "latency"."""
     budgets = budgets_of(summary)
     if budgets:
         return str(budgets[0].metric)
@@ -80,6 +80,6 @@ def goal_of(summary: Mapping[str, Any]) -> str:
     drop = guarantee.get("max_drop") if isinstance(guarantee, Mapping) else summary.get("max_drop")
     if drop is not None:
         metric = metric_of(summary)
-        least = "smallest" if metric == "size" else "fewest"
+        least = {"size": "smallest", "memory": "least"}.get(metric, "fewest")
         return f"{least} {metric_label(metric)} within {format_allowance(drop)}"
     return f"reward {summary['reward']}" if summary.get("reward") else "no budget"

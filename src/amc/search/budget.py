@@ -26,6 +26,7 @@ class Metric(StrEnum):
     MACS = "macs"
     PARAMS = "params"
     SIZE = "size"  # bytes of the stored weights
+    MEMORY = "memory"  # bytes of the activations that are alive at once, at most
     LATENCY = "latency"  # milliseconds
 
     @classmethod
@@ -38,8 +39,13 @@ class Metric(StrEnum):
             raise BudgetError(f"budget metric {text.strip()!r} is unknown; known: {known} (flops means macs)")
         return cls(name)
 
+    @property
+    def in_bytes(self) -> bool:
+        """Whether the unit is bytes."""
+        return self in (Metric.SIZE, Metric.MEMORY)
 
-_UNITS = {Metric.MACS: "MACs", Metric.PARAMS: "parameters", Metric.SIZE: "bytes"}
+
+_UNITS = {Metric.MACS: "MACs", Metric.PARAMS: "parameters", Metric.SIZE: "bytes", Metric.MEMORY: "bytes"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +133,7 @@ def _unit_scale(metric: Metric, unit: str, text: str) -> float:
         if unit == "ms":
             return 1
         raise BudgetError(f'budget {text!r}: a latency is given in ms or %; write for example "latency<=5ms"')
-    if metric is Metric.SIZE and unit.endswith("b"):
+    if metric.in_bytes and unit.endswith("b"):
         unit = unit[:-1]
     if unit not in _SUFFIXES:
         raise BudgetError(f"budget {text!r}: unit {unit!r} is unknown, use %, K, M or G; {_REMEDY}")

@@ -18,6 +18,7 @@ from amc.structure.context import Dims, LayerUse
 from amc.structure.copying import copy_model, undisturbed
 from amc.structure.cost import CostModel, Term
 from amc.structure.grouping import FIXED, Grouping, group_channels
+from amc.structure.liveness import Buffer
 from amc.structure.propagate import Propagation, propagate
 from amc.structure.structure import Group, Layer, Locked, Slots, Structure, lock_groups, restrict
 from amc.structure.trace import Example, Trace, dry_run, trace
@@ -67,10 +68,13 @@ def _assemble(walk: Propagation, traced: Trace) -> Structure:
     macs_terms = tuple(dims.term(term.factor, term.dims, term.vanishing) for term in walk.terms)
     params_terms = tuple(_params_term(dims, shapes[name], walk.tensors.get(name)) for name in traced.parameters)
     grouping = group_channels(dims.arrays, locked)
+    memory_terms = tuple(_buffer_term(dims, buffer) for buffer in walk.liveness.buffers)  # does not shape the groups
     cost = replace(
         _cost_model(dims.arrays, grouping, macs_terms, params_terms, tuple(term.layer for term in walk.terms)),
         macs_places=tuple((term.module, term.operator) for term in walk.terms),
         vanishing=tuple(dims.vanishing),
+        memory_terms=memory_terms,
+        memory_moments=walk.liveness.moments,
     )
     slot = grouping.slot
 
@@ -163,6 +167,12 @@ def _params_term(dims: _DimensionTable, shape: tuple[int, ...], ids: Dims | None
     return dims.term(fixed, tuple(entry for entry in entries if entry is not None))
 
 
+def _buffer_term(dims: _DimensionTable, buffer: Buffer) -> Term:
+    """A buffer has as many bytes as the product of its dimensions, times those of an element."""
+    factor, entries = _params_term(dims, buffer.tensor.shape, buffer.tensor.ids)
+    return factor * buffer.itemsize, entries
+
+
 def _cost_model(
     arrays: list[Ids],
     grouping: Grouping,
@@ -170,16 +180,21 @@ def _cost_model(
     params_terms: tuple[Term, ...],
     macs_layers: tuple[int | None, ...],
 ) -> CostModel:
-    """Read every dimension as an affine function of keep counts: all channels of a group count the same in it."""
-    sizes = grouping.sizes
-    group_of = np.append(np.repeat(np.arange(sizes.size), sizes), FIXED)  # the last entry serves FIXED itself
+    """Read every dimension as an affine function of keep counts: all channels of a group count the same in it.
+
+    Only a dimension of activations may hold some channels of a group and not others; then this is an upper bound.
+    """
+    offsets = grouping.offsets
     fixed = np.zeros(len(arrays))
-    per_channel = np.zeros((len(arrays), sizes.size))
+    per_channel = np.zeros((len(arrays), grouping.sizes.size))
     for row, array in enumerate(arrays):
-        groups = group_of[grouping.slot[array]]
-        fixed[row] = np.count_nonzero(groups == FIXED)
-        per_channel[row] = np.bincount(groups[groups != FIXED], minlength=sizes.size) / np.maximum(sizes, 1)
-    return CostModel(fixed, per_channel, macs_terms, params_terms, macs_layers)
+        slots = grouping.slot[array]
+        fixed[row] = np.count_nonzero(slots == FIXED)
+        if grouping.sizes.size:
+            times = np.bincount(slots[slots != FIXED], minlength=int(offsets[-1]))
+            per_channel[row] = np.maximum.reduceat(times, offsets[:-1])
+    most = np.array([array.size for array in arrays], dtype=np.float64)
+    return CostModel(fixed, per_channel, most, macs_terms, params_terms, macs_layers)
 
 
 def _groups(

@@ -79,6 +79,24 @@ class LayerUse(WeightUse):
     outputs: int
 
 
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A tensor that an operator returns."""
+
+    tensor: Tracked
+    itemsize: int  # bytes of an element
+    viewed: Tracked | None  # the input whose memory it shares, if it does
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """An operator as the memory sees it."""
+
+    inputs: tuple[Tracked, ...]
+    results: tuple[Result, ...]
+    elementwise: bool
+
+
 SplitKey = tuple[str, tuple[int, ...]]  # module path and shape: queries, keys and values are split alike
 
 
@@ -108,6 +126,7 @@ class Context:
     layers: list[LayerUse] = field(default_factory=list)
     attributes: list[Attribute] = field(default_factory=list)
     splits: list[Split] = field(default_factory=list)
+    operations: list[Operation] = field(default_factory=list)  # those that the network's outputs need, as they run
     free: list[Ids] = field(default_factory=list)  # dimensions that repeat one value
     used: dict[str, str] = field(default_factory=dict)  # parameter -> the operator, not a layer, that uses it
 

@@ -13,8 +13,9 @@ import torch
 from torch.fx import GraphModule, Node
 
 from amc.structure.channels import ChannelTable, Lock, Resolution
-from amc.structure.context import Context, Dims, LayerUse, Split, SplitKey, Term, Tracked
+from amc.structure.context import Context, Dims, LayerUse, Operation, Result, Split, SplitKey, Term, Tracked
 from amc.structure.count import operator_macs
+from amc.structure.liveness import Buffer, Liveness, is_elementwise, liveness
 from amc.structure.rules import apply_rule
 from amc.structure.rules.own import own_rule
 from amc.structure.rules.registry import locked, operator_name
@@ -39,6 +40,7 @@ class Propagation:
     layers: list[LayerUse]
     attributes: list[Attribute]
     used: dict[str, str]  # parameters that other operators than layers use, and which
+    liveness: Liveness
 
 
 def propagate(trace: Trace) -> Propagation:
@@ -47,11 +49,11 @@ def propagate(trace: Trace) -> Propagation:
     hopeless: set[SplitKey] = set()
     count = functools.cache(operator_macs)
     for _ in range(MAX_WALKS):
-        ctx, tensors = _walk(trace, choices, count)
+        ctx, tensors, alive = _walk(trace, choices, count)
         resolution = ctx.table.resolve()
         if not _advance_(choices, hopeless, ctx.splits, resolution):
             break
-    return Propagation(resolution, tensors, ctx.terms, ctx.layers, ctx.attributes, ctx.used)
+    return Propagation(resolution, tensors, ctx.terms, ctx.layers, ctx.attributes, ctx.used, alive())
 
 
 def _advance_(
@@ -85,17 +87,22 @@ def _advance_(
 
 def _walk(
     trace: Trace, choices: dict[SplitKey, int], count: Callable[[Node], int | None]
-) -> tuple[Context, dict[str, Dims]]:
+) -> tuple[Context, dict[str, Dims], Callable[[], Liveness]]:
     parameters = {name: trace.shapes[name] for name in trace.parameters}
     ctx = Context(ChannelTable(), choices, trace.literals, trace.attributes, parameters, count)
     env: dict[Node, Any] = {}
     tensors: dict[str, Dims] = {}
+    inputs: list[Buffer] = []
+    outputs: list[Tracked] = []
     for node in trace.nodes:
         ctx.node, ctx.live = node, node in trace.live
         if node.op == "placeholder":
             env[node] = _placeholder(ctx, node, trace, tensors)
+            if node.name in trace.inputs and isinstance(env[node], Tracked):
+                inputs.append(Buffer(env[node], node.meta["val"].element_size()))
         elif node.op == "output":
-            for tensor in _tensors(_arguments(node.args, env)):
+            outputs = _tensors(_arguments(node.args, env))
+            for tensor in outputs:
                 for ids in tensor.ids:
                     ctx.lock(ids, "network output")
         else:
@@ -103,7 +110,7 @@ def _walk(
     _lock_unused(ctx, tensors)
     _tie_attributes(ctx)
     _lock_free(ctx, tensors)
-    return ctx, tensors
+    return ctx, tensors, functools.partial(liveness, ctx.operations, inputs, outputs)
 
 
 def _placeholder(ctx: Context, node: Node, trace: Trace, tensors: dict[str, Dims]) -> Any:
@@ -172,6 +179,14 @@ def _call(ctx: Context, node: Node, env: dict[Node, Any]) -> Any:
         _note_uses(ctx, _tensors((args, kwargs)), layers)
     if ctx.unruled or len(ctx.terms) > terms or own_rule(node.target):
         result = _reconciled(ctx, node, terms, layers, result, (args, kwargs))
+    found = _results(node, result, args)
+    if ctx.live:
+        _note_operation(ctx, node, _tensors((args, kwargs)), found)
+    return found
+
+
+def _results(node: Node, result: Any, args: Any) -> Any:
+    """What the operator returns, from the ids that its rule gives."""
     value = node.meta.get("val")
     if isinstance(value, (list, tuple)):
         return [_tracked(item, dims) for item, dims in zip(value, result, strict=True)]
@@ -180,6 +195,36 @@ def _call(ctx: Context, node: Node, env: dict[Node, Any]) -> Any:
     if isinstance(tracked, Tracked) and isinstance(source, Tracked) and operator_name(node.target) in VIEWS:
         return _view(tracked, source)
     return tracked
+
+
+def _note_operation(ctx: Context, node: Node, given: list[Tracked], found: Any) -> None:
+    """Remember what the operator reads and writes, and which results share an input's memory."""
+    values = node.meta.get("val")
+    values = list(values) if isinstance(values, (list, tuple)) else [values]
+    found = found if isinstance(found, list) else [found]
+    memory = {
+        _memory(value): tensor
+        for value, tensor in zip(_values(node), given, strict=False)
+        if isinstance(value, torch.Tensor)
+    }
+    results = tuple(
+        Result(tensor, value.element_size(), memory.get(_memory(value)))
+        for value, tensor in zip(values, found, strict=True)
+        if isinstance(tensor, Tracked)
+    )
+    ctx.operations.append(Operation(tuple(given), results, is_elementwise(node, operator_name(node.target))))
+
+
+def _values(node: Node) -> list[Any]:
+    """The traced tensors among an operator's arguments, in the order of `_tensors`."""
+    values: list[Any] = []
+    torch.fx.map_arg((node.args, node.kwargs), lambda each: values.append(each.meta.get("val")))
+    return [value for value in values if isinstance(value, torch.Tensor)]
+
+
+def _memory(value: torch.Tensor) -> int:
+    """What tensors of the trace that share their memory have in common."""
+    return int(value.untyped_storage()._cdata)
 
 
 def _note_uses(ctx: Context, given: list[Tracked], first: int) -> None:

@@ -154,6 +154,11 @@ class Structure:
         return self.cost.params(self.sizes)
 
     @property
+    def memory(self) -> int:
+        """Bytes of the dense network's activations that are alive at once, at most, on the example input."""
+        return self.cost.memory(self.sizes)
+
+    @property
     def channels(self) -> int:
         """Prunable channels in all groups."""
         return int(self.sizes.sum())

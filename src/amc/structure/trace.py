@@ -70,6 +70,7 @@ class Trace:
     shapes: Mapping[str, tuple[int, ...]]  # every parameter and buffer of the model
     parameters: tuple[str, ...]  # names of the parameters, tied ones once
     attributes: Mapping[str, Mapping[str, int]]  # per module path: its integer attributes, such as groups
+    inputs: frozenset[str]  # placeholders of the network's own arguments
     literals: tuple[Literal, ...]  # integer attributes that reach an operator
 
 
@@ -127,8 +128,11 @@ def trace(model: nn.Module, example: Example) -> Trace:
         for spec in program.graph_signature.input_specs
         if spec.kind in kinds and spec.target is not None
     }
+    given = frozenset(
+        spec.arg.name for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT
+    )
     nodes = tuple(program.graph.nodes)
-    return Trace(nodes, _live(nodes), tensors, shapes, parameters, attributes, seen())
+    return Trace(nodes, _live(nodes), tensors, shapes, parameters, attributes, given, seen())
 
 
 @contextlib.contextmanager

@@ -77,8 +77,13 @@ def structure_record(
         "input": list(shape),
         "macs": structure.macs,
         "params": structure.params,
+        "memory": structure.memory,
         "prunable_macs": structure.prunable_macs(),
-        "least": {"macs": structure.cost.macs(least), "params": structure.cost.params(least)},
+        "least": {
+            "macs": structure.cost.macs(least),
+            "params": structure.cost.params(least),
+            "memory": structure.cost.memory(least),
+        },
         "groups": [
             {
                 "name": group.name,

@@ -72,6 +72,11 @@ class Method(Protocol):
         ...
 
     @property
+    def optional_costs(self) -> Mapping[Metric, CostFunction]:
+        """Closed forms that a search has only if it is asked for them."""
+        ...
+
+    @property
     def whole(self) -> Mapping[str, str]: ...
 
     def checked(
@@ -124,7 +129,10 @@ class Method(Protocol):
         ...
 
     def recount(self, model: nn.Module, example_input: Any) -> dict[str, int]:
-        """The costs of a built network, counted on the network itself: macs, params, size (bytes of its file)."""
+        """The costs of a built network, counted on the network itself: macs, params, size (bytes of its file), memory.
+
+        Without the memory if the network cannot be traced again.
+        """
         ...
 
 
@@ -144,7 +152,9 @@ def problem_of(
     decisions = decisions or method.decisions
     if not decisions:  # a masked layer may have only the dense choice without being locked
         raise BudgetError(_nothing_to_prune(method))
-    costs = {**method.costs, **(measured or {})}
+    asked = {metric, *(budget.metric for budget in budgets)}
+    optional = {name: cost for name, cost in method.optional_costs.items() if name in asked}
+    costs = {**method.costs, **optional, **(measured or {})}
     first = {metric: costs[metric]} if metric is not None and metric in costs else {}
     return Problem(decisions, {**first, **costs}, budgets)
 

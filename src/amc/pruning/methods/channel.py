@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +28,7 @@ from amc.structure import (
     check_counts,
     count_macs,
     count_params,
+    inspect,
     restrict,
 )
 from amc.structure.declared import update_declared_sizes_
@@ -64,6 +66,10 @@ class ChannelMethod:
     @cached_property
     def costs(self) -> Mapping[Metric, CostFunction]:
         return channel_costs(self.structure) | {Metric.SIZE: _stored_size(self.model, self.structure)}
+
+    @property
+    def optional_costs(self) -> Mapping[Metric, CostFunction]:
+        return {Metric.MEMORY: lambda keep_counts: self.structure.cost(keep_counts, "memory")}
 
     @property
     def whole(self) -> Mapping[str, str]:
@@ -117,11 +123,14 @@ class ChannelMethod:
         return pack(model.state_dict())
 
     def recount(self, model: nn.Module, example_input: Any) -> dict[str, int]:
-        return {
+        costs = {
             "macs": count_macs(model, example_input),
             "params": count_params(model),
             "size": len(self.stored(model)),
         }
+        with suppress(ModelError):
+            costs["memory"] = inspect(model, example_input).memory
+        return costs
 
 
 def _reasons(structure: Structure) -> str:

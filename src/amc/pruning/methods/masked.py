@@ -94,6 +94,11 @@ class MaskedMethod:
             Metric.SIZE: self._stored_size(),
         }
 
+    @property
+    def optional_costs(self) -> Mapping[Metric, CostFunction]:
+        """None: a masked network has the activations of the dense one."""
+        return {}
+
     def checked(
         self,
         example_input: Any,
@@ -143,7 +148,7 @@ class MaskedMethod:
             zeros = target.numel - int(torch.count_nonzero(named[target.weight]))
             macs -= target.macs_per_weight * zeros
             params -= zeros
-        return {"macs": macs, "params": params, "size": len(self.stored(model))}
+        return {"macs": macs, "params": params, "size": len(self.stored(model)), "memory": self.structure.memory}
 
     def _find_targets(self, locked: Mapping[str, str]) -> list[_Target]:
         uses: dict[str, list[Layer]] = {}
