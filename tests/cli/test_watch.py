@@ -106,7 +106,7 @@ def test_a_live_report_refreshes_itself_until_the_run_ends(job: Job) -> None:
     assert len(job.pages) == 3
     for page in job.pages:
         assert '<meta http-equiv="refresh" content="5">' in page
-        assert re.search(r'role="status">calibration, 1 of 4 \(.* in this stage', page)
+        assert re.search(r'role="status">Running: calibration, 1 of 4 \(.* in this stage', page)
     last = job.run.file("report.html").read_text(encoding="utf-8")
     assert 'http-equiv="refresh"' not in last
     assert 'role="status"' not in last

@@ -89,7 +89,7 @@ def test_a_full_disk_does_not_end_the_job(run: RunDir, monkeypatch: pytest.Monke
     def full(*_: Any, **__: Any) -> None:
         raise RunError("no space left")
 
-    monkeypatch.setattr(RunDir, "write_json", full)
+    monkeypatch.setattr(RunDir, "show_json", full)
     status.stage("calibration")
     status.stage_step(1, 2)
     status.close()

@@ -76,5 +76,5 @@ class StatusFile(Observer):
             "macs": self._macs,
         }  # fmt: skip
         with suppress(RunError, OSError, ValueError):
-            self._run.write_json(files.STATUS, record, durable=False)
+            self._run.show_json(files.STATUS, record)
             self._written = now

@@ -109,12 +109,13 @@ class RunDir:
             raise RunError(f"'{path}' {error}{remedy}") from error
         return record
 
-    def write_json(self, name: str, record: Mapping[str, object], *, durable: bool = True) -> None:
-        """Replace the file `name` by `record` and its digest as JSON, whole or not at all; `ValueError` for NaN.
+    def write_json(self, name: str, record: Mapping[str, object]) -> None:
+        """Replace the file `name` by `record` and its digest as JSON, whole or not at all; `ValueError` for NaN."""
+        self.write_bytes(name, records.json_bytes(record))
 
-        With `durable`, the file is on the disk when this returns.
-        """
-        atomic_write_bytes(self.file(name), records.json_bytes(record), durable=durable)
+    def show_json(self, name: str, record: Mapping[str, object]) -> None:
+        """The same for other processes to read while this one runs: without waiting for the disk."""
+        atomic_write_bytes(self.file(name), records.json_bytes(record), durable=False)
 
     def writer(self) -> int | None:
         """The process on this machine that is writing to the run; None if there is none. Only reads."""
