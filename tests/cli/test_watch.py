@@ -96,8 +96,8 @@ def test_on_a_terminal_the_picture_is_drawn_again_until_the_run_ends(job: Job, m
     command.watch(job.run.path)
     text = screen.getvalue()
     assert job.slept == [1.0, 1.0, 1.0]
-    assert text.count("calibration, 1 of 4") == 4  # one at once, then before each sleep
-    assert text.index("stopped in: calibration") > text.rindex("calibration, 1 of 4")
+    assert text.count(" 1/4") == 4  # one at once, then before each sleep
+    assert text.index("stopped in: calibration") > text.rindex(" 1/4")
 
 
 def test_a_live_report_refreshes_itself_until_the_run_ends(job: Job) -> None:

@@ -54,7 +54,8 @@ def test_a_job_that_prepares_has_its_stage_its_steps_and_their_pace(tmp_path: Pa
     assert live.sentence == "dense score, 10 of 40 (0:30 in this stage, about 1:30 left, 1:30 in all)"
     assert picture(live) == [
         "resnet20 · cifar10:data · macs<=50%",
-        live.sentence,
+        "dense score",
+        "0:30 in this stage, about 1:30 left, 1:30 in all",
         "██████████░░░░░░░░░░░░░░░░░░░░░░░░░░░░░░ 10/40",
         "",
     ]
@@ -71,14 +72,17 @@ def test_a_search_has_its_best_its_curve_and_the_time_that_its_latest_episodes_p
     assert live.search.best_so_far() == [0.5, 0.5, 0.75, 0.75]
     assert live.left == 12.0  # four episodes of three seconds
     lines = picture(live)
-    assert lines[1] == "search (planner), 4 of 8 (0:30 in this stage, about 0:12 left, 1:30 in all)"
-    assert lines[2] == "█" * 20 + "░" * 20 + " 4/8"
+    assert lines[1:4] == [
+        "search (planner)",
+        "0:30 in this stage, about 0:12 left, 1:30 in all",
+        "█" * 20 + "░" * 20 + " 4/8",
+    ]
     assert "best      75.00% at 50.0% of the MACs (episode 2)" in lines
     assert "last      25.00%" in lines
-    curve = lines[4 : 4 + HEIGHT]
+    curve = lines[5 : 5 + HEIGHT]
     assert curve[0] == "75.00% ┤" + " " * 17 + "━" * 18  # episodes 2 and 3 of 8, in 71 columns
     assert curve[-1] == "50.00% ┤" + "━" * 17
-    assert lines[4 + HEIGHT + 1] == " " * 6 + "  0" + f"{'8 episodes':>70}"
+    assert lines[5 + HEIGHT + 1] == " " * 6 + "  0" + f"{'8 episodes':>70}"
 
 
 def test_the_time_left_is_never_more_than_the_time_limit_leaves(tmp_path: Path) -> None:
@@ -112,7 +116,7 @@ def test_a_killed_job_says_where_it_was_and_what_goes_on(tmp_path: Path) -> None
     live = seen(run)
     assert (live.state, live.elapsed, live.left) == ("stopped", None, None)
     assert picture(live)[1] == "stopped in: calibration"
-    assert picture(live)[-1] == f"`amc resume '{run.path}'` goes on"[:79] + "…" * (len(str(run.path)) > 56)
+    assert picture(live)[-1] == f"`amc resume '{run.path}'` goes on"
 
 
 def test_a_job_that_stopped_by_itself_has_no_stage(tmp_path: Path) -> None:

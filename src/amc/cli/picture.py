@@ -15,17 +15,18 @@ EPOCHS_SHOWN = 5
 
 
 def picture(live: Live) -> list[str]:
-    """The lines, each of at most `WIDTH` characters."""
-    lines = [live.title, live.sentence, *_bar(live), ""]
+    """The lines, each of at most `WIDTH` characters, but for a command to copy."""
+    lines = [live.title, live.where, *([live.times] if live.times else []), *_bar(live), ""]
     if live.search is not None:
         lines += [*_curve(live, live.search), "", *_figures(live, live.search)]
     lines += [_epoch(live, epoch) for epoch in live.epochs[-EPOCHS_SHOWN:]]
     lines += [f"{name}: {live.score(score)}" for name, score in live.finished]
     if live.scores:
         lines.append("result    " + ", ".join(f"{name} {live.score(score)}" for name, score in live.scores))
+    lines = [line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…" for line in lines]
     if live.state == "stopped":
         lines.append(f"`amc {live.resumed_by} {shlex.quote(live.path)}` goes on")
-    return [line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…" for line in lines]
+    return lines
 
 
 def _bar(live: Live) -> Iterator[str]:
@@ -33,7 +34,7 @@ def _bar(live: Live) -> Iterator[str]:
     if live.state == "running" and live.steps is not None:
         yield _share(*live.steps)
     if live.parts:
-        yield f"{_share(len(live.finished), live.parts)} {live.part.partition('-')[0] or 'part'}s"
+        yield f"{_share(len(live.finished), live.parts)} {live.parts_name}"
 
 
 def _share(done: int, total: int) -> str:

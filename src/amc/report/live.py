@@ -68,6 +68,7 @@ class Live:
     search: Search | None  # of the part that is under way; None before its first episode
     finished: tuple[tuple[str, float | None], ...]  # parts with their scores
     parts: int  # planned; 0 for a single search
+    parts_name: str  # points, rounds, or "" for a single search
     epochs: tuple[Mapping[str, Any], ...]  # of the fine-tuning under way
     scores: tuple[tuple[str, float], ...]  # of the finished job: dense, pruned, recovered, fine-tuned
     kind: ScoreKind  # of all scores here
@@ -79,18 +80,24 @@ class Live:
         return format_score(None if value is None else self.kind.named(float(value)), percent=self.percent)
 
     @property
+    def where(self) -> str:
+        """The state, and the stage unless the job is finished."""
+        stage = f"{self.part}: {self.stage}" if self.part and self.stage else self.stage
+        if self.state == "stopped" and stage:
+            return f"stopped in: {stage}"
+        return stage if self.state == "running" and stage else self.state
+
+    @property
+    def times(self) -> str:
+        """The times of a running job; "" otherwise."""
+        parts = ((self.stage_elapsed, "{} in this stage"), (self.left, "about {} left"), (self.elapsed, "{} in all"))
+        return ", ".join(text.format(format_clock(seconds)) for seconds, text in parts if seconds is not None)
+
+    @property
     def sentence(self) -> str:
         """The state, the stage and the times in one line."""
-        if self.state == "finished":
-            return "finished"
-        where = f"{self.part}: {self.stage}" if self.part and self.stage else self.stage
-        if self.state == "stopped":
-            return f"stopped{f' in: {where}' if where else ''}"
-        done = f", {self.steps[0]} of {self.steps[1]}" if self.steps else ""
-        times = [] if self.stage_elapsed is None else [f"{format_clock(self.stage_elapsed)} in this stage"]
-        times += [] if self.left is None else [f"about {format_clock(self.left)} left"]
-        times += [] if self.elapsed is None else [f"{format_clock(self.elapsed)} in all"]
-        return f"{where or 'running'}{done} ({', '.join(times)})" if times else f"{where or 'running'}{done}"
+        steps = f", {self.steps[0]} of {self.steps[1]}" if self.steps and self.state == "running" else ""
+        return f"{self.where}{steps}{f' ({self.times})' if self.times else ''}"
 
 
 def read_live(run: RunDir, *, now: float | None = None) -> Live:
@@ -125,6 +132,7 @@ def read_live(run: RunDir, *, now: float | None = None) -> Live:
         search=search,
         finished=_finished_parts(run, parts),
         parts=parts,
+        parts_name="points" if config.get("sweep") else "rounds" if config.get("schedule") else "",
         epochs=tuple(status.get("epochs", ())),
         scores=_scores(summary) if state == "finished" and not parts else (),
         kind=kind,
