@@ -40,9 +40,13 @@ _FASTER = (
 _ADDED: Mapping[str, Mapping[str, str]] = {  # options of a command, if it has not got them
     "search": {"--episodes": "4", "--recover": "none", "--search-images": "100"},
     "sweep": {"--episodes": "4", "--recover": "none", "--search-images": "100"},
+    "study": {
+        "--episodes": "4", "--recover": "none", "--search-images": "100", "--methods": "channel", "--metrics": "macs",
+        "--budgets": "50%", "--rewards": "none", "--max-drops": "none", "--runtimes": "none",
+    },
     "finetune": {"--epochs": "1"},
     "latency": {"--rounds": "3", "--max-seconds": "0"},
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

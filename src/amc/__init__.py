@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from amc.compression.compare import compare
     from amc.compression.finetuning import finetune
     from amc.compression.load import load_run
+    from amc.compression.loggers import logger
     from amc.compression.observer import Observer
     from amc.compression.pipeline import Result, compress
     from amc.compression.settings import SearchConfig
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 # The verbs in the order of their use, what they take and return, the errors.
 __all__ = [  # noqa: RUF022
     "inspect", "compress", "sweep", "finetune", "export", "latency", "compare", "load_run", "apply_policy",
-    "certify", "count_macs", "count_params", "operator_rule",
+    "certify", "count_macs", "count_params", "operator_rule", "logger",
     "Structure", "Group", "Layer", "Locked", "Certificate",
     "SearchConfig", "Observer", "Result", "Policy", "SearchResult",
     "Sweep", "SweepPoint", "FineTuneConfig", "FineTuneResult", "Export", "Latencies", "Compared",
@@ -63,6 +64,7 @@ _NAMES = {
     "amc.compression.compare": "compare",
     "amc.compression.finetuning": "finetune",
     "amc.compression.load": "load_run",
+    "amc.compression.loggers": "logger",
     "amc.compression.observer": "Observer",
     "amc.compression.pipeline": "Result compress",
     "amc.compression.settings": "SearchConfig",

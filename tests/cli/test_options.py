@@ -47,10 +47,10 @@ SETTINGS: dict[str, tuple[type[Any], ...]] = {
     "latency": (TimingConfig,),
 }
 OWN = {
-    "search": {"out_dir", "recipe", "as_json"},
-    "sweep": {"out_dir", "recipe", "as_json"},
-    "study": {"out_dir", "dry_run", "recipe", "as_json"},
-    "finetune": {"run", "recipe", "as_json"},
+    "search": {"out_dir", "recipe", "log", "as_json"},
+    "sweep": {"out_dir", "recipe", "log", "as_json"},
+    "study": {"out_dir", "dry_run", "recipe", "log", "as_json"},
+    "finetune": {"run", "recipe", "log", "as_json"},
     "latency": {"target", "weights", "input_shape", "finetuned", "as_json"},
 }
 ARGUMENTS = {
@@ -75,7 +75,7 @@ SPELLINGS = {
         --recover --recover-time --finalists --search-images
         --image-size --bf16 --no-bf16 --engine --certify --lock --only --runtime
         --latency-threads --device-url --warm-start
-        --token-file --test --no-test --recipe --json
+        --token-file --test --no-test --recipe --log --json
     """,
     "sweep": """
         MODEL --out --weights --data --metric --from --to --points --budget --reward --max-drop --minimise --confidence
@@ -86,7 +86,7 @@ SPELLINGS = {
         --recover --recover-time --finalists --search-images
         --image-size --bf16 --no-bf16 --engine --certify --lock --only --runtime
         --latency-threads --device-url --warm-start
-        --token-file --test --no-test --recipe --json
+        --token-file --test --no-test --recipe --log --json
     """,
     "study": """
         MODEL --out --dry-run --weights --data --budgets --metrics --methods --rewards --max-drops --runtimes --epochs
@@ -98,12 +98,12 @@ SPELLINGS = {
         --recover --recover-time --finalists --search-images
         --image-size --bf16 --no-bf16 --engine --certify --lock --only --runtime
         --latency-threads --device-url --warm-start
-        --token-file --test --no-test --recipe --json
+        --token-file --test --no-test --recipe --log --json
     """,
     "finetune": """
         RUN --epochs --lr --batch-size --optimiser --optimizer --weight-decay --warmup --label-smoothing --distill
         --temperature --ema --clip-norm --precision --seed --candidates --candidate-epochs --checkpoint-every --restart
-        --device --recipe --json
+        --device --recipe --log --json
     """,
     "latency": """
         MODEL|RUN --runtime --threads --batch --rounds --precision --max-seconds --fp16 --weights --input --finetuned

@@ -18,6 +18,7 @@ from amc.cli.jobs.study import plan_study, resume_study, run_study, search_setti
 from amc.compression.settings import SearchConfig
 from amc.deploy.energy import counters, energy_of
 from amc.errors import AmcError, RunError
+from amc.report.live import read_live
 from amc.report.study import read_study
 from amc.run.directory import RunDir
 from amc.run.settings import Given, Source, StudyConfig, TimingConfig
@@ -125,6 +126,16 @@ def test_a_study_that_is_stopped_goes_on_to_the_same_results(moment: str, tmp_pa
         for name in ("journal.jsonl", "policy.json", "model.safetensors", "model-finetuned.safetensors"):
             assert (tmp_path / "cut" / cell.name / name).read_bytes() == (whole / cell.name / name).read_bytes()
     assert len(results(tmp_path / "cut")["rows"]) == len(plan.cells())
+
+
+def test_a_study_can_be_watched(done: Path, tmp_path: Path) -> None:
+    live = read_live(RunDir.open(done))
+    assert (live.state, live.parts_name, live.parts, len(live.finished)) == ("finished", "cells", 8, 7)
+    place = shutil.copytree(done, tmp_path / "copy")
+    (place / "measured.json").unlink()
+    shutil.rmtree(place / "2-4-drop-20-seed-0")
+    live = read_live(RunDir.open(place))
+    assert (live.state, live.part, len(live.finished)) == ("stopped", "2-4-r-flops-seed-0", 6)
 
 
 def test_a_finished_study_repeats_nothing(done: Path, tmp_path: Path, monkeypatch) -> None:

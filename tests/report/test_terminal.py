@@ -7,6 +7,7 @@ from rich.console import Console
 
 from amc.cli.terminal import show_summary
 from amc.compression.progress import ProgressBar
+from amc.report.tables import format_clock
 from amc.run.directory import RunDir
 from amc.search import EpisodeRecord, EpisodeTiming
 from tests.report.runs import make_guaranteed_run, make_run, make_schedule
@@ -87,3 +88,62 @@ def test_progress_follows_the_reward_and_says_what_the_best_keeps(terminal: bool
     if terminal:
         assert "score 0.9000  best 0.8000 (30.0%)  MACs 90.0%" in text
         assert max(len(line) for line in text.replace("\r", "\n").splitlines()) <= 80 + len("\x1b[2K\x1b[1A")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_stage_shows_its_clock_and_its_steps_and_says_how_long_it_took(terminal: bool) -> None:
+    file, clock = io.StringIO(), Clock()
+    console = Console(file=file, force_terminal=terminal, width=80, color_system=None)
+    progress = ProgressBar(console, clock=clock)
+
+    def shown(seconds: float) -> str:
+        clock.now += seconds
+        begin = len(file.getvalue())
+        progress._bar.refresh()
+        return file.getvalue()[begin:]
+
+    progress.stage("dense score")
+    alone = shown(75)  # no step yet
+    progress.stage_step(1, 4)
+    clock.now += 5
+    progress.stage_step(2, 4)
+    stepped = shown(0)
+    progress.stage("calibration")
+    clock.now += 1.9
+    progress.close()
+    text = file.getvalue()
+    if terminal:
+        assert "1:15" in alone
+        assert "2/4" in stepped
+        assert "1:20<0:10" in stepped  # a step takes 5 s
+        assert max(len(line) for line in text.replace("\r", "\n").splitlines()) <= 80 + len("\x1b[2K\x1b[1A")
+    else:
+        assert text == "· dense score\n  took 1 min 20 s\n· calibration\n"
+
+
+def test_a_second_pass_over_the_steps_begins_a_new_bar() -> None:
+    """The images of the search and those that confirm its result are scored in turn, in one stage."""
+    clock = Clock()
+    progress = ProgressBar(Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None), clock=clock)
+    progress.stage("dense score")
+    for done in (1, 2, 1):
+        clock.now += 1
+        progress.stage_step(done, 2)
+    (task,) = progress._bar.tasks
+    assert (task.completed, task.total) == (1, 2)
+    progress.close()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.9, "0:00"), (61, "1:01"), (3599.9, "59:59"), (3600, "1h00m"), (90_060, "25h01m")]
+)
+def test_a_clock(seconds: float, text: str) -> None:
+    assert format_clock(seconds) == text

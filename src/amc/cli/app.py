@@ -17,8 +17,9 @@ from amc.cli.device import app as device
 from amc.cli.finetune import finetune
 from amc.cli.memory import keep_freed_memory
 from amc.cli.options import PanelCommand
-from amc.cli.search import demo, inspect, report, resume, search, sweep
+from amc.cli.search import demo, inspect, resume, search, sweep
 from amc.cli.study import study
+from amc.cli.watch import report, watch
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,7 +43,7 @@ def options(
     """Prune a trained network to a budget with a reinforcement-learning agent."""
 
 
-for command in (demo, inspect, search, sweep, resume, finetune, export, latency, report, compare, study):
+for command in (demo, inspect, search, sweep, study, resume, finetune, export, latency, report, watch, compare):
     app.command(cls=PanelCommand)(command)
 app.add_typer(device, name="device")
 

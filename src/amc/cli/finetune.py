@@ -9,7 +9,8 @@ from typing import Any
 
 from rich.table import Table
 
-from amc.cli.common import JsonFlag, RecipeOption, RunArgument, err, finish, loading, out, reported, stoppable
+from amc.cli.common import JsonFlag, RecipeOption, RunArgument, finish, loading, out, reported, stoppable
+from amc.cli.listening import LogOption, listening
 from amc.cli.options import takes_settings
 from amc.run.settings import CandidateConfig, FineTuneConfig, Given, SessionConfig
 
@@ -22,6 +23,7 @@ def finetune(
     candidates: Given[CandidateConfig],
     session: SessionConfig,
     recipe: RecipeOption = None,
+    log: LogOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Fine-tune the slim network of a run; the last epoch is reported.
@@ -32,10 +34,9 @@ def finetune(
     """
     with loading():
         from amc.cli.jobs.finetune import run_finetune
-        from amc.compression.progress import ProgressBar
 
-    with stoppable(run):
-        run_finetune(run, config, candidates=candidates, session=session, progress=ProgressBar(err))
+    with stoppable(run), listening(run, log) as progress:
+        run_finetune(run, config, candidates=candidates, session=session, progress=progress)
     if int(os.environ.get("RANK", "0")) == 0:  # of several processes only the first prints
         finish(run, as_json)
         if not as_json:

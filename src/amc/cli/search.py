@@ -1,4 +1,4 @@
-"""`amc demo`, `inspect`, `search`, `sweep`, `resume` and `report`."""
+"""`amc demo`, `inspect`, `search`, `sweep` and `resume`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from amc.cli.common import (
     reported,
     stoppable,
 )
+from amc.cli.listening import LogOption, listening
 from amc.cli.options import takes_settings
 from amc.compression.settings import SearchConfig
 from amc.compression.sweep_settings import SweepConfig
@@ -50,13 +51,12 @@ def demo(
     with loading():
         from amc.cli.jobs.search import free_place
         from amc.cli.jobs.search import run_demo as job
-        from amc.compression.progress import ProgressBar
 
     place = free_place(DEMO) if out_dir is None else out_dir
     if out_dir is None and place != DEMO:
         err.print(f"· '{DEMO}' holds a run and stays; this demo goes to '{place}'", markup=False, soft_wrap=True)
-    with stoppable(place):
-        job(place, episodes=episodes, seed=seed, progress=ProgressBar(err))
+    with stoppable(place), listening(place) as progress:
+        job(place, episodes=episodes, seed=seed, progress=progress)
     finish(place, as_json)
 
 
@@ -99,22 +99,22 @@ def search(
         Path, typer.Option("--out", help="Directory for the run; must not hold another.", rich_help_panel=Panel.OUTPUT)
     ],
     recipe: RecipeOption = None,
+    log: LogOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Search for the best way to meet a budget."""
     with loading():
         from amc.cli.jobs.search import run_search
-        from amc.compression.progress import ProgressBar
 
-    with stoppable(out_dir):
+    with stoppable(out_dir), listening(out_dir, log) as progress:
         if rounds.schedule is None:
-            run_search(out_dir, source, config.make(), progress=ProgressBar(err))
+            run_search(out_dir, source, config.make(), progress=progress)
         else:
             from amc.cli.jobs.schedule import Rounds, run_schedule
 
             searched = config.make(budget=None)  # in a schedule the budget may be a metric alone
             planned = Rounds(rounds.fractions, rounds.tuning(searched.seed), config.values.get("budget"))
-            run_schedule(out_dir, source, searched, planned, progress=ProgressBar(err))
+            run_schedule(out_dir, source, searched, planned, progress=progress)
     finish(out_dir, as_json)
 
 
@@ -129,17 +129,17 @@ def sweep(
         typer.Option("--out", help="Directory for the sweep; must not hold another.", rich_help_panel=Panel.OUTPUT),
     ],
     recipe: RecipeOption = None,
+    log: LogOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Search several budgets at once: a curve of accuracy against cost, and a network for each point."""
     with loading():
         from amc.cli.jobs.sweep import run_sweep
-        from amc.compression.progress import ProgressBar
         from amc.compression.sweep import refuse_budget
 
     refuse_budget(config.values)
-    with stoppable(out_dir):
-        run_sweep(out_dir, source, config.make(), plan, progress=ProgressBar(err))
+    with stoppable(out_dir), listening(out_dir, log) as progress:
+        run_sweep(out_dir, source, config.make(), plan, progress=progress)
     finish(out_dir, as_json)
 
 
@@ -150,25 +150,13 @@ def resume(
         float | None,
         typer.Option(help="New learning rate of a schedule; an unfinished fine-tuning starts again with it."),
     ] = None,
+    log: LogOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Resume a search that was stopped; the result is the same as without the stop."""
     with loading():
         from amc.cli.jobs.resume import run_resume as job
-        from amc.compression.progress import ProgressBar
 
-    with stoppable(run):
-        job(run, round_lr=round_lr, progress=ProgressBar(err))
+    with stoppable(run), listening(run, log) as progress:
+        job(run, round_lr=round_lr, progress=progress)
     finish(run, as_json)
-
-
-@reported
-def report(run: RunArgument, as_json: JsonFlag = False) -> None:
-    """Write RUN/report.html again."""
-    from amc.report import render_report
-
-    path = render_report(run)
-    if as_json:
-        print_json({"report": str(path)})
-    else:
-        out.print(f"report: {path}", soft_wrap=True)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from amc.cli.common import JsonFlag, RecipeOption, err, loading, out, print_json, reported, stoppable
+from amc.cli.common import JsonFlag, RecipeOption, loading, out, print_json, reported, stoppable
+from amc.cli.listening import LogOption, listening
 from amc.cli.options import takes_settings
 from amc.compression.settings import SearchConfig
 from amc.run.settings import Given, Panel, Source, StudyConfig
@@ -32,20 +33,20 @@ def study(
         bool, typer.Option("--dry-run", help="Show the searches and a rough estimate of the time; write nothing.")
     ] = False,
     recipe: RecipeOption = None,
+    log: LogOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Every method under every constraint, and one table: costs, scores, latencies."""
     with loading():
         from amc.cli.jobs.study import plan_study, run_study, search_settings
-        from amc.compression.progress import ProgressBar
 
     settings = search_settings(config)
     if dry_run:
         planned = plan_study(source, settings, plan)
         print_json({"cells": [_record(each) for each in planned]}) if as_json else _show_plan(planned)
         return
-    with stoppable(out_dir):
-        run_study(out_dir, source, settings, plan, progress=ProgressBar(err))
+    with stoppable(out_dir), listening(out_dir, log) as progress:
+        run_study(out_dir, source, settings, plan, progress=progress)
     finish_study(out_dir, as_json)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from amc.compression.observer import Observer
 from amc.compression.prepare import Job
 from amc.compression.recovering import FinalistMeasurement, Recovering
-from amc.compression.scoring.evaluator import Evaluate, PairedEvaluator, final_score, score_of, scored_on
+from amc.compression.scoring.evaluator import Evaluate, PairedEvaluator, final_score, heard, score_of, scored_on
 from amc.compression.selection import Selection, choose
 from amc.compression.selection.base import merged
 from amc.compression.selection.by_confidence import ByConfidence
@@ -54,7 +54,8 @@ def ended(
     best, warnings = confirmed(job, choice.record, slim, recorded)
     job = job.warned(warnings, watch)
     policy = job.scorer.builder.policy(best.keep)
-    summary = summarise(job, slim, replace(choice, record=best), results, run, test)
+    with heard(test, watch.stage_step):
+        summary = summarise(job, slim, replace(choice, record=best), results, run, test)
     _check_budget(job, summary["slim"])
     if config.recover != "none":
         slim, recovered = _recovered(recovering, best, test)
@@ -148,7 +149,8 @@ def _scores(
         if objection is not None:
             recovering.refuse(best.keep, *objection)
             return {}, []
-    tested, failed = (None, []) if test is None else final_score(test, slim, "recovered")
+    with heard(test, recovering.watch.stage_step):
+        tested, failed = (None, []) if test is None else final_score(test, slim, "recovered")
     scores = {"score_recovered": score, "test_recovered": tested}
     return {name: value for name, value in scores.items() if value is not None}, [*warnings, *failed]
 

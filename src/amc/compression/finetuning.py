@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ def finetune(
         slow = slow_bfloat16(device_of(model)) if config.precision == "bfloat16" else None
         if slow:
             watch.warning(slow)
+        watch.job_settings("finetune", asdict(config))
         watch.stage("fine-tuning")
         return recovery.finetune(
             model,

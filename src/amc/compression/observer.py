@@ -19,15 +19,31 @@ LOG.addHandler(logging.NullHandler())  # a library is silent until its user conf
 class Observer:
     """Listens to a job, silently. Override what you want to hear.
 
-    What a method raises ends the job: KeyboardInterrupt stops a search, which can be resumed.
+    `stops` may end a search early; its result is then written as usual. What a method raises ends the job at once:
+    after a KeyboardInterrupt a search can be resumed.
 
-    >>> class Best(amc.Observer):
+    >>> class Enough(amc.Observer):
     ...     def episode(self, agent, record, timing):
     ...         print(agent, record.episode, record.score)
+    ...
+    ...     def stops(self, agent, record):
+    ...         return "good enough" if record.score and record.score > 0.9 else None
     """
 
+    def job_settings(self, job: str, settings: Mapping[str, Any]) -> None:
+        """A job begins. `job`: "search", with what config.json has, or "finetune", with the training's settings."""
+
+    def job_part(self, name: str) -> None:
+        """What follows belongs to this part of the job: `point-3` of a sweep, `round-1` of a schedule, `candidate-2`.
+
+        `name` is empty where the whole job goes on.
+        """
+
     def stage(self, name: str) -> None:
-        """A new part of the job begins."""
+        """A new stage of the job begins."""
+
+    def stage_step(self, done: int, total: int) -> None:
+        """`done` of `total` steps of this stage are finished: batches, or keep sets of the certificate."""
 
     def structure(self, structure: Structure, certificate: Certificate | None) -> None:
         """The network is analysed."""
@@ -47,11 +63,21 @@ class Observer:
         `record.stopped` says why this episode is the last one, where that was not planned.
         """
 
+    def stops(self, agent: str, record: EpisodeRecord) -> str | None:
+        """Why the search of this agent ends after this new episode; None: it goes on.
+
+        The reason, text of one line, is written to the journal and to summary.json, and shown in the report. Not asked
+        before a policy has a score, after the last episode, or of episodes that are read from a journal.
+        """
+
     def training_step(self, step: StepRecord) -> None:
         """One more step of fine-tuning is done."""
 
     def epoch(self, epoch: EpochRecord, score: float | None) -> None:
         """One more pass over the training data is done; `score`: of the network after it, None if it is not scored."""
+
+    def job_result(self, summary: Mapping[str, Any]) -> None:
+        """The job, or a part of it, has its result: `summary` as in summary.json."""
 
     def close(self) -> None:
         """The job ends, with or without an error."""
@@ -91,13 +117,13 @@ class LogObserver(Observer):
 
 
 class Together(Observer):
-    """Several observers as one: each of them hears everything, in order."""
+    """Several observers as one: each of them hears everything, in order. The first reason to stop is the answer."""
 
     def __init__(self, *observers: Observer) -> None:
         for name in (name for name in vars(Observer) if not name.startswith("_")):
             setattr(self, name, partial(_tell, [getattr(observer, name) for observer in observers]))
 
 
-def _tell(listening: Iterable[Callable[..., None]], *heard: Any) -> None:
-    for listen in listening:
-        listen(*heard)
+def _tell(listening: Iterable[Callable[..., Any]], *heard: Any) -> Any:
+    answers = [listen(*heard) for listen in listening]
+    return next((answer for answer in answers if answer is not None), None)

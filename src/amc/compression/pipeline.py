@@ -124,7 +124,7 @@ def compress(
     (1536, 768)
     """
     inputs, config = inputs_of(Inputs(model, example_input, calibration, evaluate, test), settings)
-    with listening(observer, progress=progress) as watch, opened(run_dir, resume=resume) as run:
+    with listening(observer, progress=progress, run_dir=run_dir) as watch, opened(run_dir, resume=resume) as run:
         return compress_in(run, inputs, config, watch, resume=resume, origin={})
 
 
@@ -174,6 +174,7 @@ def compress_in(
         elif run is not None:
             began = {"amc_version": amc_version(), **origin, **config.to_json()}
             run.write_json(files.CONFIG, {**began, **weights_key(inputs.model)})
+        watch.job_settings("search", {**origin, **config.to_json()})
         journals = [] if run is None else [run.file(_journal(name, config.agent)) for name in _agents(config)]
         recorded = Recorded.at(journals)  # a damaged one is found before any work
         test = _test_score(inputs, config)
@@ -295,6 +296,7 @@ def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer,
         run.discard(files.PREPARED)
         run.write_json(files.SUMMARY, summary)
         render_report(run)
+    watch.job_result(summary)
     return Result(slim, policy, summary, job.structure, results[config.agent], job.method.masks(slim))
 
 
@@ -360,7 +362,11 @@ def _run_agent(
         on_episode=on_episode,
         reward=job.reward,
         origin=job.origin,
-        rules=StopRules(config.seconds, config.patience if name == config.agent else None),
+        rules=StopRules(
+            config.seconds,
+            config.patience if name == config.agent else None,
+            asked=lambda record: watch.stops(name, record.named(kind)),
+        ),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -23,6 +23,7 @@ from amc.compression.scoring.evaluator import (
     Evaluator,
     PairedEvaluator,
     as_evaluator,
+    heard,
     score_of,
     scored_on,
 )
@@ -55,6 +56,8 @@ from amc.structure import Certificate, Structure, inspect
 from amc.structure.batches import Reader, limited
 from amc.structure.copying import copy_model
 from amc.structure.trace import Example
+
+T = TypeVar("T")
 
 DEFAULT_RUNTIME = "onnxruntime"
 SEARCH_SHARE = 3 / 4  # of the images to score on that the search scores; the finalists are compared on the others
@@ -228,7 +231,9 @@ class _Preparation:
         self.watch.stage("check of the structure")
         key = self.key(structure=method.structure, keep_sets=config.keep_sets)
         known = self.earlier.certificate if self.earlier.structure_key == key else None
-        method, certificate = method.checked(inputs.example_input, keep_sets=config.keep_sets, known=known)
+        method, certificate = method.checked(
+            inputs.example_input, keep_sets=config.keep_sets, known=known, on_check=self.watch.stage_step
+        )
         self.watch.structure(method.structure, certificate)
         return method, certificate, key
 
@@ -267,20 +272,31 @@ class _Preparation:
             for warning in choice.warnings:
                 self.warn(warning)
         if config.max_drop is not None and isinstance(score, Evaluator):
-            searched, confirm = (
-                scored_on("dense", partial(PairedEvaluator, half, whole)) for half in score.divided(1 / 2)
-            )
+            searched, confirm = (self.compared(PairedEvaluator, half, whole) for half in score.divided(1 / 2))
             dense = _Dense(searched, searched.dense_score, confirm, images)
         elif isinstance(score, Evaluator) and leaves_images(config, len(score)):
             searching, rest = score.divided(SEARCH_SHARE)
             beside: Callable[..., Confirm] = PairedEvaluator if score.kind.per_image else BesideDense
-            dense = _beside(searching, whole, images, scored_on("dense", partial(beside, rest, whole)))
+            dense = self.beside(searching, whole, images, self.compared(beside, rest, whole))
         else:
-            dense = _beside(score, whole, images)
+            dense = self.beside(score, whole, images)
         self.watch.dense(get_score(score_name).named(dense.value))
         for warning in _near_chance(dense.score, whole, dense.value):
             self.warn(warning)
         return dense
+
+    def beside(self, score: Evaluate, whole: nn.Module, images: str | None, confirm: Confirm | None = None) -> _Dense:
+        """The dense score, and that of the others: with its standard error where single images are right or wrong."""
+        if isinstance(score, Evaluator) and score.kind.per_image:
+            score = self.compared(PairedEvaluator, score, whole)
+            return _Dense(score, score.dense_score, confirm, images)
+        with heard(score, self.watch.stage_step):
+            return _Dense(score, score_of(score, whole, "dense"), confirm, images)
+
+    def compared(self, kind: Callable[[Evaluator, nn.Module], T], score: Evaluator, whole: nn.Module) -> T:
+        """The score with the dense network's own, which is measured now."""
+        with heard(score, self.watch.stage_step):
+            return scored_on("dense", partial(kind, score, whole))
 
     def smallest(self, max_drop: float, dense: _Dense) -> SmallestWithin:
         """The reward of `max_drop`. Raises AmcError if the images or the score cannot show so small a loss."""
@@ -304,7 +320,8 @@ class _Preparation:
         if self.earlier.calibration_key == key:
             return _Calibrated(batches, data, self.earlier.calibration, key, self.earlier.orders)
         layers = method.calibrated()
-        calibration = calibrate(inputs.model, method.structure, batches, layers=layers, seed=config.seed)
+        counted = _counted(batches, self.watch.stage_step)
+        calibration = calibrate(inputs.model, method.structure, counted, layers=layers, seed=config.seed)
         return _Calibrated(batches, data, calibration, key)
 
     def distill_loss(self, batches: Sequence[Example]) -> CheckedLoss | None:
@@ -342,12 +359,11 @@ class _Preparation:
         write(self.kept, Prepared(structure_key, certificate, calibrated.key, calibrated.calibration, orders))
 
 
-def _beside(score: Evaluate, whole: nn.Module, images: str | None, confirm: Confirm | None = None) -> _Dense:
-    """The dense score, and the score of the others: with its standard error where single images are right or wrong."""
-    if isinstance(score, Evaluator) and score.kind.per_image:
-        score = scored_on("dense", partial(PairedEvaluator, score, whole))
-        return _Dense(score, score.dense_score, confirm, images)
-    return _Dense(score, score_of(score, whole, "dense"), confirm, images)
+def _counted(batches: Sequence[Example], on_batch: Callable[[int, int], None]) -> Iterator[Example]:
+    """The batches; `on_batch` hears of each, once it is used, how many were and of how many."""
+    for number, batch in enumerate(batches, start=1):
+        yield batch
+        on_batch(number, len(batches))
 
 
 def leaves_images(config: SearchConfig, images: int) -> bool:

@@ -1,48 +1,74 @@
-"""A job's progress on a terminal: a bar where the line can be redrawn, a line now and then elsewhere."""
+"""A job's progress on a terminal: a bar and a clock where the line can be redrawn, a line now and then elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn
 from rich.progress import Progress as Bar
+from rich.text import Text
 
 from amc.compression.observer import LogObserver, Observer, Together
+from amc.compression.status import StatusFile
 from amc.recovery import EpochRecord, StepRecord
 from amc.report.stopping import sentence_of
-from amc.report.tables import format_count, format_score
+from amc.report.tables import format_clock, format_count, format_score, format_seconds
 from amc.run.settings.scores import NamedScore
 from amc.search import EpisodeRecord, EpisodeTiming
 from amc.structure import Certificate, Structure
 
 PLAIN_EVERY = 20  # episodes between lines where there is no terminal to redraw
+LONG = 2.0  # seconds, from which a stage's time is worth a line
 
 
 @contextmanager
-def listening(observer: Observer | None, *, progress: bool) -> Iterator[Observer]:
-    """All that listens to a job inside the block: the log, the caller's observer, and a progress bar on stderr."""
+def listening(
+    observer: Observer | None, *, progress: bool, run_dir: str | os.PathLike[str] | None = None
+) -> Iterator[Observer]:
+    """All that listens to a job inside the block: the log, the caller's observer, and a progress bar on stderr.
+
+    `run_dir`: where `amc watch` may look.
+    """
     bars = [ProgressBar(Console(stderr=True, highlight=False))] if progress else []
-    watch = Together(LogObserver(), *([observer] if observer else []), *bars)
+    status = [] if run_dir is None else [StatusFile(Path(run_dir))]
+    watch = Together(LogObserver(), *([observer] if observer else []), *bars, *status)
     try:
         yield watch
     finally:
         watch.close()
 
 
-class ProgressBar(Observer):
-    """Live progress on a terminal, a line now and then elsewhere."""
+class _Clock(ProgressColumn):
+    """The time that the stage has taken, and the time that is left: 0:12<1:07."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, elapsed: Callable[[], float]) -> None:
+        super().__init__()
+        self._elapsed = elapsed
+
+    def render(self, task: Task) -> Text:
+        left = task.time_remaining
+        return Text(format_clock(self._elapsed()) + ("" if left is None else f"<{format_clock(left)}"))
+
+
+class ProgressBar(Observer):
+    """Live progress on a terminal, a line now and then elsewhere. `clock`: seconds."""
+
+    def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.console = console
+        self._clock, self._began = clock, clock()
         self._bar = Bar(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=7),
-            MofNCompleteColumn(),
+            BarColumn(bar_width=5),
+            TextColumn("{task.fields[count]}"),
             TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(compact=True),
+            _Clock(lambda: self._clock() - self._began),
             console=console,
+            get_time=clock,
             transient=True,
             disable=not console.is_terminal,
         )
@@ -53,10 +79,16 @@ class ProgressBar(Observer):
         self._dense_macs = 1
 
     def stage(self, name: str) -> None:
-        """A new part of the job begins."""
-        self._end_task()
+        """A new stage of the job begins."""
+        self._end_stage()
         self._best = None
         self.console.print(f"· {name}", style="dim", markup=False)
+        self._began = self._clock()
+        self._advance("", None, 0, "")
+
+    def stage_step(self, done: int, total: int) -> None:
+        """One more step of a stage that is no search and no training."""
+        self._advance("", max(done, total), done, "")
 
     def structure(self, structure: Structure, certificate: Certificate | None) -> None:
         """What was found in the network."""
@@ -94,7 +126,7 @@ class ProgressBar(Observer):
         at = f" ({self._macs_left(best)})" if best else ""
         score = _short(record.score)
         note = f"score {score}  best {_score_of(best)}{at}  MACs {self._macs_left(record)}"
-        self._advance(f"  {agent}", total, record.episode + 1, note)
+        self._advance(agent, total, record.episode + 1, note)
         last = record.episode + 1 == total or record.stopped is not None
         if last or (not self.console.is_terminal and (record.episode + 1) % PLAIN_EVERY == 0):
             left = f" at {self._macs_left(best)} of the MACs" if best else ""
@@ -107,7 +139,7 @@ class ProgressBar(Observer):
     def training_step(self, step: StepRecord) -> None:
         """One more step of fine-tuning."""
         note = f"epoch {step.epoch}  loss {step.loss:.3f}  lr {step.lr:.4f}"
-        self._advance("  fine-tuning", step.total_steps, step.step, note)
+        self._advance("fine-tuning", step.total_steps, step.step, note)
 
     def epoch(self, epoch: EpochRecord, score: float | None) -> None:
         """One more pass over the training split."""
@@ -116,18 +148,28 @@ class ProgressBar(Observer):
 
     def close(self) -> None:
         """Clear the line that was being redrawn."""
-        self._end_task()
+        self._end_stage()
 
     def _macs_left(self, record: EpisodeRecord) -> str:
         return f"{record.cost.get('macs', 0.0) / self._dense_macs:.1%}"
 
-    def _advance(self, name: str, total: int, done: int, note: str) -> None:
-        if self._task is None or self._name != name:
+    def _advance(self, name: str, total: int | None, done: int, note: str) -> None:
+        """Redraw the line. Without a total it shows the time alone."""
+        if self._task is None or self._name != name or done < self._bar.tasks[0].completed:
             self._end_task()
             self._name = name
             self._bar.start()
-            self._task = self._bar.add_task(name, total=total, note="")
-        self._bar.update(self._task, completed=done, total=total, note=note)
+            self._task = self._bar.add_task(f" {name}" if name else "", total=total, note="", count="")
+        count = "" if total is None else f"{done}/{total}"
+        self._bar.update(self._task, completed=done, total=total, note=note, count=count)
+
+    def _end_stage(self) -> None:
+        """Clear the line; say how long a long stage took."""
+        if self._task is not None:
+            self._end_task()
+            seconds = self._clock() - self._began
+            if seconds >= LONG:
+                self._say(f"took {format_seconds(seconds)}", style="dim")
 
     def _end_task(self) -> None:
         if self._task is not None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from amc.compression.observer import Observer
 from amc.compression.prepare import Job
-from amc.compression.scoring.evaluator import score_of
+from amc.compression.scoring.evaluator import heard, score_of
 from amc.recovery.distillation import Outcome, Plan, Recovery, distill_
 from amc.run import files
 from amc.run.directory import RunDir
@@ -102,4 +102,6 @@ class FinalistMeasurement:
 
     def _score(self, network: nn.Module, which: str) -> float:
         job = self.recovering.job
-        return score_of(job.confirm or job.scorer.evaluate, network, which)
+        score = job.confirm or job.scorer.evaluate
+        with heard(score, self.recovering.watch.stage_step):
+            return score_of(score, network, which)

@@ -105,7 +105,7 @@ def sweep(
     ours = {field.name for field in fields(SweepConfig)}
     plan = SweepConfig(**{name: settings.pop(name) for name in sorted(ours & set(settings))})
     inputs, config = inputs_of(Inputs(model, example_input, calibration, evaluate, test), settings)
-    with listening(observer, progress=progress) as watch, opened(run_dir, resume=resume) as run:
+    with listening(observer, progress=progress, run_dir=run_dir) as watch, opened(run_dir, resume=resume) as run:
         return sweep_in(run, inputs, config, plan, watch, resume=resume, origin={})
 
 
@@ -193,6 +193,7 @@ class _Sweeping:
         counts = episodes_of(self.config.episodes, len(texts))
         found: dict[int, SweepPoint] = {}
         for count, number in zip(counts, range(len(texts), 0, -1), strict=True):
+            self.watch.job_part(f"point-{number}")
             self.watch.stage(f"point {len(found) + 1} of {len(texts)}: {texts[number - 1]}")
             found[number], new = self._point(number, self._settings(texts[number - 1], count), records)
             records = (*records, *new)
@@ -203,6 +204,8 @@ class _Sweeping:
                 self.run.write_json(files.SUMMARY, summary)
         if self.run is not None:
             render_report(self.run)
+        self.watch.job_part("")
+        self.watch.job_result(summary)
         return Sweep(tuple(found[number] for number in sorted(found)), summary["knee"], summary)
 
     def _settings(self, budget: str, episodes: int) -> SearchConfig:

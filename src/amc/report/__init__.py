@@ -6,8 +6,10 @@ from pathlib import Path
 from amc.run.directory import RunDir
 
 
-def render_report(run: str | os.PathLike[str] | RunDir) -> Path:
+def render_report(run: str | os.PathLike[str] | RunDir, *, now: str = "", refresh: int | None = None) -> Path:
     """Write RUN/report.html atomically and return its path.
+
+    now: what the run is doing, for the top of the page. refresh: seconds after which the browser loads the page again.
 
     The page of a schedule covers all its rounds, that of a sweep all its points, that of a study all its cells.
 
@@ -21,8 +23,6 @@ def render_report(run: str | os.PathLike[str] | RunDir) -> Path:
 
     directory = open_run(run)
     config = directory.config()
-    if config.get("study"):
-        return render_study(directory)
-    if config.get("sweep"):
-        return render_sweep(directory)
-    return render_schedule(directory) if config.get("schedule") else render_run(directory)
+    renderers = {"study": render_study, "sweep": render_sweep, "schedule": render_schedule}
+    render = next((render for kind, render in renderers.items() if config.get(kind)), render_run)
+    return render(directory, now=now, refresh=refresh)

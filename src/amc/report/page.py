@@ -27,9 +27,9 @@ _SHOWN_FAILURES = 20
 _SHOWN_LOCKS = 12
 
 
-def render_run(run: RunDir) -> Path:
-    """Write the page of one search atomically and return its path."""
-    run.write_text(files.REPORT, render_page(load_record(run)))
+def render_run(run: RunDir, *, now: str = "", refresh: int | None = None) -> Path:
+    """Write the page of one search atomically and return its path; `now` and `refresh` as in `render_report`."""
+    run.write_text(files.REPORT, render_page(load_record(run), now=now, refresh=refresh))
     return run.file(files.REPORT)
 
 
@@ -38,13 +38,13 @@ def open_run(run: str | os.PathLike[str] | RunDir) -> RunDir:
     return run if isinstance(run, RunDir) else RunDir.open(run)
 
 
-def render_page(record: RunRecord) -> str:
-    """The page of one search as HTML text."""
-    return render_template("report.html.j2", _context(record))
+def render_page(record: RunRecord, *, now: str = "", refresh: int | None = None) -> str:
+    """The page of one search as HTML text; `now` and `refresh` as in `render_report`."""
+    return render_template("report.html.j2", _context(record), now=now, refresh=refresh)
 
 
-def render_template(name: str, context: Mapping[str, object]) -> str:
-    """Render one of this package's templates, with the style sheet."""
+def render_template(name: str, context: Mapping[str, object], *, now: str = "", refresh: int | None = None) -> str:
+    """Render one of this package's templates, with the style sheet; `now` and `refresh` as in `render_report`."""
     environment = Environment(
         loader=PackageLoader("amc.report", "."),
         autoescape=True,
@@ -55,7 +55,7 @@ def render_template(name: str, context: Mapping[str, object]) -> str:
     loader = environment.loader
     assert loader is not None
     style = loader.get_source(environment, "report.css")[0]
-    return environment.get_template(name).render(style=Markup(style), **context)
+    return environment.get_template(name).render(style=Markup(style), now=now, refresh=refresh, **context)
 
 
 def _context(record: RunRecord) -> dict[str, object]:

@@ -47,16 +47,16 @@ class RoundRow:
     link: str  # relative address of the round's own page; "" if absent
 
 
-def render_schedule(run: str | os.PathLike[str] | RunDir) -> Path:
+def render_schedule(run: str | os.PathLike[str] | RunDir, *, now: str = "", refresh: int | None = None) -> Path:
     """Write the page of a schedule atomically and return its path.
 
     The page of an unfinished schedule shows the rounds so far. Raises `RunError` if the directory is not a run or
-    contains a damaged file.
+    contains a damaged file. `now` and `refresh` as in `render_report`.
     """
     directory = open_run(run)
     config = directory.config()
     summary = directory.read_json(files.SUMMARY) if directory.has(files.SUMMARY) else {}
-    page = render_template("schedule.html.j2", _context(directory, config, summary))
+    page = render_template("schedule.html.j2", _context(directory, config, summary), now=now, refresh=refresh)
     directory.write_text(files.REPORT, page)
     return directory.file(files.REPORT)
 

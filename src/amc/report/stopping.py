@@ -20,6 +20,8 @@ def sentence_of(stop: Mapping[str, Any], episodes: object, *, points: bool = Fal
     """The sentence for the fields of an `amc.search.Stop`; `points`: whether a gain of 0.01 is a point of accuracy."""
     begin = f"stopped after {episodes} of {stop['planned']} episodes: "
     stale = stop.get("stale")
+    if stop.get("words"):
+        return f"{begin}{stop['words']}"
     if stale is None:
         return f"{begin}the time limit of {format_seconds(stop.get('limit'))} was used up"
     begin += "the last one was not better" if stale == 1 else f"the last {stale} were not better"

@@ -173,18 +173,19 @@ class Study:
         return (best.result or 0.0) - (other.result or 0.0) <= max(*errors, best.spread, other.spread)
 
 
-def render_study(run: str | os.PathLike[str] | RunDir) -> Path:
+def render_study(run: str | os.PathLike[str] | RunDir, *, now: str = "", refresh: int | None = None) -> Path:
     """Write the page of a study, and its tables beside it, atomically; returns the page's path.
 
     The tables of an unfinished study have the results so far. Raises `RunError` if the directory is not a study or
-    contains a damaged file.
+    contains a damaged file. `now` and `refresh` as in `render_report`.
     """
     directory = open_run(run)
     study = read_study(directory)
     directory.write_text(MARKDOWN, markdown(study))
     directory.write_text(TABLE, as_csv(study))
     directory.write_text(RECORD, json.dumps(to_json(study), indent=2) + "\n")
-    directory.write_text(files.REPORT, render_template("study.html.j2", _context(directory, study)))
+    page = render_template("study.html.j2", _context(directory, study), now=now, refresh=refresh)
+    directory.write_text(files.REPORT, page)
     return directory.file(files.REPORT)
 
 

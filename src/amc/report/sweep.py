@@ -44,16 +44,17 @@ class PointRow:
     knee: bool
 
 
-def render_sweep(run: str | os.PathLike[str] | RunDir) -> Path:
+def render_sweep(run: str | os.PathLike[str] | RunDir, *, now: str = "", refresh: int | None = None) -> Path:
     """Write the page of a sweep atomically and return its path.
 
     The page of an unfinished sweep shows the points so far. Raises `RunError` if the directory is not a run or contains
-    a damaged file.
+    a damaged file. `now` and `refresh` as in `render_report`.
     """
     directory = open_run(run)
     config = directory.config()
     summary = directory.read_json(files.SUMMARY) if directory.has(files.SUMMARY) else {}
-    directory.write_text(files.REPORT, render_template("sweep.html.j2", _context(directory, config, summary)))
+    page = render_template("sweep.html.j2", _context(directory, config, summary), now=now, refresh=refresh)
+    directory.write_text(files.REPORT, page)
     return directory.file(files.REPORT)
 
 

@@ -187,6 +187,12 @@ def format_seconds(seconds: float | None) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def format_clock(seconds: float) -> str:
+    """A running time as on a clock: "0:07", "12:30", or "1h02m" from an hour on."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02}m"
+
+
 def _budget_line(budget: Budget, dense: float | None, slim: float | None) -> BudgetLine:
     if slim is None or (budget.fraction is not None and dense is None):
         return BudgetLine(f"{budget}: not recounted yet", None)

@@ -114,6 +114,24 @@ class RunDir:
         """Replace the file `name` by `record` and its digest as JSON, whole or not at all; `ValueError` for NaN."""
         self.write_bytes(name, records.json_bytes(record))
 
+    def show_json(self, name: str, record: Mapping[str, object]) -> None:
+        """The same for other processes to read while this one runs: without waiting for the disk."""
+        atomic_write_bytes(self.file(name), records.json_bytes(record), durable=False)
+
+    def writer(self) -> int | None:
+        """The process on this machine that is writing to the run; None if there is none. Only reads."""
+        try:
+            descriptor = os.open(self.file(files.LOCK), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            owner = _owner(descriptor)
+            # The lock is tried only while its last owner seems to live (its number may be another's by now): a trial
+            # that succeeds holds the lock for a moment, in which a job could not begin.
+            return owner if owner is not None and _alive(owner) and not _is_free(descriptor) else None
+        finally:
+            os.close(descriptor)
+
     def digests(self, names: Iterable[str]) -> dict[str, str]:
         """SHA-256 of each of these files that exists, for the summary."""
         return {name: _sha256(self.file(name)) for name in names if self.has(name)}
@@ -200,7 +218,7 @@ class RunDir:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+            owner = _owner(descriptor) or "unknown"
             raise RunError(
                 f"another process (pid {owner}) is writing to '{self.path}'; "
                 f"wait for it, stop it, or choose another directory"
@@ -268,6 +286,31 @@ def _sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise RunError(f"'{path}' cannot be read ({error.strerror}); check the disk") from error
+
+
+def _owner(descriptor: int) -> int | None:
+    """The process that has last held the open lock."""
+    text = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+    return int(text) if text.isdecimal() and len(text) < 10 else None
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True  # another user's
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
+
+
+def _is_free(descriptor: int) -> bool:
+    """Whether nobody holds the open lock."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

@@ -15,9 +15,15 @@ TABLE = "latency-table.json"
 MEASURED = "measured.json"  # of every result of a study, on every runtime; and why a cell has none
 PREPARED = "prepared.safetensors"  # until the search has ended
 REPORT = "report.html"
+STATUS = "status.json"  # what the job is doing, while it runs
 LOCK = ".lock"
 
 
 def baseline_journal(agent: str) -> str:
     """Name of the journal of a baseline that was scored beside the main agent."""
     return f"journal-{agent}.jsonl"
+
+
+def logged(logger: str) -> str:
+    """Name of the file that remembers what a logger has been told."""
+    return f"logged-{logger}.jsonl"

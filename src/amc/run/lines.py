@@ -66,11 +66,13 @@ def repair(path: Path) -> None:
         os.close(descriptor)
 
 
-def atomic_write_bytes(path: str | os.PathLike[str], *parts: bytes | memoryview, mode: int = 0o666) -> None:
-    """Replace the file at `path` by `parts`, one after the other, whole or not at all, and flush it to the disk.
+def atomic_write_bytes(
+    path: str | os.PathLike[str], *parts: bytes | memoryview, mode: int = 0o666, durable: bool = True
+) -> None:
+    """Replace the file at `path` by `parts`, one after the other, whole or not at all.
 
-    `mode`: the permissions of the file, less the process's umask. Raises RunError; the old file is then unchanged, and
-    no temporary file remains.
+    With `durable`, the file is on the disk when this returns. `mode`: the permissions of the file, less the process's
+    umask. Raises RunError; the old file is then unchanged, and no temporary file remains.
     """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
@@ -80,7 +82,8 @@ def atomic_write_bytes(path: str | os.PathLike[str], *parts: bytes | memoryview,
             try:
                 for part in parts:
                     write_all(descriptor, part)
-                os.fsync(descriptor)
+                if durable:
+                    os.fsync(descriptor)
             finally:
                 os.close(descriptor)
             temporary.replace(target)
@@ -88,7 +91,8 @@ def atomic_write_bytes(path: str | os.PathLike[str], *parts: bytes | memoryview,
             with suppress(OSError):
                 temporary.unlink()
             raise
-        sync_directory(target.parent)
+        if durable:
+            sync_directory(target.parent)
     except OSError as error:
         raise unwritable(target, error) from error
 

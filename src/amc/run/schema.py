@@ -122,7 +122,7 @@ _RECOVERY = fields(
 _STOP = fields(
     {
         "reason": text, "planned": positive, "limit": optional(number), "stale": optional(positive),
-        "expected_gain": optional(number),
+        "expected_gain": optional(number), "words": optional(text),
     },
     needed=("reason", "planned"),
 )  # fmt: skip
@@ -224,9 +224,19 @@ HEADER = fields(  # a line of a resumed search on another machine has `environme
 )  # fmt: skip
 TIMING = fields({"agent": text, "episode": count, "seconds": table(number)})
 RECOVERY = fields({"keep": many(positive), "plan": PLAN}, needed=("keep", "plan"))
+LOGGED = fields({"key": text, "series": text, "step": count})
 EPOCH = fields({"epoch": positive, **dict.fromkeys(("loss", "lr", "seconds"), number), "score": optional(number)})
 
+STATUS = fields(
+    {
+        **dict.fromkeys(("part", "stage"), text), **dict.fromkeys(("began", "stage_began", "written"), number),
+        **dict.fromkeys(("done", "total", "macs"), optional(count)), "epochs": many(EPOCH),
+    },
+    needed=("part", "stage", "began", "stage_began", "written", "done", "total", "epochs"),
+)  # fmt: skip
+
 OBJECTS: Mapping[str, Check] = {
+    "status.json": STATUS,
     "config.json": CONFIG,
     "summary.json": SUMMARY,
     "policy.json": POLICY,
@@ -248,7 +258,9 @@ LINES: Mapping[str, Check] = {
 
 def check_of_lines(name: str) -> Check:
     """The rule for a record of the line file of this name."""
-    return JOURNAL if name.startswith("journal") else LINES.get(name, anything)
+    if name.startswith("journal"):
+        return JOURNAL
+    return LOGGED if name.startswith("logged-") else LINES.get(name, anything)
 
 
 def json_schemas() -> dict[str, dict[str, Any]]:

@@ -26,7 +26,7 @@ from amc.run.lines import append_line, is_full, repair, whole_lines
 from amc.run.schema import EPISODE, ORIGIN
 from amc.run.settings.scores import ScoreKind
 
-TIME_LIMIT, PATIENCE = "time limit", "patience"  # what ends a search before its last episode
+TIME_LIMIT, PATIENCE, OBSERVER = "time limit", "patience", "observer"  # what ends a search before its last episode
 
 VERSION = 2  # version 1 has no digests, and no origin in its header
 _SEAL = re.compile(rb', "sum": "([0-9a-f]{16})"\}\Z')
@@ -36,17 +36,20 @@ _SEAL = re.compile(rb', "sum": "([0-9a-f]{16})"\}\Z')
 class Stop:
     """Why a search ended before its last episode."""
 
-    reason: str  # `TIME_LIMIT` or `PATIENCE`
+    reason: str  # `TIME_LIMIT`, `PATIENCE` or `OBSERVER`
     planned: int  # episodes
     limit: float | None = None  # the time limit in seconds, if that is the reason
     stale: int | None = None  # with patience: the number of last episodes, none of which was better
     expected_gain: float | None = (
         None  # with patience: of reward, that the agent's model still expected; None: no model
     )
+    words: str | None = None  # the observer's own, one line, if it ended the search
 
     def __post_init__(self) -> None:
-        if self.reason not in (TIME_LIMIT, PATIENCE):
-            raise ValueError(f"a search stops for {TIME_LIMIT!r} or {PATIENCE!r}, not for {self.reason!r}")
+        if self.reason not in (TIME_LIMIT, PATIENCE, OBSERVER):
+            raise ValueError(
+                f"a search stops for {TIME_LIMIT!r}, {PATIENCE!r} or {OBSERVER!r}, not for {self.reason!r}"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The fields that are known."""
@@ -56,7 +59,7 @@ class Stop:
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
         """From the fields. Raises ValueError for an unknown reason."""
         limit, gain = (_float_or_none(fields.get(name)) for name in ("limit", "expected_gain"))
-        return cls(fields["reason"], fields["planned"], limit, fields.get("stale"), gain)
+        return cls(fields["reason"], fields["planned"], limit, fields.get("stale"), gain, fields.get("words"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What ends a search before its last episode: a time limit, or patience.
+"""What ends a search before its last episode: a time limit, patience, or an observer.
 
 The journal keeps the decision: a search that is resumed reads from it how much of the time is used and whether the
 search has stopped. Pure: the clock comes in.
@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from amc.errors import AmcError, brief
 from amc.search.agents.base import Agent
-from amc.search.journal import PATIENCE, TIME_LIMIT, EpisodeRecord, Stop
+from amc.search.journal import OBSERVER, PATIENCE, TIME_LIMIT, EpisodeRecord, Stop
 
 TOLERANCE = 0.03  # of what the search has gained: a smaller expected gain is nothing better
 FIRST = 8  # scored policies whose median is where the gain begins
@@ -22,10 +23,11 @@ UTMOST = 10  # times the patience: then the search ends whatever the model expec
 
 @dataclass(frozen=True, slots=True)
 class StopRules:
-    """When a search ends before its last episode. Both rules wait until a policy has a score."""
+    """When a search ends before its last episode. All rules wait until a policy has a score."""
 
     seconds: float | None = None  # of proposing, scoring and learning, over all sessions; None: no limit
     patience: int | None = None  # episodes after the warm-up without a better policy, at least 1; None: endless
+    asked: Callable[[EpisodeRecord], str | None] | None = None  # an observer: why the search ends after this episode
     clock: Callable[[], float] = time.perf_counter  # seconds
 
     def __post_init__(self) -> None:
@@ -46,6 +48,9 @@ class StopRules:
             return None
         if (records[-1].progress or 0.0) >= 1:
             return Stop(TIME_LIMIT, episodes, limit=self.seconds)
+        words = None if self.asked is None else _one_line(self.asked(records[-1]))
+        if words is not None:
+            return Stop(OBSERVER, episodes, words=words)
         warmup = int(agent.settings().get("warmup_episodes") or 0)
         stale = len(records) - max(rewards.index(max(scored)) + 1, warmup)
         if self.patience is None or stale < self.patience:
@@ -55,3 +60,12 @@ class StopRules:
         if gain is not None and gain > TOLERANCE * gained and stale < UTMOST * self.patience:
             return None
         return Stop(PATIENCE, episodes, stale=stale, expected_gain=None if gain == math.inf else gain)
+
+
+def _one_line(words: object) -> str | None:
+    """An observer's answer, for the journal. Raises AmcError unless it is text or None."""
+    if words is None:
+        return None
+    if not isinstance(words, str) or not words.strip():
+        raise AmcError(f"an observer's `stops` returned {words!r}; return None to go on, or the reason as text to stop")
+    return brief(" ".join(words.split()))

@@ -7,7 +7,7 @@ channel, and the comparison runs in double precision. A group that fails is foun
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,9 +63,17 @@ class Certificate:
 
 
 def certify(
-    model: nn.Module, structure: Structure, example_input: Any, *, keep_sets: int = 3, seed: int = 0
+    model: nn.Module,
+    structure: Structure,
+    example_input: Any,
+    *,
+    keep_sets: int = 3,
+    seed: int = 0,
+    on_check: Callable[[int, int], None] | None = None,
 ) -> tuple[Structure, Certificate]:
     """Check `keep_sets` random keep sets; lock the groups for which sliced and masked differ.
+
+    `on_check` hears after each keep set that passed how many did, and of how many.
 
     Returns the structure with these locks, and the certificate. Raises ModelError if a copy of the whole network does
     not reproduce its output, or if a cost of the network or of a slice differs from torch's count.
@@ -74,7 +82,7 @@ def certify(
     (Structure(1 group of ...), Certificate(5 keep sets, largest difference ..., passed))
     """
     with undisturbed(model):
-        return _certified(plain(model), structure, Example.of(example_input), keep_sets, seed)
+        return _certified(plain(model), structure, Example.of(example_input), keep_sets, seed, on_check)
 
 
 def check_counts(model: nn.Module, structure: Structure, example_input: Any, mask: Mask | None = None) -> None:
@@ -134,7 +142,12 @@ def _listed(operators: Mapping[str, int]) -> str:
 
 
 def _certified(
-    model: nn.Module, structure: Structure, example: Example, keep_sets: int, seed: int
+    model: nn.Module,
+    structure: Structure,
+    example: Example,
+    keep_sets: int,
+    seed: int,
+    on_check: Callable[[int, int], None] | None,
 ) -> tuple[Structure, Certificate]:
     check_counts(model, structure, example)
     check = _Check(model, structure, example, seed)
@@ -149,6 +162,8 @@ def _certified(
         if isinstance(error, float):
             check.count(mask)
             worst, passed = max(worst, error), passed + 1
+            if on_check is not None:
+                on_check(passed, keep_sets)
             continue
         names = _offenders(structure, check, mask, [g.name for g in structure.groups if g.name not in failed])
         if not names:  # the failure does not repeat

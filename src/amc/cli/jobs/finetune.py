@@ -159,6 +159,7 @@ class _Task:
         start = self._chosen() if self.state.candidate_config.candidates > 1 else self._loaded()
         untrained = copy.deepcopy(start.model) if start.replacing else None
         self.state.save()
+        self.progress.job_settings("finetune", asdict(self.state.settings))
         point = resume_point(self.state.checkpoint())
         self.progress.stage(f"fine-tuning{f', from step {point.step} of {point.total_steps}' if point else ''}")
         result = self.trained(start.model, start.method, self.state.settings, self.state.checkpoint())
@@ -231,6 +232,8 @@ class _Task:
         run, slim = self.origin, start.model
         summary = run.read_json(files.SUMMARY)
         test = Evaluator(self.data.test, score=self.config.score) if self.source.test else None
+        if test is not None:
+            test.on_batch = self.progress.stage_step
         if start.choice and start.replacing and untrained is not None:
             self._describe(summary, start.choice.record, start.replacing, start.method.recount(untrained, self.example))
             summary["slim"] |= _tested(summary, test, untrained, "slim", "test")
@@ -262,6 +265,7 @@ class _Task:
         for name, data in replaced.items():
             run.write_bytes(name, data)
         render_report(run)
+        self.progress.job_result(summary)
 
     @staticmethod
     def _describe(summary: dict[str, Any], record: EpisodeRecord, policy: Policy, costs: Mapping[str, int]) -> None:
@@ -297,7 +301,11 @@ class _Candidates:
         state = self.task.state
         settings = replace(state.settings, epochs=state.candidate_config.candidate_epochs)
         slim = self.job.scorer.build(record.keep)
-        result = self.task.trained(slim, self.job.method, settings, state.checkpoint(number))
+        self.task.progress.job_part(f"candidate-{number + 1}")
+        try:
+            result = self.task.trained(slim, self.job.method, settings, state.checkpoint(number))
+        finally:
+            self.task.progress.job_part("")
         return float(result.epochs[-1].score or 0.0)
 
     def keep(self, trial: FineTuningTrial, number: int) -> FineTuningTrial:

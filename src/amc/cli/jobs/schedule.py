@@ -112,10 +112,14 @@ class _Plan:
 def _run_rounds(run: RunDir, plan: _Plan, progress: Observer, *, restart: bool) -> None:
     """Run the rounds that are not finished, in a directory that is claimed or locked."""
     for number, fraction in enumerate(plan.fractions, start=1):
+        progress.job_part(f"round-{number}")
         progress.stage(f"round {number} of {len(plan.fractions)}: {plan.metric} at {fraction:.0%}")
         _run_round(run, plan, number, progress, restart=restart)
-        run.write_json(files.SUMMARY, _summary(run, plan))
+        summary = _summary(run, plan)
+        run.write_json(files.SUMMARY, summary)
         render_schedule(run)
+    progress.job_part("")
+    progress.job_result(summary)
 
 
 def _run_round(run: RunDir, plan: _Plan, number: int, progress: Observer, *, restart: bool) -> None:

@@ -204,6 +204,7 @@ class _Study:
         for number, cell in enumerate(cells, start=1):
             if cell.name in impossible:
                 continue
+            self.progress.job_part(cell.name)
             self.progress.stage(f"cell {number} of {len(cells)}: {cell.name}")
             try:
                 self._train(cell)
@@ -213,6 +214,7 @@ class _Study:
             else:
                 runtimes[cell.name] = self._timed(cell, runtimes.get(cell.name, {}))
             self._write(reasons, runtimes)
+        self.progress.job_part("")
 
     def _train(self, cell: Cell) -> None:
         """The search of a cell, and its fine-tuning."""

@@ -79,6 +79,7 @@ class Evaluator:
         self._layout: torch.memory_format | None = None  # not known before the first network
         self._source: BatchSource | None = None
         self._batch_size = batch_size
+        self.on_batch: Callable[[int, int], None] | None = None  # see `heard`
         self._kept: list[tuple[Example, Tensor]] = []
         if not isinstance(source, BatchSource):
             reader = Reader.of(example_input, "a batch to evaluate on")
@@ -161,9 +162,11 @@ class Evaluator:
 
     def _counted(self, module: nn.Module, counted: Tally) -> Tally:
         with self._running(module) as run:
-            for inputs, labels in self._batches():
+            for number, (inputs, labels) in enumerate(self._batches(), start=1):
                 outputs = run(inputs)
                 counted.add(outputs, labels.to(outputs.device))
+                if self.on_batch is not None:
+                    self.on_batch(number, self._count)
         return counted
 
     def fit_layout_(self, module: nn.Module) -> None:
@@ -184,6 +187,11 @@ class Evaluator:
         self.fit_layout_(module)
         with self.engine.running(module, held=self._source is None) as run:
             yield lambda inputs: output_of(run(inputs))
+
+    @property
+    def _count(self) -> int:
+        """The number of batches, or nearly so for a part of a source."""
+        return len(self._kept) if self._source is None else math.ceil(len(self._source) / self._batch_size)
 
     def _batches(self) -> Iterable[tuple[Example, Tensor]]:
         if self._source is None:
@@ -269,6 +277,20 @@ def engine_of(evaluate: Evaluate) -> Engine:
     """The engine that the score runs networks with; torch for a user's function."""
     evaluator = evaluate.evaluator if isinstance(evaluate, PairedEvaluator) else evaluate
     return evaluator.engine if isinstance(evaluator, Evaluator) else TorchEngine()
+
+
+@contextmanager
+def heard(evaluate: Any, on_batch: Callable[[int, int], None]) -> Iterator[None]:
+    """Inside the block, `on_batch` hears how many batches of how many are scored. A user's function tells nothing."""
+    evaluator = evaluate.evaluator if isinstance(evaluate, PairedEvaluator | BesideDense) else evaluate
+    if not isinstance(evaluator, Evaluator):
+        yield
+        return
+    before, evaluator.on_batch = evaluator.on_batch, on_batch
+    try:
+        yield
+    finally:
+        evaluator.on_batch = before
 
 
 def score_of(score: Evaluate, model: nn.Module, which: str) -> float:

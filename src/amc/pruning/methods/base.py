@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -80,11 +80,17 @@ class Method(Protocol):
     def whole(self) -> Mapping[str, str]: ...
 
     def checked(
-        self, example_input: Any, *, keep_sets: int, known: Certificate | None = None
+        self,
+        example_input: Any,
+        *,
+        keep_sets: int,
+        known: Certificate | None = None,
+        on_check: Callable[[int, int], None] | None = None,
     ) -> tuple[Method, Certificate | None]:
         """The method without the groups that fail a check on this network. Compares its costs with torch's counter.
 
         `known`: the certificate of an earlier session on the same structure, which is then not checked again.
+        `on_check`: as in `amc.structure.certify`.
         A method that slices certifies `keep_sets` random keep sets (0: none) and locks the groups that fail (see
         `amc.structure.certify`); a method that masks has no certificate. Raises ModelError if nothing prunable is left
         or a cost differs.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cached_property
 from typing import Any
@@ -76,14 +76,21 @@ class ChannelMethod:
         return {item.name: str(item.lock) for item in self.structure.locked}
 
     def checked(
-        self, example_input: Any, *, keep_sets: int, known: Certificate | None = None
+        self,
+        example_input: Any,
+        *,
+        keep_sets: int,
+        known: Certificate | None = None,
+        on_check: Callable[[int, int], None] | None = None,
     ) -> tuple[ChannelMethod, Certificate | None]:
         if known is not None:
             return ChannelMethod(self.model, lock_groups(self.structure, dict(known.failed)), self.options), known
         if not keep_sets:
             check_counts(self.model, self.structure, example_input)
             return self, None
-        structure, certificate = certify(self.model, self.structure, example_input, keep_sets=keep_sets)
+        structure, certificate = certify(
+            self.model, self.structure, example_input, keep_sets=keep_sets, on_check=on_check
+        )
         return ChannelMethod(self.model, structure, self.options), certificate
 
     def locked(self) -> list[dict[str, Any]]:

@@ -100,7 +100,12 @@ class MaskedMethod:
         return {}
 
     def checked(
-        self, example_input: Any, *, keep_sets: int, known: Certificate | None = None
+        self,
+        example_input: Any,
+        *,
+        keep_sets: int,
+        known: Certificate | None = None,
+        on_check: Callable[[int, int], None] | None = None,
     ) -> tuple[MaskedMethod, Certificate | None]:
         """Compares the costs only: a network that is not sliced needs no keep sets and no certificate."""
         check_counts(self.model, self.structure, example_input)
