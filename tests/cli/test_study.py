@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from amc.cli.jobs import study as jobs
-from amc.cli.jobs.study import plan_study, resume_study, run_study, search_settings
+from amc.cli.jobs.study import check_plan, plan_study, resume_study, run_study, search_settings
 from amc.compression.settings import SearchConfig
 from amc.deploy.energy import counters, energy_of
 from amc.errors import AmcError, RunError
@@ -227,6 +227,7 @@ def test_the_command_ends_with_a_table_in_80_columns(tmp_path: Path) -> None:
         ({"budgets": "50%,50%"}, "'channel-params-50-seed-0' twice"),
         ({"metrics": "energy"}, "'energy' is unknown"),
         ({"budgets": "half"}, "malformed"),
+        ({"rewards": "r_flop"}, "r_flops"),
         ({"max_drops": "some"}, "max-drops has 'some'"),
         ({"seeds": 0}, "1 to 100"),
         ({"epochs": -1}, "at least 0"),
@@ -234,7 +235,7 @@ def test_the_command_ends_with_a_table_in_80_columns(tmp_path: Path) -> None:
 )
 def test_settings_that_make_no_study_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(AmcError, match=message):
-        replace(PLAN, **options)
+        check_plan(replace(PLAN, **options))
 
 
 @pytest.mark.parametrize("name", ["budget", "method", "seed", "reward", "max_drop", "runtime"])

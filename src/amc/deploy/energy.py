@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 POWERCAP = Path("/sys/class/powercap")
-MISSING = "this machine shows no energy counters (/sys/class/powercap/intel-rapl:*/energy_uj is missing or unreadable)"
 SECONDS = 1.0  # of passes for one figure: the counters change a thousand times a second
 
 

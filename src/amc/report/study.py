@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amc.deploy.energy import MISSING
 from amc.report import sections
 from amc.report.page import open_run, render_template
 from amc.report.tables import (
@@ -35,6 +34,7 @@ from amc.run.settings import StudyConfig
 from amc.run.settings.study import Cell, listed
 from amc.search import load_journal
 
+NO_ENERGY = "the machine shows no energy counters (/sys/class/powercap/intel-rapl:*/energy_uj)"
 MARKDOWN, TABLE, RECORD = "study.md", "study.csv", "study.json"
 Values = dict[str, list[float]]  # of every seed, by the name of the column
 
@@ -250,7 +250,7 @@ def to_json(study: Study) -> dict[str, Any]:
         "dense": record(study.dense),
         "rows": [record(row) for row in study.rows],
         "verdicts": study.verdicts(),
-        "energy": None if study.has_energy else MISSING,
+        "energy": None if study.has_energy else NO_ENERGY,
         "environment": dict(study.machine),
     }
 
@@ -384,7 +384,7 @@ def _about(study: Study) -> str:
     parts += [f"{epochs} of fine-tuning"] if plan.epochs else ["no fine-tuning"]
     parts += [f"medians of {plan.seeds} seeds, and their range"] if plan.seeds > 1 else ["one seed"]
     text = "; ".join(parts) + "."
-    return text if study.has_energy or not listed(plan.runtimes) else f"{text} No energy: {MISSING}."
+    return text if study.has_energy or not listed(plan.runtimes) else f"{text} No energy: {NO_ENERGY}."
 
 
 def _context(run: RunDir, study: Study) -> dict[str, object]:

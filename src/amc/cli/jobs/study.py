@@ -34,13 +34,24 @@ from amc.run.directory import RunDir
 from amc.run.provenance import amc_version
 from amc.run.settings import FineTuneConfig, Given, Source, StudyConfig, TimingConfig
 from amc.run.settings.study import Cell, listed
-from amc.search import Metric
+from amc.search import Metric, get_reward, parse_budgets
 from amc.structure import Structure, inspect
 
 OWN = ("budget", "method", "reward", "max_drop", "minimise", "seed", "runtime")  # what a study decides for each cell
 BASELINES = ("uniform", "random")
 TIMED_IMAGES = 512  # of the search split, for the estimate
 BACKWARD = 3.0  # a step of training takes this many forward passes
+
+
+def check_plan(plan: StudyConfig) -> None:
+    """Raise AmcError for a budget, a reward or a runtime that there is not, before anything is loaded."""
+    for constraint in plan.constraints():
+        settings = dict(constraint.settings)
+        if settings.get("budget"):
+            parse_budgets(settings["budget"])
+        get_reward(settings.get("reward", "r_err"))
+    for runtime in listed(plan.runtimes):
+        get_runtime(runtime)
 
 
 def search_settings(given: Given[SearchConfig]) -> SearchConfig:
@@ -55,8 +66,7 @@ def search_settings(given: Given[SearchConfig]) -> SearchConfig:
 def run_study(out: Path, source: Source, config: SearchConfig, plan: StudyConfig, *, progress: Observer) -> Path:
     """Carry out a study in `out`, a new directory or one of the same study; returns its path."""
     check_agent(config)
-    for runtime in listed(plan.runtimes):
-        get_runtime(runtime)  # unknown names are refused before anything is loaded
+    check_plan(plan)
     source = replace(source, command="study")
     if (out / files.CONFIG).exists():
         return _again(out, source, config, plan, progress)
@@ -95,6 +105,7 @@ def plan_study(source: Source, config: SearchConfig, plan: StudyConfig) -> list[
     A search takes one dense score for each policy, times the share of the MACs that its budget leaves; recovery, at
     most its time limit for each finalist; fine-tuning, three forward passes for each image and epoch.
     """
+    check_plan(plan)
     planner = _Possible(source, config)
     return [Planned(cell, planner.reason(cell), planner.seconds(cell, plan)) for cell in plan.cells()]
 

@@ -94,7 +94,7 @@ class StudyConfig:
             raise AmcError(f"the study has the cell '{twice}' twice; name every method and constraint once")
 
     def constraints(self) -> tuple[Constraint, ...]:
-        """Every constraint. Raises AmcError for a malformed one."""
+        """Every constraint; budgets as text, which is parsed with the settings of their searches. Raises AmcError."""
         return (*self._budgets(), *self._rewards(), *self._drops())
 
     def cells(self) -> tuple[Cell, ...]:
@@ -107,11 +107,7 @@ class StudyConfig:
         return asdict(self)
 
     def _budgets(self) -> list[Constraint]:
-        from amc.search import Budget
-
-        texts = [
-            str(Budget.parse(f"{metric}<={share}")) for metric in listed(self.metrics) for share in listed(self.budgets)
-        ]
+        texts = [f"{metric}<={share}" for metric in listed(self.metrics) for share in listed(self.budgets)]
         return [Constraint(text, (("budget", text),)) for text in texts]
 
     def _rewards(self) -> list[Constraint]:
