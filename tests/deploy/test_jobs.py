@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +21,22 @@ from amc.cli.jobs.latency import run_latency
 from amc.compression.load import load_run
 from amc.deploy.runtimes import get_runtime
 from amc.errors import AmcError, DataError, ModelError, RunError
+from amc.report.record import load_record
+from amc.run.directory import RunDir
 from amc.run.settings import TimingConfig
 from amc.structure import count_macs, count_params
 from amc.zoo import create_model, load_data
 from tests.commands import amc
 
 QUICK = TimingConfig(rounds=3, max_seconds=0.0)
+HOLDS = """
+import sys
+from pathlib import Path
+from amc.run.directory import RunDir
+with RunDir(Path(sys.argv[1])).lock():
+    print("locked", flush=True)
+    sys.stdin.readline()
+"""
 EXAMPLE = torch.zeros(1, 1, 8, 8)
 
 
@@ -85,6 +98,45 @@ def test_latency_of_a_run_has_both_networks(run: Path) -> None:
     assert record["networks"]["dense"]["macs"] == count_macs(create_model("digits_cnn"), EXAMPLE)
     assert row["verdict"] in ("faster", "slower", "undecided")
     json.dumps(record)
+
+
+def test_what_was_measured_and_exported_stands_in_the_report(run: Path) -> None:
+    """Once for each way of measuring and each file; not any more when the weights are others."""
+    place = run.with_name("copy")
+    shutil.copytree(run, place, ignore=shutil.ignore_patterns("latency.json", "export.json", "model.onnx"))
+    for _ in range(2):
+        record = run_latency(str(place), config=QUICK)
+        written = run_export(place)
+    run_latency(str(place), config=replace(QUICK, batch=2))
+    opened = RunDir.open(place)
+    kept = opened.read_json("latency.json")["records"]
+    assert [each["batch"] for each in kept.values()] == [1, 2]
+    assert next(iter(kept.values()))["networks"] == record["networks"]
+    assert list(opened.read_json("export.json")["records"]) == [written["path"]]
+    page = (place / "report.html").read_text()
+    shown = f"{record['networks']['slim']['latency_ms']:.4g} ms"
+    for text in ("On runtimes", "onnxruntime, 1 thread, batch 1", "batch 2", shown, "model.onnx", "onnx, float32"):
+        assert text in page
+    assert amc("finetune", place, "--epochs", 1).code == 0
+    run_export(place)  # of the fine-tuned network; the latencies are those of the same shapes
+    record = load_record(opened)
+    assert (len(record.latencies), [each["finetuned"] for each in record.exports]) == (2, [True])
+    (place / "model-finetuned.safetensors").unlink()
+    (place / "model.safetensors").write_bytes(b"others")
+    opened.write_json("summary.json", {**opened.read_json("summary.json"), "files": {}})
+    assert load_record(opened).latencies == load_record(opened).exports == ()
+
+
+def test_a_run_that_another_process_writes_is_measured_and_keeps_nothing(run: Path) -> None:
+    before = (run / "latency.json").read_bytes() if (run / "latency.json").exists() else b""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"locked\n"
+        assert list(run_latency(str(run), config=QUICK)["networks"]) == ["dense", "slim"]
+        other.communicate(b"\n")
+    assert ((run / "latency.json").read_bytes() if before else b"") == before
 
 
 def test_latency_of_a_network_by_name() -> None:

@@ -1,6 +1,7 @@
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -40,7 +41,10 @@ def test_page_is_one_offline_file_without_scripts(tmp_path: Path) -> None:
     html = run.file("report.html").read_text(encoding="utf-8")
     assert "://" not in html
     assert not {"script", "link", "img", "iframe", "object", "base"} & set(page.tags)
-    assert not {"src", "href", "xlink:href", "srcset", "action"} & {name for name, _ in page.attributes}
+    assert not {"src", "xlink:href", "srcset", "action"} & {name for name, _ in page.attributes}
+    links = [str(value) for name, value in page.attributes if name == "href"]
+    assert "journal.jsonl" in links
+    assert all(run.file(unquote(link)).is_file() for link in links)  # of the run's own files
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     assert "url(" not in html
     assert "@import" not in html

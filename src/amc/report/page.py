@@ -18,7 +18,7 @@ from amc.report.finalists import finalists_sentence
 from amc.report.guarantee import guarantee_verdict
 from amc.report.record import RunRecord, load_record
 from amc.report.stopping import stop_sentence
-from amc.report.tables import budget_lines, part_of, records_of, summary_table
+from amc.report.tables import budget_lines, format_bytes, part_of, records_of, summary_table
 from amc.report.words import words_of
 from amc.run import files
 from amc.run.directory import RunDir
@@ -91,6 +91,9 @@ def _context(record: RunRecord) -> dict[str, object]:
         "failures": record.failed[:_SHOWN_FAILURES],
         "failures_left": max(0, len(record.failed) - _SHOWN_FAILURES),
         "times": sections.time_rows(record.seconds),
+        "files": [(name, format_bytes(size)) for name, size in record.files],
+        "latencies": sections.latency_rows(record),
+        "exports": sections.export_rows(record),
         "epochs": sections.epoch_rows(record),
         "settings": sections.plain_items(record.config),
         "machine": sections.plain_items(summary.get("environment")),

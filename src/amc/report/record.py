@@ -48,6 +48,9 @@ class RunRecord:
     seconds: Mapping[str, float]  # mean wall-clock time of an episode, by its parts
     finetune: tuple[Mapping[str, Any], ...]  # one record per epoch
     has_model: bool
+    latencies: tuple[Mapping[str, Any], ...]  # of `amc latency`, of the weights that the run has now
+    exports: tuple[Mapping[str, Any], ...]  # of `amc export`, likewise
+    files: tuple[tuple[str, int], ...]  # the run's files by name, and their bytes
 
     @property
     def failed(self) -> tuple[EpisodeRecord, ...]:
@@ -102,7 +105,25 @@ def load_record(run: RunDir) -> RunRecord:
         seconds=_seconds(run.read_jsonl(files.TIMINGS)),
         finetune=tuple(_named(epoch, kind) for epoch in _epochs(run)),
         has_model=run.has(files.MODEL),
+        latencies=_kept(run, files.LATENCY),
+        exports=_kept(run, files.EXPORT),
+        files=_files(run),
     )
+
+
+def _files(run: RunDir) -> tuple[tuple[str, int], ...]:
+    """All but hidden ones, the page itself and what a job under way writes."""
+    left_out = (files.REPORT, files.STATUS, files.PREPARED)
+    paths = sorted(path for path in run.path.iterdir() if path.is_file())
+    shown = (path for path in paths if not path.name.startswith(".") and path.name not in left_out)
+    return tuple((path.name, path.stat().st_size) for path in shown if path.exists())
+
+
+def _kept(run: RunDir, name: str) -> tuple[Mapping[str, Any], ...]:
+    """The records of a file that are about the present weights."""
+    present = set(run.digests([files.MODEL, files.MODEL_FINETUNED]).values())
+    found = run.read_json(name).get("records", {}) if run.has(name) else {}
+    return tuple(record for record in found.values() if record.get("weights") in present)
 
 
 def _journal(run: RunDir, name: str) -> JournalContent:

@@ -14,6 +14,7 @@ from amc.report.tables import (
     DASH,
     format_bytes,
     format_count,
+    format_milliseconds,
     format_points,
     format_ratio,
     format_score,
@@ -212,6 +213,44 @@ def time_rows(seconds: Mapping[str, float]) -> list[tuple[str, str, float]]:
     if not total:
         return []
     return [(part, format_seconds(value), value / total) for part, value in seconds.items()]
+
+
+def latency_rows(record: RunRecord) -> list[Row]:
+    """What each runtime takes for the dense and the slim network."""
+    return [_latency_row(found) for found in record.latencies]
+
+
+def _latency_row(found: Mapping[str, Any]) -> Row:
+    dense, slim = (part_of(part_of(found, "networks"), name) for name in ("dense", "slim"))
+    threads = found.get("threads")
+    name = f"{found.get('runtime')}, {threads} thread{'' if threads == 1 else 's'}, batch {found.get('batch')}"
+    if found.get("precision") != "float32":
+        name += f", {found.get('precision')}"
+    change = DASH
+    if slim.get("ratio"):
+        change = f"{1 / slim['ratio']:.2f}× as fast, ± {float(slim.get('uncertainty') or 0):.1%}"
+        if slim.get("verdict") == "undecided":
+            change = f"the same within the noise ({slim['ratio']:.1%} of the time)"
+        elif found.get("steady") is False:
+            change = "the machine was too busy to say"
+    cells = (
+        format_milliseconds(dense.get("latency_ms")), format_milliseconds(slim.get("latency_ms")), change,
+        format_bytes(slim.get("file_bytes")),
+    )  # fmt: skip
+    return Row(name, cells)
+
+
+def export_rows(record: RunRecord) -> list[Row]:
+    """The exported files, and how far their outputs are from the network's."""
+    rows = []
+    for found in record.exports:
+        errors = part_of(found, "errors")
+        worst = max((float(error) for error in errors.values()), default=0.0)
+        checked = f"{worst:.0e} on {found.get('checked_with')}"
+        form = f"{found.get('format')}, {'float16' if found.get('half') else 'float32'}"
+        network = "fine-tuned" if found.get("finetuned") else "of the search"
+        rows.append(Row(str(found.get("path")), (form, network, format_bytes(found.get("bytes")), checked)))
+    return rows
 
 
 def certificate_text(certificate: Any) -> str:

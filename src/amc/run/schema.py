@@ -241,6 +241,8 @@ OBJECTS: Mapping[str, Check] = {
     "summary.json": SUMMARY,
     "policy.json": POLICY,
     "finetune-state.json": FINETUNE_STATE,
+    "latency.json": fields({"records": table(table(anything))}),
+    "export.json": fields({"records": table(table(anything))}),
     "measured.json": fields({"reasons": table(text), "runtimes": table(table(table(anything)))}),
     "earlier.json": fields({"records": many(EPISODE)}),
 }

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from amc.cli.jobs.kept import keep
 from amc.cli.jobs.origin import data_of, network_of, source_of
 from amc.compression.load import load_run
 from amc.deploy.export import export
@@ -34,10 +35,10 @@ def run_export(
 ) -> dict[str, Any]:
     """Write the network of a run to `out`, or into the run: with `finetuned` the fine-tuned one, if any.
 
-    The record: that of `amc.Export`, and run, finetuned, weight_bytes (of all tensors of the dense and of the
-    slim network in PyTorch) and real_images (the number of images of the check; 0 with the reason in
-    `real_images_missing`). With `sparse`, `sparse_kernels` says whether XNNPACK runs the file with sparse kernels on
-    Arm.
+    The run keeps the record in its export.json, for its report. It is that of `amc.Export`, and run, finetuned,
+    weight_bytes (of all tensors of the dense and of the slim network in PyTorch) and real_images (the number of images
+    of the check; 0 with the reason in `real_images_missing`). With `sparse`, `sparse_kernels` says whether XNNPACK runs
+    the file with sparse kernels on Arm.
     """
     chosen = get_format(format, sparse=sparse)
     run = RunDir.open(run_path)
@@ -57,13 +58,15 @@ def run_export(
     ).to_json()
     if sparse:
         record["sparse_kernels"] = asdict(sparse_kernels(Path(record["path"]).read_bytes()))
-    return record | {
+    record |= {
         "run": str(run_path),
         "finetuned": finetuned and run.has(files.MODEL_FINETUNED),
         "weight_bytes": {"dense": weight_bytes(network_of(source, run_path)), "slim": weight_bytes(slim)},
         "real_images": 0 if real is None else len(real),
         "real_images_missing": why_none,
     }
+    keep(run, files.EXPORT, str(Path(record["path"]).resolve()), record, finetuned=finetuned)
+    return record
 
 
 def default_name(format: str, suffixes: tuple[str, ...], *, half: bool, sparse: bool = False) -> str:

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from amc.cli.jobs.inspect import example_shape
+from amc.cli.jobs.kept import keep
 from amc.cli.jobs.origin import data_of, misfit, network_of, source_of
 from amc.compression.load import load_run
 from amc.deploy.measure import MeasureSettings
 from amc.deploy.timing import latency_record
 from amc.errors import ModelError, RunError
+from amc.run import files
 from amc.run.directory import RunDir
 from amc.run.settings import TimingConfig
 from amc.structure import count_macs, count_params
@@ -30,8 +32,9 @@ def run_latency(
 ) -> dict[str, Any]:
     """Time `target`: a run's dense and slim network in alternation, or one network by name.
 
-    The record is that of `amc.deploy.timing` with `target`, and macs and params of every network. With
-    `config.device_url` (see `amc.deploy.device.remote.open_device`) another machine measures.
+    The record is that of `amc.deploy.timing` with `target`, and macs and params of every network. A run keeps it in its
+    latency.json, for its report. With `config.device_url` (see `amc.deploy.device.remote.open_device`) another machine
+    measures.
     """
     config = config or TimingConfig()
     measuring = MeasureSettings(rounds=config.rounds, precision=config.precision, max_seconds=config.max_seconds)
@@ -50,7 +53,12 @@ def run_latency(
     for name, model in networks.items():
         costs = {"macs": count_macs(model, example), "params": count_params(model)}
         record["networks"][name] = costs | record["networks"][name]
-    return {"target": target, "input": list(example.shape[1:])} | record
+    record = {"target": target, "input": list(example.shape[1:])} | record
+    if "slim" in networks:
+        place = config.device_url or "here"
+        key = f"{config.runtime}, {config.threads} threads, batch {config.batch}, {record['precision']}, {place}"
+        keep(RunDir.open(Path(target)), files.LATENCY, key, record, finetuned=finetuned)
+    return record
 
 
 def _networks(
