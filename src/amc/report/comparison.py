@@ -1,6 +1,7 @@
 """Compares the search with its baselines, on the search split and before fine-tuning."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -19,10 +20,11 @@ class Comparison:
     baseline: str
     score: str
     difference: str  # search minus baseline: of the score or, without a budget, of the reward
-    ahead: bool | None  # True if the search is better; None if unknown
+    ahead: bool | None  # True if the search is better; None if unknown, or if noise explains the difference
     detail: str
     left: str = ""  # share of the dense cost; only without a budget
     reward: str = ""
+    noise: bool = False  # whether the difference is no larger than its standard error
 
 
 def score_comparisons(record: RunRecord, *, percent: bool) -> list[Comparison]:
@@ -30,8 +32,8 @@ def score_comparisons(record: RunRecord, *, percent: bool) -> list[Comparison]:
     best = record.best
     if not best:
         return []
-    score = best[0].score
-    assert score is not None
+    first = best[0]
+    assert first.score is not None
     random, uniform = scores_of(record.random), scores_of(record.uniform)
     summarised = baseline_of(record.summary, "random")
     middle = median(random) if random else summarised.get("median")
@@ -39,21 +41,49 @@ def score_comparisons(record: RunRecord, *, percent: bool) -> list[Comparison]:
     detail = f"median {format_score(middle, percent=percent)}" if middle is not None else ""
     if number and number != len(record.episodes):
         detail += f"; compared with {len(record.episodes)} episodes of the search"
+    of_uniform = max(uniform, default=baseline_of(record.summary, "uniform").get("score"))
     candidates = [
-        ("uniform policy", max(uniform, default=baseline_of(record.summary, "uniform").get("score")), ""),
-        (f"best of {number or 'the'} random policies", max(random, default=summarised.get("score")), detail),
-    ]
+        ("uniform policy", record.uniform, of_uniform, ""),
+        (
+            f"best of {number or 'the'} random policies", record.random,
+            max(random, default=summarised.get("score")), detail,
+        ),
+    ]  # fmt: skip
     return [
-        Comparison(
-            baseline=name,
-            score=format_score(other, percent=percent),
-            difference=format_difference(other, score, percent=percent),
-            ahead=score > other,
-            detail=text,
-        )
-        for name, other, text in candidates
+        _scored(name, other, first, _error(first, _highest(episodes)), text, percent=percent)
+        for name, episodes, other, text in candidates
         if other is not None
     ]
+
+
+def _scored(
+    name: str, other: float, best: EpisodeRecord, error: float | None, detail: str, *, percent: bool
+) -> Comparison:
+    """The best policy beside a baseline's score. `error`: of their difference."""
+    assert best.score is not None
+    difference = format_difference(other, best.score, percent=percent)
+    noise = error is not None and abs(best.score - other) <= error
+    if error is not None:
+        number, dot, unit = difference.partition(" ")
+        difference = f"{number} ± {f'{100 * error:.2f}' if unit else f'{error:.3g}'}{dot}{unit}"
+    ahead = None if noise else best.score > other
+    return Comparison(name, format_score(other, percent=percent), difference, ahead, detail, noise=noise)
+
+
+def _highest(episodes: Sequence[EpisodeRecord]) -> EpisodeRecord | None:
+    """The episode with the highest score; None if none has one."""
+    scored = [episode for episode in episodes if episode.score is not None]
+    return max(scored, key=lambda episode: episode.score or 0.0, default=None)
+
+
+def _error(first: EpisodeRecord, other: EpisodeRecord | None) -> float | None:
+    """The standard error of the difference between two policies' scores, from those to the dense network.
+
+    Too large rather than too small: it counts the images as if both policies had answered different ones.
+    """
+    if other is None or first.keep == other.keep or None in (first.standard_error, other.standard_error):
+        return None
+    return math.hypot(first.standard_error or 0.0, other.standard_error or 0.0)
 
 
 def reward_comparisons(record: RunRecord, *, percent: bool) -> list[Comparison]:
