@@ -194,7 +194,7 @@ def test_several_seeds_show_the_median_and_the_range(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_says_what_it_would_do_and_writes_nothing(tmp_path: Path) -> None:
-    planned = plan_study(DIGITS, SETTINGS, PLAN)
+    planned = plan_study(tmp_path / "out", DIGITS, SETTINGS, PLAN)
     assert [each.cell.name for each in planned if each.reason] == ["2-4-params-40-seed-0"]
     assert all(each.seconds > 0 for each in planned if not each.reason)
     shown = amc(
@@ -204,6 +204,18 @@ def test_a_dry_run_says_what_it_would_do_and_writes_nothing(tmp_path: Path) -> N
     assert shown.code == 0, shown.stderr
     assert shown.stdout.splitlines()[-1].startswith("1 of 1 searches are possible; about")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_study_may_begin_with_the_result_of_a_run(done: Path, tmp_path: Path) -> None:
+    before = done / "channel-params-60-seed-0"
+    plan = replace(PLAN, methods="channel", budgets="80%", rewards="none", max_drops="none")
+    source = Source(str(before))
+    assert [each.reason for each in plan_study(tmp_path / "out", source, SETTINGS, plan)] == [""]
+    place = run_study(tmp_path / "out", source, SETTINGS, plan, progress=Watch())
+    (row,) = results(place)["rows"]
+    first = RunDir.open(before).read_json("summary.json")["slim"]
+    assert row["values"]["params"][0] <= 0.8 * first["params"]
+    resume_study(place, progress=Watch())
 
 
 def test_the_command_ends_with_a_table_in_80_columns(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def study(
 
     settings = search_settings(config)
     if dry_run:
-        planned = plan_study(source, settings, plan)
+        planned = plan_study(out_dir, source, settings, plan)
         print_json({"cells": [_record(each) for each in planned]}) if as_json else _show_plan(planned)
         return
     with stoppable(out_dir), listening(out_dir, log) as progress:

@@ -99,14 +99,14 @@ class Planned:
     seconds: float  # about
 
 
-def plan_study(source: Source, config: SearchConfig, plan: StudyConfig) -> list[Planned]:
-    """What a study would do, with a rough estimate of the time: nothing is written.
+def plan_study(out: Path, source: Source, config: SearchConfig, plan: StudyConfig) -> list[Planned]:
+    """What a study in `out` would do, with a rough estimate of the time: nothing is written.
 
     A search takes one dense score for each policy, times the share of the MACs that its budget leaves; recovery, at
     most its time limit for each finalist; fine-tuning, three forward passes for each image and epoch.
     """
     check_plan(plan)
-    planner = _Possible(source, config)
+    planner = _Possible(with_parent(source, out), config, out)
     return [Planned(cell, planner.reason(cell), planner.seconds(cell, plan)) for cell in plan.cells()]
 
 
