@@ -294,6 +294,22 @@ def test_latencies_are_compared_only_if_measured_alike(tmp_path: Path) -> None:
     assert "Latencies were measured on different runtimes or machines, so that they are not compared." in other.notes
 
 
+def test_what_amc_latency_measured_last_is_compared(tmp_path: Path) -> None:
+    """With the weights that it was measured of, and unless the search measured for itself."""
+    runs = two(tmp_path)
+    for run, milliseconds in zip(map(RunDir, runs), (4.0, 2.5), strict=True):
+        timing = {"runtime": "onnxruntime", "runtime_version": "1.31", "threads": 1, "batch": 1, "precision": "float32"}
+        networks = {"dense": {"latency_ms": 8.0}, "slim": {"latency_ms": milliseconds}}
+        weights = run.digests(["model.safetensors"])["model.safetensors"]
+        kept = {"first": {**timing, "threads": 2}, "last": {**timing, "networks": networks, "weights": weights}}
+        kept["of others"] = {**kept["last"], "weights": "0" * 64}
+        run.write_json("latency.json", {"records": kept})
+    assert compare(runs, answers(2), cost="latency").costs("latency") == {"A": 4.0, "B": 2.5}
+    timed(runs[0], 3.0)
+    assert compare(runs).costs("latency") == {}  # one by its search, elsewhere
+    assert compare(runs).entry("A").slim("latency") == 3.0
+
+
 def test_cautions(tmp_path: Path) -> None:
     runs = two(tmp_path)
     assert compare(runs, answers(2, images=100_000, right=90_000)).notes == ()

@@ -105,8 +105,8 @@ def load_record(run: RunDir) -> RunRecord:
         seconds=_seconds(run.read_jsonl(files.TIMINGS)),
         finetune=tuple(_named(epoch, kind) for epoch in _epochs(run)),
         has_model=run.has(files.MODEL),
-        latencies=_kept(run, files.LATENCY),
-        exports=_kept(run, files.EXPORT),
+        latencies=kept_records(run, files.LATENCY),
+        exports=kept_records(run, files.EXPORT),
         files=_files(run),
     )
 
@@ -119,7 +119,7 @@ def _files(run: RunDir) -> tuple[tuple[str, int], ...]:
     return tuple((path.name, path.stat().st_size) for path in shown if path.exists())
 
 
-def _kept(run: RunDir, name: str) -> tuple[Mapping[str, Any], ...]:
+def kept_records(run: RunDir, name: str) -> tuple[Mapping[str, Any], ...]:
     """The records of a file that are about the present weights."""
     present = set(run.digests([files.MODEL, files.MODEL_FINETUNED]).values())
     found = run.read_json(name).get("records", {}) if run.has(name) else {}

@@ -21,6 +21,7 @@ def keep(run: RunDir, name: str, key: str, record: Mapping[str, Any], *, finetun
     weights = files.MODEL_FINETUNED if finetuned and run.has(files.MODEL_FINETUNED) else files.MODEL
     with suppress(RunError, OSError), run.lock():
         kept = run.read_json(name).get("records", {}) if run.has(name) else {}
+        kept.pop(key, None)  # the latest comes last
         kept[key] = {**record, "weights": run.digests([weights]).get(weights)}
         run.write_json(name, {"records": kept})
         render_report(run)

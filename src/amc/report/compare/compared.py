@@ -22,7 +22,7 @@ from amc.search.statistics import PairedDrop
 
 _CHEAPEST = {"macs": "fewest MACs", "params": "fewest parameters", "size": "smallest file", "memory": "least memory"}
 _FINE = 0.01  # the largest standard error of accuracy that is called fine enough
-_PLACE = ("runtime", "version", "threads", "device")  # what two latencies must share to be comparable
+_PLACE = ("runtime", "version", "threads", "batch", "precision", "device")  # what two latencies must share
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from amc.errors import RunError
+from amc.report.record import kept_records
 from amc.report.tables import named_scores, part_of, records_of, scores_are_fractions
 from amc.report.words import goal_of, metric_of, words_of
 from amc.run import files
@@ -209,7 +210,22 @@ def _entry(name: str, run: RunDir, first: RunDir) -> Entry:
     run.verify(files.POLICY, files.MODEL, files.MODEL_FINETUNED)
     dense = _summary(first).get("dense")
     whole = named_scores({**summary, "dense": dense if run is not first else summary.get("dense")})
-    return Entry("", name, run, first, config, whole, _groups(run, first))
+    return Entry("", name, run, first, config, _with_latency(whole, run), _groups(run, first))
+
+
+def _with_latency(summary: Mapping[str, Any], run: RunDir) -> dict[str, Any]:
+    """The summary; if its search measured no latency, with the one that `amc latency` measured last, if it did."""
+    records = kept_records(run, files.LATENCY)
+    if not records or part_of(summary, "slim").get("latency") is not None:
+        return dict(summary)
+    last = records[-1]
+    times = {name: part_of(part_of(last, "networks"), name).get("latency_ms") for name in ("dense", "slim")}
+    place = {name: last.get(name) for name in ("runtime", "threads", "batch", "precision", "device", "machine")}
+    return {
+        **summary,
+        **{name: {**part_of(summary, name), "latency": value} for name, value in times.items()},
+        "latency": {**place, "version": last.get("runtime_version")},
+    }
 
 
 def _unfinished(run: RunDir, done: str, other: str) -> RunError:
