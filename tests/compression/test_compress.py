@@ -89,6 +89,7 @@ def test_the_summary_says_what_happened() -> None:
         "macs": (90 + 1080 + 96) * 36 + 32,
         "params": 90 + 20 + 1080 + 24 + (96 + 8) + (32 + 4),
         "size": len(safetensors.torch.save(model.state_dict())),
+        "memory": (10 + 12) * 36 * 4,  # the outputs of a and b
         "score": 1.0,
         "test": 1.0,
     }
