@@ -214,7 +214,7 @@ def _fill_disk(bytes_left: int) -> None:
 
     def write(descriptor: int, data: Any) -> int:
         nonlocal left
-        if "status.json" in os.readlink(f"/proc/self/fd/{descriptor}"):
+        if "status.json" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
             return real(descriptor, data)
         part = bytes(data)[:left]
         if not part and len(data):

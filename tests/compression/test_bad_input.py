@@ -259,7 +259,10 @@ CASES: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
         ("max-drop 0.1 cannot be told on 200 confirmation images", "give more images"),
     ),
     "confidence of one": ((*SEARCH, "--max-drop", "1", "--confidence", "1"), ("confidence must be in [0.5, 1)",)),
-    "what to minimise": ((*SEARCH, "--max-drop", "1", "--minimise", "time"), ("macs, params, size, memory or latency",)),
+    "what to minimise": (
+        (*SEARCH, "--max-drop", "1", "--minimise", "time"),
+        ("macs, params, size, memory or latency",),
+    ),
     "rising schedule": ((*SEARCH, "--schedule", "0.5,0.6"), ("rises from 0.5 to 0.6; every round must keep less",)),
     "malformed schedule": ((*SEARCH, "--schedule", "half"), ("schedule 'half' is malformed; write falling",)),
     "schedule above one": ((*SEARCH, "--schedule", "1.5,0.5"), ("schedule '1.5,0.5' has 1.5",)),
