@@ -184,11 +184,6 @@ def finish(run: Path, as_json: bool) -> None:
     from amc.run.directory import RunDir
     from amc.run.files import SUMMARY
 
-    if RunDir.open(run).config().get("study"):
-        from amc.cli.study import finish_study
-
-        finish_study(run, as_json)
-        return
     summary = RunDir.open(run).read_json(SUMMARY)
     if as_json:
         print_json(summary | {"run": str(run)})

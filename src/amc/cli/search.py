@@ -26,6 +26,7 @@ from amc.cli.common import (
 )
 from amc.cli.listening import LogOption, listening
 from amc.cli.options import takes_settings
+from amc.cli.study import finish_study, is_study
 from amc.compression.settings import SearchConfig
 from amc.compression.sweep_settings import SweepConfig
 from amc.run.settings import Given, Panel, ScheduleConfig, Source
@@ -159,4 +160,7 @@ def resume(
 
     with stoppable(run), listening(run, log) as progress:
         job(run, round_lr=round_lr, progress=progress)
-    finish(run, as_json)
+    if is_study(run):
+        finish_study(run, as_json)
+    else:
+        finish(run, as_json)

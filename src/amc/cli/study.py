@@ -50,6 +50,13 @@ def study(
     finish_study(out_dir, as_json)
 
 
+def is_study(place: Path) -> bool:
+    """Whether a directory holds a study."""
+    from amc.run.directory import RunDir
+
+    return bool(RunDir.open(place).config().get("study"))
+
+
 def finish_study(place: Path, as_json: bool) -> None:
     """Print the results, as a table or as JSON."""
     from amc.report.study import read_study, to_json
