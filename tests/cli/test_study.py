@@ -97,7 +97,10 @@ def test_the_tables_have_the_same_rows_in_every_format(done: Path) -> None:
 
 
 def test_a_budget_that_methods_share_has_a_verdict(done: Path) -> None:
-    verdicts = read_study(RunDir.open(done)).verdicts()
+    study = read_study(RunDir.open(done))
+    verdicts = study.verdicts()
+    assert [row.result for row in study.rows] == [row.median("score_finetuned") for row in study.rows]  # never the test
+    assert [row.test for row in study.rows] == [row.median("test_finetuned") for row in study.rows]
     assert list(verdicts) == ["params<=60%"]  # one method meets 40%; rewards end at different costs
     assert "scores best" in verdicts["params<=60%"]
 

@@ -36,6 +36,7 @@ from amc.run.settings import FineTuneConfig, Given, Source, StudyConfig, TimingC
 from amc.run.settings.study import Cell, listed
 from amc.search import Metric, get_reward, parse_budgets
 from amc.structure import Structure, inspect
+from amc.zoo import DataSplits
 
 OWN = ("budget", "method", "reward", "max_drop", "minimise", "seed", "runtime")  # what a study decides for each cell
 BASELINES = ("uniform", "random")
@@ -151,8 +152,12 @@ class _Possible:
         return network_of(self.source, self.place)
 
     @cached_property
+    def data(self) -> DataSplits:
+        return data_of(self.source)
+
+    @cached_property
     def structure(self) -> Structure:
-        return inspect(self.model, torch.zeros(1, *data_of(self.source).input_shape))
+        return inspect(self.model, torch.zeros(1, *self.data.input_shape))
 
     def reason(self, cell: Cell) -> str:
         """Why the cell cannot be, in one line; empty if nothing is known against it."""
@@ -168,7 +173,7 @@ class _Possible:
         """Of the search and of fine-tuning, about. Without preparation and latencies."""
         if self.reason(cell):
             return 0.0
-        share, metric, data = 1.0, cell.constraint.metric, data_of(self.source)
+        share, metric, data = 1.0, cell.constraint.metric, self.data
         if cell.method == "channel" and metric in ("macs", "params", "latency"):
             share = replace(self.config, **cell.settings).budgets[0].fraction or 1.0
         policies = self.config.episodes + len(self.config.baselines) * self.config.episodes // 2
@@ -179,7 +184,7 @@ class _Possible:
     @cached_property
     def _image(self) -> float:
         """Seconds of the dense network on one image: the best of several passes, as the machine may be busy."""
-        images = data_of(self.source).search
+        images = self.data.search
         part = images.subset(torch.arange(min(TIMED_IMAGES, len(images))))
         score, times = Evaluator(part), []
         for _ in range(PASSES):
