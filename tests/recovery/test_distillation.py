@@ -242,3 +242,24 @@ def test_images_are_flipped_only_where_the_dense_network_does_not_mind() -> None
     for blind in (False, True):
         found = distill_(Side(blind), Side(blind), images(256), classes=True)
         assert found.flips is blind
+
+
+@pytest.mark.parametrize(("amount", "shares"), [(1e-3, (0.25, 0.25)), (0.03, (0.26, 0.99)), (0.3, (1.0, 1.0))])
+def test_a_network_that_is_near_takes_shorter_steps(amount: float, shares: tuple[float, float]) -> None:
+    rates: list[float] = []
+    found = distill_(
+        damaged(network(), amount), network(), images(256), classes=False,
+        on_step=lambda step: rates.append(step.lr),
+    )  # fmt: skip
+    low, high = (share * distillation.RATE for share in shares)
+    assert low - 1e-9 <= max(rates) <= high + 1e-9, found.distance
+
+
+def test_steps_of_a_loss_of_the_user_have_the_full_length() -> None:
+    rates: list[float] = []
+    distill_(
+        damaged(network(), 1e-3), network(), images(256), classes=False,
+        loss=lambda ours, theirs: 1e-3 * (ours - theirs).square().mean(),
+        on_step=lambda step: rates.append(step.lr),
+    )  # fmt: skip
+    assert max(rates) == pytest.approx(distillation.RATE)
