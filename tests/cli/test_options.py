@@ -34,6 +34,7 @@ from amc.run.settings import (
     StudyConfig,
     TimingConfig,
     options_of,
+    spelled,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -61,15 +62,15 @@ ARGUMENTS = {
     "latency": ["RUN"],
 }
 NO_OPTION = {  # fields that nobody types
-    Source: {"command", "preprocessing", "parent", "input_shape"},
+    Source: {"command", "preprocessing", "parent", "repeat", "input_shape"},
     FineTuneConfig: {"momentum"},
     SearchConfig: {"uniform_first"},
 }
 SPELLINGS = {
     "search": """
         MODEL --out --weights --data --budget --reward --max-drop --minimise --confidence --schedule --round-epochs
-        --round-lr --episodes --time-limit --patience --agent --agent-option --baseline --seed --evaluate --score
-        --method --round-to --max-sparsity
+        --round-lr --episodes --time-limit --patience --agent --agent-option --baseline --random-share --seed --evaluate
+        --score --method --round-to --max-sparsity
         --max-sparsity-linear --ranking --reconstruct --no-reconstruct
         --bn-images --bn-rule --calibration-images
         --recover --recover-time --finalists --search-images
@@ -79,8 +80,8 @@ SPELLINGS = {
     """,
     "sweep": """
         MODEL --out --weights --data --metric --from --to --points --budget --reward --max-drop --minimise --confidence
-        --episodes --time-limit --patience --agent --agent-option --baseline --seed --evaluate --score --method
-        --round-to --max-sparsity
+        --episodes --time-limit --patience --agent --agent-option --baseline --random-share --seed --evaluate --score
+        --method --round-to --max-sparsity
         --max-sparsity-linear --ranking --reconstruct --no-reconstruct
         --bn-images --bn-rule --calibration-images
         --recover --recover-time --finalists --search-images
@@ -91,8 +92,8 @@ SPELLINGS = {
     "study": """
         MODEL --out --dry-run --weights --data --budgets --metrics --methods --rewards --max-drops --runtimes --epochs
         --seeds --budget --reward --max-drop --minimise --confidence
-        --episodes --time-limit --patience --agent --agent-option --baseline --seed --evaluate --score --method
-        --round-to --max-sparsity
+        --episodes --time-limit --patience --agent --agent-option --baseline --random-share --seed --evaluate --score
+        --method --round-to --max-sparsity
         --max-sparsity-linear --ranking --reconstruct --no-reconstruct
         --bn-images --bn-rule --calibration-images
         --recover --recover-time --finalists --search-images
@@ -263,6 +264,37 @@ def test_a_command_gets_its_settings_or_only_the_given_ones(tmp_path: Path) -> N
     assert search.make() == SearchConfig()
 
 
+def test_a_command_line_gives_the_settings_that_it_is_spelled_from(tmp_path: Path) -> None:
+    got: list[Any] = []
+
+    def command(source: Source, config: Given[SearchConfig], rounds: ScheduleConfig) -> None:
+        got.append((source, config, rounds))
+
+    weights = str(tmp_path / "a place" / "w.safetensors")
+    for source, config, rounds in (
+        (Source("net"), SearchConfig(), ScheduleConfig()),
+        (
+            Source("a net", weights=weights, data="cifar10:/a b", search_images=9, test=False),
+            SearchConfig(
+                budget="macs<=30%,size<=1MB", baselines=("none",), keep_sets=0, reconstruct=False, bf16=True,
+                lock=("a.*", "b c"), time_limit="30m", max_sparsity=0.5, agent_options=("sigma=0.3",), random_share=1.0,
+            ),
+            ScheduleConfig("0.5,0.3", round_lr=0.01),
+        ),
+    ):  # fmt: skip
+        words = shlex.split(spelled("search", source, config, rounds))
+        assert words[:2] == ["amc", "search"]
+        probe(command)(*words[2:])
+        parsed = got.pop()
+        assert (parsed[0], parsed[1].make(), parsed[2]) == (source, config, rounds)
+        again = shlex.split(spelled("search", *parsed))
+        assert sorted(again) == sorted(words)
+    assert (
+        spelled("search", Source("net"), Given(SearchConfig, {"episodes": 400}), ScheduleConfig()) == "amc search net"
+    )
+    assert spelled("finetune NEW", FineTuneConfig(optimiser="adamw")) == "amc finetune NEW --optimiser adamw"
+
+
 def test_settings_are_checked_before_the_command_runs() -> None:
     def command(config: FineTuneConfig) -> None:
         raise AssertionError(config)
@@ -280,7 +312,8 @@ def test_what_is_not_given_keeps_its_value() -> None:
 
 
 def test_the_agent_is_no_baseline_of_its_own() -> None:
-    assert SearchConfig(agent="uniform").baselines == ()
+    assert SearchConfig(agent="uniform").baselines == ("random",)
+    assert SearchConfig(agent="random").baselines == ("uniform",)
     assert SearchConfig(agent="random", baselines=("random", "deep")).baselines == ("deep",)
     assert SearchConfig(baselines=("none",)).baselines == ()
 
@@ -292,9 +325,9 @@ def test_a_source_survives_its_record() -> None:
     assert Source.from_json(small.to_json() | {"episodes": 400}) == small
     whole = dataclasses.replace(
         small, weights="w", evaluate="a:b", search_images=9, image_size=32, test=False, command="demo",
-        preprocessing={"mean": [0.5]}, parent="../a", input_shape=(3, 32, 32),
+        preprocessing={"mean": [0.5]}, parent="../a", repeat="amc search …", input_shape=(3, 32, 32),
     )  # fmt: skip
-    assert list(whole.to_json()) == [*names, "preprocessing", "parent", "input_shape"]
+    assert list(whole.to_json()) == [*names, "preprocessing", "parent", "repeat", "input_shape"]
     assert Source.from_json(whole.to_json() | {"input_shape": [3, 32, 32]}) == whole
 
 

@@ -4,8 +4,9 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from amc.report.charts.drawing import NARROW, WIDE, Frame, ticks
+from amc.report.charts.drawing import NARROW, WIDE, Frame, lowest_shown, ticks, vertical_scale
 from amc.report.charts.learning import LearningCurve, describe, learning_curve, running_best
+from amc.report.charts.training import TrainingCurve, describe_training, training_chart
 
 
 def curve(**changes: object) -> LearningCurve:
@@ -44,6 +45,49 @@ def test_running_best_starts_at_the_first_score() -> None:
 )
 def test_ticks_are_round(low: float, high: float, count: int, expected: list[float]) -> None:
     assert ticks(low, high, count) == pytest.approx(expected)
+
+
+def test_an_axis_of_percentages_ends_at_0_and_100() -> None:
+    high = vertical_scale([0.97, 1.0], WIDE, percent=True)
+    assert (high.high, high.low) == (1.0, pytest.approx(0.9682))
+    assert vertical_scale([0.0, 0.1], WIDE, percent=True).low == 0
+    assert vertical_scale([0.97, 1.0], WIDE).high > 1
+
+
+def test_the_worst_quarter_may_lie_below_a_chart_but_not_what_is_needed() -> None:
+    values = [0.1, 0.2, *(0.8 + n / 100 for n in range(10))]
+    assert 0.2 < lowest_shown(values) <= 0.81
+    assert lowest_shown(values, [0.15, None]) == 0.15
+    assert lowest_shown(values[:7]) == 0.1  # few values: all of them
+    assert lowest_shown([]) == 0
+
+
+def test_a_bad_start_does_not_flatten_the_curve() -> None:
+    drawn = curve(scores=[0.1, 0.12, *(0.8 + n / 100 for n in range(10))], uniform=0.2, random=[0.1, 0.85])
+    svg = draw(drawn)
+    marks = [*of_class(svg, "c-explore"), *of_class(svg, "c-exploit")]
+    triangles = [mark[0].text for mark in marks if mark.tag.endswith("path")]
+    assert triangles[:2] == ["episode 0: 10.00%", "episode 1: 12.00%"]
+    assert of_class(svg, "c-uniform") == []  # the legend has its score
+    assert len(of_class(svg, "c-random")) == 1
+    assert f"{len(triangles)} below the drawing are triangles at its foot." in describe(drawn)
+
+
+def test_lines_that_agree_are_both_seen() -> None:
+    kinds = [element.get("class") for element in draw(curve()).iter()]
+    assert kinds.index("c-best") < kinds.index("c-uniform") < kinds.index("c-random")  # the broken ones on top
+
+
+def test_fine_tuning_is_drawn_from_before_its_first_epoch() -> None:
+    drawn = TrainingCurve(scores=[0.8, None, 0.86], start=0.7, dense=0.9, percent=True)
+    svg = ET.fromstring(str(training_chart(drawn, NARROW, name="t-narrow")))
+    dots = of_class(svg, "c-tuned")
+    assert [dot[0].text for dot in dots] == ["before the first epoch: 70.00%", "epoch 1: 80.00%", "epoch 3: 86.00%"]
+    heights = [float(dot.get("cy", "")) for dot in dots]
+    assert heights == sorted(heights, reverse=True)
+    assert len(of_class(svg, "c-dense")) == 1
+    text = "Before the first epoch: 70.00%. Epoch 3: 86.00%. The dense network scores 90.00%."
+    assert describe_training(drawn) == text
 
 
 def test_every_episode_has_its_mark_and_its_number() -> None:

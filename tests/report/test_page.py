@@ -50,6 +50,70 @@ def test_page_is_one_offline_file_without_scripts(tmp_path: Path) -> None:
     assert "@import" not in html
 
 
+def answers(**changes: Any) -> dict[str, Any]:
+    example = {"image": 3, "label": 1, "answer": 0, "picture": "iVBORw0KGgo="}
+    slim = {"right": [90, 60], "lost": [2, 30], "examples": [example]}
+    dense = {"right": [91, 88], "mask": ""}
+    return {"images": 200, "classes": [100, 100], "names": ["cat", "<dog>"], "dense": dense, "slim": slim} | changes
+
+
+def test_classes_that_lose_most_come_first_and_differences_within_noise_are_grey(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    run.write_json("answers.json", answers())
+    page = render(run)
+    text = words(page)
+    assert "Of 200 images of the test split, the resulting network loses 32 that the dense one has right, and" in text
+    assert "gains 3." in text
+    assert "<dog> 100 88.00% 60.00% −28.00 ± " in text  # 30 lost, 2 gained
+    assert text.index("<dog> 100") < text.index("cat 100 91.00% 90.00% −1.00 ± ")
+    html = run.file("report.html").read_text()
+    assert re.search(r'bad-text">−28\.00 ± 4\.92<', html)
+    assert re.search(r'soft">−1\.00 ± 1\.73<', html)
+    assert "data:image/png;base64,iVBORw0KGgo=" in html
+    assert "&lt;dog&gt;" in html
+    tuned = {"right": [92, 86], "lost": [0, 3], "examples": []}
+    run.write_json("answers.json", answers(finetuned=tuned))
+    assert "the fine-tuned network loses 3 that" in words(render(run))
+
+
+def test_many_classes_are_folded(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    slim = {"right": [9] * 30, "lost": [1] * 30, "examples": []}
+    record = answers(classes=[10] * 30, names=[], dense={"right": [10] * 30, "mask": ""}, slim=slim, images=300)
+    run.write_json("answers.json", record)
+    text = words(render(run))
+    assert "All 30 classes" in text
+    assert text.count(" 10 100.00% 90.00% −10.00") == 40
+
+
+def test_what_each_group_saves_stands_beside_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    summary = run.read_json("summary.json")
+    for group in summary["groups"]:
+        group["saves"] = {"macs": 4_055_180.8, "latency": 0.25}
+    run.write_json("summary.json", summary)
+    text = words(render(run))
+    assert "MACs saved Time saved" in text
+    assert text.count("10.0% 0.25 ms") + text.count("10.0% 250 µs") == len(SIZES)
+
+
+def test_the_commands_that_repeat_a_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", repeat="amc search resnet20 --data 'cifar10:/a b'")
+    summary = run.read_json("summary.json")
+    summary["finetuning"] = {"epochs": 3, "repeat": "amc finetune NEW --epochs 3"}
+    run.write_json("summary.json", summary)
+    text = words(render(run))
+    assert "amc search resnet20 --data 'cifar10:/a b' --out NEW amc finetune NEW --epochs 3" in text
+    assert "--out NEW" not in words(render(make_run(tmp_path / "python")))
+
+
+def test_every_chart_has_its_data(tmp_path: Path) -> None:
+    text = words(render(make_run(tmp_path / "run")))
+    assert "The data of this chart and of score and cost" in text
+    assert "random 0 " in text
+    assert "uniform 0 72.36%" in text
+
+
 def test_figures_and_tables_can_be_read_aloud(tmp_path: Path) -> None:
     page = render(make_run(tmp_path / "run"))
     ids = [value for name, value in page.attributes if name == "id"]

@@ -3,7 +3,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from amc.report.charts.drawing import NARROW, WIDE, Frame
-from amc.report.charts.tradeoff import Point, TradeOff, describe_tradeoff, lowest_shown, tradeoff_chart
+from amc.report.charts.tradeoff import Point, TradeOff, describe_tradeoff, lowest, tradeoff_chart
 
 
 def trade(**changes: object) -> TradeOff:
@@ -64,7 +64,7 @@ def test_uniform_policies_are_joined_in_order_of_cost() -> None:
 def test_the_worst_quarter_does_not_flatten_the_rest() -> None:
     points = [Point(n, 0.5, 0.1 if n < 4 else 0.8 + n / 1000) for n in range(20)]
     crowded = trade(points=points, chosen=19, uniform=[], random=[], least=None)
-    assert lowest_shown(crowded) > 0.8
+    assert lowest(crowded) > 0.8
     svg = draw(crowded)
     marks = of_class(svg, "c-exploit")
     assert [mark.tag.rpartition("}")[2] for mark in marks[:4]] == ["path"] * 4  # triangles at the foot
@@ -74,7 +74,7 @@ def test_the_worst_quarter_does_not_flatten_the_rest() -> None:
 
 def test_the_chosen_one_is_never_cut_off() -> None:
     points = [Point(n, 0.5, 0.1 if n == 0 else 0.8 + n / 1000) for n in range(20)]
-    assert lowest_shown(trade(points=points, chosen=0)) == 0.1
+    assert lowest(trade(points=points, chosen=0)) == 0.1
 
 
 def test_words_say_what_the_drawing_shows() -> None:

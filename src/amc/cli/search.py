@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +30,7 @@ from amc.cli.options import takes_settings
 from amc.cli.study import finish_study, is_study
 from amc.compression.settings import SearchConfig
 from amc.compression.sweep_settings import SweepConfig
-from amc.run.settings import Given, Panel, ScheduleConfig, Source
+from amc.run.settings import Given, Panel, ScheduleConfig, Source, spelled
 
 DEMO = Path("runs/demo")
 
@@ -107,6 +108,7 @@ def search(
     with loading():
         from amc.cli.jobs.search import run_search
 
+    source = replace(source, repeat=spelled("search", source, config, rounds))
     with stoppable(out_dir), listening(out_dir, log) as progress:
         if rounds.schedule is None:
             run_search(out_dir, source, config.make(), progress=progress)
@@ -139,6 +141,7 @@ def sweep(
         from amc.compression.sweep import refuse_budget
 
     refuse_budget(config.values)
+    source = replace(source, repeat=spelled("sweep", source, config, plan))
     with stoppable(out_dir), listening(out_dir, log) as progress:
         run_sweep(out_dir, source, config.make(), plan, progress=progress)
     finish(out_dir, as_json)

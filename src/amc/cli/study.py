@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ from amc.cli.common import JsonFlag, RecipeOption, loading, out, print_json, rep
 from amc.cli.listening import LogOption, listening
 from amc.cli.options import takes_settings
 from amc.compression.settings import SearchConfig
-from amc.run.settings import Given, Panel, Source, StudyConfig
+from amc.run.settings import Given, Panel, Source, StudyConfig, spelled
 
 if TYPE_CHECKING:
     from amc.cli.jobs.study import Planned
@@ -45,6 +46,7 @@ def study(
         planned = plan_study(out_dir, source, settings, plan)
         print_json({"cells": [_record(each) for each in planned]}) if as_json else _show_plan(planned)
         return
+    source = replace(source, repeat=spelled("study", source, config, plan))
     with stoppable(out_dir), listening(out_dir, log) as progress:
         run_study(out_dir, source, settings, plan, progress=progress)
     finish_study(out_dir, as_json)

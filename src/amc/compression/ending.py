@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import nn
 
+from amc.compression.answers import FinalScore
 from amc.compression.observer import Observer
 from amc.compression.prepare import Job
 from amc.compression.recovering import FinalistMeasurement, Recovering
-from amc.compression.scoring.evaluator import Evaluate, PairedEvaluator, final_score, heard, score_of, scored_on
+from amc.compression.scoring.evaluator import PairedEvaluator, final_score, heard, score_of, scored_on
 from amc.compression.selection import Selection, choose
 from amc.compression.selection.base import merged
 from amc.compression.selection.by_confidence import ByConfidence
@@ -36,13 +37,14 @@ class Ending:
     model: nn.Module  # in eval mode
     policy: Policy
     summary: dict[str, Any]
+    answers: dict[str, Any] | None  # the content of answers.json; None without a test split whose images are judged
 
 
 def ended(
     job: Job,
     results: Mapping[str, SearchResult],
     run: RunDir | None,
-    test: Evaluate | None,
+    test: FinalScore | None,
     watch: Observer,
     recorded: Recorded,
 ) -> Ending:
@@ -54,14 +56,22 @@ def ended(
     best, warnings = confirmed(job, choice.record, slim, recorded)
     job = job.warned(warnings, watch)
     policy = job.scorer.builder.policy(best.keep)
-    with heard(test, watch.stage_step):
+    with heard(test and test.score, watch.stage_step):
         summary = summarise(job, slim, replace(choice, record=best), results, run, test)
     _check_budget(job, summary["slim"])
     if config.recover != "none":
         slim, recovered = _recovered(recovering, best, test)
         recovered["warnings"] = [*summary["warnings"], *recovered["warnings"]]
         summary = merged(summary, recovered)
-    return Ending(slim, policy, summary)
+    return Ending(slim, policy, summary, _answers(test, summary["slim"]))
+
+
+def _answers(test: FinalScore | None, slim: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the dense network and the result answer on the test split."""
+    record = None if test is None else test.dense_record()
+    if test is None or record is None:
+        return None
+    return test.with_answers(record, "slim", "recovered" if "test_recovered" in slim else "slim")
 
 
 def _selections(job: Job, recovering: Recovering) -> Iterator[Selection]:
@@ -122,7 +132,9 @@ def _loss_of(slim: nn.Module, job: Job, reward: SmallestWithin, which: str) -> P
     return reward.dense_score - score_of(job.scorer.evaluate, slim, which)
 
 
-def _recovered(recovering: Recovering, best: EpisodeRecord, test: Evaluate | None) -> tuple[nn.Module, dict[str, Any]]:
+def _recovered(
+    recovering: Recovering, best: EpisodeRecord, test: FinalScore | None
+) -> tuple[nn.Module, dict[str, Any]]:
     """The result, trained on the calibration images, and what summary.json says of it."""
     watch = recovering.watch
     watch.stage("recovery on the calibration images")
@@ -139,7 +151,7 @@ def _recovered(recovering: Recovering, best: EpisodeRecord, test: Evaluate | Non
 
 
 def _scores(
-    recovering: Recovering, best: EpisodeRecord, slim: nn.Module, test: Evaluate | None
+    recovering: Recovering, best: EpisodeRecord, slim: nn.Module, test: FinalScore | None
 ) -> tuple[dict[str, float], list[str]]:
     """The scores of the recovered network for the summary, and warnings. Both are empty if that network is refused."""
     job = recovering.job
@@ -149,8 +161,8 @@ def _scores(
         if objection is not None:
             recovering.refuse(best.keep, *objection)
             return {}, []
-    with heard(test, recovering.watch.stage_step):
-        tested, failed = (None, []) if test is None else final_score(test, slim, "recovered")
+    with heard(test and test.score, recovering.watch.stage_step):
+        tested, failed = (None, []) if test is None else test(slim, "recovered")
     scores = {"score_recovered": score, "test_recovered": tested}
     return {name: value for name, value in scores.items() if value is not None}, [*warnings, *failed]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -10,12 +11,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from amc.compression.answers import FinalScore
 from amc.compression.ending import ended
 from amc.compression.load import check_builds, check_weights, settings_of, weights_key
 from amc.compression.observer import Observer
 from amc.compression.prepare import Inputs, Job, prepare
 from amc.compression.progress import listening
-from amc.compression.scoring.evaluator import BatchSource, Evaluate, as_evaluator
+from amc.compression.scoring.evaluator import BatchSource, as_evaluator
 from amc.compression.scoring.policy import ScoreTiming
 from amc.compression.settings import NO_BUDGET, SearchConfig
 from amc.compression.verify import Recorded
@@ -208,13 +210,13 @@ def _agents(config: SearchConfig) -> tuple[str, ...]:
     return (*config.baselines, config.agent)
 
 
-def _test_score(inputs: Inputs, config: SearchConfig) -> Evaluate | None:
+def _test_score(inputs: Inputs, config: SearchConfig) -> FinalScore | None:
     """The score of the final figures: the search's own on other data, or a function of the caller's."""
     test = inputs.test
     if test is None:
         return None
     score = config.score if isinstance(test, BatchSource) or not callable(test) else DEFAULT
-    return as_evaluator(test, score=score, example_input=inputs.example_input)
+    return FinalScore(as_evaluator(test, score=score, example_input=inputs.example_input))
 
 
 def _own_reward(settings: dict[str, Any]) -> RewardFunction | None:
@@ -269,12 +271,14 @@ def check_config(run: RunDir, config: SearchConfig, model: nn.Module) -> None:
             )
 
 
-def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer, recorded: Recorded) -> Result:
+def _search_and_finish(
+    job: Job, run: RunDir | None, test: FinalScore | None, watch: Observer, recorded: Recorded
+) -> Result:
     config = job.config
     task = _task(job)
     agents = {name: create_agent(name, task) for name in config.baselines}
     agents[config.agent] = _agent(job, task)
-    watch.plan({name: min(config.episodes, agent.max_episodes or config.episodes) for name, agent in agents.items()})
+    watch.plan({name: _most_policies(config, name, agent) for name, agent in agents.items()})
     results: dict[str, SearchResult] = {}
     scores: dict[tuple[int, ...], float] = {}  # of every policy, whichever agent proposed it
     for name, agent in agents.items():
@@ -291,6 +295,8 @@ def _search_and_finish(job: Job, run: RunDir | None, test: Any, watch: Observer,
     if run is not None:
         run.write_bytes(files.MODEL, job.method.stored(slim))
         run.write_json(files.POLICY, policy.to_json())
+        if end.answers is not None:
+            run.write_json(files.ANSWERS, end.answers)
         journals = [_journal(name, config.agent) for name in results]
         summary["files"] = run.digests([files.MODEL, files.POLICY, files.TABLE, *journals])
         run.discard(files.PREPARED)
@@ -356,18 +362,29 @@ def _run_agent(
         job.problem,
         score,
         agent,
-        episodes=config.episodes,
+        episodes=_most_policies(config, name, agent),
         seed=config.seed,
         journal_path=None if run is None else run.file(_journal(name, config.agent)),
         on_episode=on_episode,
         reward=job.reward,
         origin=job.origin,
         rules=StopRules(
-            config.seconds,
+            None if config.seconds is None else config.seconds * _share(config, name),
             config.patience if name == config.agent else None,
             asked=lambda record: watch.stops(name, record.named(kind)),
         ),
     )
+
+
+def _most_policies(config: SearchConfig, name: str, agent: Agent) -> int:
+    """How many policies an agent may score."""
+    most = math.ceil(config.episodes * _share(config, name))
+    return min(most, agent.max_episodes or most)
+
+
+def _share(config: SearchConfig, name: str) -> float:
+    """Of the search's policies and time: random policies are a baseline that need not cost as much again."""
+    return config.random_share if name == "random" and name != config.agent else 1.0
 
 
 def _journal(name: str, main: str) -> str:

@@ -46,7 +46,7 @@ BN_IMAGES = 512
 
 BEFORE: Mapping[str, Any] = {  # how runs began that have no such setting
     "recover": "none", "finalists": 0, "bn_rule": "replace", "uniform_first": False, "engine": "torch",
-    "agent": "ddpg",
+    "agent": "ddpg", "baselines": ("uniform",), "random_share": 1.0,
 }  # fmt: skip
 
 
@@ -101,8 +101,12 @@ class SearchConfig:
     )  # fmt: skip
     seed: int = option(0, panel=Panel.SEARCH, help="The same seed gives the same search.")
     baselines: tuple[str, ...] = option(  # "none" and the agent itself are left out
-        ("uniform",), panel=Panel.SEARCH, name="baseline",
+        ("uniform", "random"), panel=Panel.SEARCH, name="baseline",
         help="Score beside the agent: any other agent, such as uniform or random (repeat), or none.",
+    )  # fmt: skip
+    random_share: float = option(
+        0.2, panel=Panel.SEARCH,
+        help="Random policies to score as a baseline, as a share of --episodes, and of --time-limit; 1: as many.",
     )  # fmt: skip
     uniform_first: bool = True  # no option; under a budget, the first policy that "ddpg" scores is the uniform one
     round_to: int | None = option(
@@ -228,6 +232,7 @@ class SearchConfig:
             "recover": (self.recover in get_args(Recover), "calibration or none"),
             "recover_time": (0 < self.recover_time < math.inf, "above 0 seconds and finite"),
             "engine": (self.engine in get_args(EngineName), "auto, torch or onnxruntime"),
+            "random_share": (0 < self.random_share <= 1, "above 0 and at most 1"),
             "baselines": (set(self.baselines) <= set(BASELINES), f"among {', '.join(BASELINES)}"),
         }
         check_rules(self, rules)
@@ -332,6 +337,8 @@ class SearchConfig:
         }
         if "agent_options" not in began and self.agent == defaults["agent"]:
             newer["agent"] = began.get("agent", self.agent)  # the default was another one
+        if "random_share" not in began and self.baselines == defaults["baselines"]:
+            newer["baselines"] = tuple(began.get("baselines", BEFORE["baselines"]))  # and so was this one
         if "bn_rule" in newer and self.bn_images == BN_IMAGES:
             newer["bn_images"] = None  # its default depends on the rule
         return dataclasses.replace(self, **newer)

@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from amc.compression.answers import FinalScore
 from amc.compression.prepare import Job
-from amc.compression.scoring.evaluator import Evaluator, PairedEvaluator, final_score
+from amc.compression.scoring.evaluator import Evaluator, PairedEvaluator
 from amc.compression.selection.base import Choice, merged
 from amc.run import files
 from amc.run.directory import RunDir
 from amc.run.provenance import amc_version, environment
 from amc.run.settings.scores import ScoreKind, get_score
-from amc.search import EpisodeRecord, Metric, SearchResult
+from amc.search import EpisodeRecord, Metric, Problem, SearchResult
 from amc.structure.copying import copy_model
 
 
@@ -25,7 +26,7 @@ def summarise(
     choice: Choice,
     results: Mapping[str, SearchResult],
     run: RunDir | None,
-    test: Any,
+    test: FinalScore | None,
 ) -> dict[str, Any]:
     """The record of a finished search, as in summary.json; `results` has the result of every agent by name."""
     config, best = job.config, choice.record
@@ -54,8 +55,8 @@ def summarise(
         "slim": {**small, "score": best.score},
         "baselines": _baselines(results, config.agent),
         "groups": [
-            {"name": decision.name, "size": decision.size, "kept": count}
-            for decision, count in zip(job.problem.decisions, best.keep, strict=True)
+            {"name": decision.name, "size": decision.size, "kept": count, "saves": _saved(job.problem, place, count)}
+            for place, (decision, count) in enumerate(zip(job.problem.decisions, best.keep, strict=True))
         ],
         "locked": job.method.locked(),
         "warnings": list(job.warnings),
@@ -71,7 +72,7 @@ def summarise(
         result["warnings"] += _outdone(results, best, config.agent, get_score(config.score))
     if test is not None:
         for which, network in (("dense", copy_model(job.model)), ("slim", slim)):
-            value, warnings = final_score(test, network, which)
+            value, warnings = test(network, which)
             result[which] |= {} if value is None else {"test": value}
             result["warnings"] += warnings
     return result
@@ -89,6 +90,14 @@ def _baselines(results: Mapping[str, SearchResult], main: str) -> dict[str, Any]
                 "episodes": len(result.episodes),
             }
     return out
+
+
+def _saved(problem: Problem, place: int, kept: int) -> dict[str, float]:
+    """What a network costs less than the dense one if only this group is cut: MACs, parameters, predicted latency."""
+    alone = problem.dense
+    alone[place] = kept
+    metrics = [metric for metric in (Metric.MACS, Metric.PARAMS, Metric.LATENCY) if metric in problem.costs]
+    return {str(metric): problem.cost(metric, problem.dense) - problem.cost(metric, alone) for metric in metrics}
 
 
 def _outdone(results: Mapping[str, SearchResult], best: EpisodeRecord, main: str, kind: ScoreKind) -> list[str]:

@@ -8,6 +8,7 @@ from markupsafe import Markup
 from amc.report.charts.drawing import NARROW, WIDE
 from amc.report.charts.learning import LearningCurve, learning_curve
 from amc.report.charts.tradeoff import Point, TradeOff, tradeoff_chart
+from amc.report.charts.training import TrainingCurve, training_chart
 from amc.report.record import RunRecord, ranked
 from amc.report.tables import part_of, scores_are_fractions
 from amc.report.words import metric_label, metric_of
@@ -66,8 +67,19 @@ def reward_curve(record: RunRecord) -> LearningCurve:
     )
 
 
+def training_curve(record: RunRecord) -> TrainingCurve:
+    """The scores of fine-tuning, on the images of the search."""
+    slim = part_of(record.summary, "slim")
+    return TrainingCurve(
+        scores=[epoch.get("score") for epoch in record.finetune],
+        start=slim.get("score_recovered", slim.get("score")),
+        dense=part_of(record.summary, "dense").get("score"),
+        percent=is_percent(record),
+    )
+
+
 def trade_off(record: RunRecord) -> TradeOff:
-    """The score and cost of every policy, for a search without a budget."""
+    """The score and cost of every policy."""
     summary = {**record.config, **record.summary}
     metric = metric_of(summary)
     dense = part_of(record.summary, "dense")
@@ -84,10 +96,12 @@ def trade_off(record: RunRecord) -> TradeOff:
     )
 
 
-def both_widths(chart: LearningCurve | TradeOff, name: str) -> list[Markup]:
+def both_widths(chart: LearningCurve | TradeOff | TrainingCurve, name: str) -> list[Markup]:
     """One drawing for a wide page and one for a narrow one."""
     if isinstance(chart, LearningCurve):
         return [learning_curve(chart, frame, name=f"{name}-{width}") for frame, width in _FRAMES]
+    if isinstance(chart, TrainingCurve):
+        return [training_chart(chart, frame, name=f"{name}-{width}") for frame, width in _FRAMES]
     return [tradeoff_chart(chart, frame, name=f"{name}-{width}") for frame, width in _FRAMES]
 
 

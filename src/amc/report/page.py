@@ -8,11 +8,13 @@ import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from amc.report import sections
+from amc.report.answers import answers_of
 from amc.report.figures import is_percent
 from amc.report.finalists import finalists_sentence
 from amc.report.guarantee import guarantee_verdict
@@ -58,6 +60,16 @@ def render_template(name: str, context: Mapping[str, object], *, now: str = "", 
     return environment.get_template(name).render(style=Markup(style), now=now, refresh=refresh, **context)
 
 
+def _repeat(record: RunRecord, summary: Mapping[str, Any]) -> list[str]:
+    """The commands that do the same again in a directory NEW; none for a run that a Python program began."""
+    command = record.config.get("repeat")
+    if not command:
+        return []
+    training = part_of(summary, "finetuning").get("repeat")
+    whole = not command.startswith("amc search") or "--schedule" in command  # such a command fine-tunes by itself
+    return [f"{command} --out NEW", *([training] if training and not whole else [])]
+
+
 def _context(record: RunRecord) -> dict[str, object]:
     summary = {**record.config, **record.summary}  # the summary's keys override those of the configuration
     rows = summary_table(summary) if record.summary else []
@@ -94,7 +106,10 @@ def _context(record: RunRecord) -> dict[str, object]:
         "files": [(name, format_bytes(size)) for name, size in record.files],
         "latencies": sections.latency_rows(record),
         "exports": sections.export_rows(record),
-        "epochs": sections.epoch_rows(record),
+        **sections.training(record),
+        "savings": sections.savings(record),
+        "answers": answers_of(record.answers) if record.answers else None,
+        "repeat": _repeat(record, summary),
         "settings": sections.plain_items(record.config),
         "machine": sections.plain_items(summary.get("environment")),
         "python_path": json.dumps(record.path, ensure_ascii=False),

@@ -26,6 +26,7 @@ class Group:
     size: int
     kept: int
     uniform: int | None  # keep count of the best uniform policy
+    saves: Mapping[str, float]  # by metric, what the cut of this group alone saves; empty if unknown
 
     @property
     def share(self) -> float:
@@ -47,6 +48,7 @@ class RunRecord:
     warmup: int  # first episodes, which explored at random
     seconds: Mapping[str, float]  # mean wall-clock time of an episode, by its parts
     finetune: tuple[Mapping[str, Any], ...]  # one record per epoch
+    answers: Mapping[str, Any]  # the content of answers.json; empty without it
     has_model: bool
     latencies: tuple[Mapping[str, Any], ...]  # of `amc latency`, of the weights that the run has now
     exports: tuple[Mapping[str, Any], ...]  # of `amc export`, likewise
@@ -104,6 +106,7 @@ def load_record(run: RunDir) -> RunRecord:
         warmup=_warmup(config, journal.header),
         seconds=_seconds(run.read_jsonl(files.TIMINGS)),
         finetune=tuple(_named(epoch, kind) for epoch in _epochs(run)),
+        answers=run.read_json(files.ANSWERS) if run.has(files.ANSWERS) else {},
         has_model=run.has(files.MODEL),
         latencies=kept_records(run, files.LATENCY),
         exports=kept_records(run, files.EXPORT),
@@ -162,15 +165,13 @@ def _groups(summary: Mapping[str, Any], policy: Mapping[str, Any], uniform: tupl
     # The policy takes precedence: it describes the stored network, also after a choice between candidates.
     records = policy.get("groups") or summary.get("groups") or ()
     aligned = uniform if len(uniform) == len(records) else (None,) * len(records)
-    return tuple(
-        Group(
-            name=str(record.get("name", f"group {index}")),
-            size=int(record.get("size", 0)),
-            kept=int(record["kept"] if "kept" in record else len(record.get("keep", ()))),
-            uniform=uniform_keep,
-        )
-        for index, (record, uniform_keep) in enumerate(zip(records, aligned, strict=True))
-    )
+    saves = {(group.get("name"), group.get("kept")): group.get("saves") for group in summary.get("groups") or ()}
+    groups = []
+    for index, (record, uniform_keep) in enumerate(zip(records, aligned, strict=True)):
+        name, kept = record.get("name"), int(record["kept"] if "kept" in record else len(record.get("keep", ())))
+        size, saved = int(record.get("size", 0)), saves.get((name, kept)) or {}
+        groups.append(Group(str(name or f"group {index}"), size, kept, uniform_keep, saved))
+    return tuple(groups)
 
 
 def _warmup(config: Mapping[str, Any], header: Mapping[str, Any]) -> int:

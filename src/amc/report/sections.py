@@ -7,8 +7,9 @@ from typing import Any
 
 from amc.report.charts.learning import describe
 from amc.report.charts.tradeoff import describe_tradeoff
+from amc.report.charts.training import describe_training
 from amc.report.comparison import reward_comparisons, score_comparisons, share_left
-from amc.report.figures import both_widths, is_percent, reward_curve, score_curve, trade_off
+from amc.report.figures import both_widths, is_percent, reward_curve, score_curve, trade_off, training_curve
 from amc.report.record import RunRecord
 from amc.report.tables import (
     DASH,
@@ -96,7 +97,7 @@ def curves(record: RunRecord) -> dict[str, object]:
     summary = {**record.config, **record.summary}
     percent, priced = is_percent(record), is_priced(summary)
     curve = reward_curve(record) if priced else score_curve(record)
-    trade = trade_off(record) if priced else None
+    trade = trade_off(record)
     best = record.best[0] if record.best else None
     shown = None if best is None else best.reward if priced else best.score
     others = [value for value in curve.random if value is not None]
@@ -108,8 +109,9 @@ def curves(record: RunRecord) -> dict[str, object]:
         "curve": curve,
         "curve_text": describe(curve),
         "charts": both_widths(curve, "curve"),
-        "trade_charts": both_widths(trade, "trade") if trade and trade.points else [],
-        "trade_text": describe_tradeoff(trade) if trade else "",
+        "trade_charts": both_widths(trade, "trade") if trade.points else [],
+        "trade_text": describe_tradeoff(trade),
+        "episodes": episode_rows(record),
         "trade": trade,
         "comparisons": (reward_comparisons if priced else score_comparisons)(record, percent=percent),
         "best_score": format_score(shown, percent=curve.percent),
@@ -118,6 +120,44 @@ def curves(record: RunRecord) -> dict[str, object]:
         "cost_title": cost,
         "cost_left": f"{cost} left",
     }
+
+
+def episode_rows(record: RunRecord) -> list[Row]:
+    """The data of the charts: every policy of the search and of its baselines."""
+    percent, rows = is_percent(record), []
+    for who, episodes in (("", record.episodes), ("uniform ", record.uniform), ("random ", record.random)):
+        for episode in episodes:
+            reward = format_score(episode.reward, percent=False).replace("-", "−")
+            cells = (format_score(episode.score, percent=percent), share_left(episode.cost, record), reward)
+            rows.append(Row(f"{who}{episode.episode}", cells))
+    return rows
+
+
+def training(record: RunRecord) -> dict[str, object]:
+    """The fine-tuning as a chart and its text; without one, nothing."""
+    curve = training_curve(record)
+    drawn = sum(score is not None for score in curve.scores)
+    return {
+        "epochs": epoch_rows(record),
+        "training_charts": both_widths(curve, "training") if drawn else [],
+        "training_text": describe_training(curve) if drawn else "",
+    }
+
+
+def savings(record: RunRecord) -> list[tuple[str, str]]:
+    """By group, the share of the MACs and the latency that its cut alone saves; empty where they are unknown."""
+    dense = part_of(record.summary, "dense")
+    return [
+        (
+            _share_saved(group.saves.get("macs"), dense.get("macs")),
+            format_milliseconds(group.saves.get("latency")) if "latency" in group.saves else "",
+        )
+        for group in record.groups
+    ]
+
+
+def _share_saved(saved: float | None, dense: float | None) -> str:
+    return "" if saved is None or not dense else f"{saved / dense:.1%}"
 
 
 def best_rows(record: RunRecord) -> list[Row]:

@@ -6,6 +6,7 @@ TIMINGS = "timings.jsonl"
 EARLIER = "earlier.json"  # policies that earlier searches have scored, from which this one learns
 POLICY = "policy.json"
 SUMMARY = "summary.json"
+ANSWERS = "answers.json"  # of the dense network and the result on the test split, class by class
 MODEL = "model.safetensors"
 MODEL_FINETUNED = "model-finetuned.safetensors"
 RECOVERY = "recovery.jsonl"  # the plans of recoveries: the same plan gives the same network

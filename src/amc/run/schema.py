@@ -49,7 +49,8 @@ CONFIG = fields(
         **dict.fromkeys(("recover", "bn_rule", "engine"), text),
         **dict.fromkeys(("model", "weights", "data", "evaluate", "budget", "ranking", "runtime"), optional(text)),
         **dict.fromkeys(
-            ("device_url", "token_file", "parent", "warm_start", "weights_digest", "weights_sha256"), optional(text)
+            ("device_url", "token_file", "parent", "repeat", "warm_start", "weights_digest", "weights_sha256"),
+            optional(text),
         ),
         **dict.fromkeys(("episodes", "latency_threads", "calibration_images"), positive),
         **dict.fromkeys(("seed", "keep_sets", "finalists"), count),
@@ -57,7 +58,7 @@ CONFIG = fields(
         "time_limit": optional(text),
         "bn_images": optional(count),
         **dict.fromkeys(("max_drop",), optional(number)),
-        **dict.fromkeys(("confidence", "max_sparsity", "max_sparsity_linear", "recover_time"), number),
+        **dict.fromkeys(("confidence", "max_sparsity", "max_sparsity_linear", "recover_time", "random_share"), number),
         **dict.fromkeys(("reconstruct", "sequential", "bf16", "uniform_first"), flag),
         "test": optional(flag),
         **dict.fromkeys(("baselines", "lock", "only", "agent_options"), many(text)),
@@ -146,7 +147,7 @@ SUMMARY = fields(
         "dense": _COSTS,
         "slim": _COSTS,
         "baselines": optional(table(_COSTS)),
-        "groups": optional(many(fields({"name": text, "size": count, "kept": count}))),
+        "groups": optional(many(fields({"name": text, "size": count, "kept": count, "saves": table(number)}))),
         "locked": optional(many(fields({"name": text, "size": count, "reason": text}))),
         "warnings": optional(many(text)),
         "certificate": optional(
@@ -159,6 +160,7 @@ SUMMARY = fields(
         "finalists": optional(_FINALISTS),
         "stopped": optional(_STOP),
         "recovery": optional(_RECOVERY),
+        "finetuning": optional(table(anything)),
         "schedule": optional(many(number)),
         "rounds": optional(many(_ROUND)),
         "sweep": optional(table(scalar)),
@@ -235,11 +237,25 @@ STATUS = fields(
     needed=("part", "stage", "began", "stage_began", "written", "done", "total", "epochs"),
 )  # fmt: skip
 
+_ANSWERS = fields({"right": many(count), "mask": text}, needed=("right", "mask"))
+_LOST = fields({"image": count, "label": count, "answer": count, "picture": optional(text)})
+_BESIDE = fields(
+    {"right": many(count), "lost": many(count), "examples": many(_LOST)}, needed=("right", "lost", "examples")
+)
+ANSWERS = fields(
+    {
+        "images": positive, "classes": many(count), "names": many(text), "dense": _ANSWERS, "slim": _BESIDE,
+        "finetuned": _BESIDE,
+    },
+    needed=("images", "classes", "names", "dense"),
+)  # fmt: skip
+
 OBJECTS: Mapping[str, Check] = {
     "status.json": STATUS,
     "config.json": CONFIG,
     "summary.json": SUMMARY,
     "policy.json": POLICY,
+    "answers.json": ANSWERS,
     "finetune-state.json": FINETUNE_STATE,
     "latency.json": fields({"records": table(table(anything))}),
     "export.json": fields({"records": table(table(anything))}),

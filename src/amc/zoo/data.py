@@ -121,7 +121,7 @@ def _cifar10(spec: str, root: Path, search_images: int | None) -> DataSplits:
         if images.shape[2:] != (32, 32):
             size = f"{images.shape[3]}x{images.shape[2]}"
             raise DataError(f"data '{spec}': images are {size}, not 32x32; for other data write imagefolder:{root}")
-        return _cifar_set(images, torch.tensor(files.targets))
+        return replace(_cifar_set(images, torch.tensor(files.targets)), classes=tuple(files.classes))
 
     source = Source(np.array(train.targets), lambda part: read(train.pick(part)))
     splits = _cifar_plan(source, lambda: read(test)).assemble(spec, 10, (3, 32, 32), search_images)
@@ -179,7 +179,9 @@ def _imagefolder(spec: str, root: Path, search_images: int | None, prepared: Pre
         return Source(np.array(files.targets), lambda part: folder(files.pick(part)))
 
     def folder(files: ImageFiles) -> FolderSet:
-        return FolderSet(files.paths, files.targets, prepared.decoder, prepared.normalisation)
+        return FolderSet(
+            files.paths, files.targets, prepared.decoder, prepared.normalisation, classes=tuple(files.classes)
+        )
 
     train = search = source(listed["train"])
     count = len(train.labels)

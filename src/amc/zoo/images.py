@@ -77,6 +77,7 @@ class ImageSet:
     normalisation: Normalisation | None = None  # None: floating-point images are unchanged, bytes are scaled to [0, 1]
     augmentation: Augmentation | None = None  # of training_batches; None: only shuffled
     channels_last: bool = True  # the memory format of batches, in which convolutions are faster
+    classes: tuple[str, ...] = ()  # their names, by number; empty if nobody told
 
     def __post_init__(self) -> None:
         if self.images.dim() != 4 or self.labels.shape != self.images.shape[:1]:
@@ -141,6 +142,7 @@ class FolderSet:
     decoder: Decoder
     normalisation: Normalisation
     channels_last: bool = True  # as of `ImageSet`
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.files:
@@ -181,7 +183,7 @@ class FolderSet:
     def load(self) -> ImageSet:
         """The images in memory, without augmentation."""
         images = self.decoder.decode(self.files)
-        return ImageSet(images, self.labels, self.normalisation, channels_last=self.channels_last)
+        return ImageSet(images, self.labels, self.normalisation, channels_last=self.channels_last, classes=self.classes)
 
     def _decoded(self, jobs: Sequence[tuple[list[int], list[CropBox] | None]], ahead: int = 2) -> Iterator[Batch]:
         pending: deque[tuple[list[int], list[Future[Tensor]]]] = deque()

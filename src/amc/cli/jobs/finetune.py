@@ -19,10 +19,11 @@ from torch import nn
 
 from amc.cli.jobs.finetune_state import FineTuneState
 from amc.cli.jobs.origin import BATCH, data_of, evaluate_of, fitting, network_of, source_of
+from amc.compression.answers import FinalScore
 from amc.compression.load import check_builds, load_run, settings_of
 from amc.compression.observer import Observer
 from amc.compression.prepare import SEARCH_SHARE, Inputs, Job, leaves_images, prepare
-from amc.compression.scoring.evaluator import Evaluate, Evaluator, as_evaluator, final_score, score_of
+from amc.compression.scoring.evaluator import Evaluate, Evaluator, as_evaluator, score_of
 from amc.compression.selection import Choice
 from amc.compression.selection.base import best_first, merged
 from amc.compression.selection.by_finetuning import ByFineTuning, FineTuningTrial
@@ -39,7 +40,7 @@ from amc.report import render_report
 from amc.run import files, records
 from amc.run.directory import RunDir
 from amc.run.records import sealed
-from amc.run.settings import CandidateConfig, Given, SessionConfig, Source
+from amc.run.settings import CandidateConfig, Given, SessionConfig, Source, spelled
 from amc.run.settings.scores import get_score
 from amc.search import EpisodeRecord, read_journal
 from amc.structure import inspect
@@ -231,19 +232,28 @@ class _Task:
         """Write the results of fine-tuning to the run. If this is interrupted, a repetition writes the same."""
         run, slim = self.origin, start.model
         summary = run.read_json(files.SUMMARY)
-        test = Evaluator(self.data.test, score=self.config.score) if self.source.test else None
-        if test is not None:
-            test.on_batch = self.progress.stage_step
+        test = None
+        if self.source.test:
+            evaluator = Evaluator(self.data.test, score=self.config.score)
+            evaluator.on_batch = self.progress.stage_step
+            test = FinalScore(evaluator)
+        answers = run.read_json(files.ANSWERS) if run.has(files.ANSWERS) else None
         if start.choice and start.replacing and untrained is not None:
             self._describe(summary, start.choice.record, start.replacing, start.method.recount(untrained, self.example))
             summary["slim"] |= _tested(summary, test, untrained, "slim", "test")
+            if answers and test:
+                answers = test.with_answers(answers, "slim", "slim")
         if start.choice:
             summary = merged(summary, start.choice.summary)
         warnings = summary.get("warnings") or []
         if self.slow and self.slow not in warnings:
             summary["warnings"] = [*warnings, self.slow]
+        settings, tried = self.state.settings, self.state.candidate_config
+        summary["finetuning"] = {**asdict(settings), "repeat": spelled("finetune NEW", settings, tried)}
         tuned = {"score_finetuned": result.epochs[-1].score}
         tuned |= _tested(summary, test, slim, "fine-tuned", "test_finetuned")
+        if answers and test:
+            answers = test.with_answers(answers, "finetuned", "fine-tuned")
         slim.cpu()
         summary["slim"] |= {**start.method.recount(slim, self.example), **tuned}
         epochs = "".join(json.dumps(sealed(asdict(epoch))) + "\n" for epoch in result.epochs)
@@ -261,6 +271,8 @@ class _Task:
         summary["files"] = {**summary.get("files", {}), **digests}
         run.write_bytes(files.MODEL_FINETUNED, tuned_model)
         run.write_text(files.FINETUNE, epochs)
+        if answers:
+            run.write_json(files.ANSWERS, answers)
         run.write_json(files.SUMMARY, summary)
         for name, data in replaced.items():
             run.write_bytes(name, data)
@@ -343,12 +355,12 @@ def ranked(run: RunDir) -> Sequence[EpisodeRecord]:
 
 
 def _tested(
-    summary: dict[str, Any], test: Evaluate | None, network: nn.Module, which: str, key: str
+    summary: dict[str, Any], test: FinalScore | None, network: nn.Module, which: str, key: str
 ) -> dict[str, float]:
     """The test score under `key`; if it fails, nothing, and a warning in the summary says why."""
     if test is None:
         return {}
-    value, warnings = final_score(test, network, which)
+    value, warnings = test(network, which)
     known = summary.get("warnings") or []
     summary["warnings"] = [*known, *(line for line in warnings if line not in known)]
     return {} if value is None else {key: value}

@@ -102,8 +102,10 @@ def run_demo(out: Path, *, episodes: int, seed: int, progress: Observer) -> Path
     from amc.cli.jobs.finetune import run_finetune  # here: a search alone trains nothing
 
     torch.set_num_threads(1)  # a second thread makes networks this small slower
-    config = SearchConfig(episodes=episodes, seed=seed, baselines=("uniform", "random"))
-    run_search(out, Source("digits_cnn", data="digits", command="demo"), config, progress=progress)
+    config = SearchConfig(episodes=episodes, seed=seed, random_share=1.0)
+    repeat = f"amc demo --episodes {episodes} --seed {seed}"
+    source = Source("digits_cnn", data="digits", command="demo", repeat=repeat)
+    run_search(out, source, config, progress=progress)
     return run_finetune(out, FineTuneConfig(epochs=10, seed=seed), progress=progress)
 
 

@@ -39,7 +39,6 @@ from amc.structure import Structure, inspect
 from amc.zoo import DataSplits
 
 OWN = ("budget", "method", "reward", "max_drop", "minimise", "seed", "runtime")  # what a study decides for each cell
-BASELINES = ("uniform", "random")
 TIMED_IMAGES = 512  # of the search split, for the estimate
 PASSES = 5
 BACKWARD = 3.0  # a step of training takes this many forward passes
@@ -62,7 +61,7 @@ def search_settings(given: Given[SearchConfig]) -> SearchConfig:
         if name in given.values:
             flag = name.replace("_", "-")
             raise AmcError(f"a study chooses {flag} itself, cell by cell; leave --{flag} out (see amc study --help)")
-    return given.make() if "baselines" in given.values else given.make(baselines=BASELINES)
+    return given.make()
 
 
 def run_study(out: Path, source: Source, config: SearchConfig, plan: StudyConfig, *, progress: Observer) -> Path:
@@ -123,10 +122,11 @@ def _again(out: Path, source: Source, config: SearchConfig, plan: StudyConfig, p
     """Go on with the study in `out`, if it is this one."""
     run = RunDir.open(out)
     before = run.config()
+    config = config.for_run(before)
     if not before.get("study"):
         raise RunError(f"'{out}' holds a run and no study; choose another --out")
     wanted = _record(with_parent(source, out), config, plan)
-    skipped = ("amc_version", "environment")
+    skipped = ("amc_version", "environment", "repeat")
     for name, value in {**wanted, **wanted["study"]}.items():
         old = before["study"].get(name, before.get(name))
         if name not in (*skipped, "study") and _plain(old) != _plain(value):
@@ -176,7 +176,7 @@ class _Possible:
         share, metric, data = 1.0, cell.constraint.metric, self.data
         if cell.method == "channel" and metric in ("macs", "params", "latency"):
             share = replace(self.config, **cell.settings).budgets[0].fraction or 1.0
-        policies = self.config.episodes + len(self.config.baselines) * self.config.episodes // 2
+        policies = self.config.episodes * (1 + self.config.random_share * ("random" in self.config.baselines))
         search = policies * share * len(data.search) * self._image
         recovery = (self.config.recover != "none") * max(1, self.config.finalists) * self.config.recover_time
         return search + recovery + plan.epochs * BACKWARD * share * len(data.train) * self._image

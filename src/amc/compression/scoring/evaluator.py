@@ -76,6 +76,8 @@ class Evaluator:
         self.engine: Engine = TorchEngine(autocast=autocast)
         self.kind = get_score(score)
         tally(self.kind)  # raises now if a package is missing
+        named = getattr(source, "classes", None) or getattr(getattr(source, "dataset", None), "classes", None)
+        self.classes = tuple(map(str, named or ()))  # their names, as torchvision's data sets have them
         self._layout: torch.memory_format | None = None  # not known before the first network
         self._source: BatchSource | None = None
         self._batch_size = batch_size
@@ -105,13 +107,30 @@ class Evaluator:
 
     def correct(self, module: nn.Module) -> Tensor:
         """Mask of the images that the network has right: bool [N] on the CPU, always in the same order."""
+        return self.judged(module).right()
+
+    def judged(self, module: nn.Module) -> Hits:
+        """Which images the network has right, and what it answers, always in the same order."""
         hits = tally(self.kind)
         if not isinstance(hits, Hits):
             raise EvaluationError(
                 f"{self.kind.label} does not call single images right or wrong; choose score top1 or top5"
             )
         self._counted(module, hits)
-        return hits.right()
+        return hits
+
+    def inputs(self, places: Sequence[int]) -> list[Example]:
+        """The inputs of the images at these places, which ascend: one batch of one image for each."""
+        subset = getattr(self._source, "subset", None)  # decodes no other image
+        if subset is not None:
+            return [Example.of(image) for image, _ in subset(torch.tensor(places)).batches(1)] if places else []
+        chosen = torch.zeros(len(self), dtype=torch.bool)
+        chosen[list(places)] = True
+        return [
+            picked(inputs, torch.arange(len(labels)) == place)
+            for inputs, labels in _chosen(self._batches(), chosen)
+            for place in range(len(labels))
+        ]
 
     def chance(self, module: nn.Module) -> float | None:
         """The expected score of random guessing; None if the score has no such value."""

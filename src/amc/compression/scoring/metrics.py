@@ -86,25 +86,38 @@ class Hits:
 
     def __init__(self, top: int = 1) -> None:
         self._top = top
-        self._right: list[Tensor] = []  # stays on the device until the end, so that no batch waits for a copy
+        # All of them stay on the device until the end, so that no batch waits for a copy.
+        self._right: list[Tensor] = []
+        self._answers: list[Tensor] = []
+        self._labels: list[Tensor] = []
         self._single = _SingleLogit()
+        self.classes = 0
 
     def add(self, outputs: Tensor, labels: Tensor) -> None:
         logits, classes = _one_class_each(outputs, labels)
-        if self._top == 1:
-            self._right.append(self._single.answers(logits) == classes)
-            return
-        count = _classes(logits)
-        if self._top >= count:
+        count = self.classes = _classes(logits)
+        if self._top > 1 and self._top >= count:
             raise EvaluationError(
                 f"the network has {count} classes, so top-{self._top} is always right; choose score top1"
             )
-        self._right.append((logits.topk(self._top, dim=1).indices == classes.unsqueeze(1)).any(1))
+        answers = self._single.answers(logits)
+        among = logits.topk(self._top, dim=1).indices if self._top > 1 else answers.unsqueeze(1)
+        self._right.append((among == classes.unsqueeze(1)).any(1))
+        self._answers.append(answers)
+        self._labels.append(classes)
 
     def right(self) -> Tensor:
         """Bool [N] on the CPU, in the order of the images."""
         self._single.check()
         return torch.cat(self._right).cpu()
+
+    def answers(self) -> Tensor:
+        """The class with the largest logit: int64 [N] on the CPU."""
+        return torch.cat(self._answers).cpu()
+
+    def labels(self) -> Tensor:
+        """Int64 [N] on the CPU."""
+        return torch.cat(self._labels).cpu()
 
     def value(self) -> float:
         right = self.right()

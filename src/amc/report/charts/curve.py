@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from amc.report.charts.drawing import Frame, Scale, drawing, floor_axis, level, ticks, value_axis, vertical_scale
+from amc.report.charts.drawing import Frame, Scale, drawing, floor_axis, level, share_marks, value_axis, vertical_scale
 from amc.report.tables import format_score
 
 
@@ -37,12 +37,11 @@ def curve_chart(curve: Curve, frame: Frame, *, name: str) -> Markup:
     `name` makes the SVG's ids unique on the page.
     """
     x = _horizontal_scale([point.share for point in curve.points], frame)
-    y = vertical_scale(list(_heights(curve)), frame)
-    marks = [(value, f"{value:.0%}") for value in ticks(x.low, x.high, max(4, frame.width // 110))]
+    y = vertical_scale(list(_heights(curve)), frame, percent=curve.percent)
     line = "L".join(f"{x(point.share):.1f} {y(point.score):.1f}" for point in curve.points)
     parts = [
         value_axis(frame, y, percent=curve.percent),
-        floor_axis(frame, x, marks, f"{curve.cost} left"),
+        floor_axis(frame, x, share_marks(x, frame), f"{curve.cost} left"),
         level(frame, y, curve.dense, "c-dense"),
         f'<path class="c-best" d="M{line}"/>' if len(curve.points) > 1 else "",
         *(_point(point, x, y, curve) for point in curve.points),

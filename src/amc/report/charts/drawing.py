@@ -8,8 +8,11 @@ files.
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import quantiles
 
 from markupsafe import Markup, escape
+
+_ROOM_FOR_QUARTILES = 8  # values; a chart with fewer shows all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +75,31 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     return [round(index * step, 12) for index in range(first, last + 1)]
 
 
-def vertical_scale(values: Sequence[float], frame: Frame) -> Scale:
-    """The vertical scale of all `values`, with a margin; [0, 1] without values."""
+def vertical_scale(values: Sequence[float], frame: Frame, *, percent: bool = False) -> Scale:
+    """The vertical scale of all `values`, with a margin; [0, 1] without values. `percent`: it ends at 0 and 1."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     margin = 0.06 * (high - low) or 0.05 * (abs(high) or 1.0)
-    return Scale(low - margin, high + margin, frame.floor, frame.top)
+    low, high = low - margin, high + margin
+    return Scale(max(low, 0.0) if percent else low, min(high, 1.0) if percent else high, frame.floor, frame.top)
+
+
+def lowest_shown(values: Sequence[float], needed: Iterable[float | None] = ()) -> float:
+    """The smallest value on a chart. The worst quarter may be below it, so that the others spread; none of `needed`."""
+    if len(values) < _ROOM_FOR_QUARTILES:
+        return min(values, default=0.0)
+    return min(quantiles(values, n=4)[0], *(value for value in needed if value is not None), max(values))
+
+
+def below(kind: str, at: float, frame: Frame, title: str) -> str:
+    """A triangle at the foot of the chart, for a value below it."""
+    return f'<path class="{kind}" d="M{at - 3.5:.1f} {frame.floor - 8}h7l-3.5 6z">{title}</path>'
+
+
+def share_marks(x: Scale, frame: Frame) -> list[tuple[float, str]]:
+    """The marks of a horizontal axis of shares of a cost."""
+    values = ticks(x.low, x.high, max(4, frame.width // 110))
+    digits = _digits(values, percent=True)
+    return [(value, f"{value * 100:.{digits}f}%") for value in values]
 
 
 def value_axis(frame: Frame, y: Scale, *, percent: bool) -> str:

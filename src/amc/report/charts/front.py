@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
@@ -67,8 +67,8 @@ def describe_front(chart: FrontChart) -> str:
 def _vertical_scale(chart: FrontChart, frame: Frame) -> Scale:
     """Holds all scores and their errors. An accuracy ends at 100%, and so does its axis."""
     heights = [point.score + sign * (point.error or 0.0) for point in chart.points for sign in (-1, 1)]
-    y = vertical_scale(heights if chart.dense is None else [*heights, chart.dense], frame)
-    return replace(y, high=min(y.high, 1.0)) if chart.percent else y
+    values = heights if chart.dense is None else [*heights, chart.dense]
+    return vertical_scale(values, frame, percent=chart.percent)
 
 
 def _horizontal_scale(costs: Sequence[float], frame: Frame) -> Scale:

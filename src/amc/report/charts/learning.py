@@ -1,11 +1,23 @@
 """The learning curve as SVG text. Numbers in, SVG out; see `amc.report.charts.drawing`."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from amc.report.charts.drawing import Frame, Scale, drawing, floor_axis, level, ticks, value_axis, vertical_scale
+from amc.report.charts.drawing import (
+    Frame,
+    Scale,
+    below,
+    drawing,
+    floor_axis,
+    level,
+    lowest_shown,
+    ticks,
+    value_axis,
+    vertical_scale,
+)
 from amc.report.tables import format_score
 
 
@@ -27,20 +39,28 @@ def learning_curve(curve: LearningCurve, frame: Frame, *, name: str) -> Markup:
     """Draw the scores, the best so far, and the baselines. `name` makes the SVG's ids unique on the page."""
     count = max(curve.planned, len(curve.scores), len(curve.random), 2)
     x = Scale(curve.first - 0.5, curve.first + count - 0.5, frame.left, frame.end)
+    low = lowest(curve)
     values = [score for score in (*curve.scores, *running_best(curve.random), curve.uniform) if score is not None]
-    y = vertical_scale(values, frame)
+    y = vertical_scale([max(score, low) for score in values], frame, percent=curve.percent)
     numbers = ticks(x.low, x.high, max(3, frame.width // 110))
     parts = [
         _warmup_band(curve, frame, x),
         value_axis(frame, y, percent=curve.percent),
         # Only whole numbers: no episode has number 2.5.
         floor_axis(frame, x, [(value, f"{value:g}") for value in numbers if value == int(value)], "episode"),
-        level(frame, y, curve.uniform, "c-uniform"),
-        _steps(running_best(curve.random), curve.first, x, y, kind="random"),
-        _dots(curve, frame, x, y),
-        _steps(running_best(curve.scores), curve.first, x, y, kind="best"),
+        _dots(curve, low, frame, x, y),
+        # The broken lines lie on the whole one: where they agree, both are seen.
+        _steps(running_best(curve.scores), low, curve.first, x, y, kind="best"),
+        level(frame, y, curve.uniform, "c-uniform") if curve.uniform is not None and curve.uniform >= low else "",
+        _steps(running_best(curve.random), low, curve.first, x, y, kind="random"),
     ]
     return drawing(parts, frame, name=name, title="Learning curve", description=describe(curve))
+
+
+def lowest(curve: LearningCurve) -> float:
+    """The smallest score on the chart."""
+    scores = [score for score in curve.scores if score is not None]
+    return lowest_shown(scores) if scores else -math.inf
 
 
 def running_best(scores: Iterable[float | None]) -> list[float | None]:
@@ -73,6 +93,9 @@ def describe(curve: LearningCurve) -> str:
     if random and random[-1] is not None:
         score = format_score(random[-1], percent=curve.percent)
         text.append(f"The best of {len(random)} random policies {verb} {score}.")
+    under = sum(score < lowest(curve) for score in curve.scores if score is not None)
+    if under:
+        text.append(f"{under} below the drawing are triangles at its foot.")
     failed = sum(score is None for score in curve.scores)
     if failed:
         text.append(f"{failed} {'episode' if failed == 1 else 'episodes'} failed.")
@@ -90,12 +113,12 @@ def _warmup_band(curve: LearningCurve, frame: Frame, x: Scale) -> str:
     )
 
 
-def _steps(best: Sequence[float | None], first: int, x: Scale, y: Scale, *, kind: str) -> str:
-    """A staircase: each best score continues until a better one."""
+def _steps(best: Sequence[float | None], low: float, first: int, x: Scale, y: Scale, *, kind: str) -> str:
+    """A staircase: each best score continues until a better one. Below `low` it has not begun."""
     path: list[str] = []
     previous: float | None = None
     for number, value in enumerate(best, start=first):
-        if value is None or value == previous:
+        if value is None or value < low or value == previous:
             continue
         path.append(f"M{x(number):.1f} {y(value):.1f}" if previous is None else f"H{x(number):.1f}V{y(value):.1f}")
         previous = value
@@ -104,7 +127,7 @@ def _steps(best: Sequence[float | None], first: int, x: Scale, y: Scale, *, kind
     return f'<path class="c-{kind}" d="{"".join(path)}H{x(first + len(best) - 1):.1f}"/>'
 
 
-def _dots(curve: LearningCurve, frame: Frame, x: Scale, y: Scale) -> str:
+def _dots(curve: LearningCurve, low: float, frame: Frame, x: Scale, y: Scale) -> str:
     radius = min(3.5, max(2.0, 0.45 * (x(1) - x(0))))  # smaller where episodes crowd
     parts = []
     for number, score in enumerate(curve.scores, start=curve.first):
@@ -114,7 +137,9 @@ def _dots(curve: LearningCurve, frame: Frame, x: Scale, y: Scale) -> str:
             parts.append(f"{mark}><title>episode {number}: failed</title></path>")
             continue
         kind = "c-explore" if number < curve.first + curve.warmup else "c-exploit"
-        mark = f'<circle class="{kind}" cx="{at:.1f}" cy="{y(score):.1f}" r="{radius:.1f}"'
-        text = f"episode {number}: {format_score(score, percent=curve.percent)}"
-        parts.append(f"{mark}><title>{text}</title></circle>")
+        title = f"<title>episode {number}: {format_score(score, percent=curve.percent)}</title>"
+        if score < low:
+            parts.append(below(kind, at, frame, title))
+            continue
+        parts.append(f'<circle class="{kind}" cx="{at:.1f}" cy="{y(score):.1f}" r="{radius:.1f}">{title}</circle>')
     return "".join(parts)

@@ -54,7 +54,7 @@ def rounds_chart(curve: RoundsCurve, frame: Frame, *, name: str) -> Markup:
     shares = [1.0, *(point.share for point in curve.rounds)]
     x = _ShareScale.over(shares, frame)
     values = [value for point in curve.rounds for value in (point.pruned, point.tuned) if value is not None]
-    y = vertical_scale([*values, *([] if curve.dense is None else [curve.dense])], frame)
+    y = vertical_scale([*values, *([] if curve.dense is None else [curve.dense])], frame, percent=curve.percent)
     parts = [
         value_axis(frame, y, percent=curve.percent),
         floor_axis(frame, x, _marks(shares, x), f"{curve.cost} left (logarithmic)"),

@@ -1,15 +1,23 @@
-"""A chart of score against cost, for a search without a budget. Numbers in, SVG out."""
+"""A chart of score against cost. Numbers in, SVG out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import quantiles
 
 from markupsafe import Markup
 
-from amc.report.charts.drawing import Frame, Scale, drawing, floor_axis, level, ticks, value_axis, vertical_scale
+from amc.report.charts.drawing import (
+    Frame,
+    Scale,
+    below,
+    drawing,
+    floor_axis,
+    level,
+    lowest_shown,
+    share_marks,
+    value_axis,
+    vertical_scale,
+)
 from amc.report.tables import format_score
-
-_ROOM_FOR_QUARTILES = 8  # points; a chart with fewer points shows all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +32,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class TradeOff:
-    """The policies of a search without a budget."""
+    """The policies of a search."""
 
     points: Sequence[Point]
     chosen: int | None  # episode of the resulting policy
@@ -41,10 +49,9 @@ def tradeoff_chart(trade: TradeOff, frame: Frame, *, name: str) -> Markup:
     drawn = [*trade.points, *trade.uniform, *trade.random]
     x = _horizontal_scale([point.share for point in drawn], frame)
     y = _vertical_scale(trade, frame)
-    marks = [(value, f"{value:.0%}") for value in ticks(x.low, x.high, max(4, frame.width // 110))]
     parts = [
         value_axis(frame, y, percent=trade.percent),
-        floor_axis(frame, x, marks, f"{trade.cost} left"),
+        floor_axis(frame, x, share_marks(x, frame), f"{trade.cost} left"),
         level(frame, y, trade.dense, "c-dense"),
         level(frame, y, trade.least, "c-limit"),
         _ladder(trade, frame, x, y),
@@ -73,20 +80,16 @@ def describe_tradeoff(trade: TradeOff) -> str:
         if point.number == trade.chosen:
             score = format_score(point.score, percent=trade.percent)
             text.append(f"The chosen one, of episode {point.number}, keeps {point.share:.1%} and scores {score}.")
-    cut = sum(point.score < lowest_shown(trade) for point in trade.points)
+    cut = sum(point.score < lowest(trade) for point in trade.points)
     if cut:
         text.append(f"{cut} of them score below the drawing; triangles at its foot stand for them.")
     return " ".join(text)
 
 
-def lowest_shown(trade: TradeOff) -> float:
-    """The smallest score on the chart. The worst quarter of the policies may be below, so that the others spread."""
-    scores = [point.score for point in trade.points]
-    if len(scores) < _ROOM_FOR_QUARTILES:
-        return min(scores, default=0.0)
-    needed = [point.score for point in trade.points if point.number == trade.chosen]
-    needed += [value for value in (trade.dense, trade.least) if value is not None]
-    return min(quantiles(scores, n=4)[0], *needed) if needed else quantiles(scores, n=4)[0]
+def lowest(trade: TradeOff) -> float:
+    """The smallest score on the chart."""
+    chosen = [point.score for point in trade.points if point.number == trade.chosen]
+    return lowest_shown([point.score for point in trade.points], [*chosen, trade.dense, trade.least])
 
 
 def _horizontal_scale(shares: Sequence[float], frame: Frame) -> Scale:
@@ -98,8 +101,7 @@ def _horizontal_scale(shares: Sequence[float], frame: Frame) -> Scale:
 def _vertical_scale(trade: TradeOff, frame: Frame) -> Scale:
     scores = [point.score for point in (*trade.points, *trade.uniform, *trade.random)]
     scores += [value for value in (trade.dense, trade.least) if value is not None]
-    lowest = lowest_shown(trade)
-    return vertical_scale([max(score, lowest) for score in scores], frame)
+    return vertical_scale([max(score, lowest(trade)) for score in scores], frame, percent=trade.percent)
 
 
 _MARKS = {  # by kind: class, radius, who proposed the policy
@@ -116,14 +118,14 @@ def _mark(point: Point, of: str, frame: Frame, x: Scale, y: Scale, trade: TradeO
     score = format_score(point.score, percent=trade.percent)
     title = f"<title>{who}episode {point.number}: {score} at {point.share:.1%} of the {trade.cost}</title>"
     at = x(point.share)
-    if point.score < lowest_shown(trade):
-        return f'<path class="{kind}" d="M{at - 3.5:.1f} {frame.floor - 8}h7l-3.5 6z">{title}</path>'
+    if point.score < lowest(trade):
+        return below(kind, at, frame, title)
     return f'<circle class="{kind}" cx="{at:.1f}" cy="{y(point.score):.1f}" r="{radius}">{title}</circle>'
 
 
 def _ladder(trade: TradeOff, frame: Frame, x: Scale, y: Scale) -> str:
     """The uniform policies on the chart, joined by a line in the order of cost."""
-    shown = sorted((p for p in trade.uniform if p.score >= lowest_shown(trade)), key=lambda point: point.share)
+    shown = sorted((p for p in trade.uniform if p.score >= lowest(trade)), key=lambda point: point.share)
     if not shown:
         return ""
     path = "L".join(f"{x(point.share):.1f} {y(point.score):.1f}" for point in shown)

@@ -10,6 +10,7 @@ from amc.run.settings.limits import CONFIDENCE, MAX_SPARSITY, MAX_SPARSITY_LINEA
 from amc.run.settings.options import Option, Panel, argument, option, options_of
 from amc.run.settings.rounds import ScheduleConfig, parse_schedule
 from amc.run.settings.source import Source
+from amc.run.settings.spelling import spelled
 from amc.run.settings.study import StudyConfig
 from amc.run.settings.timing import TimingConfig
 from amc.run.settings.types import MAX_SEED, check_rules, convert_types_
@@ -41,4 +42,5 @@ __all__ = [
     "options_of",
     "parse_duration",
     "parse_schedule",
+    "spelled",
 ]

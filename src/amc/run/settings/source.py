@@ -38,12 +38,18 @@ class Source:
     command: str = "search"  # the command that started the run
     preprocessing: Mapping[str, Any] | None = None  # of an imagefolder's images, if the network needs it
     parent: str | None = None  # path of the run whose result is the network, from the run's own directory
+    repeat: str | None = None  # the command line that does the same again, but for where its files go
     input_shape: tuple[int, ...] | None = None  # of one example, without the batch; known once the data is loaded
 
     def to_json(self) -> dict[str, Any]:
-        """For config.json. The last three fields are written if they are known."""
+        """For config.json. The last four fields are written if they are known."""
         names = ("command", "model", "weights", "data", "evaluate", "search_images", "image_size", "test")
-        optional = {"preprocessing": self.preprocessing, "parent": self.parent, "input_shape": self.input_shape}
+        optional = {
+            "preprocessing": self.preprocessing,
+            "parent": self.parent,
+            "repeat": self.repeat,
+            "input_shape": self.input_shape,
+        }
         known = {name: value for name, value in optional.items() if value is not None}
         return {name: getattr(self, name) for name in names} | known
 

@@ -1,0 +1,92 @@
+"""What a run's networks answer on the test split, class by class: the text of answers.json."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from amc.report.tables import part_of, records_of
+
+_SHOWN = 10  # classes
+_NOISE = 2  # standard errors: of many classes, some differ by one or two images
+
+
+@dataclass(frozen=True, slots=True)
+class ClassRow:
+    """One class: the accuracies of the dense network and of the result, and their difference in points."""
+
+    name: str
+    images: int
+    dense: str
+    result: str
+    difference: str
+    noise: bool  # whether the difference is no larger than two standard errors
+    ahead: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LostImage:
+    """An image that the dense network has right and the result has not."""
+
+    picture: str | None  # a PNG in base64
+    label: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The section of the page."""
+
+    network: str  # which is compared: "fine-tuned" or "resulting"
+    rows: list[ClassRow]  # the largest loss first
+    lost: list[LostImage]
+    lost_count: int
+    gained_count: int
+    images: int
+
+    @property
+    def shown(self) -> list[ClassRow]:
+        """The classes that lose most; all of them where they are few."""
+        return self.rows if len(self.rows) <= 2 * _SHOWN else self.rows[:_SHOWN]
+
+
+def answers_of(record: Mapping[str, Any]) -> Answers | None:
+    """From the content of answers.json; None if there is nothing to compare. The network is the last one."""
+    name = next((name for name in ("finetuned", "slim") if name in record), None)
+    if name is None:
+        return None
+    found, names = part_of(record, name), record.get("names") or ()
+    dense = part_of(record, "dense")["right"]
+    columns = zip(record["classes"], dense, found["right"], found["lost"], strict=True)
+    rows = [
+        (right - before, _row(_named(number, names), images, before, right, lost))
+        for number, (images, before, right, lost) in enumerate(columns)
+        if images
+    ]
+    rows.sort(key=lambda row: row[0] / row[1].images)
+    lost_count = sum(found["lost"])
+    return Answers(
+        network="fine-tuned" if name == "finetuned" else "resulting",
+        rows=[row for _, row in rows],
+        lost=[
+            LostImage(each.get("picture"), _named(each["label"], names), _named(each["answer"], names))
+            for each in records_of(found["examples"])
+        ],
+        lost_count=lost_count,
+        gained_count=lost_count + sum(found["right"]) - sum(dense),
+        images=record["images"],
+    )
+
+
+def _row(name: str, images: int, before: int, right: int, lost: int) -> ClassRow:
+    change, gained = right - before, right - before + lost
+    error = math.sqrt(max(0.0, lost + gained - change**2 / images)) / images  # of a paired difference
+    share = change / images
+    sign = "−" if share < 0 else "+"
+    difference = f"{sign}{100 * abs(share):.2f} ± {100 * error:.2f}" if change or error else "0.00"
+    noise = abs(share) <= _NOISE * error
+    return ClassRow(name, images, f"{before / images:.2%}", f"{right / images:.2%}", difference, noise, share > 0)
+
+
+def _named(number: int, names: Any) -> str:
+    return str(names[number]) if number < len(names) else str(number)
