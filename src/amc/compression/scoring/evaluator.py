@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from amc.compression.scoring.engine.base import Engine, TorchEngine
-from amc.compression.scoring.metrics import Hits, Tally, classes_of, output_of, tally
+from amc.compression.scoring.metrics import Hits, Tally, tally
+from amc.compression.scoring.outputs import classes_of, output_of
 from amc.errors import (
     AmcError,
     DataError,

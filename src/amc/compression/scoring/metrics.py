@@ -1,4 +1,4 @@
-"""Outputs and labels -> a score. The shape of the labels decides their meaning; an ambiguous shape is refused.
+"""Outputs and labels -> a score.
 
 A `Tally` adds the outputs of a network batch by batch and returns the metric's own value at the end. Top-1 and top-5
 are computed here. Torchmetrics (extra `metrics`) computes the others, from labels and outputs in its format.
@@ -14,13 +14,23 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from amc.errors import EvaluationError, ModelError, NotFiniteError
+from amc.compression.scoring.outputs import (
+    OWN,
+    aligned,
+    check_range,
+    class_count,
+    one_class_each,
+    one_hot,
+    refuse_nan,
+    refuse_probabilities,
+    whole_numbers,
+)
+from amc.errors import EvaluationError, ModelError
 from amc.run.settings.scores import ScoreKind
 from amc.zoo._torchvision import import_torchvision
 
 IGNORED = 255  # a pixel without a class, as in Pascal VOC and Cityscapes
 TOP = 5
-_OWN = "or pass a function module -> float as evaluate"
 
 
 class Tally(Protocol):
@@ -52,35 +62,6 @@ def torchmetrics(kind: ScoreKind) -> Any:
         ) from error
 
 
-def output_of(given: Any) -> Tensor:
-    """The logits in a network's output: a tensor, the first of a tuple, `logits` or `out` of a mapping.
-
-    Raises EvaluationError if the output has no logits or they are ambiguous.
-    """
-    if isinstance(given, Tensor):
-        return given
-    logits = getattr(given, "logits", None)
-    if isinstance(logits, Tensor):
-        return logits
-    if isinstance(given, Mapping):
-        for name in ("logits", "out"):
-            if isinstance(given.get(name), Tensor):
-                named: Tensor = given[name]
-                return named
-        tensors = [part for part in given.values() if isinstance(part, Tensor)]
-        if len(tensors) == 1:
-            return tensors[0]
-        names = ", ".join(map(str, given)) or "nothing"
-        raise EvaluationError(
-            f"the network gives {names}, and none is named logits; pass a function module -> float as evaluate"
-        )
-    if isinstance(given, tuple | list) and given:
-        return output_of(given[0])
-    raise EvaluationError(
-        f"the network gives a {type(given).__name__}, not logits; pass a function module -> float as evaluate"
-    )
-
-
 class Hits:
     """Accuracy per image: an image is right if its label is among the `top` largest logits."""
 
@@ -94,8 +75,8 @@ class Hits:
         self.classes = 0
 
     def add(self, outputs: Tensor, labels: Tensor) -> None:
-        logits, classes = _one_class_each(outputs, labels)
-        count = self.classes = _classes(logits)
+        logits, classes = one_class_each(outputs, labels)
+        count = self.classes = class_count(logits)
         if self._top > 1 and self._top >= count:
             raise EvaluationError(
                 f"the network has {count} classes, so top-{self._top} is always right; choose score top1"
@@ -131,7 +112,7 @@ class _BalancedAccuracy:
         self._answers = _Answers()
 
     def add(self, outputs: Tensor, labels: Tensor) -> None:
-        self._answers.add(*_one_class_each(outputs, labels))
+        self._answers.add(*one_class_each(outputs, labels))
 
     def value(self) -> float:
         answers, classes, count = self._answers.all()
@@ -149,7 +130,7 @@ class _MacroF1:
         self._hot: list[tuple[Tensor, Tensor]] = []  # logits and 0 or 1, both [N, L]
 
     def add(self, outputs: Tensor, labels: Tensor) -> None:
-        logits, wanted = _aligned(outputs, labels)
+        logits, wanted = aligned(outputs, labels)
         if wanted.ndim == 2:
             self._hot.append((logits.cpu(), wanted.cpu()))
         else:
@@ -161,9 +142,9 @@ class _MacroF1:
             return float(_functional().multiclass_f1_score(answers, classes, count, average="macro"))
         logits, hot = (torch.cat(parts) for parts in zip(*self._hot, strict=True))
         count = hot.shape[1]
-        if _one_hot(hot):
+        if one_hot(hot):
             return float(_functional().multiclass_f1_score(logits.argmax(1), hot.argmax(1), count, average="macro"))
-        _refuse_probabilities(logits.min(), logits.max())
+        refuse_probabilities(logits.min(), logits.max())
         return float(_functional().multilabel_f1_score((logits > 0).long(), hot, count, average="macro"))
 
 
@@ -174,7 +155,7 @@ class _AUROC:
         self._batches: list[tuple[Tensor, Tensor]] = []
 
     def add(self, outputs: Tensor, labels: Tensor) -> None:
-        logits, wanted = _aligned(outputs, labels)
+        logits, wanted = aligned(outputs, labels)
         if not logits.isfinite().all():
             raise EvaluationError("the network's logits are infinite; check its weights and the normalisation")
         self._batches.append((logits.cpu().double(), wanted.cpu()))
@@ -185,7 +166,7 @@ class _AUROC:
         if logits.ndim == 1:
             columns, targets = logits.unsqueeze(1), wanted.unsqueeze(1)
         else:
-            single = wanted.ndim == 1 or _one_hot(wanted)
+            single = wanted.ndim == 1 or one_hot(wanted)
             columns = _log_odds(logits) if single else logits
             targets = torch.nn.functional.one_hot(wanted, logits.shape[1]) if wanted.ndim == 1 else wanted
         areas = [
@@ -210,14 +191,14 @@ class _MeanIoU:
         if outputs.ndim < 3 or labels.shape != (*outputs.shape[:1], *outputs.shape[2:]):
             raise EvaluationError(
                 f"mean IoU has logits [N, C, H, W] and labels [N, H, W], got {list(outputs.shape)} and "
-                f"{list(labels.shape)}; resize one to the other, {_OWN}"
+                f"{list(labels.shape)}; resize one to the other, {OWN}"
             )
-        _refuse_nan(outputs)
+        refuse_nan(outputs)
         logits = outputs[:, 0] if outputs.shape[1] == 1 else outputs
         count = 2 if outputs.shape[1] == 1 else outputs.shape[1]
-        wanted = _whole(labels)
+        wanted = whole_numbers(labels)
         ignored = wanted == IGNORED if count <= IGNORED else torch.zeros_like(wanted, dtype=torch.bool)
-        _check_range(wanted[~ignored], count)
+        check_range(wanted[~ignored], count)
         if self._metric is None:
             jaccard = importlib.import_module("torchmetrics.classification").MulticlassJaccardIndex
             self._metric = jaccard(count, average="macro", ignore_index=IGNORED if count <= IGNORED else None)
@@ -241,9 +222,9 @@ class _MeanSquaredError:
         if len(outputs) != len(labels) or _without_ones(outputs) != _without_ones(labels):
             raise EvaluationError(
                 f"mean squared error compares outputs and labels of one shape, got {list(outputs.shape)} and "
-                f"{list(labels.shape)}; let the loader give labels like the outputs, {_OWN}"
+                f"{list(labels.shape)}; let the loader give labels like the outputs, {OWN}"
             )
-        _refuse_nan(outputs)
+        refuse_nan(outputs)
         self._metric.update(outputs.double().cpu().flatten(), labels.double().cpu().flatten())
 
     def value(self) -> float:
@@ -280,7 +261,7 @@ class _SingleLogit:
         """Raise EvaluationError if all single outputs look like probabilities: zero is not their threshold."""
         if self._extremes:
             extremes = torch.stack(self._extremes)
-            _refuse_probabilities(extremes[:, 0].min(), extremes[:, 1].max())
+            refuse_probabilities(extremes[:, 0].min(), extremes[:, 1].max())
 
 
 class _Answers:
@@ -292,7 +273,7 @@ class _Answers:
         self._count = 2
 
     def add(self, logits: Tensor, classes: Tensor) -> None:
-        self._count = _classes(logits)
+        self._count = class_count(logits)
         self._batches.append((self._single.answers(logits).cpu(), classes.cpu()))
 
     def all(self) -> tuple[Tensor, Tensor, int]:
@@ -300,110 +281,6 @@ class _Answers:
         self._single.check()
         answers, classes = (torch.cat(parts) for parts in zip(*self._batches, strict=True))
         return answers, classes, self._count
-
-
-def classes_of(outputs: Tensor) -> int | None:
-    """The number of classes of logits [N, C]; two for a single logit per image; None for other outputs."""
-    if outputs.ndim == 1 or (outputs.ndim == 2 and outputs.shape[1] == 1):
-        return 2
-    return outputs.shape[1] if outputs.ndim == 2 else None
-
-
-def _one_class_each(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits [N, C], or [N] for a single logit, and class numbers [N]."""
-    logits, wanted = _aligned(outputs, labels)
-    if wanted.ndim == 1:
-        return logits, wanted
-    if not _one_hot(wanted):
-        raise EvaluationError(
-            f"labels {list(labels.shape)} give an image several classes or none, so that no single answer is right; "
-            f"choose score macro-f1 or auroc, {_OWN}"
-        )
-    return logits, wanted.argmax(1)
-
-
-def _aligned(outputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits [N, C], or [N] for a single logit, and labels: class numbers [N], or 0 and 1 [N, C].
-
-    Raises EvaluationError if logits are NaN or labels do not fit them.
-    """
-    images = len(labels)
-    outputs = outputs.reshape(1) if outputs.ndim == 0 and images == 1 else outputs
-    if outputs.ndim > 2 and labels.shape == (*outputs.shape[:1], *outputs.shape[2:]):
-        raise EvaluationError(
-            f"the network gives {list(outputs.shape)} for labels {list(labels.shape)}, a class for every pixel or "
-            f"place; choose score miou, {_OWN}"
-        )
-    if outputs.ndim not in (1, 2) or len(outputs) != images or not outputs.is_floating_point():
-        kind = "" if outputs.is_floating_point() else f" {str(outputs.dtype).removeprefix('torch.')}"
-        raise EvaluationError(
-            f"the network gives{kind} {list(outputs.shape)} for {images} images, not logits [{images}, classes]; "
-            "pass a function module -> float as evaluate"
-        )
-    _refuse_nan(outputs)
-    logits = outputs[:, 0] if outputs.ndim == 2 and outputs.shape[1] == 1 else outputs
-    labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
-    if labels.ndim == 1:
-        if labels.dtype == torch.bool and _classes(logits) > 2:
-            raise EvaluationError(
-                f"labels are true or false, and the network has {_classes(logits)} classes; give class numbers"
-            )
-        classes = _whole(labels)
-        _check_range(classes, _classes(logits))
-        return logits, classes
-    if labels.shape != logits.shape:
-        raise EvaluationError(
-            f"labels {list(labels.shape)} do not belong to logits {list(outputs.shape)}; give class numbers [N], or 0 "
-            "and 1 for every class [N, classes]"
-        )
-    hot = _whole(labels)
-    if not ((hot == 0) | (hot == 1)).all():
-        raise EvaluationError(f"labels {list(labels.shape)} are not all 0 or 1; give class numbers [N] instead")
-    return logits, hot
-
-
-def _classes(logits: Tensor) -> int:
-    return logits.shape[1] if logits.ndim == 2 else 2
-
-
-def _whole(labels: Tensor) -> Tensor:
-    """Labels as int64. Raises EvaluationError for fractions: they are not class numbers."""
-    if labels.is_complex():
-        raise EvaluationError("labels are complex; give class numbers")
-    whole = labels.long()
-    if labels.is_floating_point() and not torch.equal(whole.to(labels.dtype), labels):
-        odd = labels[whole.to(labels.dtype) != labels].flatten()[0]
-        raise EvaluationError(
-            f"a label is {float(odd):g}, which is no class; give class numbers, or choose score mse for a regression"
-        )
-    return whole
-
-
-def _check_range(classes: Tensor, count: int) -> None:
-    outside = classes[(classes < 0) | (classes >= count)]
-    if outside.numel():
-        raise EvaluationError(
-            f"label {int(outside.flatten()[0])} is out of range: the network has classes 0 to {count - 1}; "
-            "count classes from 0, and leave out images without a class"
-        )
-
-
-def _refuse_nan(outputs: Tensor) -> None:
-    if outputs.isnan().any():
-        raise NotFiniteError("the network's logits are NaN; check its weights and the normalisation of the images")
-
-
-def _refuse_probabilities(least: Tensor, most: Tensor) -> None:
-    """Raise EvaluationError if all outputs are in [0, 1] and differ: a sigmoid's outputs are never below zero."""
-    if 0 <= float(least) < float(most) <= 1:
-        raise EvaluationError(
-            "the network's outputs all lie in [0, 1]: they look like probabilities, and a single logit is compared "
-            "with 0; leave out the last sigmoid, or pass a function module -> float as evaluate"
-        )
-
-
-def _one_hot(labels: Tensor) -> bool:
-    return bool((labels.sum(1) == 1).all())
 
 
 def _log_odds(logits: Tensor) -> Tensor:
