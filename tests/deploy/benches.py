@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from amc.deploy.measure import MeasureSettings
-from amc.deploy.table.bench import Place
+from amc.deploy.table.bench import OnStep, Place
 from amc.deploy.table.blocks import BlockRun, ProbeRun, Run
 from amc.structure.modes import evaluating
 
@@ -48,7 +48,7 @@ class OracleBench:
     def version(self, version: str) -> OracleBench:
         return OracleBench(self.law, factor=self.factor, place=replace(self.place, version=version))
 
-    def blocks(self, runs: Sequence[Run]) -> list[float]:
+    def blocks(self, runs: Sequence[Run], on_step: OnStep = None) -> list[float]:
         self.asked["blocks"] += len(runs)
         return [self._block(run) for run in runs]
 

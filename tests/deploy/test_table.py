@@ -336,6 +336,14 @@ def test_the_least_and_the_dense_network_are_checked_before_any_block_is_measure
     assert not list(folder.glob("**/*.json"))
 
 
+def test_the_measurement_is_told_part_by_part(folder: Path) -> None:
+    steps: list[tuple[int, int]] = []
+    network(bench=OracleBench(smooth), folder=folder, on_step=lambda *step: steps.append(step))
+    done, total = zip(*steps, strict=True)
+    assert list(done) == sorted(done)
+    assert {total[0]} == {done[-1]} == set(total)  # the bench of tests times all blocks at once
+
+
 def test_a_table_that_predicts_badly_causes_a_warning(folder: Path) -> None:
     class Unsteady(OracleBench):
         def networks(self, *arguments: Any) -> dict[str, Any]:
@@ -391,7 +399,11 @@ def test_onnx_runtime_times_blocks_and_networks() -> None:
     quick = MeasureSettings(rounds=3, warmup=1, round_seconds=0.001, precision=0.5, max_seconds=0)
     bench = LocalBench("onnxruntime", settings=quick)
     block = Block("conv", (16, 16), (3, 3), (1, 1), (1, 1), (1, 1))
-    small, large = bench.blocks([BlockRun(block, 4, 4, 1), BlockRun(block, 64, 256, 1)])
+    steps: list[tuple[int, int]] = []
+    small, large = bench.blocks(
+        [BlockRun(block, 4, 4, 1), BlockRun(block, 64, 256, 1)], lambda *step: steps.append(step)
+    )
+    assert steps == [(2, 4), (4, 4)]  # two blocks in two passes
     assert 0 < small < large  # 256 times as many multiply-accumulates
     record = bench.networks({"dense": Net().eval()}, EXAMPLE, quick)
     assert record["networks"]["dense"]["latency_ms"] > 0

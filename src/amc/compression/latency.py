@@ -49,6 +49,7 @@ def latency_of(
     budgets: Sequence[Budget] = (),
     stored: Path | None,
     warn: Callable[[str], None],
+    on_step: Callable[[int, int], None] | None = None,
 ) -> Latency:
     """The network's latency table: that of the run being resumed (`stored`), from the cache, or measured now.
 
@@ -62,7 +63,7 @@ def latency_of(
                 _check_reachable(budget, dense_ms, least_ms, bench.place)
 
     latency = latency_table(
-        model, structure, example_input, choices, build, bench, stored=stored, check=check, warn=warn
+        model, structure, example_input, choices, build, bench, stored=stored, check=check, warn=warn, on_step=on_step
     )
     check(latency.dense_ms, float(latency.cost(np.array([options[0] for options in choices]))))
     return latency

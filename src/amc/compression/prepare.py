@@ -248,7 +248,7 @@ class _Preparation:
         self.watch.stage("latency table")
         latency = latency_of(
             inputs.model, method.structure, inputs.example_input, decisions, method.builder(None).build,
-            bench_of(config), budgets=config.budgets, stored=table, warn=self.warn,
+            bench_of(config), budgets=config.budgets, stored=table, warn=self.warn, on_step=self.watch.stage_step,
         )  # fmt: skip
         budgets, costs = guarded(config.budgets, latency), {Metric.LATENCY: latency.cost}
         return problem_of(method, budgets, rewarded, decisions=decisions, measured=costs), latency
@@ -339,7 +339,7 @@ class _Preparation:
         self.watch.stage("ranking and reconstruction")
         again = limited(calibrated.batches, config.bn_images or 0, Reader.of(inputs.example_input))
         norms = statistics_on(inputs.model, again) if again and config.bn_rule == "difference" else None
-        builder = method.builder(calibrated.calibration, calibrated.orders)
+        builder = method.builder(calibrated.calibration, calibrated.orders, self.watch.stage_step)
         return PolicyScorer(builder, score, again, dense=problem.dense.tolist(), norms=norms)
 
     def key(self, **parts: Any) -> str | None:

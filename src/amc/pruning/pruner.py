@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ class Pruner:
 
     With a `calibration`, `ranking` may be "elimination" and pruned layers get refitted weights unless
     `reconstruct` is False; without one, channels are ranked by magnitude and weights are just sliced. `orders`
-    replaces the ranking of every group, by name.
+    replaces the ranking of every group, by name. `on_step` hears how many groups and layers are done, and of how many.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Pruner:
         reconstruct: bool = True,
         damping: float = DAMPING,
         orders: Mapping[str, Order] | None = None,
+        on_step: Callable[[int, int], None] | None = None,
     ) -> None:
         self.model, self.structure = model, structure
         layers, _ = reconstructible(structure)
@@ -47,15 +49,20 @@ class Pruner:
         grams = calibration.grams if calibration else {}
         weights = {name: flat_weight(named[name], layer) for name, layer in layers.items()}
         damped = {name: grams[name].damped(damping) for name in layers if name in grams}
-        self.orders: Mapping[str, Order] = orders or {
-            group.name: elimination(structure, group, weights, damped)
-            if ranking == "elimination" and damped
-            else magnitude(structure, group, weights)
-            for group in structure.groups
-        }
+        groups, step = structure.groups, steps(len(structure.groups) + reconstruct * len(damped), on_step)
+        found: dict[str, Order] = {}
+        for group in groups:
+            if orders:
+                found[group.name] = orders[group.name]
+            elif ranking == "elimination" and damped:
+                found[group.name] = elimination(structure, group, weights, damped)
+            else:
+                found[group.name] = magnitude(structure, group, weights)
+            step()
+        self.orders: Mapping[str, Order] = found
         # By channel of the network: its rank in its group, and the place of that group; -1 for channels of none.
         self._rank, self._owner = np.full((2, structure.channels + 1), -1, dtype=np.int64)  # the last serves FIXED
-        for place, group in enumerate(structure.groups):
+        for place, group in enumerate(groups):
             self._rank[group.offset + self.orders[group.name]] = np.arange(group.size)
             self._owner[group.offset + self.orders[group.name]] = place
         assert self._rank[FIXED] == -1
@@ -64,6 +71,7 @@ class Pruner:
             for name, gram in damped.items():
                 order = self._position_order(layers[name])
                 self.fits[name] = LayerFit(layers[name], gram, weights[name], order)
+                step()
         self._solutions = SolutionCache()
 
     def policy(self, keep_counts: Sequence[int]) -> Policy:
@@ -131,6 +139,12 @@ class Pruner:
         if len(np.unique(owners[owners >= 0])) != 1:
             return None
         return np.argsort(self._rank[inputs], kind="stable")
+
+
+def steps(total: int, on_step: Callable[[int, int], None] | None) -> Callable[[], None]:
+    """A function to call after each of `total` steps; `on_step` hears how many are done."""
+    done = itertools.count(1)
+    return lambda: None if on_step is None else on_step(next(done), total)
 
 
 def _inputs(layer: Layer) -> Slots:

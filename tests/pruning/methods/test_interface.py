@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from amc.errors import BudgetError, ModelError
-from amc.pruning import GroupPolicy, LayerPolicy, Policy
+from amc.pruning import GroupPolicy, LayerPolicy, Policy, Pruner, calibrate
 from amc.pruning.methods import create_method, problem_of, shaped
 from amc.structure import Structure, inspect
 
@@ -109,6 +109,17 @@ def test_what_a_network_declares_of_its_sizes_follows_a_slice_only(
     assert slim[0].out_channels == 6
     method.finish_(slim, EXAMPLE)
     assert (slim[0].out_channels, model[0].out_channels) == (width, 6)
+
+
+@pytest.mark.parametrize("name", ["channel", "fine-grained"])
+def test_ranking_and_reconstruction_are_told_step_by_step(name: str) -> None:
+    model, structure = made()
+    method = create_method(name, model, structure)
+    steps: list[tuple[int, int]] = []
+    gathered = calibrate(model, structure, [EXAMPLE.expand(64, -1, -1, -1)], layers=method.calibrated())
+    builder = method.builder(gathered, None, lambda *step: steps.append(step))
+    total = len(method.decisions) + (len(builder.fits) if isinstance(builder, Pruner) else 0)
+    assert steps == [(number, total) for number in range(1, total + 1)]
 
 
 def test_training_may_change_the_weights_that_a_mask_has_left() -> None:

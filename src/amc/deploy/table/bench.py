@@ -26,6 +26,8 @@ from amc.structure.trace import inference
 BLOCK_SETTINGS = MeasureSettings(rounds=6, warmup=2, round_seconds=0.004, precision=0.05, max_seconds=0.0)
 NETWORK_SETTINGS = MeasureSettings(rounds=15, warmup=3, round_seconds=0.05, precision=0.03, max_seconds=30.0)
 
+OnStep = Callable[[int, int], None] | None  # hears how many parts of a job are done, and of how many
+
 _TOGETHER = 24  # blocks that are loaded at the same time
 _PASSES = 2  # the fastest pass counts; passes are far apart in time, because other load is usually short
 _KEPT_BYTES = 4 << 20  # largest file that is kept for the next pass
@@ -58,8 +60,8 @@ class Bench(Protocol):
     @property
     def place(self) -> Place: ...
 
-    def blocks(self, runs: Sequence[Run]) -> list[float]:
-        """Latency of each block, in ms."""
+    def blocks(self, runs: Sequence[Run], on_step: OnStep = None) -> list[float]:
+        """Latency of each block, in ms. `on_step` hears how many parts of the work are done, and of how many."""
         ...
 
     def networks(
@@ -90,7 +92,7 @@ class LocalBench:
         self.place = Place(runtime, version, threads, "float32", machine.describe())
         self.settings = settings
 
-    def blocks(self, runs: Sequence[Run]) -> list[float]:
+    def blocks(self, runs: Sequence[Run], on_step: OnStep = None) -> list[float]:
         """See `Bench`."""
         place, settings = self.place, self.settings
 
@@ -101,7 +103,7 @@ class LocalBench:
             record = latency_of_files(files, runtime=place.runtime, threads=place.threads, settings=settings)
             return [record["networks"][name]["latency_ms"] for name in files]
 
-        return _in_passes(runs, measure)
+        return _in_passes(runs, measure, on_step)
 
     def networks(
         self, networks: Mapping[str, nn.Module], example_input: Any, settings: MeasureSettings
@@ -126,7 +128,7 @@ class DeviceBench:
         self._room = info.body_bytes
         self.place = Place(runtime, info.runtimes[runtime], threads, "float32", info.machine, url)
 
-    def blocks(self, runs: Sequence[Run]) -> list[float]:
+    def blocks(self, runs: Sequence[Run], on_step: OnStep = None) -> list[float]:
         """See `Bench`."""
         place = self.place
 
@@ -142,7 +144,7 @@ class DeviceBench:
                 measured |= self.device.measure(*fitting)["networks"]
             return [float(measured[model.name]["latency_ms"]) for model in models]
 
-        return _in_passes(runs, measure)
+        return _in_passes(runs, measure, on_step)
 
     def networks(
         self, networks: Mapping[str, nn.Module], example_input: Any, settings: MeasureSettings
@@ -160,11 +162,12 @@ class DeviceBench:
 def _in_passes(
     runs: Sequence[Run],
     measure: Callable[[Path, Mapping[int, Run]], list[float]],
+    on_step: OnStep,
 ) -> list[float]:
     """The best latency of each block, in ms, over several passes that time a few blocks together."""
     best = [float("inf")] * len(runs)
     with tempfile.TemporaryDirectory() as folder:
-        for _ in range(_PASSES):
+        for number in range(_PASSES):
             for start in range(0, len(runs), _TOGETHER):
                 part = dict(enumerate(runs[start : start + _TOGETHER], start))
                 for index, latency_ms in zip(part, measure(Path(folder), part), strict=True):
@@ -172,6 +175,8 @@ def _in_passes(
                 for path in Path(folder).iterdir():
                     if path.stat().st_size > _KEPT_BYTES:
                         path.unlink()
+                if on_step is not None:
+                    on_step(number * len(runs) + start + len(part), _PASSES * len(runs))
     return best
 
 

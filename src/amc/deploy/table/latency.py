@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from amc.deploy.table.bench import NETWORK_SETTINGS, Bench
+from amc.deploy.table.bench import NETWORK_SETTINGS, Bench, OnStep
 from amc.deploy.table.cost import LatencyCost
 from amc.deploy.table.grid import FloatArray
 from amc.deploy.table.measuring import Build, Check, complete, correction_of, find_step, measure_table
@@ -67,6 +67,7 @@ def latency_table(
     points: int = POINTS,
     check: Check = lambda dense_ms, least_ms: None,
     warn: Callable[[str], None] = lambda _: None,
+    on_step: OnStep = None,
 ) -> Latency:
     """The table for policies that take each group's keep count from `choices`.
 
@@ -76,6 +77,7 @@ def latency_table(
     points: largest number of widths measured on each side of a layer.
     check: called with the latency in ms of the dense and of the smallest network, before any block is measured; it may
         raise.
+    on_step: hears, first of the whole networks and then of the blocks, how many parts are timed and of how many.
     warn: called with a message if a cached table is measured again, or if the table's predictions are poor.
     """
     if stored is not None:
@@ -90,7 +92,7 @@ def latency_table(
             return _checked(Latency(bench, table, *correction_of(plan, table)), warn)
         warn(f"latency table '{path}' is not complete; measuring it again")
     plan = plan_table(model, structure, choices, step=find_step(bench), points=points)
-    table = measure_table(network, plan, build, example_input, choices, bench, check)
+    table = measure_table(network, plan, build, example_input, choices, bench, check, on_step)
     try:
         write_table(path, table)
     except RunError as error:

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from amc.deploy.measure import MeasureSettings
-from amc.deploy.table.bench import NETWORK_SETTINGS, Bench
+from amc.deploy.table.bench import NETWORK_SETTINGS, Bench, OnStep
 from amc.deploy.table.blocks import Block, BlockRun, ProbeRun
 from amc.deploy.table.cost import BlockSums, LatencyCost, fit, held_out_errors
 from amc.deploy.table.grid import FloatArray
@@ -46,7 +46,7 @@ def find_step(bench: Bench) -> int:
     return 1
 
 
-def block_times(wanted: Sequence[tuple[Block, int, int]], bench: Bench) -> list[float]:
+def block_times(wanted: Sequence[tuple[Block, int, int]], bench: Bench, on_step: OnStep = None) -> list[float]:
     """Latency in ms of each block at its channels in and out.
 
     A network pays only once for the call itself, and for the conversion of its input and output to the runtime's
@@ -54,7 +54,7 @@ def block_times(wanted: Sequence[tuple[Block, int, int]], bench: Bench) -> list[
     """
     copies = [_copies(*block) for block in wanted]
     runs = [BlockRun(*block, count) for block, several in zip(wanted, copies, strict=True) for count in (1, several)]
-    measured = dict(zip(runs, bench.blocks(runs), strict=True))
+    measured = dict(zip(runs, bench.blocks(runs, on_step), strict=True))
     times = []
     for block, several in zip(wanted, copies, strict=True):
         alone = measured[BlockRun(*block, 1)]
@@ -71,6 +71,7 @@ def measure_table(
     choices: Sequence[Sequence[int]],
     bench: Bench,
     check: Check,
+    on_step: OnStep = None,
     *,
     seed: int = 0,
 ) -> LatencyTable:
@@ -81,8 +82,8 @@ def measure_table(
     """
     began = time.perf_counter()
     policies = whole_policies(choices, NETWORKS, np.random.default_rng(seed))
-    networks = measure_whole(policies, build, example_input, bench, check)
-    times = block_times([(plan.blocks[key[0]], *key[1:]) for key in plan.keys], bench)
+    networks = measure_whole(policies, build, example_input, bench, check, on_step)
+    times = block_times([(plan.blocks[key[0]], *key[1:]) for key in plan.keys], bench, on_step)
     table = LatencyTable(
         network, bench.place, plan.step, dict(zip(plan.keys, times, strict=True)), networks, time.perf_counter() - began
     )
@@ -91,7 +92,12 @@ def measure_table(
 
 
 def measure_whole(
-    policies: Sequence[tuple[int, ...]], build: Build, example_input: Any, bench: Bench, check: Check
+    policies: Sequence[tuple[int, ...]],
+    build: Build,
+    example_input: Any,
+    bench: Bench,
+    check: Check,
+    on_step: OnStep = None,
 ) -> tuple[WholeNetwork, ...]:
     """Latencies of the networks with these keep counts: the dense network first, the smallest second.
 
@@ -110,6 +116,8 @@ def measure_whole(
             shares.append((keep, float(entry["latency_ms"]) / references[-1].latency_ms, float(entry["spread"])))
         if not start:
             check(references[0].latency_ms, shares[0][1] * references[0].latency_ms)
+        if on_step is not None:
+            on_step(len(shares), len(others))
     best = min(references, key=lambda entry: entry.latency_ms)
     return (best, *(WholeNetwork(keep, share * best.latency_ms, spread) for keep, share, spread in shares))
 

@@ -109,10 +109,16 @@ class Method(Protocol):
         """The layers whose inputs the method needs a calibration of, by weight name."""
         ...
 
-    def builder(self, calibration: Calibration | None, orders: Mapping[str, Order] | None = None) -> Builder:
+    def builder(
+        self,
+        calibration: Calibration | None,
+        orders: Mapping[str, Order] | None = None,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> Builder:
         """The builder, ranked and factorised. Without a calibration it ranks by magnitude and does not refit.
 
         `orders`: the `Pruner.orders` of an earlier session. Masks are ranked by one sort, and ranked again.
+        `on_step` hears how many steps are done, and of how many.
         """
         ...
 

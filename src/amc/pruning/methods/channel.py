@@ -102,7 +102,12 @@ class ChannelMethod:
     def calibrated(self) -> Mapping[str, Layer]:
         return reconstructible(self.structure)[0]
 
-    def builder(self, calibration: Calibration | None, orders: Mapping[str, Order] | None = None) -> Pruner:
+    def builder(
+        self,
+        calibration: Calibration | None,
+        orders: Mapping[str, Order] | None = None,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> Pruner:
         return Pruner(
             self.model,
             self.structure,
@@ -110,6 +115,7 @@ class ChannelMethod:
             ranking=self.options.ranking or "elimination",
             reconstruct=self.options.reconstruct,
             orders=orders,
+            on_step=on_step,
         )
 
     def finish_(self, slim: nn.Module, example_input: Any) -> None:

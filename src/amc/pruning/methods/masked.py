@@ -23,6 +23,7 @@ from amc.pruning.compensation import compensate
 from amc.pruning.masks import FineGrained, NestedMasks, Pattern, importance
 from amc.pruning.methods.base import MethodOptions
 from amc.pruning.methods.channel import layer_features
+from amc.pruning.pruner import steps
 from amc.pruning.ranking import Order
 from amc.pruning.reconstruction import SolutionCache, as_filters, as_stored
 from amc.run.weights import bound, file_overhead, pack
@@ -124,8 +125,13 @@ class MaskedMethod:
     def calibrated(self) -> Mapping[str, Layer]:
         return {target.weight: target.layer for target in self._targets if target.refitted}
 
-    def builder(self, calibration: Calibration | None, orders: Mapping[str, Order] | None = None) -> MaskBuilder:
-        return MaskBuilder(self.model, self._targets, self.pattern, self.options, calibration)
+    def builder(
+        self,
+        calibration: Calibration | None,
+        orders: Mapping[str, Order] | None = None,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> MaskBuilder:
+        return MaskBuilder(self.model, self._targets, self.pattern, self.options, calibration, on_step)
 
     def weights(self) -> tuple[str, ...]:
         """The weights that may be masked, by name."""
@@ -230,6 +236,7 @@ class MaskBuilder:
         pattern: Pattern,
         options: MethodOptions,
         calibration: Calibration | None = None,
+        on_step: Callable[[int, int], None] | None = None,
     ) -> None:
         self.model, self.pattern, self._targets = model, pattern, targets
         self.reconstruct = options.reconstruct
@@ -241,13 +248,13 @@ class MaskBuilder:
         if needed:
             self.grams = {target.weight: grams[target.weight].damped() for target in targets if target.weight in grams}
         named = dict(model.named_parameters())
-        self.orders: dict[str, NestedMasks] = {
-            target.weight: pattern.order(
-                importance(as_filters(named[target.weight], target.layer), self.grams.get(target.weight), ranking),
-                groups=target.layer.groups,
-            )
-            for target in targets
-        }
+        step = steps(len(targets), on_step)
+        self.orders: dict[str, NestedMasks] = {}
+        for target in targets:
+            filters = as_filters(named[target.weight], target.layer)
+            ranks = importance(filters, self.grams.get(target.weight), ranking)
+            self.orders[target.weight] = pattern.order(ranks, groups=target.layer.groups)
+            step()
         self._solutions = SolutionCache()
 
     def errors(self, choices: Sequence[Sequence[int]]) -> tuple[FloatArray, ...]:
