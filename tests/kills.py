@@ -38,13 +38,15 @@ KINDS: dict[str, Callable[[Path], None]] = {
     "time-limit": lambda run: make.search(run, episodes=40, time_limit=25, recover="calibration"),
     "patience": lambda run: make.search(run, episodes=40, patience=2),
     "sweep": make.sweep,
+    "study": make.study,
     "max-drop-recovered": lambda run: make.search(run, max_drop=20.0, recover="calibration"),
     **{
         name: make.KINDS[name]
         for name in ("channel", "fine-grained", "2-4", "latency", "schedule", "tuned", "candidates")
     },
 }
-CLOCKED = ("seconds", "environment", "sha256", "date")  # of records: what depends on the clock
+PAGES = ("report.html", "study.md", "study.csv")
+CLOCKED = ("seconds", "finetune_seconds", "environment", "sha256", "date")  # of records: what depends on the clock
 
 
 def go_on(kind: str, run: Path) -> None:
@@ -72,9 +74,9 @@ def contents(run: Path) -> dict[str, Any]:
         temporary = path.name.startswith(".") and path.name.endswith(
             ".tmp"
         )  # a killed writer's; it goes a minute later
-        if path.is_dir() or temporary or path.name in (".lock", "timings.jsonl", "report.html"):
+        if path.is_dir() or temporary or path.name in (".lock", "timings.jsonl", *PAGES):
             continue
-        if path.name in ("summary.json", "config.json"):
+        if path.name in ("summary.json", "config.json", "study.json"):
             found[name] = _timeless(json.loads(path.read_bytes()))
         elif path.name == "finetune.jsonl":
             found[name] = [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
