@@ -21,6 +21,8 @@ PYTHON := $(shell for name in python3.11 python3 python3.12 python3.13; do \
 	"$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v "$$name" && break; done)
 endif
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# The files of tests run side by side, each on one thread; all in one process: make test TOGETHER=
+TOGETHER ?= --numprocesses auto --maxprocesses 8 --dist loadfile
 # For another build of torch: make demo TORCH_ARGS="--index-url URL"
 TORCH_ARGS ?=
 
@@ -33,13 +35,13 @@ demo: $(VENV)/.core
 	$(BIN)/amc demo $(DEMO_ARGS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(TOGETHER) $(PYTEST_ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(TOGETHER) $(PYTEST_ARGS)
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
