@@ -2,8 +2,8 @@
 
     python benchmarks/after_recovery.py --model resnet20 --weights W.safetensors --data cifar10:ROOT
 
-The uniform policy's network is fine-tuned for each number of epochs, from its weights as pruned and as recovered. The
-results go to benchmarks/results/after-recovery-MODEL.json after each training, so an interrupted benchmark goes on
+The uniform policy's network is fine-tuned for each number of epochs at each learning rate, from its weights as pruned and
+as recovered. The results go to benchmarks/results/after-recovery-MODEL.json after each training, so an interrupted benchmark goes on
 where it was.
 """
 
@@ -27,12 +27,15 @@ from amc.structure.copying import copy_model
 from common import Record, load, machine, network_parser, percent, save, source_of, table
 
 RESULT = "after-recovery-{model}.json"
+STARTS = ("pruned", "recovered")
 
 
 def options() -> argparse.ArgumentParser:
     parser = network_parser(__doc__)
     parser.add_argument("--budget", default="macs<=50%")
-    parser.add_argument("--epochs", type=int, nargs="+", default=[1, 2, 3, 5])
+    parser.add_argument("--epochs", type=int, nargs="+", default=[2, 5])
+    parser.add_argument("--lrs", type=float, nargs="+", default=[0.05, 0.01], help="the highest of each training")
+    parser.add_argument("--starts", nargs="+", default=list(STARTS), choices=STARTS)
     return parser
 
 
@@ -52,13 +55,13 @@ def measure(args: argparse.Namespace) -> Record:
     record: Record = {"rows": []} | load(name)
     record |= {"model": args.model, "budget": args.budget, "threads": args.threads, "recovery_seconds": seconds}
     record |= {"dense": test(model), "start": {"pruned": test(pruned), "recovered": test(recovered)}}
-    for epochs, start in product(args.epochs, ("pruned", "recovered")):
-        if any((row["epochs"], row["start"]) == (epochs, start) for row in record["rows"]):
+    for epochs, lr, start in product(args.epochs, args.lrs, args.starts):
+        if any((row["epochs"], row["lr"], row["start"]) == (epochs, lr, start) for row in record["rows"]):
             continue
         slim, began = copy_model(recovered if start == "recovered" else pruned), time.process_time()
-        finetune(slim, data.train, FineTuneConfig(epochs=epochs))
+        finetune(slim, data.train, FineTuneConfig(epochs=epochs, lr=lr))
         tuning = time.process_time() - began
-        record["rows"].append({"epochs": epochs, "start": start, "test": test(slim), "seconds": tuning})
+        record["rows"].append({"epochs": epochs, "lr": lr, "start": start, "test": test(slim), "seconds": tuning})
         save(name, record | {"environment": environment()})
         print(record["rows"][-1], flush=True)
     return load(name)
@@ -67,13 +70,13 @@ def measure(args: argparse.Namespace) -> Record:
 def section(record: Record) -> str:
     spent = {"pruned": 0.0, "recovered": record["recovery_seconds"]}
     rows = [
-        ["0", percent(record["start"]["pruned"]), "0 s", percent(record["start"]["recovered"]),
+        ["0", "", percent(record["start"]["pruned"]), "0 s", percent(record["start"]["recovered"]),
          f"{spent['recovered']:.0f} s"]
     ]  # fmt: skip
-    for epochs in sorted({row["epochs"] for row in record["rows"]}):
-        cells = [str(epochs)]
+    for epochs, lr in sorted({(row["epochs"], row["lr"]) for row in record["rows"]}):
+        cells = [str(epochs), f"{lr:g}"]
         for start, before in spent.items():
-            found = [row for row in record["rows"] if (row["epochs"], row["start"]) == (epochs, start)]
+            found = [row for row in record["rows"] if (row["epochs"], row["lr"], row["start"]) == (epochs, lr, start)]
             cells += [percent(found[0]["test"]), f"{before + found[0]['seconds']:.0f} s"] if found else ["", ""]
         rows.append(cells)
     return (
@@ -82,7 +85,10 @@ def section(record: Record) -> str:
         f"policy's network on the test split after epochs of fine-tuning on the training split, from its weights as "
         f"pruned and as recovered without labels; CPU seconds in all, {record['threads']} thread(s), one seed. Dense: "
         f"{percent(record['dense'])}.\n\n"
-        + table(["epochs", "from as pruned", "CPU time", "from recovered", "CPU time, recovery included"], rows)
+        + table(
+            ["epochs", "learning rate", "from as pruned", "CPU time", "from recovered", "CPU time, recovery included"],
+            rows,
+        )
         + machine(record)
     )
 
