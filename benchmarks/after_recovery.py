@@ -2,9 +2,9 @@
 
     python benchmarks/after_recovery.py --model resnet20 --weights W.safetensors --data cifar10:ROOT
 
-The uniform policy's network is fine-tuned for each number of epochs at each learning rate, from its weights as pruned and
-as recovered. The results go to benchmarks/results/after-recovery-MODEL.json after each training, so an interrupted benchmark goes on
-where it was.
+The uniform policy's network is fine-tuned for each number of epochs at each learning rate, from its weights as pruned
+and as recovered. The results go to benchmarks/results/after-recovery-MODEL.json after each training, so an interrupted
+benchmark goes on where it was.
 """
 
 from __future__ import annotations

@@ -41,6 +41,7 @@ import setup_time
 import sparse_files
 import sparse_sizes
 import steadiness
+import study
 import sweep
 import training_format
 from amc.errors import AmcError
@@ -102,6 +103,10 @@ def memory_page(page: str) -> str:
     return between(page, "<!-- measured -->\n\n", "\n<!-- end -->", each(peak_memory))
 
 
+def study_page(page: str) -> str:
+    return between(page, "<!-- measured -->\n\n", "\n<!-- end -->", each(study))
+
+
 def sparse_page(page: str) -> str:
     page = between(page, "<!-- measured: files -->\n\n", "\n<!-- end -->", each(sparse_sizes))
     return between(page, "<!-- measured: runs -->\n\n", "\n<!-- end -->", each(sparse_files))
@@ -123,6 +128,7 @@ PAGES: dict[str, Callable[[str], str]] = {  # by name in docs/: the page as it i
     "latency": latency_page,
     "memory": memory_page,
     "sparse": sparse_page,
+    "study": study_page,
     "networks": networks_page,
     "kernels": kernels_page,
 }
