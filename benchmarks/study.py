@@ -71,8 +71,8 @@ def section(record: Record) -> str:
         f"`python benchmarks/study.py --model {record['model']} --weights W --data cifar10:DATA --search-images 2000 "
         f"--runs DIR`: {record['episodes']} policies a search, {plan['epochs']} epochs of fine-tuning, "
         f"{plan['seeds']} seed(s), {record['threads']} thread(s). Scores as pruned on the images that the search "
-        f"scored, beside the uniform policy and the best of a fifth as many random ones; the result, recovered and fine-tuned, "
-        f"on the same images and on the test split. Dense: {percent(dense['score'][0])}, test "
+        f"scored, beside the uniform policy and the best of a fifth as many random ones; the result, recovered and "
+        f"fine-tuned, on the same images and on the test split. Dense: {percent(dense['score'][0])}, test "
         f"{percent(dense['test'][0])}.\n\n{table(header, lines)}\n"
         f"Which method scores best where several meet a budget:\n\n{levels}\nWithout a result:\n\n{left_out}"
         + machine(record)
