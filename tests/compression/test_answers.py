@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from amc.compression.answers import SHOWN, SIDE, FinalScore
-from amc.compression.scoring.evaluator import Evaluator, final_score
+from amc.compression.scoring.evaluator import Evaluator, PairedEvaluator, final_score
 from amc.zoo.images import ImageSet
 
 CLASSES = 4
@@ -51,7 +51,7 @@ def test_counts_are_those_of_each_class_and_every_image_is_scored_once() -> None
     dense, slim = Told(1, 2), Told(2, 4, 8, 9)
     score = FinalScore(Evaluator(images(), batch_size=10))
     score(dense, "dense"), score(slim, "slim")
-    assert (dense.calls, slim.calls) == (5, 4)  # four batches, and first one that shows how images are laid out
+    assert (dense.calls, slim.calls) == (5, 4)  # four batches; at first one more shows how images are laid out
     record = score.dense_record()
     assert record is not None
     assert (record["images"], record["classes"], record["names"]) == (40, [10] * 4, [])
@@ -117,6 +117,16 @@ def test_a_later_network_is_compared_with_the_dense_answers_on_record() -> None:
     other = judged(images(36), tuned=Told(4))  # other images
     assert other.with_answers(found, "finetuned", "tuned") == record
     assert later.with_answers(found, "finetuned", "never scored") == record
+
+
+def test_the_error_of_a_score_is_that_of_the_same_images() -> None:
+    score = judged(images(), dense=Told(1, 2), slim=Told(2, 4, 8, 9))
+    record = score.dense_record()
+    assert record is not None
+    paired = PairedEvaluator(Evaluator(images()), Told(1, 2))(Told(2, 4, 8, 9))
+    assert score.error("slim", record) == paired.standard_error > 0
+    assert score.error("never scored", record) is None
+    assert judged(images(36), slim=Told(4)).error("slim", record) is None
 
 
 def test_scores_that_judge_no_single_image_have_no_answers() -> None:

@@ -67,8 +67,8 @@ def test_classes_that_lose_most_come_first_and_differences_within_noise_are_grey
     assert "<dog> 100 88.00% 60.00% −28.00 ± " in text  # 30 lost, 2 gained
     assert text.index("<dog> 100") < text.index("cat 100 91.00% 90.00% −1.00 ± ")
     html = run.file("report.html").read_text()
-    assert re.search(r'bad-text">−28\.00 ± 4\.92<', html)
-    assert re.search(r'soft">−1\.00 ± 1\.73<', html)
+    assert re.search(r'bad-text">−28\.00 ± 5\.31<', html)
+    assert re.search(r'soft">−1\.00 ± 2\.64<', html)
     assert "data:image/png;base64,iVBORw0KGgo=" in html
     assert "&lt;dog&gt;" in html
     tuned = {"right": [92, 86], "lost": [0, 3], "examples": []}

@@ -20,6 +20,23 @@ def summary(**changes: Any) -> dict[str, Any]:
     return {"budget": "macs<=50%", "dense": DENSE, "slim": SLIM} | changes
 
 
+def test_a_change_of_a_score_has_its_standard_error_and_is_noise_within_it() -> None:
+    slim = {"score": 0.9, "score_error": 0.01, "test": 0.8, "test_error": 0.02, "test_recovered": 0.86}
+    rows = summary_table(summary(dense={"score": 0.905, "test": 0.85}, slim=slim | {"test_recovered_error": 0.0049}))
+    changes = {row.quantity: (row.change, row.noise) for row in rows if "split" in row.quantity}
+    assert changes == {
+        "Score, search split": ("−0.50 ± 1.00 points", True),
+        "Score, test split": ("−5.00 ± 2.00 points", False),
+        "Score, test split, recovered": ("+1.00 ± 0.49 points", False),
+    }
+    tuned = slim | {"test_finetuned": 0.851, "test_finetuned_error": 0.003}
+    rows = summary_table(summary(dense={"score": 0.905, "test": 0.85}, slim=tuned))
+    found = next(row for row in rows if row.quantity == "Score, test split")
+    assert (found.change, found.noise) == ("+0.10 ± 0.30 points", True)
+    other = summary_table(summary(dense={"score": 31.5}, slim={"score": 31.0, "score_error": 0.25}))
+    assert [row.change for row in other if "Score" in row.quantity] == ["−0.5 ± 0.25"]
+
+
 def test_table_before_fine_tuning() -> None:
     assert summary_table(summary()) == [
         SummaryRow("MACs", "40.00 M", "20.00 M", "", "50.00% left (2.00× fewer)"),

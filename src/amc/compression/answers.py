@@ -20,6 +20,7 @@ from torch.nn.functional import interpolate
 
 from amc.compression.scoring.evaluator import Evaluate, Evaluator, final_score
 from amc.compression.scoring.metrics import Hits
+from amc.search.statistics import compare
 from amc.structure.trace import Example
 
 SHOWN = 12  # lost images of a network
@@ -96,6 +97,14 @@ class FinalScore:
             ],
         }
         return {**others, name: entry}
+
+    def error(self, which: str, record: Mapping[str, Any]) -> float | None:
+        """The standard error of a score's difference from the dense network's in `record`; None if it is unknown."""
+        hits = self.answers(which)
+        if hits is None or _counts(hits.labels(), hits.classes) != record["classes"]:
+            return None
+        dense = _unpacked(record["dense"]["mask"], record["images"])
+        return compare(dense.numpy(), hits.right().numpy()).standard_error
 
     def _names(self, classes: int) -> list[str]:
         """The names of the classes; empty if the data does not name them all."""

@@ -27,7 +27,7 @@ from amc.recovery.distillation import Outcome, Recovery
 from amc.run.directory import RunDir
 from amc.run.settings.scores import get_score
 from amc.search import EpisodeRecord, Metric, SearchResult, SmallestWithin
-from amc.search.statistics import PairedDrop
+from amc.search.statistics import Measured, PairedDrop
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +63,18 @@ def ended(
         slim, recovered = _recovered(recovering, best, test)
         recovered["warnings"] = [*summary["warnings"], *recovered["warnings"]]
         summary = merged(summary, recovered)
-    return Ending(slim, policy, summary, _answers(test, summary["slim"]))
+    answers = _answers(test, summary["slim"])
+    return Ending(slim, policy, summary, answers)
 
 
-def _answers(test: FinalScore | None, slim: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the dense network and the result answer on the test split."""
+def _answers(test: FinalScore | None, slim: dict[str, Any]) -> dict[str, Any] | None:
+    """What the dense network and the result answer on the test split. `slim` gets the standard errors of its scores."""
     record = None if test is None else test.dense_record()
     if test is None or record is None:
         return None
+    for key, which in (("test", "slim"), ("test_recovered", "recovered")):
+        if key in slim:
+            slim |= {f"{key}_error": test.error(which, record)}
     return test.with_answers(record, "slim", "recovered" if "test_recovered" in slim else "slim")
 
 
@@ -163,7 +167,8 @@ def _scores(
             return {}, []
     with heard(test and test.score, recovering.watch.stage_step):
         tested, failed = (None, []) if test is None else test(slim, "recovered")
-    scores = {"score_recovered": score, "test_recovered": tested}
+    error = score.standard_error if isinstance(score, Measured) else None
+    scores = {"score_recovered": score, "score_recovered_error": error, "test_recovered": tested}
     return {name: value for name, value in scores.items() if value is not None}, [*warnings, *failed]
 
 

@@ -52,7 +52,7 @@ def summarise(
         "seed": config.seed,
         "seconds": round(_seconds(run, config.agent), 1) if run else None,
         "dense": {**dense, "score": job.dense_score},
-        "slim": {**small, "score": best.score},
+        "slim": {**small, "score": best.score} | _known(score_error=best.standard_error),
         "baselines": _baselines(results, config.agent),
         "groups": [
             {"name": decision.name, "size": decision.size, "kept": count, "saves": _saved(job.problem, place, count)}
@@ -76,6 +76,10 @@ def summarise(
             result[which] |= {} if value is None else {"test": value}
             result["warnings"] += warnings
     return result
+
+
+def _known(**figures: float | None) -> dict[str, float]:
+    return {name: value for name, value in figures.items() if value is not None}
 
 
 def _baselines(results: Mapping[str, SearchResult], main: str) -> dict[str, Any]:

@@ -1,14 +1,13 @@
 """What a run's networks answer on the test split, class by class: the text of answers.json."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from amc.report.tables import part_of, records_of
+from amc.report.tables import format_difference, part_of, records_of, within
+from amc.search.statistics import PairedDrop
 
 _SHOWN = 10  # classes
-_NOISE = 2  # standard errors: of many classes, some differ by one or two images
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +19,7 @@ class ClassRow:
     dense: str
     result: str
     difference: str
-    noise: bool  # whether the difference is no larger than two standard errors
+    noise: bool  # whether the difference is no larger than its standard error
     ahead: bool
 
 
@@ -79,13 +78,10 @@ def answers_of(record: Mapping[str, Any]) -> Answers | None:
 
 
 def _row(name: str, images: int, before: int, right: int, lost: int) -> ClassRow:
-    change, gained = right - before, right - before + lost
-    error = math.sqrt(max(0.0, lost + gained - change**2 / images)) / images  # of a paired difference
-    share = change / images
-    sign = "−" if share < 0 else "+"
-    difference = f"{sign}{100 * abs(share):.2f} ± {100 * error:.2f}" if change or error else "0.00"
-    noise = abs(share) <= _NOISE * error
-    return ClassRow(name, images, f"{before / images:.2%}", f"{right / images:.2%}", difference, noise, share > 0)
+    error = PairedDrop(images, lost, right - before + lost).standard_error
+    first, last = before / images, right / images
+    difference = format_difference(first, last, error=error).removesuffix(" points")
+    return ClassRow(name, images, f"{first:.2%}", f"{last:.2%}", difference, within(first, last, error), last > first)
 
 
 def _named(number: int, names: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from amc.report.figures import baseline_of, best_of, scores_of
 from amc.report.record import RunRecord, merit
-from amc.report.tables import DASH, format_difference, format_ratio, format_score, part_of
+from amc.report.tables import DASH, format_difference, format_ratio, format_score, part_of, within
 from amc.report.words import metric_of
 from amc.search import EpisodeRecord
 
@@ -61,11 +61,8 @@ def _scored(
 ) -> Comparison:
     """The best policy beside a baseline's score. `error`: of their difference."""
     assert best.score is not None
-    difference = format_difference(other, best.score, percent=percent)
-    noise = error is not None and abs(best.score - other) <= error
-    if error is not None:
-        number, dot, unit = difference.partition(" ")
-        difference = f"{number} ± {f'{100 * error:.2f}' if unit else f'{error:.3g}'}{dot}{unit}"
+    difference = format_difference(other, best.score, percent=percent, error=error)
+    noise = within(other, best.score, error)
     ahead = None if noise else best.score > other
     return Comparison(name, format_score(other, percent=percent), difference, ahead, detail, noise=noise)
 

@@ -30,6 +30,7 @@ class SummaryRow:
     slim: str
     finetuned: str  # "" in every row of a run that was not fine-tuned
     change: str
+    noise: bool = False  # whether the change is no larger than its standard error
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,24 +68,28 @@ def summary_table(summary: Mapping[str, Any]) -> list[SummaryRow]:
         if key == "test" and all(value is None for value in values):
             continue
         last = values[1] if after is None else after
+        error = _number(slim, f"{key}_error" if after is None else f"{key}_finetuned_error")
         rows.append(
             SummaryRow(
                 name,
                 format_score(values[0], percent=percent),
                 format_score(values[1], percent=percent),
                 format_score(after, percent=percent) if finetuned else "",
-                format_difference(values[0], last, percent=percent),
+                format_difference(values[0], last, percent=percent, error=error),
+                within(values[0], last, error),
             )
         )
         recovered = _number(slim, f"{key}_recovered")
         if recovered is not None:  # without labels, on the calibration images
+            error = _number(slim, f"{key}_recovered_error")
             rows.append(
                 SummaryRow(
                     f"{name}, recovered",
                     format_score(values[0], percent=percent),
                     format_score(recovered, percent=percent),
                     DASH if finetuned else "",
-                    format_difference(values[0], recovered, percent=percent),
+                    format_difference(values[0], recovered, percent=percent, error=error),
+                    within(values[0], recovered, error),
                 )
             )
     return rows
@@ -160,14 +165,23 @@ def format_score(value: float | None, *, percent: bool = True) -> str:
     return f"{value * 100:.2f}%" if percent else f"{value:.4g}"
 
 
-def format_difference(first: float | None, second: float | None, *, percent: bool = True) -> str:
-    """`second` minus `first`, such as "−1.20 points", or "−0.012" if scores are not fractions."""
+def within(first: float | None, second: float | None, error: float | None) -> bool:
+    """Whether two scores differ by no more than the standard error of their difference; False if it is unknown."""
+    return None not in (first, second, error) and abs((second or 0.0) - (first or 0.0)) <= (error or 0.0)
+
+
+def format_difference(
+    first: float | None, second: float | None, *, percent: bool = True, error: float | None = None
+) -> str:
+    """`second` minus `first`, such as "−1.20 ± 0.41 points", or "−0.012 ± 0.004" if scores are not fractions."""
     if first is None or second is None:
         return DASH
     if isinstance(first, NamedScore) and first.kind.is_error:
         first, second, percent = -first, -second, False
-    text = f"{(second - first) * 100:+.2f} points" if percent else f"{second - first:+.4g}"
-    return text.replace("-", "−")
+    text, unit = (f"{(second - first) * 100:+.2f}", " points") if percent else (f"{second - first:+.4g}", "")
+    if error is not None:
+        text += f" ± {100 * error:.2f}" if percent else f" ± {error:.3g}"
+    return text.replace("-", "−") + unit
 
 
 def format_ratio(dense: float | None, slim: float | None) -> str:

@@ -242,6 +242,7 @@ class _Task:
             self._describe(summary, start.choice.record, start.replacing, start.method.recount(untrained, self.example))
             summary["slim"] |= _tested(summary, test, untrained, "slim", "test")
             if answers and test:
+                summary["slim"] |= _error(test, answers, "slim", "test")
                 answers = test.with_answers(answers, "slim", "slim")
         if start.choice:
             summary = merged(summary, start.choice.summary)
@@ -253,6 +254,7 @@ class _Task:
         tuned = {"score_finetuned": result.epochs[-1].score}
         tuned |= _tested(summary, test, slim, "fine-tuned", "test_finetuned")
         if answers and test:
+            tuned |= _error(test, answers, "fine-tuned", "test_finetuned")
             answers = test.with_answers(answers, "finetuned", "fine-tuned")
         slim.cpu()
         summary["slim"] |= {**start.method.recount(slim, self.example), **tuned}
@@ -364,6 +366,12 @@ def _tested(
     known = summary.get("warnings") or []
     summary["warnings"] = [*known, *(line for line in warnings if line not in known)]
     return {} if value is None else {key: value}
+
+
+def _error(test: FinalScore, answers: Mapping[str, Any], which: str, key: str) -> dict[str, float]:
+    """The standard error of that test score's difference from the dense network's, if it is known."""
+    error = test.error(which, answers)
+    return {} if error is None else {f"{key}_error": error}
 
 
 def _score_on(device: torch.device, source: Source, data: DataSplits, config: SearchConfig) -> Evaluate:

@@ -314,9 +314,14 @@ def heard(evaluate: Any, on_batch: Callable[[int, int], None]) -> Iterator[None]
 
 
 def score_of(score: Evaluate, model: nn.Module, which: str) -> float:
-    """The score in eval mode; all modes are restored. Raises EvaluationError if the user's function fails."""
+    """The score in eval mode, with its standard error if that is known; all modes are restored.
+
+    Raises EvaluationError if the user's function fails.
+    """
     with evaluating(model):
-        return number_of(scored_on(which, lambda: score(model)), EVALUATE)
+        value = scored_on(which, lambda: score(model))
+        number = number_of(value, EVALUATE)
+        return value if isinstance(value, Measured) else number
 
 
 def final_score(
