@@ -18,7 +18,7 @@ import torch
 
 from amc.compression.latency import aligned
 from amc.deploy.table import Latency, bench_networks, latency_table, open_bench
-from amc.deploy.table.measuring import whole_policies
+from amc.deploy.table.measuring import Told, whole_policies
 from amc.pruning.methods import MethodOptions
 from amc.pruning.methods.channel import ChannelMethod
 from amc.run.provenance import environment
@@ -57,8 +57,9 @@ def measured(name: str, args: argparse.Namespace) -> Record:
     choices = [decision.choices for decision in aligned(method.decisions, None)]
     build, bench = method.builder(None).build, open_bench(args.runtime, threads=args.threads)
     with tempfile.TemporaryDirectory() as folder:  # so that no table of the cache is used
+        place, told = Path(folder), Told(warn=print)
         latency = latency_table(
-            model, structure, example, choices, build, bench, folder=Path(folder), points=args.points, warn=print
+            model, structure, example, choices, build, bench, folder=place, points=args.points, told=told
         )
     policies = whole_policies(choices, args.policies, np.random.default_rng(1))[2:]
     rows = []

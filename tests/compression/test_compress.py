@@ -28,6 +28,7 @@ from tests.tiny import compress as tiny_search
 FILES = [
     ".lock",
     "config.json",
+    "journal-random.jsonl",
     "journal-uniform.jsonl",
     "journal.jsonl",
     "model.safetensors",
@@ -98,10 +99,20 @@ def test_the_summary_says_what_happened() -> None:
     assert summary["slim"]["score"] == result.search.best.score
     assert 0 <= summary["slim"]["test"] <= 1
     assert summary["groups"] == [
-        {"name": "a", "size": 10, "kept": a},
-        {"name": "b", "size": 12, "kept": b},
-        {"name": "c", "size": 8, "kept": c},
-    ]
+        {
+            "name": "a",
+            "size": 10,
+            "kept": a,
+            "saves": {"macs": (10 - a) * 9 * 13 * 36, "params": (10 - a) * (9 + 2 + 108)},
+        },
+        {"name": "b", "size": 12, "kept": b, "saves": {"macs": (12 - b) * 98 * 36, "params": (12 - b) * (90 + 2 + 8)}},
+        {
+            "name": "c",
+            "size": 8,
+            "kept": c,
+            "saves": {"macs": (8 - c) * (12 * 36 + 4), "params": (8 - c) * (12 + 1 + 4)},
+        },
+    ]  # what each saves alone: in the layer that writes it, its norm, and the layer that reads it
     assert [(entry["name"], entry["size"]) for entry in summary["locked"]] == [("head", 4)]
     expected = {
         "model": "Tiny",
@@ -223,7 +234,9 @@ def test_a_score_is_taken_over_from_a_baseline_that_an_earlier_session_scored(tm
         scored.append(model)
         return amc.count_params(model) / 1e4
 
-    settings: dict[str, Any] = {"episodes": 1, "run_dir": tmp_path / "run", "evaluate": evaluate}
+    settings: dict[str, Any] = {
+        "episodes": 1, "run_dir": tmp_path / "run", "evaluate": evaluate, "baselines": ("uniform",)
+    }  # fmt: skip
     with pytest.raises(KeyboardInterrupt):
         compress(tiny(), **settings, observer=Stop())
     assert len(scored) == 2  # the dense network and the uniform policy
@@ -253,9 +266,10 @@ def test_a_run_that_began_before_the_uniform_start_goes_on_without_it(tmp_path: 
 
 
 def test_baselines_are_reported_beside_the_agent() -> None:
-    result = compress(tiny(), baselines=("uniform", "random"))
+    result = compress(tiny())
     assert set(result.summary["baselines"]) == {"uniform", "random"}
-    random = result.summary["baselines"]["random"]
+    assert result.summary["baselines"]["random"]["episodes"] == 2  # a fifth of six, and no less
+    random = compress(tiny(), random_share=1.0).summary["baselines"]["random"]
     assert random["episodes"] == 6
     assert random["median"] <= random["score"] <= 1
     assert random["macs"] <= 0.5 * result.summary["dense"]["macs"]
@@ -311,9 +325,8 @@ def test_the_run_directory_holds_the_record(tmp_path: Path) -> None:
     summary = run.read_json("summary.json")
     assert summary == json.loads(json.dumps(result.summary))
     timings = run.read_jsonl("timings.jsonl")
-    assert [(line["agent"], line["episode"]) for line in timings] == [("uniform", 0)] + [
-        ("planner", i) for i in range(6)
-    ]
+    wanted = [("uniform", 1), ("random", 2), ("planner", 6)]
+    assert [(line["agent"], line["episode"]) for line in timings] == [(name, i) for name, n in wanted for i in range(n)]
     seconds = sum(sum(line["seconds"].values()) for line in timings if line["agent"] == "planner")
     assert summary["seconds"] == pytest.approx(seconds, abs=0.051)
     assert "<html" in run.file("report.html").read_text(encoding="utf-8")
@@ -418,7 +431,7 @@ def test_an_episode_that_cannot_be_scored_is_recorded_and_the_search_goes_on(how
 
 def test_a_baseline_that_fails_does_not_end_the_search(tmp_path: Path) -> None:
     result = compress(tiny(), evaluate=Fragile(lambda call: call == 1), run_dir=tmp_path / "run")
-    assert result.summary["baselines"] == {}
+    assert set(result.summary["baselines"]) == {"random"}
     assert read_journal(tmp_path / "run" / "journal-uniform.jsonl")[1][0].error == REASONS["raise"]
     assert result.summary["failed_episodes"] == 0
     assert RunDir.open(tmp_path / "run").has("report.html")
@@ -430,7 +443,7 @@ def test_a_search_in_which_everything_fails_ends_with_the_reason(how: str, tmp_p
     with pytest.raises(EvaluationError) as refusal:
         compress(tiny(), evaluate=evaluate, run_dir=tmp_path / "run", episodes=30)
     assert REASONS[how] in str(refusal.value)
-    assert evaluate.calls < 15  # hopeless after ten
+    assert evaluate.calls < 20  # six random policies, and hopeless after ten of the planner's
     assert not RunDir.open(tmp_path / "run").has("summary.json")
 
 

@@ -138,7 +138,7 @@ class Enough(amc.Observer):
 
 def test_an_observer_ends_a_search_and_the_result_says_why(tmp_path):
     enough = Enough(3)
-    result = compress(tiny(), episodes=6, run_dir=tmp_path / "run", observer=enough)
+    result = compress(tiny(), episodes=6, run_dir=tmp_path / "run", observer=enough, baselines=("uniform",))
     stop = {"reason": "observer", "planned": 6, "words": "the user has seen enough"}
     assert result.summary["stopped"] == stop
     assert result.summary["episodes"] == len(result.search.episodes) == 3
@@ -165,7 +165,7 @@ def test_a_search_that_an_observer_ended_is_resumed_where_it_ended(tmp_path):
 
 
 def test_a_baseline_alone_may_be_ended(tmp_path):
-    result = compress(tiny(), episodes=4, baselines=("random",), observer=Enough(2, agent="random"))
+    result = compress(tiny(), episodes=4, random_share=1.0, observer=Enough(2, agent="random"))
     assert result.summary["baselines"]["random"]["episodes"] == 2
     assert len(result.search.episodes) == 4
     assert "stopped" not in result.summary
@@ -209,6 +209,7 @@ def test_an_observer_hears_the_steps_of_every_stage_but_the_search():
         "check of the structure": [(1, 2), (2, 2)],
         "dense score": [(1, 3), (2, 3), (3, 3)],
         "calibration": [(1, 2), (2, 2)],
+        "ranking and reconstruction": [(step, 6) for step in range(1, 7)],  # three groups, and three layers
         "result": [(1, 2), (2, 2)] * 2,  # the test split, of the dense network and of the slim one
     }
 

@@ -84,7 +84,9 @@ def test_a_masked_network_keeps_its_shape_and_its_policy_the_shares() -> None:
     assert result.policy.method == "fine-grained"
     kept = {entry.name: entry.kept for entry in result.policy.groups}
     assert kept == {name: int(torch.count_nonzero(result.model.get_submodule(name).weight)) for name in kept}
-    assert result.summary["groups"][0] == {"name": "a", "size": 90, "kept": kept["a"]}
+    cut = 90 - kept["a"]
+    saves = {"macs": 36 * cut, "params": cut}
+    assert result.summary["groups"][0] == {"name": "a", "size": 90, "kept": kept["a"], "saves": saves}
 
 
 def test_layers_that_a_pattern_does_not_fit_stay_dense_and_are_named() -> None:

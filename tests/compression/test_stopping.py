@@ -64,11 +64,13 @@ def test_a_search_with_all_its_episodes_has_no_stop(tmp_path: Path) -> None:
 
 
 def test_a_limit_is_not_that_of_baselines_and_patience_neither() -> None:
-    """Every agent has the time for itself; patience is the agent's alone, so that baselines stay comparable."""
+    """Every agent has the time for itself, random policies a share; patience is the agent's alone."""
     with ticking():
-        result = compress(tiny(), episodes=12, time_limit=SEVEN, patience=1, baselines=("random",), agent="swaps")
+        result = compress(tiny(), episodes=12, time_limit=SEVEN, patience=1, random_share=1.0, agent="swaps")
+        shared = compress(tiny(), episodes=12, time_limit=SEVEN, random_share=0.5, agent="swaps")
     assert result.summary["baselines"]["random"]["episodes"] == 7
     assert len(result.search.episodes) <= 7
+    assert 2 <= shared.summary["baselines"]["random"]["episodes"] <= 4  # half of the time, and of twelve policies
 
 
 class Stopper(amc.Observer):

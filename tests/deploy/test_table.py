@@ -23,7 +23,7 @@ from amc.deploy.table import Latency, NoiseError, latency_table, read_table
 from amc.deploy.table.bench import NETWORK_SETTINGS, DeviceBench, LocalBench
 from amc.deploy.table.blocks import Block, BlockRun, Run, blocks_of
 from amc.deploy.table.cost import fit
-from amc.deploy.table.measuring import block_times, find_step
+from amc.deploy.table.measuring import Told, block_times, find_step
 from amc.deploy.table.plan import CACHED_WEIGHTS, network_key, plan_table
 from amc.errors import AmcError, BudgetError, RunError
 from amc.pruning.methods.base import MethodOptions
@@ -62,10 +62,11 @@ def made() -> tuple[nn.Module, Structure, ChannelMethod]:
 def network(law: object = smooth, points: int = 99, folder: Path | None = None, **changes: object) -> Latency:
     model, structure, method = made()
     bench = changes.pop("bench", None) or OracleBench(law)  # type: ignore[arg-type]
+    told = Told(**{name: changes.pop(name) for name in ("check", "warn", "on_step") if name in changes})  # type: ignore[arg-type]
     choices = [decision.choices for decision in method.decisions]
     return latency_table(
         model, structure, EXAMPLE, choices, method.builder(None).build, bench,  # type: ignore[arg-type]
-        points=points, folder=folder, **changes,  # type: ignore[arg-type]
+        points=points, folder=folder, told=told, **changes,  # type: ignore[arg-type]
     )  # fmt: skip
 
 

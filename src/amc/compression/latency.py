@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from amc.deploy.table import Bench, Latency, Place, latency_table
-from amc.deploy.table.measuring import Build
+from amc.deploy.table.measuring import Build, Told
 from amc.errors import BudgetError
 from amc.search import Budget, Decision, Metric
 from amc.structure import Structure
@@ -62,9 +62,8 @@ def latency_of(
             if budget.metric is Metric.LATENCY:
                 _check_reachable(budget, dense_ms, least_ms, bench.place)
 
-    latency = latency_table(
-        model, structure, example_input, choices, build, bench, stored=stored, check=check, warn=warn, on_step=on_step
-    )
+    told = Told(check, warn, on_step)
+    latency = latency_table(model, structure, example_input, choices, build, bench, stored=stored, told=told)
     check(latency.dense_ms, float(latency.cost(np.array([options[0] for options in choices]))))
     return latency
 

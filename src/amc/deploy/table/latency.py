@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from amc.deploy.table.bench import NETWORK_SETTINGS, Bench, OnStep
+from amc.deploy.table.bench import NETWORK_SETTINGS, Bench
 from amc.deploy.table.cost import LatencyCost
 from amc.deploy.table.grid import FloatArray
-from amc.deploy.table.measuring import Build, Check, complete, correction_of, find_step, measure_table
+from amc.deploy.table.measuring import Build, Told, complete, correction_of, find_step, measure_table
 from amc.deploy.table.plan import POINTS, Plan, network_key, plan_table
 from amc.deploy.table.record import LatencyTable, TableError, cache_path, read_table, write_table
 from amc.errors import RunError
@@ -65,9 +65,7 @@ def latency_table(
     stored: Path | None = None,
     folder: Path | None = None,
     points: int = POINTS,
-    check: Check = lambda dense_ms, least_ms: None,
-    warn: Callable[[str], None] = lambda _: None,
-    on_step: OnStep = None,
+    told: Told | None = None,
 ) -> Latency:
     """The table for policies that take each group's keep count from `choices`.
 
@@ -75,29 +73,27 @@ def latency_table(
     stored: the table of the run that is being resumed. It must be used unchanged; RunError if that is impossible.
     folder: replaces the cache directory.
     points: largest number of widths measured on each side of a layer.
-    check: called with the latency in ms of the dense and of the smallest network, before any block is measured; it may
-        raise.
-    on_step: hears, first of the whole networks and then of the blocks, how many parts are timed and of how many.
-    warn: called with a message if a cached table is measured again, or if the table's predictions are poor.
+    told: who hears of the measurement.
     """
+    told = told or Told()
     if stored is not None:
         return _of_run(stored, model, structure, choices, points, bench)
     plan = plan_table(model, structure, choices, points=points)
     network = network_key(model, plan, choices)
     path = cache_path(network, bench.place, folder)
-    table = _cached(path, network, bench, warn) if path.exists() else None
+    table = _cached(path, network, bench, told.warn) if path.exists() else None
     if table is not None:
         plan = plan_table(model, structure, choices, step=table.step, points=points)
         if complete(plan, table.times):
-            return _checked(Latency(bench, table, *correction_of(plan, table)), warn)
-        warn(f"latency table '{path}' is not complete; measuring it again")
+            return _checked(Latency(bench, table, *correction_of(plan, table)), told.warn)
+        told.warn(f"latency table '{path}' is not complete; measuring it again")
     plan = plan_table(model, structure, choices, step=find_step(bench), points=points)
-    table = measure_table(network, plan, build, example_input, choices, bench, check, on_step)
+    table = measure_table(network, plan, build, example_input, choices, bench, told)
     try:
         write_table(path, table)
     except RunError as error:
-        warn(f"the latency table is not kept for later: {error}")
-    return _checked(Latency(bench, table, *correction_of(plan, table)), warn)
+        told.warn(f"the latency table is not kept for later: {error}")
+    return _checked(Latency(bench, table, *correction_of(plan, table)), told.warn)
 
 
 def _checked(latency: Latency, warn: Callable[[str], None]) -> Latency:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,20 @@ class NoiseError(AmcError):
 
 Build = Callable[[Sequence[int]], nn.Module]
 Check = Callable[[float, float], None]  # ms of the dense and of the smallest network; raises to refuse the search
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Who hears of a table's measurement.
+
+    check: gets the latency in ms of the dense and of the smallest network, before any block is measured; it may raise.
+    warn: gets a message if a cached table is measured again, or if the table's predictions are poor.
+    on_step: hears, first of the whole networks and then of the blocks, how many parts are timed and of how many.
+    """
+
+    check: Check = lambda dense_ms, least_ms: None
+    warn: Callable[[str], None] = lambda _: None
+    on_step: OnStep = None
 
 
 def find_step(bench: Bench) -> int:
@@ -70,20 +85,19 @@ def measure_table(
     example_input: Any,
     choices: Sequence[Sequence[int]],
     bench: Bench,
-    check: Check,
-    on_step: OnStep = None,
+    told: Told,
     *,
     seed: int = 0,
 ) -> LatencyTable:
     """Measure whole networks, which `build` makes from keep counts, and then the blocks of `plan`.
 
-    Calls `check` after the first networks, before the others are measured; its exceptions pass through. Raises
+    Calls `told.check` after the first networks, before the others are measured; its exceptions pass through. Raises
     NoiseError if the whole networks are too noisy to correct the table.
     """
     began = time.perf_counter()
     policies = whole_policies(choices, NETWORKS, np.random.default_rng(seed))
-    networks = measure_whole(policies, build, example_input, bench, check, on_step)
-    times = block_times([(plan.blocks[key[0]], *key[1:]) for key in plan.keys], bench, on_step)
+    networks = measure_whole(policies, build, example_input, bench, told)
+    times = block_times([(plan.blocks[key[0]], *key[1:]) for key in plan.keys], bench, told.on_step)
     table = LatencyTable(
         network, bench.place, plan.step, dict(zip(plan.keys, times, strict=True)), networks, time.perf_counter() - began
     )
@@ -92,12 +106,7 @@ def measure_table(
 
 
 def measure_whole(
-    policies: Sequence[tuple[int, ...]],
-    build: Build,
-    example_input: Any,
-    bench: Bench,
-    check: Check,
-    on_step: OnStep = None,
+    policies: Sequence[tuple[int, ...]], build: Build, example_input: Any, bench: Bench, told: Told
 ) -> tuple[WholeNetwork, ...]:
     """Latencies of the networks with these keep counts: the dense network first, the smallest second.
 
@@ -115,9 +124,9 @@ def measure_whole(
         for keep, entry in zip(part, entries, strict=True):
             shares.append((keep, float(entry["latency_ms"]) / references[-1].latency_ms, float(entry["spread"])))
         if not start:
-            check(references[0].latency_ms, shares[0][1] * references[0].latency_ms)
-        if on_step is not None:
-            on_step(len(shares), len(others))
+            told.check(references[0].latency_ms, shares[0][1] * references[0].latency_ms)
+        if told.on_step is not None:
+            told.on_step(len(shares), len(others))
     best = min(references, key=lambda entry: entry.latency_ms)
     return (best, *(WholeNetwork(keep, share * best.latency_ms, spread) for keep, share, spread in shares))
 
