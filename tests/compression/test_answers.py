@@ -159,6 +159,33 @@ def test_classes_have_the_names_that_the_data_gives_all_of_them(names: str, told
     assert record["names"] == told
 
 
+def test_data_that_cannot_be_read_again_have_no_pictures() -> None:
+    class Once(ImageSet):
+        def subset(self, indices: Tensor) -> ImageSet:
+            raise OSError("the folder is gone")
+
+    source = images()
+    evaluator = Evaluator(Once(source.images, source.labels))
+    evaluator._source = Once(source.images, source.labels)  # as if it were too large for memory
+    score = FinalScore(evaluator)
+    score(Told(), "dense"), score(Told(4), "slim")
+    record = score.dense_record()
+    assert record is not None
+    (example,) = score.with_answers(record, "slim", "slim")["slim"]["examples"]
+    assert (example["image"], example["picture"]) == (4, None)
+
+
+@pytest.mark.parametrize("classes", [10, "abcd", None, {"a": 1}])
+def test_an_attribute_that_names_no_classes_is_left_alone(classes: object) -> None:
+    class Batches(list[Any]):
+        pass
+
+    source = images()
+    batches = Batches([(source.images, source.labels)])
+    batches.classes = classes  # type: ignore[attr-defined]
+    assert Evaluator(batches).classes == ()
+
+
 def test_top5_judges_an_image_by_five_answers_and_shows_the_first() -> None:
     class Ranked(nn.Module):
         def __init__(self, rank: int) -> None:

@@ -269,6 +269,8 @@ def test_baselines_are_reported_beside_the_agent() -> None:
     result = compress(tiny())
     assert set(result.summary["baselines"]) == {"uniform", "random"}
     assert result.summary["baselines"]["random"]["episodes"] == 2  # a fifth of six, and no less
+    seven = compress(tiny(), episodes=35, patience=1, recover="none", finalists=0).summary["baselines"]["random"]
+    assert seven["episodes"] == 7  # and no more
     random = compress(tiny(), random_share=1.0).summary["baselines"]["random"]
     assert random["episodes"] == 6
     assert random["median"] <= random["score"] <= 1

@@ -20,6 +20,7 @@ from torch.nn.functional import interpolate
 
 from amc.compression.scoring.evaluator import Evaluate, Evaluator, final_score
 from amc.compression.scoring.metrics import Hits
+from amc.errors import check_resources
 from amc.search.statistics import compare
 from amc.structure.trace import Example
 
@@ -83,17 +84,13 @@ class FinalScore:
         dense = _unpacked(record["dense"]["mask"], len(labels))
         lost = dense & ~right
         places = _examples(labels, lost, right & ~dense)
+        pictures = _pictures(evaluator, places)
         entry = {
             "right": _counts(labels[right], hits.classes),
             "lost": _counts(labels[lost], hits.classes),
             "examples": [
-                {
-                    "image": place,
-                    "label": int(labels[place]),
-                    "answer": int(answers[place]),
-                    "picture": _picture(inputs),
-                }
-                for place, inputs in zip(places, evaluator.inputs(places), strict=True)
+                {"image": at, "label": int(labels[at]), "answer": int(answers[at]), "picture": picture}
+                for at, picture in zip(places, pictures, strict=True)
             ],
         }
         return {**others, name: entry}
@@ -135,6 +132,15 @@ def _packed(mask: Tensor) -> str:
 def _unpacked(text: str, count: int) -> Tensor:
     bits = np.unpackbits(np.frombuffer(base64.b64decode(text), dtype=np.uint8), count=count)
     return torch.from_numpy(bits.astype(bool))
+
+
+def _pictures(evaluator: Evaluator, places: Sequence[int]) -> list[str | None]:
+    """The pictures at these places; None for each where the data cannot be read a second time."""
+    try:
+        return [_picture(inputs) for inputs in evaluator.inputs(places)]
+    except Exception as error:  # the source may be the user's own, and a search of hours must not end here
+        check_resources(error)
+        return [None] * len(places)
 
 
 def _picture(inputs: Example) -> str | None:

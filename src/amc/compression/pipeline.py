@@ -378,7 +378,7 @@ def _run_agent(
 
 def _most_policies(config: SearchConfig, name: str, agent: Agent) -> int:
     """How many policies an agent may score."""
-    most = math.ceil(config.episodes * _share(config, name))
+    most = math.ceil(config.episodes * _share(config, name) - 1e-9)  # a fifth of 35 is 7, whatever floats say
     return min(most, agent.max_episodes or most)
 
 

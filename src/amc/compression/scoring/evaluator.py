@@ -78,7 +78,8 @@ class Evaluator:
         self.kind = get_score(score)
         tally(self.kind)  # raises now if a package is missing
         named = getattr(source, "classes", None) or getattr(getattr(source, "dataset", None), "classes", None)
-        self.classes = tuple(map(str, named or ()))  # their names, as torchvision's data sets have them
+        # Their names, as torchvision's data sets have them; of other data the attribute may be anything.
+        self.classes = tuple(map(str, named)) if isinstance(named, list | tuple) else ()
         self._layout: torch.memory_format | None = None  # not known before the first network
         self._source: BatchSource | None = None
         self._batch_size = batch_size
