@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import save_file
 
 from amc.cli.jobs.finetune import _Task, ranked, run_finetune
 from amc.compression.load import load_run
@@ -27,7 +28,8 @@ from amc.run import directory as rundir
 from amc.run.directory import RunDir
 from amc.run.settings import CandidateConfig, FineTuneConfig, SessionConfig
 from amc.search import EpisodeRecord
-from amc.zoo import load_data
+from amc.search.statistics import compare
+from amc.zoo import create_model, load_data, load_weights
 from tests.commands import amc, contents
 
 QUICK = ("--search-images", 120, "--calibration-images", 64, "--bn-images", 32, "--certify", 0, "--no-test")
@@ -93,6 +95,37 @@ def test_the_summary_tells_of_the_last_epoch(run: Path) -> None:
     assert under_way(run) == set()
     for name in ("policy.json", "model.safetensors", "journal.jsonl"):
         assert (run / name).exists()
+
+
+def test_the_answers_are_those_of_the_fine_tuned_network_and_need_the_dense_weights(tmp_path: Path) -> None:
+    weights, out, data = tmp_path / "w.safetensors", tmp_path / "run", load_data("digits")
+    save_file(create_model("digits_cnn").state_dict(), weights)
+    model = [word for word in QUICK if word != "--no-test"]
+    searched = amc(
+        "search", "digits_cnn", "--weights", weights, "--out", out, "--episodes", 3, "--recover", "none", *model
+    )
+    assert searched.code == 0, searched.stderr
+    untrained = json.loads((out / "answers.json").read_text())
+    assert set(untrained) >= {"dense", "slim"}
+    assert "finetuned" not in untrained
+    without = Path(shutil.copytree(out, tmp_path / "without"))
+    assert amc("finetune", out, "--epochs", 1).code == 0
+    record, slim = json.loads((out / "answers.json").read_text()), summary(out)["slim"]
+    test = Evaluator(data.test)
+    dense = create_model("digits_cnn")
+    load_weights(dense, weights)
+    right, kept = test.correct(dense.eval()), test.correct(load_run(out))
+    labels = data.test.labels
+    assert record["dense"]["right"] == torch.bincount(labels[right], minlength=10).tolist()
+    assert record["finetuned"]["right"] == torch.bincount(labels[kept], minlength=10).tolist()
+    assert record["finetuned"]["lost"] == torch.bincount(labels[right & ~kept], minlength=10).tolist()
+    assert slim["test_finetuned"] == int(kept.sum()) / len(labels)
+    assert slim["test_finetuned_error"] == compare(right, kept).standard_error
+    weights.unlink()
+    assert amc("finetune", without, "--epochs", 1).code == 0  # the slim network is all that is trained
+    assert json.loads((without / "answers.json").read_text()) == untrained
+    assert summary(without)["slim"].get("test_finetuned_error") is None
+    assert summary(without)["slim"]["test_finetuned"] == slim["test_finetuned"]
 
 
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])

@@ -58,7 +58,7 @@ def answers(**changes: Any) -> dict[str, Any]:
 
 
 def test_classes_that_lose_most_come_first_and_differences_within_noise_are_grey(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run")
+    run = make_run(tmp_path / "run", finetuned=False)
     run.write_json("answers.json", answers())
     page = render(run)
     text = words(page)
@@ -72,12 +72,15 @@ def test_classes_that_lose_most_come_first_and_differences_within_noise_are_grey
     assert "data:image/png;base64,iVBORw0KGgo=" in html
     assert "&lt;dog&gt;" in html
     tuned = {"right": [92, 86], "lost": [0, 3], "examples": []}
+    run = make_run(tmp_path / "tuned")
+    run.write_json("answers.json", answers())
+    assert "Class by class" not in words(render(run))  # of another network than the last
     run.write_json("answers.json", answers(finetuned=tuned))
     assert "the fine-tuned network loses 3 that" in words(render(run))
 
 
 def test_many_classes_are_folded(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run")
+    run = make_run(tmp_path / "run", finetuned=False)
     slim = {"right": [9] * 30, "lost": [1] * 30, "examples": []}
     record = answers(classes=[10] * 30, names=[], dense={"right": [10] * 30, "mask": ""}, slim=slim, images=300)
     run.write_json("answers.json", record)

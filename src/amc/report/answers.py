@@ -49,10 +49,10 @@ class Answers:
         return self.rows if len(self.rows) <= 2 * _SHOWN else self.rows[:_SHOWN]
 
 
-def answers_of(record: Mapping[str, Any]) -> Answers | None:
-    """From the content of answers.json; None if there is nothing to compare. The network is the last one."""
-    name = next((name for name in ("finetuned", "slim") if name in record), None)
-    if name is None:
+def answers_of(record: Mapping[str, Any], *, finetuned: bool) -> Answers | None:
+    """From the content of answers.json; None if it does not tell of the last network, fine-tuned or not."""
+    name = "finetuned" if finetuned else "slim"
+    if name not in record:
         return None
     found, names = part_of(record, name), record.get("names") or ()
     dense = part_of(record, "dense")["right"]
@@ -65,7 +65,7 @@ def answers_of(record: Mapping[str, Any]) -> Answers | None:
     rows.sort(key=lambda row: row[0] / row[1].images)
     lost_count = sum(found["lost"])
     return Answers(
-        network="fine-tuned" if name == "finetuned" else "resulting",
+        network="fine-tuned" if finetuned else "resulting",
         rows=[row for _, row in rows],
         lost=[
             LostImage(each.get("picture"), _named(each["label"], names), _named(each["answer"], names))

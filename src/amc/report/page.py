@@ -108,7 +108,7 @@ def _context(record: RunRecord) -> dict[str, object]:
         "exports": sections.export_rows(record),
         **sections.training(record),
         "savings": sections.savings(record),
-        "answers": answers_of(record.answers) if record.answers else None,
+        "answers": answers_of(record.answers, finetuned=slim.get("test_finetuned") is not None),
         "repeat": _repeat(record, summary),
         "settings": sections.plain_items(record.config),
         "machine": sections.plain_items(summary.get("environment")),

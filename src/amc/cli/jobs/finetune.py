@@ -20,7 +20,7 @@ from torch import nn
 from amc.cli.jobs.finetune_state import FineTuneState
 from amc.cli.jobs.origin import BATCH, data_of, evaluate_of, fitting, network_of, source_of
 from amc.compression.answers import FinalScore
-from amc.compression.load import check_builds, load_run, settings_of
+from amc.compression.load import check_builds, check_weights, load_run, settings_of
 from amc.compression.observer import Observer
 from amc.compression.prepare import SEARCH_SHARE, Inputs, Job, leaves_images, prepare
 from amc.compression.scoring.evaluator import Evaluate, Evaluator, as_evaluator, score_of
@@ -237,13 +237,9 @@ class _Task:
             evaluator = Evaluator(self.data.test, score=self.config.score)
             evaluator.on_batch = self.progress.stage_step
             test = FinalScore(evaluator)
-        answers = run.read_json(files.ANSWERS) if run.has(files.ANSWERS) else None
         if start.choice and start.replacing and untrained is not None:
             self._describe(summary, start.choice.record, start.replacing, start.method.recount(untrained, self.example))
             summary["slim"] |= _tested(summary, test, untrained, "slim", "test")
-            if answers and test:
-                summary["slim"] |= _error(test, answers, "slim", "test")
-                answers = test.with_answers(answers, "slim", "slim")
         if start.choice:
             summary = merged(summary, start.choice.summary)
         warnings = summary.get("warnings") or []
@@ -253,11 +249,9 @@ class _Task:
         summary["finetuning"] = {**asdict(settings), "repeat": spelled("finetune NEW", settings, tried)}
         tuned = {"score_finetuned": result.epochs[-1].score}
         tuned |= _tested(summary, test, slim, "fine-tuned", "test_finetuned")
-        if answers and test:
-            tuned |= _error(test, answers, "fine-tuned", "test_finetuned")
-            answers = test.with_answers(answers, "finetuned", "fine-tuned")
         slim.cpu()
         summary["slim"] |= {**start.method.recount(slim, self.example), **tuned}
+        answers = None if test is None else self._answers(test, summary["slim"])
         epochs = "".join(json.dumps(sealed(asdict(epoch))) + "\n" for epoch in result.epochs)
         tuned_model = start.method.stored(slim)
         replaced = {}  # written last: an old policy marks an unfinished replacement
@@ -280,6 +274,30 @@ class _Task:
             run.write_bytes(name, data)
         render_report(run)
         self.progress.job_result(summary)
+
+    def _answers(self, test: FinalScore, slim: dict[str, Any]) -> dict[str, Any] | None:
+        """What the dense network and the fine-tuned one answer on the test split: the new content of answers.json.
+
+        The dense network is scored again: nothing of a finished run then decides what is written here. Without its
+        weights, which fine-tuning itself does not need, there are no answers. `slim` gets the standard errors of its
+        scores.
+        """
+        dense = self.teacher
+        if dense is None:
+            try:
+                dense = network_of(self.source, self.origin.path)
+                check_weights(self.origin, dense)
+            except AmcError:
+                return None
+        test(dense.to(self.device), "dense")
+        record = test.dense_record()
+        if record is None:
+            return None
+        for key, which in (("test", "slim"), ("test_finetuned", "fine-tuned")):
+            error = test.error(which, record)
+            if error is not None and key in slim:
+                slim[f"{key}_error"] = error
+        return test.with_answers(record, "finetuned", "fine-tuned")
 
     @staticmethod
     def _describe(summary: dict[str, Any], record: EpisodeRecord, policy: Policy, costs: Mapping[str, int]) -> None:
@@ -366,12 +384,6 @@ def _tested(
     known = summary.get("warnings") or []
     summary["warnings"] = [*known, *(line for line in warnings if line not in known)]
     return {} if value is None else {key: value}
-
-
-def _error(test: FinalScore, answers: Mapping[str, Any], which: str, key: str) -> dict[str, float]:
-    """The standard error of that test score's difference from the dense network's, if it is known."""
-    error = test.error(which, answers)
-    return {} if error is None else {f"{key}_error": error}
 
 
 def _score_on(device: torch.device, source: Source, data: DataSplits, config: SearchConfig) -> Evaluate:
