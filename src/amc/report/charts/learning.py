@@ -93,7 +93,8 @@ def describe(curve: LearningCurve) -> str:
     if random and random[-1] is not None:
         score = format_score(random[-1], percent=curve.percent)
         text.append(f"The best of {len(random)} random policies {verb} {score}.")
-    under = sum(score < lowest(curve) for score in curve.scores if score is not None)
+    low = lowest(curve)
+    under = sum(score < low for score in curve.scores if score is not None)
     if under:
         text.append(f"{under} below the drawing are triangles at its foot.")
     failed = sum(score is None for score in curve.scores)

@@ -48,15 +48,15 @@ def tradeoff_chart(trade: TradeOff, frame: Frame, *, name: str) -> Markup:
     """Draw every policy, with a ring around the chosen one. `name` makes the SVG's ids unique on the page."""
     drawn = [*trade.points, *trade.uniform, *trade.random]
     x = _horizontal_scale([point.share for point in drawn], frame)
-    y = _vertical_scale(trade, frame)
+    y, foot = _vertical_scale(trade, frame), lowest(trade)
     parts = [
         value_axis(frame, y, percent=trade.percent),
         floor_axis(frame, x, share_marks(x, frame), f"{trade.cost} left"),
         level(frame, y, trade.dense, "c-dense"),
         level(frame, y, trade.least, "c-limit"),
-        _ladder(trade, frame, x, y),
-        *(_mark(point, "random", frame, x, y, trade) for point in trade.random),
-        *(_mark(point, "explore" if point.explored else "exploit", frame, x, y, trade) for point in trade.points),
+        _ladder(trade, foot, frame, x, y),
+        *(_mark(point, "random", foot, frame, x, y, trade) for point in trade.random),
+        *(_mark(point, "explore" if point.explored else "exploit", foot, frame, x, y, trade) for point in trade.points),
         *(
             f'<circle class="c-chosen" cx="{x(point.share):.1f}" cy="{y(point.score):.1f}" r="7"/>'
             for point in trade.points
@@ -80,7 +80,8 @@ def describe_tradeoff(trade: TradeOff) -> str:
         if point.number == trade.chosen:
             score = format_score(point.score, percent=trade.percent)
             text.append(f"The chosen one, of episode {point.number}, keeps {point.share:.1%} and scores {score}.")
-    cut = sum(point.score < lowest(trade) for point in trade.points)
+    foot = lowest(trade)
+    cut = sum(point.score < foot for point in trade.points)
     if cut:
         text.append(f"{cut} of them score below the drawing; triangles at its foot stand for them.")
     return " ".join(text)
@@ -101,7 +102,8 @@ def _horizontal_scale(shares: Sequence[float], frame: Frame) -> Scale:
 def _vertical_scale(trade: TradeOff, frame: Frame) -> Scale:
     scores = [point.score for point in (*trade.points, *trade.uniform, *trade.random)]
     scores += [value for value in (trade.dense, trade.least) if value is not None]
-    return vertical_scale([max(score, lowest(trade)) for score in scores], frame, percent=trade.percent)
+    foot = lowest(trade)
+    return vertical_scale([max(score, foot) for score in scores], frame, percent=trade.percent)
 
 
 _MARKS = {  # by kind: class, radius, who proposed the policy
@@ -112,22 +114,22 @@ _MARKS = {  # by kind: class, radius, who proposed the policy
 }
 
 
-def _mark(point: Point, of: str, frame: Frame, x: Scale, y: Scale, trade: TradeOff) -> str:
+def _mark(point: Point, of: str, foot: float, frame: Frame, x: Scale, y: Scale, trade: TradeOff) -> str:
     """A dot, or a triangle at the lower edge for a policy below the chart."""
     kind, radius, who = _MARKS[of]
     score = format_score(point.score, percent=trade.percent)
     title = f"<title>{who}episode {point.number}: {score} at {point.share:.1%} of the {trade.cost}</title>"
     at = x(point.share)
-    if point.score < lowest(trade):
+    if point.score < foot:
         return below(kind, at, frame, title)
     return f'<circle class="{kind}" cx="{at:.1f}" cy="{y(point.score):.1f}" r="{radius}">{title}</circle>'
 
 
-def _ladder(trade: TradeOff, frame: Frame, x: Scale, y: Scale) -> str:
+def _ladder(trade: TradeOff, foot: float, frame: Frame, x: Scale, y: Scale) -> str:
     """The uniform policies on the chart, joined by a line in the order of cost."""
-    shown = sorted((p for p in trade.uniform if p.score >= lowest(trade)), key=lambda point: point.share)
+    shown = sorted((p for p in trade.uniform if p.score >= foot), key=lambda point: point.share)
     if not shown:
         return ""
     path = "L".join(f"{x(point.share):.1f} {y(point.score):.1f}" for point in shown)
-    dots = "".join(_mark(point, "uniform", frame, x, y, trade) for point in shown)
+    dots = "".join(_mark(point, "uniform", foot, frame, x, y, trade) for point in shown)
     return f'<path class="c-uniform" d="M{path}"/>{dots}'
