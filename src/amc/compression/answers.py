@@ -56,6 +56,23 @@ class FinalScore:
         """The answers of a network; None if there are none."""
         return self._found.get(which)
 
+    def recorded(
+        self, slim: dict[str, Any], scores: Mapping[str, str], *, name: str, which: str
+    ) -> dict[str, Any] | None:
+        """The content of answers.json: the dense network's answers, and those of the network `which` under `name`.
+
+        `slim`: a summary's section, which gets the standard errors of its scores. `scores`: by the key of a score, the
+        network that has it. None if the dense network has no answers.
+        """
+        record = self.dense_record()
+        if record is None:
+            return None
+        for key, network in scores.items():
+            error = self.error(network, record)
+            if error is not None and key in slim:
+                slim[f"{key}_error"] = error
+        return self.with_answers(record, name, which)
+
     def dense_record(self) -> dict[str, Any] | None:
         """The dense network's answers, for answers.json; None if there are none."""
         hits = self.answers("dense")

@@ -69,13 +69,10 @@ def ended(
 
 def _answers(test: FinalScore | None, slim: dict[str, Any]) -> dict[str, Any] | None:
     """What the dense network and the result answer on the test split. `slim` gets the standard errors of its scores."""
-    record = None if test is None else test.dense_record()
-    if test is None or record is None:
+    if test is None:
         return None
-    for key, which in (("test", "slim"), ("test_recovered", "recovered")):
-        if key in slim:
-            slim |= {f"{key}_error": test.error(which, record)}
-    return test.with_answers(record, "slim", "recovered" if "test_recovered" in slim else "slim")
+    scores = {"test": "slim", "test_recovered": "recovered"}
+    return test.recorded(slim, scores, name="slim", which="recovered" if "test_recovered" in slim else "slim")
 
 
 def _selections(job: Job, recovering: Recovering) -> Iterator[Selection]:

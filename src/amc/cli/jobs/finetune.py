@@ -290,14 +290,8 @@ class _Task:
             except AmcError:
                 return None
         test(dense.to(self.device), "dense")
-        record = test.dense_record()
-        if record is None:
-            return None
-        for key, which in (("test", "slim"), ("test_finetuned", "fine-tuned")):
-            error = test.error(which, record)
-            if error is not None and key in slim:
-                slim[f"{key}_error"] = error
-        return test.with_answers(record, "finetuned", "fine-tuned")
+        scores = {"test": "slim", "test_finetuned": "fine-tuned"}
+        return test.recorded(slim, scores, name="finetuned", which="fine-tuned")
 
     @staticmethod
     def _describe(summary: dict[str, Any], record: EpisodeRecord, policy: Policy, costs: Mapping[str, int]) -> None:
