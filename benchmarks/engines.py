@@ -21,15 +21,17 @@ from amc.compression.scoring.engine.choice import Task, onnx_engine, torch_engin
 from amc.compression.scoring.engine.network import PiecewiseEngine
 from amc.compression.scoring.evaluator import Evaluator
 from amc.compression.scoring.policy import PolicyScorer
+from amc.compression.settings import BN_IMAGES_BEFORE
 from amc.pruning import Pruner, calibrate
 from amc.pruning.methods import create_method, problem_of
 from amc.run.provenance import environment
 from amc.search import SearchTask, create_agent, parse_budgets, search
-from amc.structure.batches import size_of
+from amc.structure.batches import limited, size_of
 from common import Prepared, Record, machine, network_parser, percent, prepared, save, table
 
 RESULT = "engines-{model}.json"
 CALLED = "torch, the network called"
+BEFORE = f"{CALLED}; {BN_IMAGES_BEFORE} images for batch norms"
 PARTS = ("build", "batch norms", "score")
 
 
@@ -82,7 +84,8 @@ def scorers_of(ready: Prepared, pruner: Pruner) -> dict[str, PolicyScorer]:
     scorers = {}
     for name, engine in engines.items():
         scorers[name] = PolicyScorer(pruner, evaluator.using(engine), ready.bn_images)
-    return scorers
+    more = limited(ready.calibration, BN_IMAGES_BEFORE)
+    return {BEFORE: PolicyScorer(pruner, evaluator.using(TorchEngine()), more), **scorers}
 
 
 def timed(scorer: PolicyScorer, policy: tuple[int, ...], row: dict[str, Any]) -> float:
@@ -125,8 +128,8 @@ def section(record: Record) -> str:
     engines = [
         [
             name, *(f"{1000 * row[part]:.0f} ms" for part in PARTS), f"{1000 * whole[name]:.0f} ms",
-            f"{whole[name] / whole[CALLED]:.0%}", "" if row["hits"] is None else f"{row['hits']:.0%}",
-            f"{row['same']} of {record['episodes']}",
+            f"{whole[name] / whole[BEFORE]:.0%}", "" if row["hits"] is None else f"{row['hits']:.0%}",
+            "" if name == BEFORE else f"{row['same']} of {record['episodes']}",
         ]
         for name, row in rows.items()
     ]  # fmt: skip
@@ -139,7 +142,7 @@ def section(record: Record) -> str:
         f"{record['episodes']} policies that DDPG proposes at half the MACs (seed {record['seed']}), "
         f"{record['images']} search images, CPU seconds of one thread for each policy, the engines in turns. Hits: how "
         "often the beginning of a network was already computed for a batch.\n\n"
-        + table(["engine", *PARTS, "policy", "of torch's", "hits", "same score"], engines)
+        + table(["engine", *PARTS, "policy", "of the first", "hits", "same score"], engines)
         + "\nIn bfloat16, by torch's autocast:\n\n"
         + table(["network", "type", "time", "score"], halves)
         + machine(record)

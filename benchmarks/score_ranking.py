@@ -4,15 +4,16 @@
 
 Random policies on the surface of the budget are scored by accuracy, by cross-entropy and by the KL divergence to the
 dense network's outputs, each as pruned and after 8 and 32 steps of the recovery without labels, of all weights or of
-norms and biases alone. Then each is recovered fully, and fine-tuned for `--epochs`. The results go to
-benchmarks/results/ranking-MODEL-BUDGET.json after each policy, so an interrupted benchmark goes on where it was.
+norms and biases alone; as pruned also with fewer and more images for the batch norms. Then each is recovered fully,
+and fine-tuned for `--epochs` from there. The results go to benchmarks/results/ranking-MODEL-BUDGET.json after each
+policy, so an interrupted benchmark goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import numpy as np
@@ -25,7 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from amc.cli.jobs.origin import BATCH, data_of, network_of
 from amc.compression.prepare import Inputs, Job, prepare
 from amc.compression.scoring.evaluator import Evaluator
-from amc.compression.settings import SearchConfig
+from amc.compression.settings import BN_IMAGES, SearchConfig
 from amc.recovery import FineTuneConfig, finetune
 from amc.recovery.distillation import Plan, distill_
 from amc.recovery.records import StepRecord
@@ -38,6 +39,7 @@ from score_correlation import random_policies
 
 RESULT = "ranking-{model}-{share}.json"
 STEPS = (8, 32)
+NORM_IMAGES = (BN_IMAGES // 4, 2 * BN_IMAGES)  # beside BN_IMAGES
 TRAINED = {"all weights": True, "norms and biases": False}
 SCORES = ("top-1", "cross-entropy", "KL to dense")
 
@@ -55,37 +57,44 @@ def measure(args: argparse.Namespace) -> Record:
     torch.set_num_threads(args.threads)
     name = RESULT.format(model=args.model, share=args.share)
     model, data = network_of(source_of(args)), data_of(source_of(args))
-    config = SearchConfig(budget=f"macs<={args.share}%", recover="none", finalists=0)
-    calibration = limited(data.calibration.batches(BATCH), config.calibration_images)
-    job = prepare(Inputs(model, torch.zeros(1, *data.input_shape), calibration, Evaluator(data.search)), config)
+    calibration = limited(data.calibration.batches(BATCH), SearchConfig().calibration_images)
+    inputs = Inputs(model, torch.zeros(1, *data.input_shape), calibration, Evaluator(data.search))
+    jobs = {
+        count: prepare(inputs, SearchConfig(f"macs<={args.share}%", recover="none", finalists=0, bn_images=count))
+        for count in (BN_IMAGES, *NORM_IMAGES)
+    }
+    job = jobs[BN_IMAGES]
     batches, test = list(data.search.batches(256)), Evaluator(data.test)
     targets = [outputs(model, images) for images, _ in batches]
     record: Record = {"policies": []} | load(name)
     record |= {"model": args.model, "share": args.share, "epochs": args.epochs, "search_images": len(data.search)}
-    record |= {"calibration_images": config.calibration_images, "threads": args.threads}
+    record |= {"calibration_images": SearchConfig().calibration_images, "threads": args.threads}
     policies = list(random_policies(job.problem, args.policies, args.seed))
     for number, keep in enumerate(policies):
         if number < len(record["policies"]):
             continue
         row: Record = {"keep": list(keep), "scores": {}, "seconds": {}}
-        for way, network, seconds in ways(job, keep):
+        for way, network, seconds in (*with_norms(jobs, keep), *ways(job, keep)):
             began = time.process_time()
             row["scores"][way] = scores_of(network, batches, targets)
             row["seconds"][way] = seconds + time.process_time() - began
         slim, began = job.scorer.build(keep), time.process_time()
         distill_(slim, copy_model(model), job.calibration, classes=True)
         row["recovered"], row["recovery_seconds"] = test(slim), time.process_time() - began
-        record["policies"].append(row)
-        save(name, record | {"environment": environment()})
-        print(number, row, flush=True)
-    for row, keep in zip(record["policies"], policies, strict=True):
-        if args.epochs and "fine-tuned" not in row:
-            slim = job.scorer.build(keep)
+        if args.epochs:
             finetune(slim, data.train, FineTuneConfig(epochs=args.epochs))
             row["fine-tuned"] = test(slim)
-            save(name, record | {"environment": environment()})
-            print(row["recovered"], row["fine-tuned"], flush=True)
+        record["policies"].append(row)
+        save(name, record | {"environment": environment()})
+        print(number, row["recovered"], row.get("fine-tuned"), flush=True)
     return load(name)
+
+
+def with_norms(jobs: Mapping[int, Job], keep: tuple[int, ...]) -> Iterator[tuple[str, nn.Module, float]]:
+    """A policy's network as pruned, its batch norms corrected on other numbers of images."""
+    for count in NORM_IMAGES:
+        began = time.process_time()
+        yield f"as pruned, {count} images for batch norms", jobs[count].scorer.build(keep), time.process_time() - began
 
 
 def ways(job: Job, keep: tuple[int, ...]) -> Iterator[tuple[str, nn.Module, float]]:
@@ -173,10 +182,9 @@ def section(record: Record) -> str:
         f"{record['epochs']}`: Spearman's rank correlation of each score ({record['search_images']:,} search images, "
         f"{record['calibration_images']:,} calibration images, {record['threads']} thread(s)) with the test accuracy "
         f'after the full recovery without labels{tuned}, over {len(policies)} random policies; "its best" is that '
-        f"accuracy of the policy with the best score. Test accuracies, {ranges}. With {len(policies)} policies a "
-        f"correlation is uncertain by about {1 / np.sqrt(len(policies) - 1):.2f}.\n\n"
-        + table(header, rows)
-        + machine(record)
+        f"accuracy of the policy with the best score. Batch norms are corrected on {BN_IMAGES} images, "
+        f"unless the line says otherwise. Test accuracies, {ranges}. With {len(policies)} policies a correlation is "
+        f"uncertain by about {1 / np.sqrt(len(policies) - 1):.2f}.\n\n" + table(header, rows) + machine(record)
     )
 
 

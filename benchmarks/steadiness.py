@@ -61,7 +61,7 @@ CASES = (
     Case("everything; new statistics", rule="replace"),
     Case("everything; statistics of training", rule=None),
     Case("everything"),
-    Case(f"everything; {BN_IMAGES // 2} batch-norm images", bn_images=BN_IMAGES // 2),
+    *(Case(f"everything; {count} batch-norm images", bn_images=count) for count in (BN_IMAGES // 4, 2 * BN_IMAGES)),
     Case(f"everything; {4 * POSITIONS} positions an image", positions=4 * POSITIONS),
     Case("positions, of the same images", images=False),
     replace(NOTHING, label="the ranking", ranking=True),

@@ -494,7 +494,7 @@ def test_a_run_is_resumed_with_its_own_weights_and_settings_only(tmp_path: Path)
     before = contents(tmp_path)
     refused: list[tuple[nn.Module, dict[str, Any], str]] = [
         (tiny(1), {}, "started with other weights; resume it with the weights of its config.json"),
-        (tiny(), {"bn_images": 7}, "started with bn_images 512, not 7; resume it with the same settings"),
+        (tiny(), {"bn_images": 7}, "started with bn_images 256, not 7; resume it with the same settings"),
         (tiny(), {"ranking": "magnitude"}, "started with ranking None, not 'magnitude'"),
         (tiny(), {"episodes": 7}, "started with episodes 6, not 7"),
         (tiny(), {"seed": 1}, "started with seed 0, not 1"),

@@ -173,7 +173,7 @@ def test_max_drop_finds_a_smaller_network_and_confirms_it_on_images_that_were_no
 
 def test_dense_statistics_stay_by_default_only_where_a_guarantee_meets_the_old_rule() -> None:
     cases: list[tuple[dict[str, Any], int]] = [
-        ({}, 512), ({"max_drop": 1.0}, 512), ({"bn_rule": "replace"}, 512),
+        ({}, 256), ({"max_drop": 1.0}, 256), ({"bn_rule": "replace"}, 256),
         ({"max_drop": 1.0, "bn_rule": "replace"}, 0), ({"max_drop": 1.0, "bn_images": 0}, 0),
     ]  # fmt: skip
     for settings, count in cases:
@@ -182,12 +182,19 @@ def test_dense_statistics_stay_by_default_only_where_a_guarantee_meets_the_old_r
 
 def test_a_run_without_a_rule_for_batch_norms_goes_on_by_the_old_one() -> None:
     for settings, count in [({}, 512), ({"max_drop": 1.0}, 0)]:
-        began = SearchConfig(**settings, bn_rule="replace").to_json()
+        began = SearchConfig(**settings, bn_rule="replace", bn_images=count).to_json()
         del began["bn_rule"]
         for config in (SearchConfig.from_json(began), SearchConfig(**settings).for_run(began)):
             assert (config.bn_rule, config.bn_images) == ("replace", count)
     kept = SearchConfig(bn_images=64).for_run(SearchConfig().to_json())
     assert (kept.bn_rule, kept.bn_images) == ("difference", 64)
+
+
+def test_a_run_that_began_with_more_images_for_batch_norms_by_default_goes_on_with_them() -> None:
+    began = SearchConfig(bn_images=512).to_json()
+    assert SearchConfig().for_run(began).bn_images == SearchConfig.from_json(began).bn_images == 512
+    assert SearchConfig(bn_images=64).for_run(began).bn_images == 64  # asked for, and refused by the run
+    assert SearchConfig().for_run(SearchConfig(bn_images=64).to_json()).bn_images == 256
 
 
 def test_the_whole_network_is_within_any_drop_even_if_few_images_would_change_its_batch_norms() -> None:

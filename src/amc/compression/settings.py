@@ -42,7 +42,8 @@ Recover = Literal["calibration", "none"]
 BatchNormRule = Literal["difference", "replace"]
 EngineName = Literal["auto", "torch", "onnxruntime"]
 
-BN_IMAGES = 512
+BN_IMAGES = 256
+BN_IMAGES_BEFORE = 512  # the default when earlier runs began
 
 BEFORE: Mapping[str, Any] = {  # how runs began that have no such setting
     "recover": "none", "finalists": 0, "bn_rule": "replace", "uniform_first": False, "engine": "torch",
@@ -126,7 +127,7 @@ class SearchConfig:
     # 0: keep the dense statistics. That is the default where max_drop meets the rule "replace": if little is pruned, it
     # changes more answers than pruning.
     bn_images: int | None = option(
-        None, panel=Panel.DATA, help="Images for the batch norms of a pruned network (default: 512); 0: none."
+        None, panel=Panel.DATA, help="Images for the batch norms of a pruned network (default: 256); 0: none."
     )
     bn_rule: BatchNormRule = option(  # noqa: RUF009 -- this is a field
         "difference", panel=Panel.DATA,
@@ -339,8 +340,9 @@ class SearchConfig:
             newer["agent"] = began.get("agent", self.agent)  # the default was another one
         if "random_share" not in began and self.baselines == defaults["baselines"]:
             newer["baselines"] = tuple(began.get("baselines", BEFORE["baselines"]))  # and so was this one
-        if "bn_rule" in newer and self.bn_images == BN_IMAGES:
-            newer["bn_images"] = None  # its default depends on the rule
+        images = began.get("bn_images", self.bn_images)
+        if self.bn_images == BN_IMAGES and ("bn_rule" in newer or images == BN_IMAGES_BEFORE):
+            newer["bn_images"] = images  # and so was this one
         return dataclasses.replace(self, **newer)
 
     @classmethod
