@@ -157,7 +157,7 @@ def test_another_setting_is_refused_until_restarted(run: Path) -> None:
     before = contents(run)
     complaint = amc("finetune", run, "--lr", 0.01).complaint
     assert complaint == (
-        f"'{run}' has a fine-tuning under way with lr 0.05, not 0.01; go on with it by `amc finetune {run}`, "
+        f"'{run}' has a fine-tuning under way with lr 0.02, not 0.01; go on with it by `amc finetune {run}`, "
         "or add --restart to begin anew"
     )
     assert "with candidates 1, not 2;" in amc("finetune", run, "--candidates", 2).complaint

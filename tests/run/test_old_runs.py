@@ -178,6 +178,7 @@ def test_a_schedule_goes_on_in_its_second_round(runs: Path) -> None:
     assert (run / "round-2" / "journal.jsonl").read_bytes().startswith(before)
     assert [row["fraction"] for row in summary(run)["rounds"]] == [0.7, 0.5]
     assert summary(run)["rounds"][1]["macs"] <= 0.5 * summary(run)["dense"]["macs"]
+    assert "--lr 0.05 " in summary(run / "round-2")["finetuning"]["repeat"]  # its default then
 
 
 @pytest.mark.parametrize("kind", ["cut-tuned", "cut-candidates"])

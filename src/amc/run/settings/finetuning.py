@@ -13,7 +13,8 @@ from amc.run.settings.types import MAX_SEED, convert_types_
 OptimiserName = Literal["sgd", "adamw"]
 PrecisionName = Literal["float32", "bfloat16", "float16"]
 
-_LR: dict[OptimiserName, float] = {"sgd": 0.05, "adamw": 1e-3}
+_LR: dict[OptimiserName, float] = {"sgd": 0.02, "adamw": 1e-3}  # measured by benchmarks/after_recovery.py
+LR_BEFORE: dict[OptimiserName, float] = {"sgd": 0.05, "adamw": 1e-3}  # the defaults of schedules that name no rate
 _WEIGHT_DECAY: dict[OptimiserName, float] = {"sgd": 1e-4, "adamw": 1e-2}
 
 
@@ -33,7 +34,7 @@ class FineTuneConfig:
         "sgd", panel=Panel.TRAINING, flags=("--optimiser", "--optimizer"), help="sgd or adamw."
     )
     lr: float | None = option(
-        None, panel=Panel.TRAINING, help="Learning rate after the warm-up (default: 0.05; adamw: 0.001)."
+        None, panel=Panel.TRAINING, help="Learning rate after the warm-up (default: 0.02; adamw: 0.001)."
     )
     momentum: float = 0.9  # Nesterov's for sgd, the first beta of adamw; no option
     weight_decay: float | None = option(  # not of biases and norms
