@@ -1,10 +1,13 @@
-"""The episode loop: propose a policy, score it, append it to the journal, learn from it.
+"""The episode loop: propose policies, score them, append them to the journal, learn from them.
+
+Policies are proposed in batches, and learned from in the order of their episodes once the whole batch is proposed. So
+it does not matter in which order, or by how many workers, the policies of a batch are scored.
 
 A resumed search replays the journal through the agent with the recorded scores, then continues. Its result equals that
 of an uninterrupted search with the same seed; with a time limit, of one that took as long.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,15 @@ class EpisodeTiming:
     agent: float  # proposing (environment included) and learning
     score: float  # zero if the policy had been scored before or was read from the journal
     replayed: bool  # read from the journal
+
+
+@dataclass(frozen=True, slots=True)
+class _Proposal:
+    """A policy that is to be scored."""
+
+    episode: int
+    rollout: Rollout
+    seconds: float  # of proposing
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +80,7 @@ class SearchResult:
 
 
 OnEpisode = Callable[[EpisodeRecord, EpisodeTiming], None]
+Ahead = Callable[[Sequence[tuple[int, ...]]], None]  # hears which policies will be scored next
 
 
 def search(
@@ -83,6 +96,8 @@ def search(
     floor: float | None = SURFACE_FLOOR,
     origin: Mapping[str, Any] | None = None,
     rules: StopRules | None = None,
+    batch: int = 1,
+    ahead: Ahead | None = None,
 ) -> SearchResult:
     """Run `episodes` episodes, or the agent's `max_episodes` if that is fewer, or until `rules` end the search.
 
@@ -91,6 +106,10 @@ def search(
     with the reason, and the search continues (see `amc.search.judging`). A `Measured` score includes its standard
     error. An existing journal is continued. `seed` and `origin` (see `JournalContent`) are written to its header.
 
+    `batch` policies, at least 1, are proposed before the first of them is scored, and the agent learns from none of
+    them before all are proposed. `ahead` hears their new ones at once, so that workers may begin to score them; `score`
+    is then called for each in turn.
+
     Raises EvaluationError if all episodes, or the first ten, fail; any AmcError that `reward` raises; AmcError before
     the first episode if the reward's cost is unknown; ResourceError if memory or disk space runs out; RunError if the
     journal is corrupt, belongs to another search or cannot be written. After a KeyboardInterrupt the journal holds
@@ -98,10 +117,12 @@ def search(
     """
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1, got {batch}")
     if agent.max_episodes is not None:
         episodes = min(episodes, agent.max_episodes)
     loop = _Loop(problem, score, agent, reward, Bounds(problem, floor=floor), rules or StopRules(), episodes)
-    header = _header(problem, agent, seed, floor, reward)
+    header = _header(problem, agent, seed, floor, reward, batch)
     journal = None if journal_path is None else Journal(journal_path, header, origin)
     recorded = () if journal is None else journal.records
     if len(recorded) > episodes:
@@ -109,10 +130,11 @@ def search(
             f"journal {journal_path} already holds {len(recorded)} episodes, more than the {episodes} asked "
             f"for; ask for at least {len(recorded)} or use another directory"
         )
-    for episode in range(episodes):
+    for proposal in loop.proposals(batch, len(recorded), ahead):
+        episode = proposal.episode
         replayed = recorded[episode] if episode < len(recorded) else None
         try:
-            record, timing = loop.run_episode(episode, replayed)
+            record, timing = loop.run_episode(proposal, replayed)
         except ResourceError as error:
             raise _stopped(error, episode, journal_path) from error
         if journal is not None and replayed is None:
@@ -149,33 +171,46 @@ class _Loop:
         check_costs(reward, problem.policy_costs(problem.dense.tolist()))
         self._records: list[EpisodeRecord] = []
         self._known: dict[tuple[int, ...], EpisodeRecord] = {}
-        self._learning = 0.0  # seconds since the latest record, which the next one counts
+        self._pending: set[tuple[int, ...]] = set()  # proposed in this batch
+        self._uncounted = 0.0  # seconds of proposing and learning since the latest record, which the next one counts
+        self._latest = 0.0  # the clock when the latest batch was proposed, or the latest record learned
 
-    def run_episode(self, episode: int, replayed: EpisodeRecord | None) -> tuple[EpisodeRecord, EpisodeTiming]:
-        """Propose a policy, score it (or read its score from the journal) and learn.
+    def proposals(self, batch: int, replayed: int, ahead: Ahead | None) -> Iterator[_Proposal]:
+        """The policies of all episodes. A batch is proposed when all records of the one before are learned.
+
+        `replayed`: how many episodes the journal holds; `ahead` hears of none of these.
+        """
+        for first in range(0, self._episodes, batch):
+            self._pending.clear()
+            proposals = [self._proposed(episode) for episode in range(first, min(first + batch, self._episodes))]
+            if ahead is not None:
+                new = [each.rollout.keep_counts for each in proposals if each.episode >= replayed]
+                ahead([policy for policy in dict.fromkeys(new) if policy not in self._known])
+            yield from proposals
+
+    def run_episode(self, proposal: _Proposal, replayed: EpisodeRecord | None) -> tuple[EpisodeRecord, EpisodeTiming]:
+        """Score a policy (or read its score from the journal) and learn.
 
         After a new episode the stop rules decide whether the search ends. A recorded one says it.
         """
-        clock = self._rules.clock
-        began = clock()
-        rollout = self._propose(episode)
-        proposed = clock()
-        record = self._replay(rollout, replayed) if replayed is not None else self._judge(episode, rollout.keep_counts)
+        clock, began, rollout = self._rules.clock, self._latest, proposal.rollout
+        new = replayed is None
+        record = (
+            self._judge(proposal.episode, rollout.keep_counts) if replayed is None else self._replay(rollout, replayed)
+        )
         judged = clock()
-        if replayed is None:
-            record = self._timed(record, self._learning + judged - began)
+        if new:
+            record = self._timed(record, self._uncounted + judged - began)
         self._known.setdefault(record.keep, record)
         self._records.append(record)
         self._agent.end_episode(rollout, record)
-        if replayed is None:
+        if new:
             stop = self._rules.stop(self._records, self._episodes, self._agent)
             record = self._records[-1] = replace(record, stopped=stop)
-        learned = clock()
-        self._learning = learned - judged
+        self._latest = clock()
+        self._uncounted = self._latest - judged
         timing = EpisodeTiming(
-            agent=proposed - began + learned - judged,
-            score=0.0 if replayed is not None else judged - proposed,
-            replayed=replayed is not None,
+            agent=proposal.seconds + self._latest - judged, score=judged - began if new else 0.0, replayed=not new
         )
         return record, timing
 
@@ -205,14 +240,20 @@ class _Loop:
         except EvaluationError:  # an estimate may lie where the reward is not defined
             return reward
 
-    def _propose(self, episode: int) -> Rollout:
-        """Play an episode. If its policy was scored before, play again: transitions cost almost no time."""
+    def _proposed(self, episode: int) -> _Proposal:
+        """Play an episode. If its policy was proposed before, play again: transitions cost almost no time."""
+        began = self._rules.clock()
         for attempt in range(MAX_ATTEMPTS):
             self._agent.begin_episode(episode, attempt)
             rollout = roll_out(self._problem, self._bounds, self._agent.act)
-            if rollout.keep_counts not in self._known:
+            if rollout.keep_counts not in self._known and rollout.keep_counts not in self._pending:
                 break
-        return rollout
+        self._pending.add(rollout.keep_counts)
+        self._agent.proposed(rollout)
+        self._latest = self._rules.clock()
+        seconds = self._latest - began
+        self._uncounted += seconds
+        return _Proposal(episode, rollout, seconds)
 
     def _judge(self, episode: int, policy: tuple[int, ...]) -> EpisodeRecord:
         """Score a policy, or copy its earlier record."""
@@ -243,8 +284,12 @@ class _Loop:
         )
 
 
-def _header(problem: Problem, agent: Agent, seed: int, floor: float | None, reward: RewardFunction) -> dict[str, Any]:
-    named = {} if reward is r_err else {"reward": reward_name(reward)}  # journals never name r_err
+def _header(
+    problem: Problem, agent: Agent, seed: int, floor: float | None, reward: RewardFunction, batch: int
+) -> dict[str, Any]:
+    named: dict[str, Any] = {} if reward is r_err else {"reward": reward_name(reward)}  # journals never name r_err
+    if batch > 1:  # nor a batch of one
+        named["batch"] = batch
     return {
         "seed": seed,
         "agent": agent.name,

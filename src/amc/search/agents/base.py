@@ -34,9 +34,10 @@ class SearchTask:
 class Agent(Protocol):
     """An agent proposes policies and learns from their rewards.
 
-    For each episode the loop calls `begin_episode`, then `act` once per group, then `end_episode`. If the policy was
-    already scored, the loop repeats the episode with the next `attempt`. An agent's actions depend only on its
-    constructor's arguments and on these calls. This makes a search resumable.
+    For each episode the loop calls `begin_episode`, then `act` once per group, then `proposed`, and `end_episode` when
+    the policy is scored. If the policy was already proposed, the loop repeats the episode with the next `attempt`. In a
+    search with batches, a whole batch is proposed before the first of its episodes ends. An agent's actions depend only
+    on its constructor's arguments and on these calls. This makes a search resumable.
     """
 
     name: str
@@ -57,6 +58,10 @@ class Agent(Protocol):
     def act(self, observation: Observation) -> float:
         """The requested sparsity of the next group, in [0, 1], from the observation [11]."""
         ...
+
+    def proposed(self, rollout: Rollout) -> None:
+        """Hear the policy that the episode came to, before it is scored; by default nothing happens."""
+        return
 
     def end_episode(self, rollout: Rollout, record: EpisodeRecord) -> None:
         """Learn from the executed episode. A failed episode has neither score nor reward."""

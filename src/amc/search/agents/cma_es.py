@@ -65,7 +65,9 @@ class CMAAgent(PlannedAgent):
             options["popsize"] = config.population
         self._strategy = cma.CMAEvolutionStrategy(self._mean(), config.sigma, options)
         self._waiting: list[FloatArray] = []  # points of the generation that are not scored yet
-        self._point: FloatArray | None = None  # of this episode, in [0, 1]; None: the start policy
+        self._points: dict[
+            int, FloatArray
+        ] = {}  # of the episodes that are not over, in [0, 1]; not of the start policy
         self._told: list[tuple[FloatArray, float | None]] = []  # scored points of the generation, with their rewards
         self._worst = math.inf  # reward so far
 
@@ -79,21 +81,22 @@ class CMAAgent(PlannedAgent):
             self.plan = (1.0 - self.surface.start()).tolist()
             return
         if attempt > 0:
-            self._point = self._strategy.ask(1, sigma_fac=ATTEMPT_GROWTH**attempt)[0]
+            point = self._strategy.ask(1, sigma_fac=ATTEMPT_GROWTH**attempt)[0]
         else:
             self._waiting = self._waiting or list(self._strategy.ask())
-            self._point = self._waiting.pop(0)
-        assert self._point is not None
-        fractions = self._least + (1.0 - self._least) * self._point[: len(self._least)]
+            point = self._waiting.pop(0)
+        self._points[episode] = point
+        fractions = self._least + (1.0 - self._least) * point[: len(self._least)]
         self.plan = (1.0 - self.surface.project(fractions)).tolist()
 
     def end_episode(self, rollout: Rollout, record: EpisodeRecord) -> None:
         """Remember the reward; at the end of a generation, tell all of them to the strategy."""
         if record.reward is not None:
             self._worst = min(self._worst, record.reward)
-        if self._point is None:
+        point = self._points.pop(record.episode, None)
+        if point is None:
             return
-        self._told.append((self._point, record.reward))
+        self._told.append((point, record.reward))
         if len(self._told) == self._strategy.popsize:
             worst = self._worst if math.isfinite(self._worst) else 0.0
             losses = [-(worst if reward is None else reward) for _, reward in self._told]

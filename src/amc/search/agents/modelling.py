@@ -35,13 +35,16 @@ class ModelAgent(PlannedAgent):
             self.model.add(record)
         self._earlier = len(self.model)
         self._records: list[EpisodeRecord] = []
-        self._known: set[tuple[int, ...]] = set()  # scored or failed in this search
+        self._known: set[tuple[int, ...]] = set()  # proposed in this search
         self._posterior: Posterior | None = None  # from all records so far
+
+    def proposed(self, rollout: Rollout) -> None:
+        """Remember the policy: it is not planned again."""
+        self._known.add(rollout.keep_counts)
 
     def end_episode(self, rollout: Rollout, record: EpisodeRecord) -> None:
         """Learn from the record. A failed episode teaches nothing."""
         self._schedule.note(record)
-        self._known.add(record.keep)
         if record.score is not None:
             self.model.add(record)
             self._records.append(record)

@@ -73,7 +73,7 @@ class SPDYAgent(PlannedAgent):
         self._errors = task.errors or tuple(
             (1.0 - np.array(decision.choices) / decision.size) ** 2 for decision in task.problem.decisions
         )
-        self._logarithms = np.zeros(len(self._errors))  # of this episode's weights
+        self._logarithms: dict[int, FloatArray] = {}  # of the weights, by episode that is not over
         self._best: tuple[float, FloatArray, tuple[int, ...]] | None = None  # reward, logarithms, policy
 
     def settings(self) -> dict[str, Setting]:
@@ -82,8 +82,8 @@ class SPDYAgent(PlannedAgent):
 
     def begin_episode(self, episode: int, attempt: int) -> None:
         """Plan the best policy for new weights."""
-        self._logarithms = self._weighted(episode)
-        errors = [math.exp(w) * row for w, row in zip(self._logarithms.tolist(), self._errors, strict=True)]
+        logarithms = self._logarithms[episode] = self._weighted(episode)
+        errors = [math.exp(w) * row for w, row in zip(logarithms.tolist(), self._errors, strict=True)]
         if attempt > 0:
             # Few policies are optimal for any weights, above all if the cost has plateaus: noise on every entry of
             # the table leads to policies that are nearly so.
@@ -94,8 +94,9 @@ class SPDYAgent(PlannedAgent):
     def end_episode(self, rollout: Rollout, record: EpisodeRecord) -> None:
         """Remember the best weights. Skips a failed episode."""
         self._schedule.note(record)
+        logarithms = self._logarithms.pop(record.episode)
         if record.reward is not None and (self._best is None or record.reward > self._best[0]):
-            self._best = (record.reward, self._logarithms, record.keep)
+            self._best = (record.reward, logarithms, record.keep)
 
     def _weighted(self, episode: int) -> FloatArray:
         """Logarithms of the weights [groups]."""
