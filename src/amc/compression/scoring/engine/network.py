@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,6 +58,7 @@ class PiecewiseEngine:
         self.name = name
         self.warnings: list[str] = []
         self.memory = Memory(limit)
+        self._began = (name, make, pattern, inputs), {"images": images, "limit": limit}
         self._make = make
         self._few, self._more = (picked(inputs, slice(count)).cloned() for count in (FEW, MORE))
         self._pattern = record(pattern, self._more)
@@ -64,6 +66,11 @@ class PiecewiseEngine:
         self._plain = TorchEngine()
         self._latest: tuple[weakref.ref[nn.Module], list[int], Program] | None = None
         self._checked(pattern)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process the engine begins anew, with nothing remembered."""
+        arguments, options = self._began
+        return partial(type(self), **options), arguments
 
     @contextmanager
     def running(self, module: nn.Module, *, held: bool = False) -> Iterator[Run]:

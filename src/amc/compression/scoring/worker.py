@@ -1,0 +1,68 @@
+"""A process that scores policies for `amc.compression.scoring.pool`, one at a time and on one thread.
+
+It is started as `python -m amc.compression.scoring.worker` and talks in lines of JSON: on its standard input come a
+greeting (`path`: where modules are found, `scorer`: a file that the pool has written, `memory`: bytes that its engine may
+remember) and then a policy a line; on its standard output go "ready" and then an answer a line. What the user's code
+prints goes to the standard error stream. It ends when its input ends, so no worker outlives its pool.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, TextIO
+
+
+def main() -> None:
+    """Score policies until the input ends."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # from now on, print writes to the standard error stream
+    greeting = json.loads(sys.stdin.readline())
+    sys.path[:] = greeting["path"]
+    answer = _answering(greeting["scorer"], greeting["memory"])
+    _say(answers, {"ready": True})
+    for line in sys.stdin:
+        _say(answers, answer(tuple(json.loads(line))))
+
+
+def _answering(scorer_file: str, memory: int) -> Callable[[tuple[int, ...]], dict[str, Any]]:
+    """A function that scores a policy. Imports torch here: `sys.path` must be the pool's."""
+    import torch
+
+    from amc.compression.scoring.engine.network import PiecewiseEngine
+    from amc.errors import EvaluationError, ResourceError, guarded
+    from amc.search.statistics import Measured
+
+    torch.set_num_threads(1)
+    # The pool has written the file a moment ago, in a directory that is its user's alone. Mapped into memory, it is
+    # held once by all workers of a machine.
+    scorer = torch.load(scorer_file, mmap=True, weights_only=False)
+    if isinstance(scorer.engine, PiecewiseEngine):
+        scorer.engine.memory.limit = memory
+
+    def answer(policy: tuple[int, ...]) -> dict[str, Any]:
+        try:
+            scored = guarded(lambda: scorer.scored(policy))
+        except EvaluationError as error:
+            return {"error": str(error)}
+        except ResourceError as error:
+            return {"resource": str(error)}
+        deviation = scored.score.standard_error if isinstance(scored.score, Measured) else None
+        timing = scored.timing
+        return {
+            "score": float(scored.score), "standard_error": deviation,
+            "seconds": [timing.build, timing.batch_norm, timing.evaluate], "warnings": scorer.engine.warnings,
+        }  # fmt: skip
+
+    return answer
+
+
+def _say(answers: TextIO, content: dict[str, Any]) -> None:
+    answers.write(json.dumps(content) + "\n")
+    answers.flush()
+
+
+if __name__ == "__main__":
+    main()
