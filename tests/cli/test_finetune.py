@@ -250,8 +250,7 @@ def test_options_out_of_range(run: Path) -> None:
         assert before.items() <= contents(run).items()
 
 
-# At this rate another policy than the search's own is taken on.
-CANDIDATES = ("--candidates", 3, "--epochs", 2, "--batch-size", 64, "--checkpoint-every", 5, "--lr", 0.05)
+CANDIDATES = ("--candidates", 3, "--epochs", 2, "--batch-size", 64, "--checkpoint-every", 5)
 
 
 @pytest.fixture(scope="module")

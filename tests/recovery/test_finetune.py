@@ -30,9 +30,13 @@ class TestSchedule:
         assert learning_rate(1, 1, FineTuneConfig(lr=0.1)) == 0.1
 
     def test_each_optimiser_has_its_own_default(self) -> None:
-        assert (FineTuneConfig().peak_lr, FineTuneConfig().decay) == (0.02, 1e-4)
+        assert (FineTuneConfig().peak_lr, FineTuneConfig().decay) == (0.05, 1e-4)
         adamw = FineTuneConfig(optimiser="adamw")
         assert (adamw.peak_lr, adamw.decay) == (1e-3, 0.01)
+        recovered = FineTuneConfig().resolved(recovered=True)
+        assert (recovered.lr, recovered.weight_decay) == (0.02, 1e-4)
+        assert adamw.resolved(recovered=True) == adamw.resolved()
+        assert FineTuneConfig(lr=0.3).resolved(recovered=True).lr == 0.3
         given = FineTuneConfig(optimiser="adamw", lr=0.2, weight_decay=0.0)
         assert (learning_rate(1, 1, given), given.decay) == (0.2, 0.0)
 
@@ -181,7 +185,7 @@ class TestFinetune:
         def remember(record: EpochRecord) -> None:
             states.append({key: value.clone() for key, value in good.state_dict().items()})
 
-        with pytest.raises(AmcError, match=r"loss is nan in epoch 2; lower the learning rate \(0\.02\)"):
+        with pytest.raises(AmcError, match=r"loss is nan in epoch 2; lower the learning rate \(0\.05\)"):
             finetune(good, Poisoned(), config, on_epoch=remember)
         assert len(states) == 1
         assert all(torch.equal(states[0][key], value) for key, value in good.state_dict().items())

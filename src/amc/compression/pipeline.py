@@ -206,7 +206,7 @@ def _keep_table(run: RunDir | None, job: Job) -> None:
 
 
 def _agents(config: SearchConfig) -> tuple[str, ...]:
-    """Those whose policies are scored, in that order."""
+    """Those whose policies are scored."""
     return (*config.baselines, config.agent)
 
 
@@ -276,8 +276,10 @@ def _search_and_finish(
 ) -> Result:
     config = job.config
     task = _task(job)
-    agents = {name: create_agent(name, task) for name in config.baselines}
-    agents[config.agent] = _agent(job, task)
+    baselines = {name: create_agent(name, task) for name in config.baselines}
+    # What the search finds comes before what it is compared with, unless that is a single policy.
+    single = {name: agent for name, agent in baselines.items() if agent.max_episodes == 1}
+    agents = {**single, config.agent: _agent(job, task), **{n: a for n, a in baselines.items() if n not in single}}
     watch.plan({name: _most_policies(config, name, agent) for name, agent in agents.items()})
     results: dict[str, SearchResult] = {}
     scores: dict[tuple[int, ...], float] = {}  # of every policy, whichever agent proposed it

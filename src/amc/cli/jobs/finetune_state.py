@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from amc.errors import AmcError, RunError
+from amc.run import files
 from amc.run.directory import RunDir
 from amc.run.files import FINETUNE_STATE as STATE
 from amc.run.provenance import difference, execution
@@ -35,7 +36,8 @@ class FineTuneState:
 
         Otherwise start a new one.
         """
-        settings, candidate_config = given.make().resolved(), candidates.make()
+        candidate_config = candidates.make()
+        settings = self._resolved(given.make(), candidate_config)
         resumed = self.run.has(STATE) and not restart
         if not resumed and not restart and self.checkpoints():
             raise RunError(
@@ -58,7 +60,8 @@ class FineTuneState:
         Raises RunError if they differ and a part of the fine-tuning is done.
         """
         before = {**asdict(self.settings), **asdict(self.candidate_config)}
-        requested = {**asdict(given.over(self.settings).resolved()), **asdict(candidates.over(self.candidate_config))}
+        wanted = candidates.over(self.candidate_config)
+        requested = {**asdict(self._resolved(given.over(self.settings), wanted)), **asdict(wanted)}
         differing = [name for name in (*given.values, *candidates.values) if requested[name] != before[name]]
         if differing and (self.measured or self.checkpoints()):
             name = differing[0]
@@ -67,6 +70,12 @@ class FineTuneState:
                 f"go on with it by `amc finetune {self.run.path}`, or add --restart to begin anew"
             )
         return not differing
+
+    def _resolved(self, settings: FineTuneConfig, candidates: CandidateConfig) -> FineTuneConfig:
+        """The settings with their defaults, which depend on the network: candidates are trained as they were pruned."""
+        recovery = self.run.read_json(files.SUMMARY).get("recovery")
+        kept = recovery is not None and recovery.get("reason") is None  # else the result is the network as pruned
+        return settings.resolved(recovered=kept and candidates.candidates == 1)
 
     def save(self) -> None:
         """Write the state of the main process; the other processes read it."""

@@ -30,7 +30,7 @@ from amc.report.schedule import render_schedule
 from amc.run import files
 from amc.run.directory import RunDir
 from amc.run.provenance import amc_version, environment
-from amc.run.settings import LR_BEFORE, SessionConfig, Source, parse_schedule
+from amc.run.settings import SessionConfig, Source, parse_schedule
 from amc.search import Budget, Metric, Problem, parse_budgets
 from amc.structure import inspect
 
@@ -92,7 +92,7 @@ class _Plan:
             **self.config.to_json(),
             "command": "schedule",
             "schedule": list(self.fractions),
-            "tuning": asdict(self.tuning.resolved()),  # defaults of later versions may differ
+            "tuning": asdict(self.tuning),
         }
 
     @classmethod
@@ -103,7 +103,6 @@ class _Plan:
         try:
             fractions = parse_schedule(",".join(map(str, record["schedule"])))
             tuning = FineTuneConfig(**record["tuning"])
-            tuning = replace(tuning, lr=tuning.lr or LR_BEFORE[tuning.optimiser])  # earlier versions left it out
             parse_budgets(str(record["budget"]))
         except (AmcError, KeyError, TypeError) as error:
             raise RunError(f"'{run.file(files.CONFIG)}': {error}; restore the file from a copy") from None

@@ -4,14 +4,7 @@ Imports neither torch nor NumPy, so that the command line can show its help with
 """
 
 from amc.run.settings.durations import format_duration, parse_duration
-from amc.run.settings.finetuning import (
-    LR_BEFORE,
-    CandidateConfig,
-    FineTuneConfig,
-    OptimiserName,
-    PrecisionName,
-    SessionConfig,
-)
+from amc.run.settings.finetuning import CandidateConfig, FineTuneConfig, OptimiserName, PrecisionName, SessionConfig
 from amc.run.settings.given import Given, from_keywords
 from amc.run.settings.limits import CONFIDENCE, MAX_SPARSITY, MAX_SPARSITY_LINEAR, Ranking
 from amc.run.settings.options import Option, Panel, argument, option, options_of
@@ -24,7 +17,6 @@ from amc.run.settings.types import MAX_SEED, check_rules, convert_types_
 
 __all__ = [
     "CONFIDENCE",
-    "LR_BEFORE",
     "MAX_SEED",
     "MAX_SPARSITY",
     "MAX_SPARSITY_LINEAR",

@@ -13,8 +13,8 @@ from amc.run.settings.types import MAX_SEED, convert_types_
 OptimiserName = Literal["sgd", "adamw"]
 PrecisionName = Literal["float32", "bfloat16", "float16"]
 
-_LR: dict[OptimiserName, float] = {"sgd": 0.02, "adamw": 1e-3}  # measured by benchmarks/after_recovery.py
-LR_BEFORE: dict[OptimiserName, float] = {"sgd": 0.05, "adamw": 1e-3}  # the defaults of schedules that name no rate
+_LR: dict[OptimiserName, float] = {"sgd": 0.05, "adamw": 1e-3}
+_LR_RECOVERED = _LR | {"sgd": 0.02}  # of a network that is near the dense one: see benchmarks/after_recovery.py
 _WEIGHT_DECAY: dict[OptimiserName, float] = {"sgd": 1e-4, "adamw": 1e-2}
 
 
@@ -34,7 +34,9 @@ class FineTuneConfig:
         "sgd", panel=Panel.TRAINING, flags=("--optimiser", "--optimizer"), help="sgd or adamw."
     )
     lr: float | None = option(
-        None, panel=Panel.TRAINING, help="Learning rate after the warm-up (default: 0.02; adamw: 0.001)."
+        None,
+        panel=Panel.TRAINING,
+        help="Learning rate after the warm-up (default: 0.05, after recovery 0.02; adamw: 0.001).",
     )
     momentum: float = 0.9  # Nesterov's for sgd, the first beta of adamw; no option
     weight_decay: float | None = option(  # not of biases and norms
@@ -91,9 +93,10 @@ class FineTuneConfig:
         """The weight decay of weights."""
         return _WEIGHT_DECAY.get(self.optimiser, 0.0) if self.weight_decay is None else self.weight_decay
 
-    def resolved(self) -> FineTuneConfig:
-        """The same settings with every default filled in."""
-        return replace(self, lr=self.peak_lr, weight_decay=self.decay)
+    def resolved(self, *, recovered: bool = False) -> FineTuneConfig:
+        """The same settings with every default filled in. `recovered`: whether a search has recovered the network."""
+        rate = _LR_RECOVERED[self.optimiser] if recovered and self.lr is None else self.peak_lr
+        return replace(self, lr=rate, weight_decay=self.decay)
 
 
 @dataclass(frozen=True, slots=True)
