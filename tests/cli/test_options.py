@@ -69,7 +69,8 @@ NO_OPTION = {  # fields that nobody types
 SPELLINGS = {
     "search": """
         MODEL --out --weights --data --budget --reward --max-drop --minimise --confidence --schedule --round-epochs
-        --round-lr --episodes --time-limit --patience --agent --agent-option --baseline --random-share --seed --evaluate
+        --round-lr --episodes --time-limit --patience --agent --agent-option --baseline --random-share
+        --batch --workers --score-timeout --seed --evaluate
         --score --method --round-to --max-sparsity
         --max-sparsity-linear --ranking --reconstruct --no-reconstruct
         --bn-images --bn-rule --calibration-images
@@ -80,7 +81,8 @@ SPELLINGS = {
     """,
     "sweep": """
         MODEL --out --weights --data --metric --from --to --points --budget --reward --max-drop --minimise --confidence
-        --episodes --time-limit --patience --agent --agent-option --baseline --random-share --seed --evaluate --score
+        --episodes --time-limit --patience --agent --agent-option --baseline --random-share
+        --batch --workers --score-timeout --seed --evaluate --score
         --method --round-to --max-sparsity
         --max-sparsity-linear --ranking --reconstruct --no-reconstruct
         --bn-images --bn-rule --calibration-images
@@ -92,7 +94,8 @@ SPELLINGS = {
     "study": """
         MODEL --out --dry-run --weights --data --budgets --metrics --methods --rewards --max-drops --runtimes --epochs
         --seeds --budget --reward --max-drop --minimise --confidence
-        --episodes --time-limit --patience --agent --agent-option --baseline --random-share --seed --evaluate --score
+        --episodes --time-limit --patience --agent --agent-option --baseline --random-share
+        --batch --workers --score-timeout --seed --evaluate --score
         --method --round-to --max-sparsity
         --max-sparsity-linear --ranking --reconstruct --no-reconstruct
         --bn-images --bn-rule --calibration-images

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from amc.compression.prepare import Inputs, Job, prepare
 from amc.compression.progress import listening
 from amc.compression.scoring.evaluator import BatchSource, as_evaluator
 from amc.compression.scoring.policy import ScoreTiming
+from amc.compression.scoring.pool import Pool, scoring
 from amc.compression.settings import NO_BUDGET, SearchConfig
 from amc.compression.verify import Recorded
 from amc.compression.warm_start import earlier_records
@@ -262,8 +263,8 @@ def check_config(run: RunDir, config: SearchConfig, model: nn.Module) -> None:
     """RunError unless the run began with these settings and weights."""
     check_builds(run)
     check_weights(run, model)
-    wanted = config.to_json()
-    for name, value in settings_of(run).to_json().items():
+    wanted = config.deciding()
+    for name, value in settings_of(run).deciding().items():
         if value != wanted[name]:
             raise RunError(
                 f"'{run.path}' was started with {name} {value!r}, not {wanted[name]!r}; "
@@ -283,13 +284,14 @@ def _search_and_finish(
     watch.plan({name: _most_policies(config, name, agent) for name, agent in agents.items()})
     results: dict[str, SearchResult] = {}
     scores: dict[tuple[int, ...], float] = {}  # of every policy, whichever agent proposed it
-    for name, agent in agents.items():
-        watch.stage(f"search ({name})")
-        try:
-            results[name] = _run_agent(job, name, agent, run, watch, scores)
-        except EvaluationError:
-            if name == config.agent:
-                raise  # a baseline whose every policy fails is left out; its journal says why
+    with scoring(job.scorer, config.workers, config.score_timeout) as pool:
+        for name, agent in agents.items():
+            watch.stage(f"search ({name})")
+            try:
+                results[name] = _run_agent(job, name, agent, run, watch, scores, pool)
+            except EvaluationError:
+                if name == config.agent:
+                    raise  # a baseline whose every policy fails is left out; its journal says why
     job = job.warned(job.scorer.engine.warnings, watch)
     job.scorer.engine.forget()
     end = ended(job, results, run, test, watch, recorded)
@@ -337,18 +339,28 @@ def check_agent(config: SearchConfig) -> None:
 
 
 def _run_agent(
-    job: Job, name: str, agent: Agent, run: RunDir | None, watch: Observer, scores: dict[tuple[int, ...], float]
+    job: Job,
+    name: str,
+    agent: Agent,
+    run: RunDir | None,
+    watch: Observer,
+    scores: dict[tuple[int, ...], float],
+    pool: Pool | None,
 ) -> SearchResult:
-    """Run one agent. `scores`: of the policies scored so far; this agent's are added."""
+    """Run one agent. `scores`: of the policies scored so far; this agent's are added. `pool`: scores them, if any."""
     config, kind = job.config, get_score(job.config.score)
     parts: dict[tuple[int, ...], ScoreTiming] = {}  # of the policy that the episode under way has scored
 
     def score(policy: tuple[int, ...]) -> float:
         if policy in scores:
             return scores[policy]
-        scored = job.scorer.scored(policy)
+        scored = (pool or job.scorer).scored(policy)
         parts[policy] = scored.timing
         return scored.score
+
+    def ahead(policies: Sequence[tuple[int, ...]]) -> None:
+        if pool is not None:
+            pool.begin([policy for policy in policies if policy not in scores])
 
     def on_episode(record: EpisodeRecord, timing: EpisodeTiming) -> None:
         seconds = _seconds(timing, parts.pop(record.keep, ScoreTiming()))
@@ -370,6 +382,8 @@ def _run_agent(
         on_episode=on_episode,
         reward=job.reward,
         origin=job.origin,
+        batch=config.batch,
+        ahead=ahead,
         rules=StopRules(
             None if config.seconds is None else config.seconds * _share(config, name),
             config.patience if name == config.agent else None,

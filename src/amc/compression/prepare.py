@@ -316,7 +316,7 @@ class _Preparation:
         self.watch.stage("calibration")
         batches = limited(inputs.calibration, config.calibration_images, Reader.of(inputs.example_input))
         data, weights = data_fingerprint(batches), digest(inputs.model.state_dict())
-        key = self.key(structure=method.structure, weights=weights, data=data, settings=config.to_json())
+        key = self.key(structure=method.structure, weights=weights, data=data, settings=config.deciding())
         if self.earlier.calibration_key == key:
             return _Calibrated(batches, data, self.earlier.calibration, key, self.earlier.orders)
         layers = method.calibrated()

@@ -42,18 +42,20 @@ Recover = Literal["calibration", "none"]
 BatchNormRule = Literal["difference", "replace"]
 EngineName = Literal["auto", "torch", "onnxruntime"]
 
+MOST_WORKERS = 1024
+SESSION = ("workers", "score_timeout")  # may differ when a run is resumed: they decide nothing of its outcome
 BN_IMAGES = 256
 BN_IMAGES_BEFORE = 512  # the default when earlier runs began
 
 BEFORE: Mapping[str, Any] = {  # how runs began that have no such setting
     "recover": "none", "finalists": 0, "bn_rule": "replace", "uniform_first": False, "engine": "torch",
-    "agent": "ddpg", "baselines": ("uniform",), "random_share": 1.0,
+    "agent": "ddpg", "baselines": ("uniform",), "random_share": 1.0, "batch": 1,
 }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class SearchConfig:
-    """The settings that decide a search's outcome, together with the network and the data.
+    """The settings that decide a search's outcome, together with the network and the data, and `SESSION`.
 
     >>> amc.SearchConfig(budget="macs<=50%,size<=1MB", episodes=100).budgets
     (Budget(...), Budget(...))
@@ -100,6 +102,17 @@ class SearchConfig:
         None, panel=Panel.SEARCH,
         help="Stop once this many policies in a row were not better and nothing better is expected.",
     )  # fmt: skip
+    batch: int = option(
+        1, panel=Panel.SEARCH,
+        help="Policies that are proposed before the first of them is scored: so many can be scored at once.",
+    )  # fmt: skip
+    workers: int | None = option(
+        None, panel=Panel.SEARCH,
+        help="Processes that score policies, each on one thread; more than --batch are of no use. Default: none.",
+    )  # fmt: skip
+    score_timeout: float | None = option(
+        None, panel=Panel.SEARCH, help="Seconds after which a worker gives a policy up, which then fails."
+    )
     seed: int = option(0, panel=Panel.SEARCH, help="The same seed gives the same search.")
     baselines: tuple[str, ...] = option(  # "none" and the agent itself are left out
         ("uniform", "random"), panel=Panel.SEARCH, name="baseline",
@@ -220,6 +233,15 @@ class SearchConfig:
             "runtime": (self.runtime is None or self.runtime in RUNTIMES, f"one of {', '.join(RUNTIMES)}"),
             "latency_threads": (self.latency_threads >= 1, "at least 1"),
             "episodes": (self.episodes >= 1, "at least 1"),
+            "batch": (1 <= self.batch <= MOST_WORKERS, f"between 1 and {MOST_WORKERS}"),
+            "workers": (
+                self.workers is None or 1 <= self.workers <= MOST_WORKERS,
+                f"between 1 and {MOST_WORKERS}; leave it out to score in one process",
+            ),
+            "score_timeout": (
+                self.score_timeout is None or 0 < self.score_timeout < math.inf,
+                "above 0 seconds and finite",
+            ),
             "patience": (self.patience is None or self.patience >= 1, "at least 1"),
             "finalists": (self.finalists >= 0, "at least 0"),
             "seed": (0 <= self.seed <= MAX_SEED, "at least 0 and below 2^63"),
@@ -326,6 +348,10 @@ class SearchConfig:
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide the outcome."""
+        return {name: value for name, value in self.to_json().items() if name not in SESSION}
 
     def for_run(self, began: Mapping[str, Any]) -> SearchConfig:
         """These settings, to resume a run with the config.json `began`.

@@ -68,8 +68,12 @@ class PolicyScorer:
         if policy in self._known:
             return Scored(self._known[policy], ScoreTiming())
         scored = self._measured(policy)
-        self._known[policy] = scored.score
+        self.remember(policy, scored.score)
         return scored
+
+    def remember(self, policy: tuple[int, ...], score: float) -> None:
+        """Take a score that was measured elsewhere as this policy's."""
+        self._known[policy] = score
 
     def _measured(self, policy: tuple[int, ...]) -> Scored:
         began = time.perf_counter()

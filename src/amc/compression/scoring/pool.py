@@ -16,8 +16,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -30,11 +31,20 @@ from amc.compression.scoring.policy import PolicyScorer, Scored, ScoreTiming
 from amc.errors import AmcError, EvaluationError, ResourceError, check_resources, reason_of
 from amc.search.statistics import Measured
 
-MOST = 1024  # workers of one machine
 ATTEMPTS = 3  # to score a policy whose worker dies
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 Keep = tuple[int, ...]
+
+
+@contextmanager
+def scoring(scorer: PolicyScorer, workers: int | None, timeout: float | None = None) -> Iterator[Pool | None]:
+    """A pool of workers, or None if none are asked for."""
+    if workers is None:
+        yield None
+        return
+    with Pool(scorer, workers, timeout=timeout) as pool:
+        yield pool
 
 
 class Pool:
@@ -92,15 +102,17 @@ class Pool:
     def scored(self, policy: Keep) -> Scored:
         """The policy's score, when it is there.
 
-        Raises EvaluationError if the policy fails, ResourceError if memory or disk space runs out, and AmcError if no
-        worker can be started.
+        Raises EvaluationError if the policy fails, ResourceError if memory or disk space runs out or no worker can be
+        started.
         """
         if policy not in self._futures:
             self.begin([*self._futures, policy])
         try:
-            return self._futures[policy].result()
+            scored = self._futures[policy].result()
         finally:
-            self._futures.pop(policy, None)
+            del self._futures[policy]
+        self._scorer.remember(policy, scored.score)
+        return scored
 
     def _write(self, path: Path) -> None:
         """The scorer, for the workers to map."""
@@ -115,10 +127,8 @@ class Pool:
 
     def _serve(self, worker: _Worker) -> None:
         """Score the policies of the queue with one worker, in a thread of its own."""
-        try:
+        with suppress(ResourceError):  # the first policy tries again, and tells
             worker.start()
-        except AmcError:
-            pass  # the first policy tries again, and tells
         while (task := self._tasks.get()) is not None:
             policy, future = task
             if not future.set_running_or_notify_cancel():
@@ -160,14 +170,14 @@ class _Worker:
         self.slow = False  # whether the latest policy took too long
 
     def start(self) -> None:
-        """Start the process, unless it runs. Raises AmcError if it ends before it is ready."""
+        """Start the process, unless it runs. Raises ResourceError if it ends before it is ready."""
         if self._process is not None and self._process.poll() is None:
             return
         environment = {**os.environ, **ONE_THREAD, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         command = [sys.executable, "-m", "amc.compression.scoring.worker"]
         with self._lock:
             if self._closed:
-                raise AmcError("the workers have ended")
+                raise ResourceError("the workers have ended")
             try:
                 self._process = subprocess.Popen(
                     command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True,
@@ -175,9 +185,9 @@ class _Worker:
                 )  # fmt: skip
             except OSError as error:
                 check_resources(error)
-                raise AmcError(f"a worker cannot be started ({reason_of(error)}); ask for fewer workers") from error
+                raise ResourceError(f"a worker cannot be started ({reason_of(error)})") from error
         if self._exchange(self._greeting) is None:
-            raise AmcError(f"a worker cannot be started: it {self.end()}; ask for fewer workers, or for none")
+            raise ResourceError(f"a worker cannot be started (it {self.end()})")
 
     def ask(self, policy: Keep, timeout: float | None) -> dict[str, Any] | None:
         """The answer for a policy; None if the process dies, or is killed after `timeout` seconds (then `slow`)."""
@@ -213,7 +223,9 @@ class _Worker:
     def _exchange(self, content: Any) -> dict[str, Any] | None:
         """Send a line, and read a line; None if the process is dead by then."""
         process = self._process
-        assert process is not None and process.stdin is not None and process.stdout is not None
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         try:
             process.stdin.write(json.dumps(content) + "\n")
             process.stdin.flush()

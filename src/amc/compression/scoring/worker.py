@@ -1,9 +1,9 @@
 """A process that scores policies for `amc.compression.scoring.pool`, one at a time and on one thread.
 
-It is started as `python -m amc.compression.scoring.worker` and talks in lines of JSON: on its standard input come a
-greeting (`path`: where modules are found, `scorer`: a file that the pool has written, `memory`: bytes that its engine may
-remember) and then a policy a line; on its standard output go "ready" and then an answer a line. What the user's code
-prints goes to the standard error stream. It ends when its input ends, so no worker outlives its pool.
+It is started as `python -m amc.compression.scoring.worker` and talks in lines of JSON. On its standard input come a
+greeting (`path`: where modules are found, `scorer`: a file that the pool has written, `memory`: bytes that its engine
+may remember) and then a policy a line; on its standard output go "ready" and then an answer a line. What the user's
+code prints goes to the standard error stream. It ends when its input ends, so no worker outlives its pool.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class PiecewiseEngine:
         self.name = name
         self.warnings: list[str] = []
         self.memory = Memory(limit)
-        self._began = (name, make, pattern, inputs), {"images": images, "limit": limit}
+        self._again = partial(type(self), name, make, pattern, inputs, images=images, limit=limit)
         self._make = make
         self._few, self._more = (picked(inputs, slice(count)).cloned() for count in (FEW, MORE))
         self._pattern = record(pattern, self._more)
@@ -69,8 +69,7 @@ class PiecewiseEngine:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In another process the engine begins anew, with nothing remembered."""
-        arguments, options = self._began
-        return partial(type(self), **options), arguments
+        return self._again, ()
 
     @contextmanager
     def running(self, module: nn.Module, *, held: bool = False) -> Iterator[Run]:
