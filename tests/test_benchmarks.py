@@ -162,7 +162,7 @@ SMALL = {  # name: (arguments, lines of its tables)
     "compensation": (QUICK, 8),
     "masking_cost": (f"{QUICK} --rounds 2", 2),
     "episode_cost": (f"{QUICK} --rounds 2", 9),
-    "engines": (f"{QUICK} --episodes 3", 3 + 4),
+    "engines": (f"{QUICK} --episodes 3", 4 + 4),
     "recovery": (f"{QUICK} --budgets macs<=50% --seeds 0", 1),
     "score_correlation": (f"{QUICK} --policies 3 --epochs 1", 4),
     "search_agents": (f"{QUICK} --policies 4 --seeds 0 1 --shares 60", 3),
