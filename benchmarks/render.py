@@ -14,6 +14,7 @@ from typing import Protocol
 
 import after_recovery
 import against_torch_pruning
+import batches
 import compensation
 import engines
 import episode_cost
@@ -44,6 +45,7 @@ import steadiness
 import study
 import sweep
 import training_format
+import workers
 from amc.errors import AmcError
 from amc.run.lines import atomic_write_bytes
 from common import DOCS, Record, plain_parser, records
@@ -107,6 +109,10 @@ def study_page(page: str) -> str:
     return between(page, "<!-- measured -->\n\n", "\n<!-- end -->", each(study))
 
 
+def workers_page(page: str) -> str:
+    return between(page, "<!-- measured -->\n\n", "\n<!-- end -->", each(workers, batches))
+
+
 def sparse_page(page: str) -> str:
     page = between(page, "<!-- measured: files -->\n\n", "\n<!-- end -->", each(sparse_sizes))
     return between(page, "<!-- measured: runs -->\n\n", "\n<!-- end -->", each(sparse_files))
@@ -129,6 +135,7 @@ PAGES: dict[str, Callable[[str], str]] = {  # by name in docs/: the page as it i
     "memory": memory_page,
     "sparse": sparse_page,
     "study": study_page,
+    "workers": workers_page,
     "networks": networks_page,
     "kernels": kernels_page,
 }

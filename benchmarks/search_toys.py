@@ -99,7 +99,7 @@ def measure(args: argparse.Namespace) -> Record:
     return record
 
 
-def searched(case: Case, episodes: int) -> Outcome:
+def searched(case: Case, episodes: int, batch: int = 1) -> Outcome:
     """Run one search."""
     landscape = TOYS[case.toy](case.seed)
     sampled = Sampled(landscape, case.images, case.seed) if case.images else None
@@ -115,7 +115,9 @@ def searched(case: Case, episodes: int) -> Outcome:
         records.append(record)
         scores.extend(landscape(returned(records, agent)) for count in points(episodes) if count == len(records))
 
-    search(landscape.problem, sampled or landscape, agent, episodes=episodes, seed=seed, on_episode=on_episode)
+    search(
+        landscape.problem, sampled or landscape, agent, episodes=episodes, seed=seed, batch=batch, on_episode=on_episode
+    )
     missing = len(points(episodes)) - len(scores)  # of an agent that proposes few policies
     scores += [landscape(returned(records, agent))] * missing
     return Outcome(tuple(scores), optimum(landscape), time.process_time() - began)

@@ -284,6 +284,8 @@ def _search_and_finish(
     watch.plan({name: _most_policies(config, name, agent) for name, agent in agents.items()})
     results: dict[str, SearchResult] = {}
     scores: dict[tuple[int, ...], float] = {}  # of every policy, whichever agent proposed it
+    if (config.workers or 0) > config.batch:  # no warning of the result, which the number of workers does not change
+        watch.warning(f"{config.workers} workers share batches of {config.batch}, so some are idle; raise batch")
     with scoring(job.scorer, config.workers, config.score_timeout) as pool:
         for name, agent in agents.items():
             watch.stage(f"search ({name})")

@@ -90,6 +90,16 @@ class Pool:
             thread.join()
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    @property
+    def processes(self) -> list[int]:
+        """The process ids of the workers that run."""
+        return [worker.pid for worker in self._workers if worker.pid is not None]
+
+    def ready(self) -> None:
+        """Wait until every worker has started, or has failed to."""
+        for worker in self._workers:
+            worker.tried.wait()
+
     def begin(self, policies: Sequence[Keep]) -> None:
         """Let the workers score these policies, in this order; forget earlier ones that nobody has asked for."""
         for policy in set(self._futures) - set(policies):
@@ -129,6 +139,7 @@ class Pool:
         """Score the policies of the queue with one worker, in a thread of its own."""
         with suppress(ResourceError):  # the first policy tries again, and tells
             worker.start()
+        worker.tried.set()
         while (task := self._tasks.get()) is not None:
             policy, future = task
             if not future.set_running_or_notify_cancel():
@@ -168,6 +179,12 @@ class _Worker:
         self._closed = False
         self._lock = threading.Lock()  # closing may come while the process starts
         self.slow = False  # whether the latest policy took too long
+        self.tried = threading.Event()  # to start for the first time
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process, if it runs."""
+        return None if self._process is None or self._process.poll() is not None else self._process.pid
 
     def start(self) -> None:
         """Start the process, unless it runs. Raises ResourceError if it ends before it is ready."""
