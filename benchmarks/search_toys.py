@@ -23,6 +23,7 @@ import torch
 
 from amc.run.provenance import environment
 from amc.search import AGENTS, Agent, EpisodeRecord, EpisodeTiming, SearchTask, create_agent, search
+from amc.search.judging import Batched
 from common import Record, load, machine, plain_parser, save, table
 from tests.search.landscapes import TOYS, Sampled
 from tests.search.optima import optimum
@@ -115,9 +116,8 @@ def searched(case: Case, episodes: int, batch: int = 1) -> Outcome:
         records.append(record)
         scores.extend(landscape(returned(records, agent)) for count in points(episodes) if count == len(records))
 
-    search(
-        landscape.problem, sampled or landscape, agent, episodes=episodes, seed=seed, batch=batch, on_episode=on_episode
-    )
+    score = Batched(sampled or landscape, batch)
+    search(landscape.problem, score, agent, episodes=episodes, seed=seed, on_episode=on_episode)
     missing = len(points(episodes)) - len(scores)  # of an agent that proposes few policies
     scores += [landscape(returned(records, agent))] * missing
     return Outcome(tuple(scores), optimum(landscape), time.process_time() - began)

@@ -11,6 +11,7 @@ import pytest
 from amc.errors import RunError
 from amc.search import AGENTS, SearchResult, SearchTask, create_agent, search
 from amc.search.agents import UniformAgent
+from amc.search.judging import Batched
 from amc.search.stopping import StopRules
 from tests.clocks import Ticks
 from tests.search.toys import residual_problem
@@ -26,9 +27,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
 MANY = [name for name in AGENTS if name not in ("uniform", "shallow", "deep", "optuna-gp")]  # the latter takes seconds
 
 
-def run(path: Path | None, agent: str, *, batch: int = BATCH, score: Any = SCORE, **more: Any) -> SearchResult:
+def run(
+    path: Path | None, agent: str, *, batch: int = BATCH, score: Any = SCORE, ahead: Any = None, **more: Any
+) -> SearchResult:
     made = create_agent(agent, SearchTask(PROBLEM, EPISODES, 0), OPTIONS.get(agent, {}))
-    return search(PROBLEM, score, made, episodes=EPISODES, seed=0, journal_path=path, batch=batch, **more)
+    batched = Batched(score, batch, ahead)
+    return search(PROBLEM, batched, made, episodes=EPISODES, seed=0, journal_path=path, **more)
 
 
 @pytest.mark.parametrize("agent", MANY)
@@ -72,7 +76,7 @@ def test_the_journal_names_a_batch_of_several_and_goes_on_with_no_other(tmp_path
     for batch, other in ((1, BATCH), (BATCH, 1), (BATCH, 5)):
         with pytest.raises(RunError, match="batch"):
             run(tmp_path / str(batch), "random", batch=other)
-    with pytest.raises(ValueError, match="batch must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="a batch must have at least 1 policy, got 0"):
         run(None, "random", batch=0)
 
 
@@ -84,7 +88,7 @@ def test_a_policy_is_proposed_once_even_where_there_are_hardly_more_than_a_batch
         scored.append(policy)
         return SCORE(policy)
 
-    result = search(PROBLEM, score, UniformAgent(PROBLEM), episodes=30, seed=0, batch=8)
+    result = search(PROBLEM, Batched(score, 8), UniformAgent(PROBLEM), episodes=30, seed=0)
     assert len(scored) == len(set(scored)) == len({record.keep for record in result.episodes})
 
 

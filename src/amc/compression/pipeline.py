@@ -52,6 +52,7 @@ from amc.search import (
     reward_name,
     search,
 )
+from amc.search.judging import Batched
 from amc.search.statistics import Measured
 from amc.structure import Structure
 from amc.structure.copying import copy_model, undisturbed
@@ -360,7 +361,7 @@ def _run_agent(
         parts[policy] = scored.timing
         return scored.score
 
-    def ahead(policies: Sequence[tuple[int, ...]]) -> None:
+    def begin(policies: Sequence[tuple[int, ...]]) -> None:
         if pool is not None:
             pool.begin([policy for policy in policies if policy not in scores])
 
@@ -376,7 +377,7 @@ def _run_agent(
 
     return search(
         job.problem,
-        score,
+        Batched(score, config.batch, begin),
         agent,
         episodes=_most_policies(config, name, agent),
         seed=config.seed,
@@ -384,8 +385,6 @@ def _run_agent(
         on_episode=on_episode,
         reward=job.reward,
         origin=job.origin,
-        batch=config.batch,
-        ahead=ahead,
         rules=StopRules(
             None if config.seconds is None else config.seconds * _share(config, name),
             config.patience if name == config.agent else None,

@@ -8,7 +8,7 @@ not at fault: a ResourceError ends the job. KeyboardInterrupt and SystemExit pas
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import SupportsFloat
@@ -30,6 +30,23 @@ from amc.search.statistics import Measured
 # Policy (keep counts, in the order of the decisions) -> score, higher is better; a `Measured` where the standard error
 # is known. `Evaluate` in the scoring package is its sister: network -> score.
 Score = Callable[[tuple[int, ...]], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Batched:
+    """A score whose policies are proposed in batches, so that several can be scored at once."""
+
+    score: Score
+    size: int  # of a batch: policies that are proposed before the score of the first is asked for, at least 1
+    begin: Callable[[Sequence[tuple[int, ...]]], None] | None = None  # hears a batch's new policies before all others
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"a batch must have at least 1 policy, got {self.size}")
+
+    def __call__(self, policy: tuple[int, ...]) -> float:
+        return self.score(policy)
+
 
 LARGEST = 1e15  # absolute value of a score or reward: the agent squares rewards in float32, which ends at 3e38
 REWARD_FAULT = "the reward"  # first words of the record's `error` if the reward failed

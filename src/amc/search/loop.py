@@ -7,7 +7,7 @@ A resumed search replays the journal through the agent with the recorded scores,
 of an uninterrupted search with the same seed; with a time limit, of one that took as long.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from amc.search.agents.base import Agent
 from amc.search.bounds import SURFACE_FLOOR, Bounds
 from amc.search.environment import Rollout, roll_out
 from amc.search.journal import EpisodeRecord, Journal, Stop
-from amc.search.judging import REWARD_FAULT, Score, judged, rewarded
+from amc.search.judging import REWARD_FAULT, Batched, Score, judged, rewarded
 from amc.search.problem import Problem
 from amc.search.rewards import Outcome, RewardFunction, check_costs, r_err, reward_name
 from amc.search.stopping import StopRules
@@ -80,7 +80,6 @@ class SearchResult:
 
 
 OnEpisode = Callable[[EpisodeRecord, EpisodeTiming], None]
-Ahead = Callable[[Sequence[tuple[int, ...]]], None]  # hears which policies will be scored next
 
 
 def search(
@@ -96,8 +95,6 @@ def search(
     floor: float | None = SURFACE_FLOOR,
     origin: Mapping[str, Any] | None = None,
     rules: StopRules | None = None,
-    batch: int = 1,
-    ahead: Ahead | None = None,
 ) -> SearchResult:
     """Run `episodes` episodes, or the agent's `max_episodes` if that is fewer, or until `rules` end the search.
 
@@ -106,9 +103,8 @@ def search(
     with the reason, and the search continues (see `amc.search.judging`). A `Measured` score includes its standard
     error. An existing journal is continued. `seed` and `origin` (see `JournalContent`) are written to its header.
 
-    `batch` policies, at least 1, are proposed before the first of them is scored, and the agent learns from none of
-    them before all are proposed. `ahead` hears their new ones at once, so that workers may begin to score them; `score`
-    is then called for each in turn.
+    With a `Batched` score, policies are proposed in batches, and the agent learns from no policy of a batch before all
+    of it is proposed. The score may begin to score them at once; it is then called for each in turn.
 
     Raises EvaluationError if all episodes, or the first ten, fail; any AmcError that `reward` raises; AmcError before
     the first episode if the reward's cost is unknown; ResourceError if memory or disk space runs out; RunError if the
@@ -117,12 +113,11 @@ def search(
     """
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
-    if batch < 1:
-        raise ValueError(f"batch must be at least 1, got {batch}")
     if agent.max_episodes is not None:
         episodes = min(episodes, agent.max_episodes)
     loop = _Loop(problem, score, agent, reward, Bounds(problem, floor=floor), rules or StopRules(), episodes)
-    header = _header(problem, agent, seed, floor, reward, batch)
+    batches = score if isinstance(score, Batched) else Batched(score, 1)
+    header = _header(problem, agent, seed, floor, reward, batches.size)
     journal = None if journal_path is None else Journal(journal_path, header, origin)
     recorded = () if journal is None else journal.records
     if len(recorded) > episodes:
@@ -130,7 +125,7 @@ def search(
             f"journal {journal_path} already holds {len(recorded)} episodes, more than the {episodes} asked "
             f"for; ask for at least {len(recorded)} or use another directory"
         )
-    for proposal in loop.proposals(batch, len(recorded), ahead):
+    for proposal in loop.proposals(batches, len(recorded)):
         episode = proposal.episode
         replayed = recorded[episode] if episode < len(recorded) else None
         try:
@@ -175,17 +170,17 @@ class _Loop:
         self._uncounted = 0.0  # seconds of proposing and learning since the latest record, which the next one counts
         self._latest = 0.0  # the clock when the latest batch was proposed, or the latest record learned
 
-    def proposals(self, batch: int, replayed: int, ahead: Ahead | None) -> Iterator[_Proposal]:
+    def proposals(self, batches: Batched, replayed: int) -> Iterator[_Proposal]:
         """The policies of all episodes. A batch is proposed when all records of the one before are learned.
 
-        `replayed`: how many episodes the journal holds; `ahead` hears of none of these.
+        `replayed`: how many episodes the journal holds; no score of these begins.
         """
-        for first in range(0, self._episodes, batch):
+        for first in range(0, self._episodes, batches.size):
             self._pending.clear()
-            proposals = [self._proposed(episode) for episode in range(first, min(first + batch, self._episodes))]
-            if ahead is not None:
+            proposals = [self._proposed(number) for number in range(first, min(first + batches.size, self._episodes))]
+            if batches.begin is not None:
                 new = [each.rollout.keep_counts for each in proposals if each.episode >= replayed]
-                ahead([policy for policy in dict.fromkeys(new) if policy not in self._known])
+                batches.begin([policy for policy in dict.fromkeys(new) if policy not in self._known])
             yield from proposals
 
     def run_episode(self, proposal: _Proposal, replayed: EpisodeRecord | None) -> tuple[EpisodeRecord, EpisodeTiming]:
