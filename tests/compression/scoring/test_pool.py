@@ -185,6 +185,25 @@ def test_no_worker_and_no_file_outlives_its_pool() -> None:
     assert not pool._folder.exists()
 
 
+def test_a_worker_whose_pool_was_killed_ends_and_cleans_up() -> None:
+    pool = Pool(scorer(sizes), 1)
+    with pool:
+        pool.ready()
+        process = pool._workers[0]._process
+        assert process is not None
+        assert process.stdin is not None
+        process.stdin.close()  # as the system does when the pool's process is killed
+        assert process.wait() == 0
+        assert not pool._folder.exists()
+
+
+def test_workers_that_are_killed_end_the_search_and_fail_no_policy() -> None:
+    killed = partial(if_small, partial(signal.raise_signal, signal.SIGKILL))
+    message = r"out of memory \(3 workers were killed by SIGKILL\)"
+    with Pool(scorer(killed), 1) as pool, pytest.raises(ResourceError, match=message):
+        pool.scored(SMALL)
+
+
 @pytest.mark.parametrize(
     "settings", [{"workers": 0}, {"workers": 10_000}, {"batch": 0}, {"score_timeout": 0}, {"score_timeout": -1.0}]
 )

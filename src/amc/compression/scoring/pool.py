@@ -32,6 +32,7 @@ from amc.errors import AmcError, EvaluationError, ResourceError, check_resources
 from amc.search.statistics import Measured
 
 ATTEMPTS = 3  # to score a policy whose worker dies
+GRACE = 5.0  # seconds for a process that has closed its output to end
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 Keep = tuple[int, ...]
@@ -157,6 +158,8 @@ class Pool:
                 return self._read(answer)
             if worker.slow:
                 raise EvaluationError(f"its score took more than {self._timeout:g} seconds (score-timeout)")
+        if worker.killed:  # from outside, as systems do whose memory is full
+            raise ResourceError(f"the machine seems to be out of memory ({ATTEMPTS} workers were killed by SIGKILL)")
         raise EvaluationError(f"{ATTEMPTS} workers died of it, the last {worker.end()}")
 
     def _read(self, answer: dict[str, Any]) -> Scored:
@@ -218,6 +221,11 @@ class _Worker:
             if timer is not None:
                 timer.cancel()
 
+    @property
+    def killed(self) -> bool:
+        """Whether somebody has killed the process."""
+        return self._process is not None and self._process.wait() == -signal.SIGKILL
+
     def end(self) -> str:
         """How the process ended, in words."""
         code = None if self._process is None else self._process.wait()
@@ -249,6 +257,8 @@ class _Worker:
             line = process.stdout.readline()
             answer: dict[str, Any] = json.loads(line)
         except (OSError, ValueError):  # a broken pipe, nothing, or half a line
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
             process.kill()
             process.wait()
             return None

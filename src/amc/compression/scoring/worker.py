@@ -3,15 +3,18 @@
 It is started as `python -m amc.compression.scoring.worker` and talks in lines of JSON. On its standard input come a
 greeting (`path`: where modules are found, `scorer`: a file that the pool has written, `memory`: bytes that its engine
 may remember) and then a policy a line; on its standard output go "ready" and then an answer a line. What the user's
-code prints goes to the standard error stream. It ends when its input ends, so no worker outlives its pool.
+code prints goes to the standard error stream. It ends when its input ends, so no worker outlives its pool; if the pool
+was killed, the worker removes the pool's folder.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TextIO
 
 
@@ -25,6 +28,7 @@ def main() -> None:
     _say(answers, {"ready": True})
     for line in sys.stdin:
         _say(answers, answer(tuple(json.loads(line))))
+    shutil.rmtree(Path(greeting["scorer"]).parent, ignore_errors=True)
 
 
 def _answering(scorer_file: str, memory: int) -> Callable[[tuple[int, ...]], dict[str, Any]]:
