@@ -148,3 +148,19 @@ def test_resuming_a_finished_run_keeps_what_was_fine_tuned(whole: Path, tmp_path
     assert (run / "report.html").exists()
     for name in ("journal.jsonl", "policy.json", "model.safetensors"):
         assert (run / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_a_search_goes_on_with_another_number_of_workers(tmp_path: Path) -> None:
+    options = (*SETTINGS, "--episodes", 6, "--batch", 3, "--workers", 1, "--baseline", "none", "--recover", "none")
+    for name in ("whole", "part"):
+        done = amc("search", "digits_cnn", "--out", tmp_path / name, *options)
+        assert done.code == 0, done.stderr
+    journal = tmp_path / "part" / "journal.jsonl"
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:3]))
+    (tmp_path / "part" / "summary.json").unlink()
+    assert "workers must be between 1 and 1024" in amc("resume", tmp_path / "part", "--workers", 0).complaint
+    done = amc("resume", tmp_path / "part", "--workers", 2)
+    assert done.code == 0, done.stderr
+    assert json.loads((tmp_path / "part" / "config.json").read_text())["workers"] == 2
+    for name in ("journal.jsonl", "model.safetensors"):
+        assert (tmp_path / "part" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

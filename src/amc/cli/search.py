@@ -154,6 +154,7 @@ def resume(
         float | None,
         typer.Option(help="New learning rate of a schedule; an unfinished fine-tuning starts again with it."),
     ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that score policies (default: as before).")] = None,
     log: LogOption = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -162,7 +163,7 @@ def resume(
         from amc.cli.jobs.resume import run_resume as job
 
     with stoppable(run), listening(run, log) as progress:
-        job(run, round_lr=round_lr, progress=progress)
+        job(run, round_lr=round_lr, workers=workers, progress=progress)
     if is_study(run):
         finish_study(run, as_json)
     else:
