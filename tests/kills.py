@@ -37,6 +37,7 @@ KINDS: dict[str, Callable[[Path], None]] = {
     "max-drop": lambda run: make.search(run, max_drop=20.0),
     "time-limit": lambda run: make.search(run, episodes=40, time_limit=25, recover="calibration"),
     "patience": lambda run: make.search(run, episodes=40, patience=2),
+    "workers": lambda run: make.search(run, episodes=8, batch=3, workers=2),
     "sweep": make.sweep,
     "study": make.study,
     "max-drop-recovered": lambda run: make.search(run, max_drop=20.0, recover="calibration"),

@@ -24,14 +24,20 @@ def main() -> None:
     os.dup2(2, 1)  # from now on, print writes to the standard error stream
     greeting = json.loads(sys.stdin.readline())
     sys.path[:] = greeting["path"]
-    answer = _answering(greeting["scorer"], greeting["memory"])
-    _say(answers, {"ready": True})
-    for line in sys.stdin:
-        _say(answers, answer(tuple(json.loads(line))))
-    shutil.rmtree(Path(greeting["scorer"]).parent, ignore_errors=True)
+    scorer_file = Path(greeting["scorer"])
+    if not scorer_file.exists():
+        sys.exit(f"amc: a worker finds no file '{scorer_file}': its pool has ended, or the folder was cleaned up")
+    try:
+        answer = _answering(scorer_file, greeting["memory"])
+        _say(answers, {"ready": True})
+        for line in sys.stdin:
+            _say(answers, answer(tuple(json.loads(line))))
+    except BrokenPipeError:  # nobody hears the answer
+        os.dup2(os.open(os.devnull, os.O_WRONLY), answers.fileno())  # nor what is flushed at the end
+    shutil.rmtree(scorer_file.parent, ignore_errors=True)
 
 
-def _answering(scorer_file: str, memory: int) -> Callable[[tuple[int, ...]], dict[str, Any]]:
+def _answering(scorer_file: Path, memory: int) -> Callable[[tuple[int, ...]], dict[str, Any]]:
     """A function that scores a policy. Imports torch here: `sys.path` must be the pool's."""
     import torch
 
