@@ -205,6 +205,19 @@ def test_workers_that_are_killed_end_the_search_and_fail_no_policy() -> None:
 
 
 @pytest.mark.parametrize(
+    ("free", "words"),
+    [
+        (3.0, r"^4 workers may need 3\.7 GB of memory, and 3\.0 GB are free; ask for 2 at most$"),
+        (1.0, r"1\.0 GB are free; leave workers out$"),
+    ],
+)
+def test_workers_that_do_not_fit_into_memory_are_refused(monkeypatch: Any, free: float, words: str) -> None:
+    monkeypatch.setattr("amc.compression.scoring.pool.free_memory", lambda: int(free * 1e9))
+    with pytest.raises(AmcError, match=words):
+        compress(tiny(), batch=4, workers=4)
+
+
+@pytest.mark.parametrize(
     "settings", [{"workers": 0}, {"workers": 10_000}, {"batch": 0}, {"score_timeout": 0}, {"score_timeout": -1.0}]
 )
 def test_numbers_out_of_range_are_refused(settings: dict[str, Any]) -> None:

@@ -29,21 +29,41 @@ import torch
 from amc.compression.scoring.engine.memory import LIMIT
 from amc.compression.scoring.policy import PolicyScorer, Scored, ScoreTiming
 from amc.errors import AmcError, EvaluationError, ResourceError, check_resources, reason_of
+from amc.run.memory import free_memory
 from amc.search.statistics import Measured
 
 ATTEMPTS = 3  # to score a policy whose worker dies
+PROCESS = 500 << 20  # bytes of a worker, without the activations that it remembers; measured by benchmarks/workers.py
 GRACE = 5.0  # seconds for a process that has closed its output to end
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 Keep = tuple[int, ...]
 
 
+def memory_of(workers: int) -> int:
+    """Bytes that so many workers hold at most, but for the images and the network, which are held once."""
+    return workers * PROCESS + LIMIT
+
+
+def check_memory(workers: int) -> None:
+    """Raise AmcError if so many workers do not fit into the memory that is free."""
+    free = free_memory()
+    if free is not None and memory_of(workers) > free:
+        fitting = (free - LIMIT) // PROCESS
+        remedy = f"ask for {fitting} at most" if fitting > 0 else "leave workers out"
+        raise AmcError(
+            f"{workers} worker{'s' * (workers > 1)} may need {memory_of(workers) / 1e9:.1f} GB of memory, and "
+            f"{free / 1e9:.1f} GB are free; {remedy}"
+        )
+
+
 @contextmanager
 def scoring(scorer: PolicyScorer, workers: int | None, timeout: float | None = None) -> Iterator[Pool | None]:
-    """A pool of workers, or None if none are asked for."""
+    """A pool of workers, or None if none are asked for. Raises AmcError if they do not fit into memory."""
     if workers is None:
         yield None
         return
+    check_memory(workers)
     with Pool(scorer, workers, timeout=timeout) as pool:
         yield pool
 
