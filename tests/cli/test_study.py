@@ -259,6 +259,13 @@ def test_what_a_study_decides_itself_is_refused(name: str) -> None:
         search_settings(Given(SearchConfig, {name: "x"}))
 
 
+def test_a_study_goes_on_with_other_workers(done: Path) -> None:
+    before = results(done)["rows"]
+    run_study(done, DIGITS, replace(SETTINGS, workers=2), replace(PLAN, epochs=1, runtimes="eager"), progress=Watch())
+    assert results(done)["rows"] == before
+    assert RunDir.open(done).config()["workers"] == 2
+
+
 def test_a_directory_of_another_study_or_run_is_refused(done: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"is a study with budgets '60%,40%', and not '50%'"):
         run_study(done, DIGITS, SETTINGS, replace(PLAN, budgets="50%", epochs=1, runtimes="eager"), progress=Watch())

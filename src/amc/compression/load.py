@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,13 @@ def settings_of(run: RunDir) -> SearchConfig:
         return SearchConfig.from_json(run.config())
     except AmcError as error:
         raise RunError(f"'{run.file(files.CONFIG)}': {error}") from None
+
+
+def set_workers(run: RunDir, workers: int) -> None:
+    """From now on so many workers score the run's policies. AmcError for a number out of range."""
+    replace(settings_of(run), workers=workers)
+    with run.lock():
+        run.write_json(files.CONFIG, {**run.config(), "workers": workers})
 
 
 def load_run(

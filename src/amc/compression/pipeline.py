@@ -19,7 +19,7 @@ from amc.compression.prepare import Inputs, Job, prepare
 from amc.compression.progress import listening
 from amc.compression.scoring.evaluator import BatchSource, as_evaluator
 from amc.compression.scoring.policy import ScoreTiming
-from amc.compression.scoring.pool import Pool, memory_of, scoring
+from amc.compression.scoring.pool import Pool, scoring
 from amc.compression.settings import NO_BUDGET, SearchConfig
 from amc.compression.verify import Recorded
 from amc.compression.warm_start import earlier_records
@@ -285,11 +285,7 @@ def _search_and_finish(
     watch.plan({name: _most_policies(config, name, agent) for name, agent in agents.items()})
     results: dict[str, SearchResult] = {}
     scores: dict[tuple[int, ...], float] = {}  # of every policy, whichever agent proposed it
-    if config.workers is not None:
-        watch.stage(f"start of {config.workers} worker(s), {memory_of(config.workers) / 1e9:.1f} GB at most")
-    if (config.workers or 0) > config.batch:  # no warning of the result, which the number of workers does not change
-        watch.warning(f"{config.workers} workers share batches of {config.batch}, so some are idle; raise batch")
-    with scoring(job.scorer, config.workers, config.score_timeout) as pool:
+    with scoring(job.scorer, config, watch) as pool:
         for name, agent in agents.items():
             watch.stage(f"search ({name})")
             try:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from amc.cli.jobs.search import resume_search
 from amc.cli.jobs.sweep import resume_sweep
-from amc.compression.load import settings_of
+from amc.compression.load import set_workers
 from amc.compression.observer import Observer
 from amc.errors import AmcError
-from amc.run import files
 from amc.run.directory import RunDir
 
 
@@ -22,10 +20,7 @@ def run_resume(
     `round_lr` is as in `resume_schedule`. From now on `workers` score the policies; None: as many as before.
     """
     if workers is not None:
-        run = RunDir.open(run_path)
-        replace(settings_of(run), workers=workers)  # refuses a number out of range
-        with run.lock():
-            run.write_json(files.CONFIG, {**run.config(), "workers": workers})
+        set_workers(RunDir.open(run_path), workers)
     if RunDir.open(run_path).config().get("schedule"):
         from amc.cli.jobs.schedule import resume_schedule  # here: a search alone trains nothing
 

@@ -20,11 +20,11 @@ from amc.cli.jobs.finetune import run_finetune
 from amc.cli.jobs.latency import run_latency
 from amc.cli.jobs.origin import data_of, network_of, source_of
 from amc.cli.jobs.search import resume_search, run_search, with_parent
-from amc.compression.load import settings_of
+from amc.compression.load import set_workers, settings_of
 from amc.compression.observer import Observer
 from amc.compression.pipeline import check_agent
 from amc.compression.scoring.evaluator import Evaluator
-from amc.compression.settings import SearchConfig
+from amc.compression.settings import SESSION, SearchConfig
 from amc.deploy.runtimes import get_runtime
 from amc.errors import AmcError, RunError
 from amc.pruning.methods import create_method, problem_of
@@ -126,11 +126,13 @@ def _again(out: Path, source: Source, config: SearchConfig, plan: StudyConfig, p
     if not before.get("study"):
         raise RunError(f"'{out}' holds a run and no study; choose another --out")
     wanted = _record(with_parent(source, out), config, plan)
-    skipped = ("amc_version", "environment", "repeat")
+    skipped = ("amc_version", "environment", "repeat", "study", *SESSION)
     for name, value in {**wanted, **wanted["study"]}.items():
         old = before["study"].get(name, before.get(name))
-        if name not in (*skipped, "study") and _plain(old) != _plain(value):
+        if name not in skipped and _plain(old) != _plain(value):
             raise RunError(f"'{out}' is a study with {name} {old!r}, and not {value!r}; choose another --out")
+    if config.workers not in (None, before.get("workers")):
+        set_workers(run, config.workers)
     return resume_study(out, progress=progress)
 
 

@@ -26,8 +26,10 @@ from typing import Any, Self
 import cloudpickle
 import torch
 
+from amc.compression.observer import Observer
 from amc.compression.scoring.engine.memory import LIMIT
 from amc.compression.scoring.policy import PolicyScorer, Scored, ScoreTiming
+from amc.compression.settings import SearchConfig
 from amc.errors import AmcError, EvaluationError, ResourceError, check_resources, reason_of
 from amc.run.memory import free_memory
 from amc.search.statistics import Measured
@@ -58,13 +60,20 @@ def check_memory(workers: int) -> None:
 
 
 @contextmanager
-def scoring(scorer: PolicyScorer, workers: int | None, timeout: float | None = None) -> Iterator[Pool | None]:
-    """A pool of workers, or None if none are asked for. Raises AmcError if they do not fit into memory."""
+def scoring(scorer: PolicyScorer, config: SearchConfig, watch: Observer) -> Iterator[Pool | None]:
+    """A pool of the workers that a search asks for; None if it asks for none.
+
+    Raises AmcError if they do not fit into memory.
+    """
+    workers = config.workers
     if workers is None:
         yield None
         return
     check_memory(workers)
-    with Pool(scorer, workers, timeout=timeout) as pool:
+    watch.stage(f"start of {workers} worker{'s' * (workers > 1)}, {memory_of(workers) / 1e9:.1f} GB at most")
+    if workers > config.batch:  # no warning of the result, which the number of workers does not change
+        watch.warning(f"{workers} workers share batches of {config.batch}, so some are idle; raise batch")
+    with Pool(scorer, workers, timeout=config.score_timeout) as pool:
         yield pool
 
 

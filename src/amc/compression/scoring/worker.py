@@ -20,9 +20,10 @@ from typing import Any, TextIO
 
 def main() -> None:
     """Score policies until the input ends."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    answers, policies = os.fdopen(os.dup(1), "w", encoding="utf-8"), os.fdopen(os.dup(0), encoding="utf-8")
     os.dup2(2, 1)  # from now on, print writes to the standard error stream
-    greeting = json.loads(sys.stdin.readline())
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # and input finds nothing
+    greeting = json.loads(policies.readline())
     sys.path[:] = greeting["path"]
     scorer_file = Path(greeting["scorer"])
     if not scorer_file.exists():
@@ -30,7 +31,7 @@ def main() -> None:
     try:
         answer = _answering(scorer_file, greeting["memory"])
         _say(answers, {"ready": True})
-        for line in sys.stdin:
+        for line in policies:
             _say(answers, answer(tuple(json.loads(line))))
     except BrokenPipeError:  # nobody hears the answer
         os.dup2(os.open(os.devnull, os.O_WRONLY), answers.fileno())  # nor what is flushed at the end
