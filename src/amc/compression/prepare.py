@@ -29,6 +29,7 @@ from amc.compression.scoring.evaluator import (
 )
 from amc.compression.scoring.metrics import tally
 from amc.compression.scoring.policy import PolicyScorer
+from amc.compression.scoring.pool import check_memory
 from amc.compression.selection.by_confidence import check_resolution
 from amc.compression.settings import SearchConfig
 from amc.deploy.table import Bench, Latency, open_bench
@@ -189,6 +190,8 @@ class _Preparation:
         """The search, ready to run."""
         inputs, config = self.inputs, self.config
         tally(get_score(config.score))  # refuses a score whose package is not installed
+        if config.workers is not None:
+            check_memory(config.workers)
         reward = inputs.reward or get_reward(config.reward)
         method, certificate, structure_key = self.method()
         problem, latency = self.problem(method, reward, table)

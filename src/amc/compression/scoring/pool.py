@@ -61,15 +61,11 @@ def check_memory(workers: int) -> None:
 
 @contextmanager
 def scoring(scorer: PolicyScorer, config: SearchConfig, watch: Observer) -> Iterator[Pool | None]:
-    """A pool of the workers that a search asks for; None if it asks for none.
-
-    Raises AmcError if they do not fit into memory.
-    """
+    """A pool of the workers that a search asks for; None if it asks for none."""
     workers = config.workers
     if workers is None:
         yield None
         return
-    check_memory(workers)
     watch.stage(f"start of {workers} worker{'s' * (workers > 1)}, {memory_of(workers) / 1e9:.1f} GB at most")
     if workers > config.batch:  # no warning of the result, which the number of workers does not change
         watch.warning(f"{workers} workers share batches of {config.batch}, so some are idle; raise batch")
