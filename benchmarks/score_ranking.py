@@ -69,6 +69,7 @@ def measure(args: argparse.Namespace) -> Record:
     record: Record = {"policies": []} | load(name)
     record |= {"model": args.model, "share": args.share, "epochs": args.epochs, "search_images": len(data.search)}
     record |= {"calibration_images": SearchConfig().calibration_images, "threads": args.threads}
+    record |= {"bn_images": BN_IMAGES}
     policies = list(random_policies(job.problem, args.policies, args.seed))
     for number, keep in enumerate(policies):
         if number < len(record["policies"]):
@@ -182,7 +183,7 @@ def section(record: Record) -> str:
         f"{record['epochs']}`: Spearman's rank correlation of each score ({record['search_images']:,} search images, "
         f"{record['calibration_images']:,} calibration images, {record['threads']} thread(s)) with the test accuracy "
         f'after the full recovery without labels{tuned}, over {len(policies)} random policies; "its best" is that '
-        f"accuracy of the policy with the best score. Batch norms are corrected on {BN_IMAGES} images, "
+        f"accuracy of the policy with the best score. Batch norms are corrected on {record['bn_images']} images, "
         f"unless the line says otherwise. Test accuracies, {ranges}. With {len(policies)} policies a correlation is "
         f"uncertain by about {1 / np.sqrt(len(policies) - 1):.2f}.\n\n" + table(header, rows) + machine(record)
     )

@@ -152,7 +152,8 @@ def measure(args: argparse.Namespace) -> Record:
     record: Record = {
         "model": args.model, "threads": args.threads, "search_images": len(bench.data.search), "seeds": args.seeds,
         "calibration_images": args.calibration_images, "dense": bench.evaluator(bench.model), "rows": [],
-        "policies": policies, "environment": environment(),
+        "policies": policies, "bn_images": BN_IMAGES,
+        "environment": environment(),
     }  # fmt: skip
     for case in CASES:
         scores = {budget: np.zeros((len(keeps), args.seeds)) for budget, keeps in policies.items()}
@@ -200,7 +201,7 @@ def section(record: Record) -> str:
         f"{record['search_images']}`: mean accuracy of {count} policies a budget, the uniform one and random ones, "
         f"± the standard deviation of a policy's score over {record['seeds']} seeds, in points. A seed takes other "
         f"{record['calibration_images']:,} calibration images and other positions; {POSITIONS} positions an image, and "
-        f"batch norms corrected on {BN_IMAGES} images, unless the first column says otherwise. "
+        f"batch norms corrected on {record['bn_images']} images, unless the first column says otherwise. "
         f"{record['threads']} thread(s). Dense: {percent(record['dense'])}.\n\n" + table(header, rows) + machine(record)
     )
 
