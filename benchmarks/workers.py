@@ -2,10 +2,10 @@
 
     python benchmarks/workers.py --model resnet20 --weights W.safetensors --data cifar10:ROOT --search-images 2000
 
-The same random policies at half the MACs are scored in this process on one thread and by pools of workers, in turns, by
-the wall clock: nothing else may run on the machine. The start of the workers is measured apart. Memory is the
-proportional set size (Linux): what several processes hold together counts as a part of each. The results go to
-benchmarks/results/workers-MODEL.json.
+The same random policies at half the MACs are scored in this process, on one thread and on `--threads`, and by pools of
+workers, in turns, by the wall clock: nothing else may run on the machine. The start of the workers is measured apart.
+Memory is the proportional set size (Linux): what several processes hold together counts as a part of each. The results
+go to benchmarks/results/workers-MODEL.json.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from common import Record, machine, network_parser, save, source_of, table
 from score_correlation import random_policies
 
 RESULT = "workers-{model}.json"
-HERE = "in this process"
+HERE = "in this process, 1 thread"
 Keep = tuple[int, ...]
 
 
@@ -53,7 +53,9 @@ def measure(args: argparse.Namespace) -> Record:
     job = prepare(Inputs(model, torch.zeros(1, *data.input_shape), calibration, Evaluator(data.search)), config)
     policies = list(random_policies(job.problem, args.policies * args.rounds, 0))
     parts = [policies[number :: args.rounds] for number in range(args.rounds)]
-    ways: dict[str, Callable[[Sequence[Keep]], dict[str, float]]] = {HERE: partial(here, job.scorer)}
+    ways: dict[str, Callable[[Sequence[Keep]], dict[str, float]]] = {HERE: partial(here, job.scorer, 1)}
+    if args.threads > 1:
+        ways[f"in this process, {args.threads} threads"] = partial(here, job.scorer, args.threads)
     for count in args.workers:
         ways[f"{count} worker{'s' * (count > 1)}"] = partial(pooled, job.scorer, count)
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
@@ -62,20 +64,23 @@ def measure(args: argparse.Namespace) -> Record:
             rounds[name].append(way(part))
             print(name, rounds[name][-1], flush=True)
     record: Record = {
-        "model": args.model, "policies": args.policies, "rounds": rounds, "images": len(data.search),
+        "model": args.model, "policies": args.policies, "threads": args.threads, "rounds": rounds,
+        "images": len(data.search),
         "environment": environment(),
     }  # fmt: skip
     save(RESULT.format(model=args.model), record)
     return record
 
 
-def here(scorer: PolicyScorer, policies: Sequence[Keep]) -> dict[str, float]:
+def here(scorer: PolicyScorer, threads: int, policies: Sequence[Keep]) -> dict[str, float]:
     """Seconds of a policy, without what an earlier way has remembered."""
     scorer.engine.forget()
+    torch.set_num_threads(threads)
     fresh = PolicyScorer(scorer.builder, scorer.evaluate, scorer.batches, scorer.dense, scorer.norms)
     began = time.perf_counter()
     for policy in policies:
         fresh(policy)
+    torch.set_num_threads(1)
     return {"seconds": (time.perf_counter() - began) / len(policies)}
 
 
@@ -103,7 +108,6 @@ def held(process: int) -> dict[str, float]:
 
 def section(record: Record) -> str:
     rounds = record["rounds"]
-    alone = statistics.median(row["seconds"] for row in rounds[HERE])
     rows = []
     for name, found in rounds.items():
         median = {key: statistics.median(row[key] for row in found) for key in found[0]}
@@ -117,10 +121,9 @@ def section(record: Record) -> str:
     return (
         f"## Workers: {record['model']}\n\n"
         f"`python benchmarks/workers.py --model {record['model']} --weights W --data cifar10:DATA --search-images "
-        f"{record['images']}`: {record['policies']} random policies at half the MACs a round, "
-        f"{len(rounds[HERE])} rounds, each way in turns, by the wall clock; medians. One thread here, and one for each "
-        f"worker. In this process a policy takes {1000 * alone:.0f} ms. Memory: of the worker that holds most, with "
-        "what it shares counted in parts, and in full.\n\n"
+        f"{record['images']} --threads {record['threads']}`: {record['policies']} random policies at half the MACs a "
+        f"round, {len(rounds[HERE])} rounds, each way in turns, by the wall clock; medians. Workers have one thread each. "
+        "Memory: of the worker that holds most, with what it shares counted in parts, and in full.\n\n"
         + table(["way", "a policy", "policies an hour", "as fast", "start", "memory", "in full"], rows)
         + machine(record)
     )
