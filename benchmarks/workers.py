@@ -122,8 +122,8 @@ def section(record: Record) -> str:
         f"## Workers: {record['model']}\n\n"
         f"`python benchmarks/workers.py --model {record['model']} --weights W --data cifar10:DATA --search-images "
         f"{record['images']} --threads {record['threads']}`: {record['policies']} random policies at half the MACs a "
-        f"round, {len(rounds[HERE])} rounds, each way in turns, by the wall clock; medians. Workers have one thread each. "
-        "Memory: of the worker that holds most, with what it shares counted in parts, and in full.\n\n"
+        f"round, {len(rounds[HERE])} rounds, each way in turns, by the wall clock; medians. Workers have one thread "
+        "each. Memory: of the worker that holds most, with what it shares counted in parts, and in full.\n\n"
         + table(["way", "a policy", "policies an hour", "as fast", "start", "memory", "in full"], rows)
         + machine(record)
     )
