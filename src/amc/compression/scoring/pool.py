@@ -40,6 +40,7 @@ GRACE = 5.0  # seconds for a process that has closed its output to end
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 Keep = tuple[int, ...]
+Answer = tuple[Scored, list[str]]  # and the engine's new warnings
 
 
 def memory_of(workers: int) -> int:
@@ -82,8 +83,8 @@ class Pool:
         Raises AmcError if something of the scorer cannot be sent to another process.
         """
         self._scorer, self._timeout = scorer, timeout
-        self._tasks: queue.SimpleQueue[tuple[Keep, Future[Scored]] | None] = queue.SimpleQueue()
-        self._futures: dict[Keep, Future[Scored]] = {}
+        self._tasks: queue.SimpleQueue[tuple[Keep, Future[Answer]] | None] = queue.SimpleQueue()
+        self._futures: dict[Keep, Future[Answer]] = {}
         self._folder = Path(tempfile.mkdtemp(prefix="amc-workers-"))  # of its user alone
         self._greeting = {"path": sys.path, "scorer": str(self._folder / "scorer.pt"), "memory": LIMIT // workers}
         try:
@@ -144,9 +145,11 @@ class Pool:
         if policy not in self._futures:
             self.begin([*self._futures, policy])
         try:
-            scored = self._futures[policy].result()
+            scored, warnings = self._futures[policy].result()
         finally:
             del self._futures[policy]
+        known = self._scorer.engine.warnings  # in the order of the policies, whoever scored them first
+        known += [text for text in warnings if text not in known]
         self._scorer.remember(policy, scored.score)
         return scored
 
@@ -175,7 +178,7 @@ class Pool:
             except BaseException as error:  # it belongs to who waits for the score
                 future.set_exception(error)
 
-    def _score(self, worker: _Worker, policy: Keep) -> Scored:
+    def _score(self, worker: _Worker, policy: Keep) -> Answer:
         for _ in range(ATTEMPTS):
             worker.start()
             answer = worker.ask(policy, self._timeout)
@@ -187,15 +190,15 @@ class Pool:
             raise ResourceError(f"the machine seems to be out of memory ({ATTEMPTS} workers were killed by SIGKILL)")
         raise EvaluationError(f"{ATTEMPTS} workers died of it, the last {worker.end()}")
 
-    def _read(self, answer: dict[str, Any]) -> Scored:
+    @staticmethod
+    def _read(answer: dict[str, Any]) -> Answer:
         if "resource" in answer:
             raise ResourceError(answer["resource"])
         if "error" in answer:
             raise EvaluationError(answer["error"])
-        known = self._scorer.engine.warnings
-        known += [text for text in answer["warnings"] if text not in known]
         score, deviation = answer["score"], answer["standard_error"]
-        return Scored(score if deviation is None else Measured(score, deviation), ScoreTiming(*answer["seconds"]))
+        measured = score if deviation is None else Measured(score, deviation)
+        return Scored(measured, ScoreTiming(*answer["seconds"])), answer["warnings"]
 
 
 class _Worker:

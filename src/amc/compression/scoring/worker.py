@@ -54,6 +54,7 @@ def _answering(scorer_file: Path, memory: int) -> Callable[[tuple[int, ...]], di
         scorer.engine.memory.limit = memory
 
     def answer(policy: tuple[int, ...]) -> dict[str, Any]:
+        told = len(scorer.engine.warnings)
         try:
             scored = guarded(lambda: scorer.scored(policy))
         except EvaluationError as error:
@@ -64,7 +65,7 @@ def _answering(scorer_file: Path, memory: int) -> Callable[[tuple[int, ...]], di
         timing = scored.timing
         return {
             "score": float(scored.score), "standard_error": deviation,
-            "seconds": [timing.build, timing.batch_norm, timing.evaluate], "warnings": scorer.engine.warnings,
+            "seconds": [timing.build, timing.batch_norm, timing.evaluate], "warnings": scorer.engine.warnings[told:],
         }  # fmt: skip
 
     return answer
