@@ -93,6 +93,35 @@ def test_each_policy_gets_its_own_score_and_what_a_function_prints_disturbs_nobo
         assert pool.scored(WHOLE).score == here(WHOLE)  # was not announced
 
 
+class Warns:
+    """Its engine has a warning for each size of network, and one for all."""
+
+    def __init__(self) -> None:
+        self.engine: Any = None
+
+    def __call__(self, network: nn.Module) -> float:
+        told = self.engine.warnings
+        told += [text for text in (f"size {size(network) // 20}", "for all") if text not in told]
+        return sizes(network)
+
+
+def test_warnings_come_in_the_order_of_the_policies_whoever_scores_them_first() -> None:
+    def made() -> PolicyScorer:
+        evaluate = Warns()
+        made = scorer(evaluate)
+        evaluate.engine = made.engine
+        return made
+
+    here, there = made(), made()
+    with Pool(there, 3) as pool:
+        pool.ready()
+        pool.begin(policies())
+        for policy in policies():
+            assert pool.scored(policy).score == here(policy)
+    assert there.engine.warnings == here.engine.warnings
+    assert len(here.engine.warnings) > 3
+
+
 def test_a_worker_that_dies_is_replaced_and_its_policy_is_scored_again() -> None:
     killed = []
     with Pool(scorer(partial(if_small, partial(time.sleep, 0.3))), 1) as pool:
