@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from amc.errors import RunError
 from amc.search import AGENTS, SearchResult, SearchTask, create_agent, search
-from amc.search.agents import UniformAgent
+from amc.search.agents.base import PlannedAgent, Setting
 from amc.search.judging import Batched
 from amc.search.stopping import StopRules
 from tests.clocks import Ticks
@@ -80,7 +81,19 @@ def test_the_journal_names_a_batch_of_several_and_goes_on_with_no_other(tmp_path
         run(None, "random", batch=0)
 
 
-def test_a_policy_is_proposed_once_even_where_there_are_hardly_more_than_a_batch() -> None:
+class Three(PlannedAgent):
+    """Knows three policies."""
+
+    name, max_episodes = "three", None
+
+    def settings(self) -> dict[str, Setting]:
+        return {}
+
+    def begin_episode(self, episode: int, attempt: int) -> None:
+        self.plan = (1.0 - self.surface.sample(np.random.default_rng(episode % 3))).tolist()
+
+
+def test_a_policy_is_scored_once_even_where_there_are_fewer_than_a_batch() -> None:
     """Where no further policy is left, an episode repeats one; it is not scored again."""
     scored: list[tuple[int, ...]] = []
 
@@ -88,8 +101,9 @@ def test_a_policy_is_proposed_once_even_where_there_are_hardly_more_than_a_batch
         scored.append(policy)
         return SCORE(policy)
 
-    result = search(PROBLEM, Batched(score, 8), UniformAgent(PROBLEM), episodes=30, seed=0)
-    assert len(scored) == len(set(scored)) == len({record.keep for record in result.episodes})
+    result = search(PROBLEM, Batched(score, 8), Three(PROBLEM), episodes=30, seed=0)
+    assert len(scored) == len(set(scored)) == len({record.keep for record in result.episodes}) == 3
+    assert len(result.episodes) == 30
 
 
 @pytest.mark.parametrize("stop_at", [0, 5, 7, 8])

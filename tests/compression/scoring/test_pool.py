@@ -7,34 +7,23 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch import nn
 
-import amc
 from amc.compression.scoring.policy import PolicyScorer
 from amc.compression.scoring.pool import ATTEMPTS, Pool
 from amc.compression.settings import SearchConfig
 from amc.errors import AmcError, EvaluationError, ResourceError, RunError
 from amc.pruning import Pruner
 from amc.structure import inspect
+from tests.threads import one_thread  # noqa: F401 -- a fixture: workers have one thread, and sums depend on it
 from tests.tiny import EXAMPLE, compress, tiny
 
 WHOLE, SMALL = (10, 12, 8), (4, 5, 8)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As workers have it: sums of floats depend on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def scorer(evaluate: Any) -> PolicyScorer:
@@ -108,9 +97,9 @@ class Warns:
 def test_warnings_come_in_the_order_of_the_policies_whoever_scores_them_first() -> None:
     def made() -> PolicyScorer:
         evaluate = Warns()
-        made = scorer(evaluate)
-        evaluate.engine = made.engine
-        return made
+        warning = scorer(evaluate)
+        evaluate.engine = warning.engine
+        return warning
 
     here, there = made(), made()
     with Pool(there, 3) as pool:
@@ -259,5 +248,4 @@ def test_a_worker_that_cannot_start_ends_the_search_and_fails_no_policy(monkeypa
     with pytest.raises(ResourceError, match=r"a worker cannot be started \(it ended with exit code 1\) in episode 0"):
         compress(tiny(), run_dir=tmp_path / "run", workers=1, baselines=("none",))
     monkeypatch.undo()
-    assert amc.load_run is not None
     assert compress(tiny(), run_dir=tmp_path / "run", resume=True, baselines=("none",)).search.failed == 0

@@ -65,9 +65,7 @@ class CMAAgent(PlannedAgent):
             options["popsize"] = config.population
         self._strategy = cma.CMAEvolutionStrategy(self._mean(), config.sigma, options)
         self._waiting: list[FloatArray] = []  # points of the generation that are not scored yet
-        self._points: dict[
-            int, FloatArray
-        ] = {}  # of the episodes that are not over, in [0, 1]; not of the start policy
+        self._points: dict[int, FloatArray] = {}  # in [0, 1], by episode that is not over; not of the start policy
         self._told: list[tuple[FloatArray, float | None]] = []  # scored points of the generation, with their rewards
         self._worst = math.inf  # reward so far
 
