@@ -127,8 +127,9 @@ def percent(share: float) -> str:
 def machine(record: Mapping[str, Any]) -> str:
     """The line that ends a section: where and when its figures were measured."""
     place = record["environment"]
+    gpu = f"{place['gpu']}, " if "gpu" in place else ""
     return (
-        f"\n*{place['cpu']}, {place['cores']} cores, torch {place['torch']}, Python {place['python']}, "
+        f"\n*{gpu}{place['cpu']}, {place['cores']} cores, torch {place['torch']}, Python {place['python']}, "
         f"{place['date']}.*\n"
     )
 

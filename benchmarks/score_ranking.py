@@ -23,9 +23,11 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from amc.cli.jobs.devices import device_named
 from amc.cli.jobs.origin import BATCH, data_of, network_of
 from amc.compression.prepare import Inputs, Job, prepare
-from amc.compression.scoring.evaluator import Evaluator
+from amc.compression.scoring.evaluator import BATCH as BATCH_CPU
+from amc.compression.scoring.evaluator import BATCH_GPU, Evaluator
 from amc.compression.settings import BN_IMAGES, SearchConfig
 from amc.recovery import FineTuneConfig, finetune
 from amc.recovery.distillation import Plan, distill_
@@ -34,7 +36,7 @@ from amc.run.provenance import environment
 from amc.structure.batches import limited
 from amc.structure.copying import copy_model
 from amc.structure.modes import evaluating
-from common import Record, load, machine, network_parser, percent, save, source_of, table
+from common import RESULTS, Record, load, machine, network_parser, percent, save, source_of, table
 from score_correlation import random_policies
 
 RESULT = "ranking-{model}-{share}.json"
@@ -50,29 +52,40 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--policies", type=int, default=30)
     parser.add_argument("--epochs", type=int, default=2, help="of fine-tuning on the training split; 0: none")
     parser.add_argument("--seed", type=int, default=0, help="of the policies")
+    parser.add_argument("--device", default="cpu", help="cuda: faster, and then the times are the GPU's")
+    parser.add_argument(
+        "--part", default="1/1", help="2/6: every sixth policy from the second on, in a file of its own, for several "
+        "processes; the whole benchmark then goes on from all parts",
+    )  # fmt: skip
     return parser
 
 
 def measure(args: argparse.Namespace) -> Record:
     torch.set_num_threads(args.threads)
-    name = RESULT.format(model=args.model, share=args.share)
-    model, data = network_of(source_of(args)), data_of(source_of(args))
+    device, (part, parts) = device_named(args.device), map(int, args.part.split("/"))
+    whole = RESULT.format(model=args.model, share=args.share)
+    name = whole if parts == 1 else f"part-{part}-{whole}"
+    model, data = network_of(source_of(args)).to(device), data_of(source_of(args))
     calibration = limited(data.calibration.batches(BATCH), SearchConfig().calibration_images)
-    inputs = Inputs(model, torch.zeros(1, *data.input_shape), calibration, Evaluator(data.search))
+    inputs = Inputs(model, torch.zeros(1, *data.input_shape, device=device), calibration, Evaluator(data.search))
     jobs = {
         count: prepare(inputs, SearchConfig(f"macs<={args.share}%", recover="none", finalists=0, bn_images=count))
         for count in (BN_IMAGES, *NORM_IMAGES)
     }
     job = jobs[BN_IMAGES]
-    batches, test = list(data.search.batches(256)), Evaluator(data.test)
+    batches = [(images.to(device), labels.to(device)) for images, labels in data.search.batches(256)]
+    test = Evaluator(data.test, batch_size=BATCH_GPU if device.type == "cuda" else BATCH_CPU)
     targets = [outputs(model, images) for images, _ in batches]
-    record: Record = {"policies": []} | load(name)
+    earlier = [load(path.name) for path in (*RESULTS.glob(f"part-*-{whole}"), RESULTS / name)]
+    done = {tuple(row["keep"]): row for each in earlier for row in each.get("policies", ())}
+    record: Record = {"policies": [], **{key: each[key] for each in earlier for key in each if key == "environment"}}
     record |= {"model": args.model, "share": args.share, "epochs": args.epochs, "search_images": len(data.search)}
     record |= {"calibration_images": SearchConfig().calibration_images, "threads": args.threads}
     record |= {"bn_images": BN_IMAGES}
-    policies = list(random_policies(job.problem, args.policies, args.seed))
+    policies = list(random_policies(job.problem, args.policies, args.seed))[part - 1 :: parts]
     for number, keep in enumerate(policies):
-        if number < len(record["policies"]):
+        if keep in done:
+            record["policies"].append(done[keep])
             continue
         row: Record = {"keep": list(keep), "scores": {}, "seconds": {}}
         for way, network, seconds in (*with_norms(jobs, keep), *ways(job, keep)):
@@ -86,9 +99,11 @@ def measure(args: argparse.Namespace) -> Record:
             finetune(slim, data.train, FineTuneConfig(epochs=args.epochs))
             row["fine-tuned"] = test(slim)
         record["policies"].append(row)
-        save(name, record | {"environment": environment()})
+        record["environment"] = environment(device)
+        save(name, record)
         print(number, row["recovered"], row.get("fine-tuned"), flush=True)
-    return load(name)
+    save(name, record)  # of the parts, where nothing was left to do
+    return record
 
 
 def with_norms(jobs: Mapping[int, Job], keep: tuple[int, ...]) -> Iterator[tuple[str, nn.Module, float]]:
@@ -156,7 +171,7 @@ def section(record: Record) -> str:
     policies = record["policies"]
     goals = [goal for goal in ("recovered", "fine-tuned") if all(goal in row for row in policies)]
     reached = {goal: np.array([row[goal] for row in policies]) for goal in goals}
-    rows = []
+    rows, gpu = [], record["environment"].get("gpu")
     for way in policies[0]["scores"]:
         seconds = float(np.median([row["seconds"][way] for row in policies]))
         for kind in SCORES:
@@ -169,8 +184,9 @@ def section(record: Record) -> str:
                     percent(reached[goal][score.argmax()]),
                 )
             ]
-            rows.append([way, kind, *cells, f"{seconds:.1f} s"])
-    header = ["network", "score", *(cell for goal in goals for cell in (f"rank, {goal}", "its best")), "CPU time"]
+            rows.append([way, kind, *cells, *([] if gpu else [f"{seconds:.1f} s"])])
+    header = ["network", "score", *(cell for goal in goals for cell in (f"rank, {goal}", "its best"))]
+    header += [] if gpu else ["CPU time"]
     ranges = "; ".join(
         f"{goal}: {percent(values.min())} to {percent(values.max())}, median {percent(float(np.median(values)))}"
         for goal, values in reached.items()
@@ -185,7 +201,9 @@ def section(record: Record) -> str:
         f'after the full recovery without labels{tuned}, over {len(policies)} random policies; "its best" is that '
         f"accuracy of the policy with the best score. Batch norms are corrected on {record['bn_images']} images, "
         f"unless the line says otherwise. Test accuracies, {ranges}. With {len(policies)} policies a correlation is "
-        f"uncertain by about {1 / np.sqrt(len(policies) - 1):.2f}.\n\n" + table(header, rows) + machine(record)
+        f"uncertain by about {1 / np.sqrt(len(policies) - 1):.2f}.{f' Measured on a GPU ({gpu}).' if gpu else ''}\n\n"
+        + table(header, rows)
+        + machine(record)
     )
 
 

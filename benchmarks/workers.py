@@ -27,7 +27,7 @@ from amc.compression.scoring.evaluator import Evaluator
 from amc.compression.scoring.policy import PolicyScorer
 from amc.compression.scoring.pool import Pool
 from amc.compression.settings import SearchConfig
-from amc.run.provenance import environment
+from amc.run.provenance import CPU, environment
 from amc.structure.batches import limited
 from common import Record, machine, network_parser, save, source_of, table
 from score_correlation import random_policies
@@ -84,11 +84,13 @@ def here(scorer: PolicyScorer, threads: int, policies: Sequence[Keep]) -> dict[s
     return {"seconds": (time.perf_counter() - began) / len(policies)}
 
 
-def pooled(scorer: PolicyScorer, workers: int, policies: Sequence[Keep]) -> dict[str, float]:
+def pooled(
+    scorer: PolicyScorer, workers: int, policies: Sequence[Keep], device: torch.device = CPU
+) -> dict[str, float]:
     """Seconds of a policy and of the start, and the memory of a worker at the end."""
     fresh = PolicyScorer(scorer.builder, scorer.evaluate, scorer.batches, scorer.dense, scorer.norms)
     began = time.perf_counter()
-    with Pool(fresh, workers) as pool:
+    with Pool(fresh, workers, device=device) as pool:
         pool.ready()
         started = time.perf_counter()
         pool.begin(policies)

@@ -77,7 +77,7 @@ SPELLINGS = {
         --recover --recover-time --finalists --search-images
         --image-size --bf16 --no-bf16 --engine --certify --lock --only --runtime
         --latency-threads --device-url --warm-start
-        --token-file --test --no-test --recipe --log --json
+        --token-file --device --test --no-test --recipe --log --json
     """,
     "sweep": """
         MODEL --out --weights --data --metric --from --to --points --budget --reward --max-drop --minimise --confidence
@@ -89,7 +89,7 @@ SPELLINGS = {
         --recover --recover-time --finalists --search-images
         --image-size --bf16 --no-bf16 --engine --certify --lock --only --runtime
         --latency-threads --device-url --warm-start
-        --token-file --test --no-test --recipe --log --json
+        --token-file --device --test --no-test --recipe --log --json
     """,
     "study": """
         MODEL --out --dry-run --weights --data --budgets --metrics --methods --rewards --max-drops --runtimes --epochs
@@ -102,7 +102,7 @@ SPELLINGS = {
         --recover --recover-time --finalists --search-images
         --image-size --bf16 --no-bf16 --engine --certify --lock --only --runtime
         --latency-threads --device-url --warm-start
-        --token-file --test --no-test --recipe --log --json
+        --token-file --device --test --no-test --recipe --log --json
     """,
     "finetune": """
         RUN --epochs --lr --batch-size --optimiser --optimizer --weight-decay --warmup --label-smoothing --distill

@@ -70,6 +70,7 @@ def inspect(
     certify: Annotated[int, typer.Option(help="Random keep sets to check.", min=0)] = 1,
     lock: LockOption = None,
     only: OnlyOption = None,
+    device: Annotated[str, typer.Option(help="Where to run it: auto, cpu, cuda or cuda:1.")] = "auto",
     as_json: JsonFlag = False,
 ) -> None:
     """Show what can be pruned, how far each budget can go, and what is locked and why."""
@@ -84,6 +85,7 @@ def inspect(
         keep_sets=certify,
         lock=tuple(lock or ()),
         only=tuple(only or ()),
+        device=device,
     )
     if as_json:
         print_json(record)
@@ -155,6 +157,9 @@ def resume(
         typer.Option(help="New learning rate of a schedule; an unfinished fine-tuning starts again with it."),
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that score policies (default: as before).")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where to go on: auto, cpu, cuda or cuda:1 (default: as before).")
+    ] = None,
     log: LogOption = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -163,7 +168,7 @@ def resume(
         from amc.cli.jobs.resume import run_resume as job
 
     with stoppable(run), listening(run, log) as progress:
-        job(run, round_lr=round_lr, workers=workers, progress=progress)
+        job(run, round_lr=round_lr, workers=workers, device=device, progress=progress)
     if is_study(run):
         finish_study(run, as_json)
     else:

@@ -72,11 +72,21 @@ def settings_of(run: RunDir) -> SearchConfig:
         raise RunError(f"'{run.file(files.CONFIG)}': {error}") from None
 
 
-def set_workers(run: RunDir, workers: int) -> None:
-    """From now on so many workers score the run's policies. AmcError for a number out of range."""
-    replace(settings_of(run), workers=workers)
+def set_place(run: RunDir, *, workers: int | None = None, device: str | None = None) -> None:
+    """From now on so many workers score the policies of the run, and of the unfinished runs in it, on that device.
+
+    None: as before. Raises AmcError for a number out of range.
+    """
+    changed = {name: value for name, value in {"workers": workers, "device": device}.items() if value is not None}
+    if not changed:
+        return
+    if workers is not None:
+        replace(settings_of(run), workers=workers)
     with run.lock():
-        run.write_json(files.CONFIG, {**run.config(), "workers": workers})
+        run.write_json(files.CONFIG, {**run.config(), **changed})
+    for inner in sorted(run.path.glob(f"*/{files.CONFIG}")):
+        if not (inner.parent / files.SUMMARY).exists():
+            set_place(RunDir.open(inner.parent), workers=workers, device=device)
 
 
 def load_run(

@@ -56,6 +56,7 @@ from amc.search.judging import Batched
 from amc.search.statistics import Measured
 from amc.structure import Structure
 from amc.structure.copying import copy_model, undisturbed
+from amc.structure.modes import device_of
 
 
 @dataclass(frozen=True)
@@ -218,7 +219,9 @@ def _test_score(inputs: Inputs, config: SearchConfig) -> FinalScore | None:
     if test is None:
         return None
     score = config.score if isinstance(test, BatchSource) or not callable(test) else DEFAULT
-    return FinalScore(as_evaluator(test, score=score, example_input=inputs.example_input))
+    return FinalScore(
+        as_evaluator(test, score=score, example_input=inputs.example_input, device=device_of(inputs.model))
+    )
 
 
 def _own_reward(settings: dict[str, Any]) -> RewardFunction | None:
@@ -285,7 +288,7 @@ def _search_and_finish(
     watch.plan({name: _most_policies(config, name, agent) for name, agent in agents.items()})
     results: dict[str, SearchResult] = {}
     scores: dict[tuple[int, ...], float] = {}  # of every policy, whichever agent proposed it
-    with scoring(job.scorer, config, watch) as pool:
+    with scoring(job.scorer, config, watch, device_of(job.model)) as pool:
         for name, agent in agents.items():
             watch.stage(f"search ({name})")
             try:

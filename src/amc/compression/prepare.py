@@ -56,6 +56,7 @@ from amc.search import (
 from amc.structure import Certificate, Structure, inspect
 from amc.structure.batches import Reader, limited
 from amc.structure.copying import copy_model
+from amc.structure.modes import device_of
 from amc.structure.trace import Example
 
 T = TypeVar("T")
@@ -217,7 +218,8 @@ class _Preparation:
     def environment(self, engine: Engine) -> dict[str, Any]:
         """What decides the last digits of a score; plain torch goes without saying, as in earlier versions."""
         plain = engine.name == TORCH and not self.config.bf16
-        return execution() if plain else {**execution(), "engine": engine.name}
+        place = execution(device_of(self.inputs.model))
+        return place if plain else {**place, "engine": engine.name}
 
     def warn(self, text: str) -> None:
         """Show a warning, and keep it for the summary."""
@@ -263,7 +265,7 @@ class _Preparation:
         """
         inputs, config = self.inputs, self.config
         example, score_name = inputs.example_input, config.score
-        score = as_evaluator(inputs.evaluate, score=score_name, example_input=example)
+        score = as_evaluator(inputs.evaluate, score=score_name, example_input=example, device=device_of(inputs.model))
         images = data_fingerprint(score.held) if isinstance(score, Evaluator) and score.held else None
         self.watch.stage("dense score")
         whole = copy_model(inputs.model)  # never run the network to slice: a forward may store state in it
@@ -347,7 +349,7 @@ class _Preparation:
 
     def key(self, **parts: Any) -> str | None:
         """The digest of what a kept part is computed from, and of where; None if nothing is kept."""
-        return None if self.kept is None else key_of(environment=execution(), **parts)
+        return None if self.kept is None else key_of(environment=execution(device_of(self.inputs.model)), **parts)
 
     def keep(
         self, structure_key: str | None, certificate: Certificate | None, calibrated: _Calibrated, builder: Builder

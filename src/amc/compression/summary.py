@@ -18,6 +18,7 @@ from amc.run.provenance import amc_version, environment
 from amc.run.settings.scores import ScoreKind, get_score
 from amc.search import EpisodeRecord, Metric, Problem, SearchResult
 from amc.structure.copying import copy_model
+from amc.structure.modes import device_of
 
 
 def summarise(
@@ -61,7 +62,7 @@ def summarise(
         "locked": job.method.locked(),
         "warnings": list(job.warnings),
         "certificate": job.certificate.to_json() if job.certificate else None,
-        "environment": environment(),
+        "environment": environment(device_of(job.model)),
     }
     stop = results[config.agent].stopped
     if stop is not None:

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+CPU = torch.device("cpu")
+
 
 def amc_version() -> str:
     """The installed version."""
@@ -23,32 +25,40 @@ def amc_version() -> str:
         return "unknown"
 
 
-def environment() -> dict[str, Any]:
-    """The machine, the versions and the date, for reports."""
+def environment(device: torch.device = CPU) -> dict[str, Any]:
+    """The machine, the versions and the date, for reports. `device`: where the networks ran."""
     return {
         "machine": platform.machine(),
         "cpu": processor(),
         "cores": os.cpu_count(),
+        **gpu(device),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "date": datetime.date.today().isoformat(),
     }
 
 
-def execution() -> dict[str, Any]:
-    """The versions, threads and instruction set: besides the seed, they decide the last digits of a result."""
+def gpu(device: torch.device) -> dict[str, str]:
+    """The name of a GPU, as an entry of the records here; empty for the CPU."""
+    return {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
+
+
+def execution(device: torch.device = CPU) -> dict[str, Any]:
+    """The versions, threads, instruction set and GPU: besides the seed, they decide the last digits of a result."""
     return {
         "amc": amc_version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "instructions": instructions(),
+        **gpu(device),
     }
 
 
 def difference(place: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
     """The differences between an earlier `execution` and this one, in words; None if they are equal."""
-    names = {key: key for key in ("amc", "torch", "threads", "engine")} | {"instructions": "instruction set"}
-    place, here = ({"engine": "torch", **each} for each in (place, here))
+    names = {key: key for key in ("amc", "torch", "threads", "engine")}
+    names |= {"instructions": "instruction set", "gpu": "GPU"}
+    place, here = ({"engine": "torch", "gpu": "none", **each} for each in (place, here))
     other = [key for key in names if place.get(key) != here[key]]
     return "; ".join(f"{names[key]} {place.get(key)}, now {here[key]}" for key in other) or None
 

@@ -47,7 +47,8 @@ CONFIG = fields(
     {
         **dict.fromkeys(("amc_version", "command", "method", "reward", "score", "minimise", "agent"), text),
         **dict.fromkeys(("recover", "bn_rule", "engine"), text),
-        **dict.fromkeys(("model", "weights", "data", "evaluate", "budget", "ranking", "runtime"), optional(text)),
+        **dict.fromkeys(("model", "weights", "data", "evaluate", "device"), optional(text)),
+        **dict.fromkeys(("budget", "ranking", "runtime"), optional(text)),
         **dict.fromkeys(
             ("device_url", "token_file", "parent", "repeat", "warm_start", "weights_digest", "weights_sha256"),
             optional(text),

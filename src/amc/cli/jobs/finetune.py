@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from amc.cli.jobs.devices import device_named
 from amc.cli.jobs.finetune_state import FineTuneState
 from amc.cli.jobs.origin import BATCH, data_of, evaluate_of, fitting, network_of, source_of
 from amc.compression.answers import FinalScore
@@ -69,7 +70,7 @@ def run_finetune(
     source = _checked(run)
     accelerator = launched(cpu=session.device == "cpu")
     main = accelerator is None or accelerator.process_index == 0
-    place = accelerator.device if accelerator else _device(session.device)
+    place = accelerator.device if accelerator else device_named(session.device)
     with run.lock() if main else nullcontext():
         state = FineTuneState(run, accelerator)
         state.plan(_given(config, FineTuneConfig), _given(candidates, CandidateConfig), session.restart)
@@ -105,18 +106,6 @@ def _checked(run: RunDir) -> Source:
     if "slim" not in summary:
         raise RunError(f"'{run.file(files.SUMMARY)}' has no slim network; restore the file from a copy")
     return source
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise AmcError(f"device {name!r} is malformed; write cpu, cuda or cuda:1") from None
-    if device.type != "cpu" and (device.type != "cuda" or (device.index or 0) >= torch.cuda.device_count()):
-        raise AmcError(f"device {name!r} is not there; this machine has cpu and {torch.cuda.device_count()} of cuda")
-    return device
 
 
 @dataclass(frozen=True)
@@ -382,7 +371,7 @@ def _tested(
 
 def _score_on(device: torch.device, source: Source, data: DataSplits, config: SearchConfig) -> Evaluate:
     """The run's score, on the images of the search; a function of the user's own gets the network on the CPU."""
-    score = as_evaluator(evaluate_of(source, data), score=config.score)
+    score = as_evaluator(evaluate_of(source, data), score=config.score, device=device)
     if isinstance(score, Evaluator) and leaves_images(config, len(score)):
         score = score.divided(SEARCH_SHARE)[0]
     copied = bool(source.evaluate) and device.type != "cpu"

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from amc.cli.jobs.devices import AUTO, placed
 from amc.errors import AmcError, ModelError
 from amc.pruning import reconstructible
 from amc.pruning.methods.channel import keep_choices
 from amc.run.settings import MAX_SPARSITY
 from amc.structure import Certificate, Structure, certify
 from amc.structure import inspect as inspect_structure
+from amc.structure.modes import device_of
 from amc.structure.trace import ExampleError
 from amc.zoo import create_model, load_weights, model_info
 
@@ -27,13 +29,14 @@ def run_inspect(
     keep_sets: int,
     lock: tuple[str, ...],
     only: tuple[str, ...],
+    device: str = AUTO,
 ) -> dict[str, Any]:
     """The structure of a network as a record: costs, groups, locks, certificate, reachable budgets."""
-    model = create_model(spec)
+    model = placed(create_model(spec), device)
     if weights:
         load_weights(model, weights)
     shape = example_shape(spec, input_shape)
-    example = torch.zeros(1, *shape)
+    example = torch.zeros(1, *shape, device=device_of(model))
     try:
         structure = inspect_structure(model, example, lock=lock, only=only)
     except ExampleError as error:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from amc.cli.jobs.devices import placed
 from amc.compression.load import load_run
 from amc.errors import DataError, EvaluationError, ModelError, RunError, message_of
 from amc.run.directory import RunDir
@@ -53,6 +54,11 @@ def network_of(source: Source, run_path: Path | None = None) -> nn.Module:
     return model.eval()
 
 
+def placed_network(source: Source, run_path: Path | None = None) -> nn.Module:
+    """The network of `network_of`, on the device that the source asks for."""
+    return placed(network_of(source, run_path), source.device, own_score=source.evaluate is not None)
+
+
 def data_of(source: Source) -> DataSplits:
     """The data set of the source; by default that of its zoo network."""
     info = model_info(source.model)
@@ -83,7 +89,7 @@ def misfit(model: nn.Module, input_shape: Sequence[int]) -> str | None:
     """The reason, in one line, why a forward pass on one example of this shape fails; None if it runs."""
     try:
         with torch.inference_mode():
-            copy_model(model)(torch.zeros(1, *input_shape))
+            copy_model(model)(torch.zeros(1, *input_shape, device=device_of(model)))
     except Exception as error:  # whatever the user's forward raises
         return message_of(error)
     return None

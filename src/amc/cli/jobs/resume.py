@@ -4,23 +4,30 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from amc.cli.jobs.devices import device_named
 from amc.cli.jobs.search import resume_search
 from amc.cli.jobs.sweep import resume_sweep
-from amc.compression.load import set_workers
+from amc.compression.load import set_place
 from amc.compression.observer import Observer
 from amc.errors import AmcError
 from amc.run.directory import RunDir
 
 
 def run_resume(
-    run_path: Path, *, round_lr: float | None = None, workers: int | None = None, progress: Observer
+    run_path: Path,
+    *,
+    round_lr: float | None = None,
+    workers: int | None = None,
+    device: str | None = None,
+    progress: Observer,
 ) -> Path:
     """Resume the search, sweep, study or schedule in `run_path`.
 
-    `round_lr` is as in `resume_schedule`. From now on `workers` score the policies; None: as many as before.
+    `round_lr` is as in `resume_schedule`. From now on `workers` score the policies, on `device`; None: as before.
     """
-    if workers is not None:
-        set_workers(RunDir.open(run_path), workers)
+    if device is not None:
+        device = str(device_named(device))
+    set_place(RunDir.open(run_path), workers=workers, device=device)
     if RunDir.open(run_path).config().get("schedule"):
         from amc.cli.jobs.schedule import resume_schedule  # here: a search alone trains nothing
 

@@ -10,7 +10,16 @@ from pathlib import Path
 import torch
 import torch._dynamo  # every search needs it, by torch.export; here `amc.cli.common.loading` makes the import faster
 
-from amc.cli.jobs.origin import BATCH, data_of, evaluate_of, fitting, misfit, network_of, source_of, with_preprocessing
+from amc.cli.jobs.origin import (
+    BATCH,
+    data_of,
+    evaluate_of,
+    fitting,
+    misfit,
+    placed_network,
+    source_of,
+    with_preprocessing,
+)
 from amc.compression.load import settings_of
 from amc.compression.observer import Observer
 from amc.compression.pipeline import check_agent, compress_in
@@ -22,6 +31,7 @@ from amc.run import files
 from amc.run.directory import RunDir
 from amc.run.settings import FineTuneConfig, Source
 from amc.search import get_reward
+from amc.structure.modes import device_of
 
 
 def run_search(out: Path, source: Source, config: SearchConfig, *, progress: Observer) -> Path:
@@ -75,13 +85,14 @@ def _run(run: RunDir, source: Source, config: SearchConfig, progress: Observer, 
 def inputs_of(run: RunDir, source: Source, progress: Observer, *, resuming: bool) -> tuple[Inputs, Source]:
     """The network and the data that the source names, and the source with what they decide."""
     progress.stage("network and data")
-    model = network_of(source, run.path)
+    model = placed_network(source, run.path)
     if not resuming:
         source = with_preprocessing(source, model)
     data = data_of(source)
     for warning in data.warnings:
         progress.warning(warning)
-    example = torch.zeros(1, *data.input_shape)
+    device = device_of(model)
+    example = torch.zeros(1, *data.input_shape, device=device)
     reason = misfit(model, data.input_shape)
     if reason is not None:
         shape = "x".join(map(str, data.input_shape))
@@ -94,7 +105,7 @@ def inputs_of(run: RunDir, source: Source, progress: Observer, *, resuming: bool
         evaluate=evaluate_of(source, data),
         test=data.test if source.test else None,
     )
-    return inputs, replace(source, input_shape=tuple(data.input_shape))
+    return inputs, replace(source, input_shape=tuple(data.input_shape), device=str(device))
 
 
 def run_demo(out: Path, *, episodes: int, seed: int, progress: Observer) -> Path:

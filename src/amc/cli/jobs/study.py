@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from amc.cli.jobs.devices import AUTO
 from amc.cli.jobs.finetune import run_finetune
 from amc.cli.jobs.latency import run_latency
-from amc.cli.jobs.origin import data_of, network_of, source_of
+from amc.cli.jobs.origin import data_of, placed_network, source_of
 from amc.cli.jobs.search import resume_search, run_search, with_parent
-from amc.compression.load import set_workers, settings_of
+from amc.compression.load import set_place, settings_of
 from amc.compression.observer import Observer
 from amc.compression.pipeline import check_agent
 from amc.compression.scoring.evaluator import Evaluator
@@ -36,6 +37,7 @@ from amc.run.settings import FineTuneConfig, Given, Source, StudyConfig, TimingC
 from amc.run.settings.study import Cell, listed
 from amc.search import Metric, get_reward, parse_budgets
 from amc.structure import Structure, inspect
+from amc.structure.modes import device_of
 from amc.zoo import DataSplits
 
 OWN = ("budget", "method", "reward", "max_drop", "minimise", "seed", "runtime")  # what a study decides for each cell
@@ -73,6 +75,7 @@ def run_study(out: Path, source: Source, config: SearchConfig, plan: StudyConfig
         return _again(out, source, config, plan, progress)
     with RunDir.claim(out) as run:
         source = with_parent(source, out)
+        source = replace(source, device=str(device_of(placed_network(source, out))))
         run.write_json(files.CONFIG, _record(source, config, plan))
         _Study(run, source, config, plan, progress).carry_out()
     return out
@@ -126,13 +129,14 @@ def _again(out: Path, source: Source, config: SearchConfig, plan: StudyConfig, p
     if not before.get("study"):
         raise RunError(f"'{out}' holds a run and no study; choose another --out")
     wanted = _record(with_parent(source, out), config, plan)
-    skipped = ("amc_version", "environment", "repeat", "study", *SESSION)
+    skipped = ("amc_version", "environment", "repeat", "study", "device", *SESSION)
     for name, value in {**wanted, **wanted["study"]}.items():
         old = before["study"].get(name, before.get(name))
         if name not in skipped and _plain(old) != _plain(value):
             raise RunError(f"'{out}' is a study with {name} {old!r}, and not {value!r}; choose another --out")
-    if config.workers not in (None, before.get("workers")):
-        set_workers(run, config.workers)
+    workers = config.workers if config.workers != before.get("workers") else None
+    device = None if source.device == AUTO else source.device
+    set_place(run, workers=workers, device=device if device != before.get("device") else None)
     return resume_study(out, progress=progress)
 
 
@@ -151,7 +155,7 @@ class _Possible:
 
     @cached_property
     def model(self) -> nn.Module:
-        return network_of(self.source, self.place)
+        return placed_network(self.source, self.place)
 
     @cached_property
     def data(self) -> DataSplits:
@@ -159,7 +163,7 @@ class _Possible:
 
     @cached_property
     def structure(self) -> Structure:
-        return inspect(self.model, torch.zeros(1, *self.data.input_shape))
+        return inspect(self.model, torch.zeros(1, *self.data.input_shape, device=device_of(self.model)))
 
     def reason(self, cell: Cell) -> str:
         """Why the cell cannot be, in one line; empty if nothing is known against it."""

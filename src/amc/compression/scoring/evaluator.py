@@ -37,6 +37,7 @@ T = TypeVar("T")
 Batch = tuple[Tensor, Tensor]
 Evaluate = Callable[[nn.Module], float]  # network -> score, higher is better; a `Measured` with its standard error
 
+BATCH, BATCH_GPU = 64, 512  # images; a processor's cache holds the activations of few, and many keep a GPU busy
 KEEP_FLOAT_BYTES = 1 << 30  # largest size of normalised images in memory; a larger set is normalised on each use
 
 
@@ -54,7 +55,7 @@ class Evaluator:
     """A score of a network on labelled data; by default top-1 accuracy in [0, 1] of logits [B, classes].
 
     `source`: a `BatchSource`, or an iterable of batches with labels such as a DataLoader, which is read once.
-    `batch_size`: small batches keep activations in a processor's cache; on a GPU use 500 or more.
+    `batch_size`: see `BATCH` and `BATCH_GPU`.
     `autocast`: compute in bfloat16. Scores then differ from float32 by a few tenths of a percent; it is faster if the
     processor supports bfloat16. `score`: a name of `SCORES`; an error is negated, so that higher is better.
     `example_input`: shows how the network is called. Without it a batch is (inputs, labels), see `structure.batches`.
@@ -67,7 +68,7 @@ class Evaluator:
         self,
         source: BatchSource | Iterable[Any],
         *,
-        batch_size: int = 64,
+        batch_size: int = BATCH,
         autocast: bool = False,
         score: str = DEFAULT,
         example_input: Any = None,
@@ -271,16 +272,19 @@ def as_evaluator(
     autocast: bool = False,
     score: str = DEFAULT,
     example_input: Any = None,
+    device: torch.device | None = None,
 ) -> Evaluate:
     """`evaluate` as a function of a network. Data becomes an `Evaluator`; the scores of a callable are checked.
 
     A callable must return a number within ±`amc.search.judging.LARGEST`; the checked function raises EvaluationError
     otherwise. Errors that the callable raises pass through. `score` and `example_input` apply to data, see `Evaluator`.
+    `device`: of the networks, which decides the size of a batch; None: the CPU.
     """
+    batch_size = BATCH if device is None or device.type == "cpu" else BATCH_GPU
     if isinstance(evaluate, Evaluator | PairedEvaluator):
         return evaluate
     if isinstance(evaluate, BatchSource):
-        return Evaluator(evaluate, autocast=autocast, score=score, example_input=example_input)
+        return Evaluator(evaluate, batch_size=batch_size, autocast=autocast, score=score, example_input=example_input)
     if callable(evaluate):
         if get_score(score) is not TOP1:
             raise AmcError(f"evaluate is a function, which is the score itself; leave out score {score!r}")

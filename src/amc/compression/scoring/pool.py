@@ -32,6 +32,7 @@ from amc.compression.scoring.policy import PolicyScorer, Scored, ScoreTiming
 from amc.compression.settings import SearchConfig
 from amc.errors import AmcError, EvaluationError, ResourceError, check_resources, reason_of
 from amc.run.memory import free_memory
+from amc.run.provenance import CPU
 from amc.search.statistics import Measured
 
 ATTEMPTS = 3  # to score a policy whose worker dies
@@ -61,8 +62,10 @@ def check_memory(workers: int) -> None:
 
 
 @contextmanager
-def scoring(scorer: PolicyScorer, config: SearchConfig, watch: Observer) -> Iterator[Pool | None]:
-    """A pool of the workers that a search asks for; None if it asks for none."""
+def scoring(
+    scorer: PolicyScorer, config: SearchConfig, watch: Observer, device: torch.device = CPU
+) -> Iterator[Pool | None]:
+    """A pool of the workers that a search asks for; None if it asks for none. `device`: of the networks."""
     workers = config.workers
     if workers is None:
         yield None
@@ -70,14 +73,27 @@ def scoring(scorer: PolicyScorer, config: SearchConfig, watch: Observer) -> Iter
     watch.stage(f"start of {workers} worker{'s' * (workers > 1)}, {memory_of(workers) / 1e9:.1f} GB at most")
     if workers > config.batch:  # no warning of the result, which the number of workers does not change
         watch.warning(f"{workers} workers share batches of {config.batch}, so some are idle; raise batch")
-    with Pool(scorer, workers, timeout=config.score_timeout) as pool:
+    with Pool(scorer, workers, timeout=config.score_timeout, device=device) as pool:
         yield pool
+
+
+def gpus_of(device: torch.device, workers: int) -> list[int | None]:
+    """The index of the GPU of each worker; None on the CPU.
+
+    On the first GPU, the workers are dealt to all that there are; on another one, they share it.
+    """
+    if device.type != "cuda":
+        return [None] * workers
+    first = device.index or 0
+    return [first or number % torch.cuda.device_count() for number in range(workers)]
 
 
 class Pool:
     """`workers` processes that score policies, from `__enter__` to `__exit__`."""
 
-    def __init__(self, scorer: PolicyScorer, workers: int, *, timeout: float | None = None) -> None:
+    def __init__(
+        self, scorer: PolicyScorer, workers: int, *, timeout: float | None = None, device: torch.device = CPU
+    ) -> None:
         """`timeout`: seconds after which a policy fails; its worker is replaced. None: a worker may take for ever.
 
         Raises AmcError if something of the scorer cannot be sent to another process.
@@ -92,7 +108,7 @@ class Pool:
         except BaseException:
             shutil.rmtree(self._folder, ignore_errors=True)
             raise
-        self._workers = [_Worker(self._greeting) for _ in range(workers)]
+        self._workers = [_Worker({**self._greeting, "gpu": gpu}) for gpu in gpus_of(device, workers)]
         self._threads = [
             threading.Thread(target=self._serve, args=(worker,), name=f"amc-worker-{number}", daemon=True)
             for number, worker in enumerate(self._workers, start=1)

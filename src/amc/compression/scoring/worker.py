@@ -29,7 +29,7 @@ def main() -> None:
     if not scorer_file.exists():
         sys.exit(f"amc: a worker finds no file '{scorer_file}': its pool has ended, or the folder was cleaned up")
     try:
-        answer = _answering(scorer_file, greeting["memory"])
+        answer = _answering(scorer_file, greeting["memory"], greeting["gpu"])
         _say(answers, {"ready": True})
         for line in policies:
             _say(answers, answer(tuple(json.loads(line))))
@@ -38,7 +38,7 @@ def main() -> None:
     shutil.rmtree(scorer_file.parent, ignore_errors=True)
 
 
-def _answering(scorer_file: Path, memory: int) -> Callable[[tuple[int, ...]], dict[str, Any]]:
+def _answering(scorer_file: Path, memory: int, gpu: int | None) -> Callable[[tuple[int, ...]], dict[str, Any]]:
     """A function that scores a policy. Imports torch here: `sys.path` must be the pool's."""
     import torch
 
@@ -47,9 +47,13 @@ def _answering(scorer_file: Path, memory: int) -> Callable[[tuple[int, ...]], di
     from amc.search.statistics import Measured
 
     torch.set_num_threads(1)
+
     # The pool has written the file a moment ago, in a directory that is its user's alone. Mapped into memory, it is
     # held once by all workers of a machine.
-    scorer = torch.load(scorer_file, mmap=True, weights_only=False)
+    def placed(storage: Any, location: str) -> Any:
+        return storage.cuda(gpu) if location.startswith("cuda") else storage
+
+    scorer = torch.load(scorer_file, mmap=True, weights_only=False, map_location=placed)
     if isinstance(scorer.engine, PiecewiseEngine):
         scorer.engine.memory.limit = memory
 

@@ -123,4 +123,4 @@ class SessionConfig:
         250, panel=Panel.SESSION, min=0, help="Steps between checkpoints; 0: only after each epoch."
     )
     restart: bool = option(False, panel=Panel.SESSION, flags=("--restart",), help="Discard an unfinished fine-tuning.")
-    device: str | None = option(None, panel=Panel.SESSION, help="cpu, cuda or cuda:1 (default: cuda if available).")
+    device: str = option("auto", panel=Panel.SESSION, help="auto (a GPU if there is one), cpu, cuda or cuda:1.")

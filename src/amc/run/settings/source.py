@@ -34,6 +34,9 @@ class Source:
     image_size: int | None = option(
         None, panel=Panel.DATA, help="Image size of an imagefolder, pixels (default: 224, or that of MODEL's run)."
     )
+    device: str | None = option(  # None: where the network is, as in runs of earlier versions
+        "auto", panel=Panel.SESSION, help="auto (a GPU if there is one), cpu, cuda or cuda:1."
+    )
     test: bool = option(True, panel=Panel.OUTPUT, help="Evaluate dense and slim on the test split at the end.")
     command: str = "search"  # the command that started the run
     preprocessing: Mapping[str, Any] | None = None  # of an imagefolder's images, if the network needs it
@@ -43,7 +46,7 @@ class Source:
 
     def to_json(self) -> dict[str, Any]:
         """For config.json. The last four fields are written if they are known."""
-        names = ("command", "model", "weights", "data", "evaluate", "search_images", "image_size", "test")
+        names = ("command", "model", "weights", "data", "evaluate", "search_images", "image_size", "test", "device")
         optional = {
             "preprocessing": self.preprocessing,
             "parent": self.parent,
@@ -55,8 +58,9 @@ class Source:
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> Source:
-        """From a run's config.json. Ignores its other fields; missing fields have their defaults."""
-        known = {name: config[name] for name in cls.__dataclass_fields__ if config.get(name) is not None}
+        """From a run's config.json. Ignores its other fields; missing fields have their defaults, or are as before."""
+        known: dict[str, Any] = {"device": None}
+        known |= {name: config[name] for name in cls.__dataclass_fields__ if config.get(name) is not None}
         if "input_shape" in known:
             known["input_shape"] = tuple(known["input_shape"])
         return cls(**known)

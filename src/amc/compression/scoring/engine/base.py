@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from amc.compression.scoring.engine.gpu import InParts, Resident
 from amc.structure.batches import moved
 from amc.structure.modes import device_of, evaluating
 from amc.structure.trace import Example
@@ -52,12 +53,16 @@ class Engine(Protocol):
 
 
 class TorchEngine:
-    """Calls the network, on its own device."""
+    """Calls the network, on its own device.
+
+    On a GPU, inputs that stay in memory are kept there as well, and a batch that does not fit is scored in parts.
+    """
 
     def __init__(self, *, autocast: bool = False) -> None:
         """`autocast`: compute in bfloat16."""
         self.autocast = autocast
-        self.warnings: list[str] = []
+        self._resident, self._parts = Resident(), InParts()
+        self.warnings = self._parts.warnings
 
     @property
     def name(self) -> str:
@@ -67,9 +72,14 @@ class TorchEngine:
     def running(self, module: nn.Module, *, held: bool = False) -> Iterator[Run]:
         device = device_of(module)
 
-        def run(inputs: Example) -> Any:
+        def call(inputs: Example) -> Any:
             there = moved(inputs, device)
             return module(*there.args, **there.kwargs)
+
+        def run(inputs: Example) -> Any:
+            if device.type != "cpu" and held:
+                inputs = self._resident.on(inputs, device)
+            return self._parts.run(call, inputs)
 
         with (
             evaluating(module),
@@ -82,10 +92,13 @@ class TorchEngine:
         device = device_of(module)
 
         def run(inputs: Example) -> None:
+            if device.type != "cpu":
+                inputs = self._resident.on(inputs, device)
             there = moved(inputs, device)
             module(*there.args, **there.kwargs)
 
         return run
 
     def forget(self) -> None:
-        """There is nothing to free."""
+        """Free the inputs on the GPU."""
+        self._resident.forget()
