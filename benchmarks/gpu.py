@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -38,6 +39,7 @@ RESULT = "gpu-{model}.json"
 PRECISIONS = {"float32": False, "bfloat16": True}
 EPISODES = 400  # of the paper's search
 HERE = "in this process"
+PASSES = 7
 
 
 def options() -> argparse.ArgumentParser:
@@ -59,11 +61,13 @@ def measure(args: argparse.Namespace) -> Record:
     model, calibration, images = trained(args) if args.weights else random(args)
     size = sum(len(labels) for _, labels in images)
     record: Record = {"model": args.model, "trained": args.weights is not None, "images": size}
-    record |= {"input": list(images[0][0].shape[1:]), "policies": args.policies, "ways": {}, "scores": {}}
+    record |= {"input": list(images[0][0].shape[1:]), "policies": args.policies, "ways": {}, "scores": {}, "passes": {}}
     for name, bf16 in PRECISIONS.items():
         job = prepared(copy_model(model).to(device), calibration, images, bf16=bf16)
         policies = list(random_policies(job.problem, args.policies + 2, 0))
         job.scorer(policies.pop())  # cuDNN and the caches
+        record["passes"][name] = forward_passes(job.model, images[0][0], device, bf16=bf16)
+        print(name, record["passes"][name], flush=True)
         record["ways"][name] = {HERE: here(job.scorer, policies)}
         for count in args.workers:
             record["ways"][name][f"{count} worker{'s' * (count > 1)}"] = pooled(job.scorer, count, policies, device)
@@ -106,6 +110,20 @@ def prepared(model: nn.Module, calibration: Any, images: list[tuple[Tensor, Tens
     return prepare(Inputs(model, example, calibration, images), config)
 
 
+def forward_passes(model: nn.Module, images: Tensor, device: torch.device, *, bf16: bool) -> dict[str, float]:
+    """Images a second of the dense network in both memory formats, the medians of several passes."""
+    found = {}
+    for name, layout in (("contiguous", torch.contiguous_format), ("channels-last", torch.channels_last)):
+        batch, times = images.to(device).clone(memory_format=layout), []
+        for _ in range(PASSES):
+            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                began = time.perf_counter()
+                model(batch).sum().item()  # waits for the device
+            times.append(time.perf_counter() - began)
+        found[name] = len(images) / statistics.median(times)
+    return found
+
+
 def here(scorer: PolicyScorer, policies: Sequence[tuple[int, ...]]) -> dict[str, float]:
     """Seconds of a policy and of its parts, means."""
     fresh = PolicyScorer(scorer.builder, scorer.evaluate, scorer.batches, scorer.dense, scorer.norms)
@@ -136,6 +154,7 @@ def section(record: Record) -> str:
             ["precision", "way", "a policy", "parts, ms", "policies a minute", f"{EPISODES} episodes", "start"], rows
         )
         + changed(record["scores"])
+        + passes(record["passes"])
         + machine(record)
     )  # fmt: skip
 
@@ -151,6 +170,15 @@ def changed(scores: dict[str, list[float]]) -> str:
                 f"{statistics.mean(points):.2f} points in the mean of {len(points)} policies, {max(points):.2f} at most"
             )
     return f"\nScores differ: {'; '.join(lines)}.\n"
+
+
+def passes(found: dict[str, dict[str, float]]) -> str:
+    """What the memory formats do to a forward pass, in a sentence."""
+    told = [
+        f"{precision} {' and '.join(f'{speed:,.0f} {layout}' for layout, speed in speeds.items())}"
+        for precision, speeds in found.items()
+    ]
+    return f"\nImages a second of the dense network: {'; '.join(told)}.\n"
 
 
 def main() -> None:

@@ -266,7 +266,7 @@ class _Preparation:
         inputs, config = self.inputs, self.config
         example, score_name = inputs.example_input, config.score
         score = as_evaluator(inputs.evaluate, score=score_name, example_input=example, device=device_of(inputs.model))
-        images = data_fingerprint(score.held) if isinstance(score, Evaluator) and score.held else None
+        images = score.fingerprint() if isinstance(score, Evaluator) else None
         self.watch.stage("dense score")
         whole = copy_model(inputs.model)  # never run the network to slice: a forward may store state in it
         if isinstance(score, Evaluator):

@@ -31,6 +31,7 @@ from amc.recovery.kernels import RightGradients
 from amc.recovery.masks import WeightMasks
 from amc.recovery.optimiser import learning_rate, make_optimiser
 from amc.recovery.records import StepRecord
+from amc.recovery.repeatable import repeatable
 from amc.recovery.tensors import copy_into_, snapshot
 from amc.recovery.unlabelled import BATCH, HELD_OUT, Images, flipped, may_flip, mixed
 from amc.run.settings import FineTuneConfig
@@ -142,8 +143,8 @@ def distill_(
     if not batches:
         raise DataError("recovery needs calibration images; give at least one batch")
     began = time.perf_counter()
-    with evaluating(dense), evaluating(slim), _trainable(slim):
-        layout = layout_for(partial(_outputs, dense), batches[0])
+    with evaluating(dense), evaluating(slim), _trainable(slim), repeatable(device_of(slim)):
+        layout = layout_for(dense, partial(_outputs, dense), batches[0])
         images, held = Images.divided(list(batches), torch.Generator().manual_seed(seed), layout)
         job = _Distillation(slim, dense, images, held, classes, loss, masks or {}, seed, on_step, began)
         return job.run(plan or Plan(), on_plan)

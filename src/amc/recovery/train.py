@@ -23,6 +23,7 @@ from amc.recovery.masks import WeightMasks
 from amc.recovery.optimiser import learning_rate, make_optimiser
 from amc.recovery.precision import Arithmetic
 from amc.recovery.records import EpochRecord, FineTuneResult, StepRecord
+from amc.recovery.repeatable import repeatable
 from amc.recovery.tensors import copy_into_, snapshot, tensors_of
 from amc.recovery.workers import Accelerated, Alone, Workers
 from amc.run.settings import FineTuneConfig
@@ -93,7 +94,7 @@ def finetune(
     }
     saver = None if checkpoint is None else _Saver(Path(checkpoint), checkpoint_every, identity)
     weights = WeightMasks(model, masks or {})
-    with _own_random(workers.device, config.seed + workers.rank):
+    with _own_random(workers.device, config.seed + workers.rank), repeatable(workers.device):
         trainer = _Trainer(
             model, config, stream, Loss(config, teacher), weights, arithmetic, workers, saver, on_step, on_epoch
         )

@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves, tree_map
 
 from amc.errors import DataError, check_resources
+from amc.structure.modes import device_of
 from amc.structure.trace import Example
 
 LABELS = ("labels", "label", "targets", "target", "y")  # keys of labels, unless the network has such inputs
@@ -329,11 +331,16 @@ def _listed(parts: list[str]) -> str:
     return ", ".join(parts[:_LISTED]) + more
 
 
-def layout_for(outputs: Callable[[Example], Any], batch: Example) -> torch.memory_format:
+def layout_for(network: nn.Module, outputs: Callable[[Example], Any], batch: Example) -> torch.memory_format:
     """Channels-last, in which convolutions take a quarter to a third less time, if the network works with it.
 
-    A network that calls `view` on the output of a convolution does not. outputs: the network in eval mode.
+    A network that calls `view` on the output of a convolution does not. On a GPU, cuDNN is many times slower in this
+    format for convolutions in groups (benchmarks/gpu.py). outputs: the network in eval mode.
     """
+    if device_of(network).type == "cuda" and any(
+        isinstance(part, _ConvNd) and part.groups > 1 for part in network.modules()
+    ):
+        return torch.contiguous_format
     try:
         with torch.no_grad():
             outputs(mapped(lambda tensor: laid_out(tensor, torch.channels_last), picked(batch, slice(2))))

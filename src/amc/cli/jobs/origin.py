@@ -99,7 +99,7 @@ def fitting(data: DataSplits, model: nn.Module) -> DataSplits:
     """The data in the memory format that the network takes. Channels-last, in which it comes, is faster."""
     network = copy_model(model).eval()
     example = Example.of(torch.zeros(2, *data.input_shape, device=device_of(network)))
-    layout = layout_for(lambda inputs: network(*inputs.args), example)
+    layout = layout_for(network, lambda inputs: network(*inputs.args), example)
     return data if layout == torch.channels_last else data.contiguous()
 
 

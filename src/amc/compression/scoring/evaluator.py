@@ -25,6 +25,7 @@ from amc.errors import (
     ResourceError,
     explained,
 )
+from amc.run.provenance import data_fingerprint
 from amc.run.settings.scores import DEFAULT, TOP1, get_score
 from amc.search.judging import EVALUATE, number_of
 from amc.search.statistics import Measured, PairedDrop, compare
@@ -86,6 +87,7 @@ class Evaluator:
         self._batch_size = batch_size
         self.on_batch: Callable[[int, int], None] | None = None  # see `heard`
         self._kept: list[tuple[Example, Tensor]] = []
+        self._own = isinstance(source, BatchSource)  # whether the batches are made here
         if not isinstance(source, BatchSource):
             reader = Reader.of(example_input, "a batch to evaluate on")
             self._kept = [reader.labelled(batch) for batch in reader.batches(source)]
@@ -173,6 +175,21 @@ class Evaluator:
             parts.append(part)
         return parts[0], parts[1]
 
+    def fingerprint(self) -> str | None:
+        """A digest of the images in memory and their labels, whatever the size of a batch; None if there are none.
+
+        The user's own batches are as they came; those of a `BatchSource` are taken apart as on a processor.
+        """
+        if not self._kept:
+            return None
+        size = BATCH if self._batch_size > BATCH and self._own else len(self)
+        parts = (
+            (picked(inputs, slice(at, at + size)), labels[at : at + size])
+            for inputs, labels in self._kept
+            for at in range(0, len(labels), size)
+        )
+        return data_fingerprint(list(parts))
+
     @property
     def held(self) -> Sequence[tuple[Example, Tensor]]:
         """The batches in memory; empty if images are read again on each use."""
@@ -196,7 +213,7 @@ class Evaluator:
         if self._layout is not None:
             return
         with TorchEngine().running(module) as run:
-            self._layout = layout_for(run, next(iter(self._batches()))[0])
+            self._layout = layout_for(module, run, next(iter(self._batches()))[0])
         self._kept = [(self._in_layout(inputs), labels) for inputs, labels in self._kept]
 
     def _in_layout(self, inputs: Example) -> Example:
