@@ -5,7 +5,7 @@
 
 The same random policies at half the MACs are scored in this process, then by pools of workers, which share the GPU.
 Random images have the classes that the dense network names. With trained weights, the scores of the first policies are
-compared with those of the processor. The results go to benchmarks/results/gpu-MODEL.json.
+compared with those of the processor. The results go to benchmarks/results/gpu-MODEL.json after each way.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ def measure(args: argparse.Namespace) -> Record:
     model, calibration, images = trained(args) if args.weights else random(args)
     size = sum(len(labels) for _, labels in images)
     record: Record = {"model": args.model, "trained": args.weights is not None, "images": size}
+    record["environment"] = environment(device)
     record |= {"input": list(images[0][0].shape[1:]), "policies": args.policies, "ways": {}, "scores": {}, "passes": {}}
     for name, bf16 in PRECISIONS.items():
         job = prepared(copy_model(model).to(device), calibration, images, bf16=bf16)
@@ -71,13 +72,12 @@ def measure(args: argparse.Namespace) -> Record:
         record["ways"][name] = {HERE: here(job.scorer, policies)}
         for count in args.workers:
             record["ways"][name][f"{count} worker{'s' * (count > 1)}"] = pooled(job.scorer, count, policies, device)
+            save(RESULT.format(model=args.model), record)
             print(name, record["ways"][name], flush=True)
         record["scores"][name] = [float(job.scorer(keep)) for keep in policies[: args.compared]]
-        record["peak"] = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     if args.weights:
         job = prepared(model, calibration, images, bf16=False)
         record["scores"]["processor"] = [float(job.scorer(keep)) for keep in policies[: args.compared]]
-    record["environment"] = environment(device)
     save(RESULT.format(model=args.model), record)
     return record
 
@@ -163,13 +163,13 @@ def changed(scores: dict[str, list[float]]) -> str:
     """What the precision changes of a score, in a sentence for each pair."""
     lines = []
     for name, other in (("bfloat16", "float32"), ("float32", "processor")):
-        if other in scores:
+        if name in scores and other in scores:
             points = [100 * abs(a - b) for a, b in zip(scores[name], scores[other], strict=True)]
             lines.append(
                 f"{name} against {other if other != 'processor' else 'float32 on the processor'}: "
                 f"{statistics.mean(points):.2f} points in the mean of {len(points)} policies, {max(points):.2f} at most"
             )
-    return f"\nScores differ: {'; '.join(lines)}.\n"
+    return f"\nScores differ: {'; '.join(lines)}.\n" if lines else ""
 
 
 def passes(found: dict[str, dict[str, float]]) -> str:

@@ -18,6 +18,7 @@ import batches
 import compensation
 import engines
 import episode_cost
+import gpu
 import guarantee
 import kernels
 import latency_runtimes
@@ -113,6 +114,10 @@ def workers_page(page: str) -> str:
     return between(page, "<!-- measured -->\n\n", "\n<!-- end -->", each(workers, batches))
 
 
+def gpu_page(page: str) -> str:
+    return between(page, "<!-- measured -->\n\n", "\n<!-- end -->", each(gpu))
+
+
 def sparse_page(page: str) -> str:
     page = between(page, "<!-- measured: files -->\n\n", "\n<!-- end -->", each(sparse_sizes))
     return between(page, "<!-- measured: runs -->\n\n", "\n<!-- end -->", each(sparse_files))
@@ -136,6 +141,7 @@ PAGES: dict[str, Callable[[str], str]] = {  # by name in docs/: the page as it i
     "sparse": sparse_page,
     "study": study_page,
     "workers": workers_page,
+    "gpu": gpu_page,
     "networks": networks_page,
     "kernels": kernels_page,
 }

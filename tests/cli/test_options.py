@@ -249,21 +249,23 @@ def test_a_command_gets_its_settings_or_only_the_given_ones(tmp_path: Path) -> N
 
     def command(
         source: Source,
-        session: SessionConfig,
+        rounds: ScheduleConfig,
         search: Given[SearchConfig],
         place: Annotated[str, typer.Option("--place")] = "here",
     ) -> None:
-        got.append((source, session, search, place))
+        got.append((source, rounds, search, place))
 
     probe(command)("net", "--baseline", "deep", "--baseline", "none", "--certify", "3", "--place", "there")
-    source, session, search, place = got.pop()
-    assert (source, session, place) == (Source("net"), SessionConfig(), "there")
+    source, rounds, search, place = got.pop()
+    assert (source, rounds, place) == (Source("net"), ScheduleConfig(), "there")
     assert search == Given(SearchConfig, {"baselines": ["deep", "none"], "keep_sets": 3})  # 3 is also the default
     assert search.make() == SearchConfig(baselines=("deep",), keep_sets=3)
-    probe(command)("net", "--weights", str(tmp_path / "a" / ".." / "w"), "--no-test", "--restart", "--device", "cpu")
-    source, session, search, _ = got.pop()
-    assert source == Source("net", weights=str(tmp_path.resolve() / "w"), test=False)
-    assert session == SessionConfig(restart=True, device="cpu")
+    probe(command)(
+        "net", "--weights", str(tmp_path / "a" / ".." / "w"), "--no-test", "--round-epochs", "7", "--device", "cpu"
+    )
+    source, rounds, search, _ = got.pop()
+    assert source == Source("net", weights=str(tmp_path.resolve() / "w"), test=False, device="cpu")
+    assert rounds == ScheduleConfig(round_epochs=7)
     assert search.make() == SearchConfig()
 
 
@@ -323,7 +325,7 @@ def test_the_agent_is_no_baseline_of_its_own() -> None:
 
 def test_a_source_survives_its_record() -> None:
     small = Source("resnet20", data="cifar10:/data")
-    names = ["command", "model", "weights", "data", "evaluate", "search_images", "image_size", "test"]
+    names = ["command", "model", "weights", "data", "evaluate", "search_images", "image_size", "test", "device"]
     assert list(small.to_json()) == names
     assert Source.from_json(small.to_json() | {"episodes": 400}) == small
     whole = dataclasses.replace(

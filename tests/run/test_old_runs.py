@@ -189,7 +189,9 @@ def test_a_fine_tuning_goes_on_or_is_refused_in_one_line(runs: Path, kind: str) 
         run_finetune(run, session=SessionConfig(checkpoint_every=2), progress=make.Watch())
     except AmcError as error:
         refusal = str(error)
-        assert contents(run) == before
+        after = contents(run)
+        changed = {name for name in {**before, **after} if before.get(name) != after.get(name)}
+        assert changed <= {"finetune-state.json"}  # candidates differ by processor, and it says that it was tried here
         run_finetune(run, session=SessionConfig(restart=True), progress=make.Watch())
     assert "--restart" in refusal
     assert "\n" not in refusal

@@ -103,7 +103,7 @@ def compress(
 ) -> Result:
     """Prune `model` to a budget with a reinforcement-learning agent (arXiv 1802.03494).
 
-    model: any trained network that torch.export can follow; it is left untouched.
+    model: any trained network that torch.export can follow; it is left untouched. Everything is computed on its device.
     example_input: one example (batch 1) as the network takes it; a tuple or dict for several arguments.
     calibration: batches of training images, with or without labels; never the ones `evaluate` scores.
     evaluate: module -> float, higher is better, or a loader of (images, labels): the reward. Batches of both are taken

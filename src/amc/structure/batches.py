@@ -334,8 +334,9 @@ def _listed(parts: list[str]) -> str:
 def layout_for(network: nn.Module, outputs: Callable[[Example], Any], batch: Example) -> torch.memory_format:
     """Channels-last, in which convolutions take a quarter to a third less time, if the network works with it.
 
-    A network that calls `view` on the output of a convolution does not. On a GPU, cuDNN is many times slower in this
-    format for convolutions in groups (benchmarks/gpu.py). outputs: the network in eval mode.
+    A network that calls `view` on the output of a convolution does not. On a GPU, pruned networks with convolutions in
+    groups take ten times as long in this format, though dense ones take less (docs/gpu.md): their odd widths suit
+    none of cuDNN's fast kernels. outputs: the network in eval mode.
     """
     if device_of(network).type == "cuda" and any(
         isinstance(part, _ConvNd) and part.groups > 1 for part in network.modules()

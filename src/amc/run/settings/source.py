@@ -35,7 +35,7 @@ class Source:
         None, panel=Panel.DATA, help="Image size of an imagefolder, pixels (default: 224, or that of MODEL's run)."
     )
     device: str | None = option(  # None: where the network is, as in runs of earlier versions
-        "auto", panel=Panel.SESSION, help="auto (a GPU if there is one), cpu, cuda or cuda:1."
+        "auto", panel=Panel.SEARCH, help="auto (a GPU if there is one), cpu, cuda or cuda:1."
     )
     test: bool = option(True, panel=Panel.OUTPUT, help="Evaluate dense and slim on the test split at the end.")
     command: str = "search"  # the command that started the run
