@@ -34,6 +34,7 @@ from amc.run.provenance import amc_version, environment
 from amc.run.settings.durations import LEAST
 from amc.search import EpisodeRecord, load_journal
 from amc.structure.copying import copy_model, undisturbed
+from amc.structure.modes import device_of
 
 FIRST_SHARE = 1 / 4  # of the episodes, for the first point: the others begin with what it has learnt
 
@@ -306,7 +307,7 @@ class _Sweeping:
             "dense": points[0]["dense"],
             "points": points,
             "knee": None if knee is None else points[knee]["budget"],
-            "environment": environment(),
+            "environment": environment(device_of(self.inputs.model)),
         }
 
 
