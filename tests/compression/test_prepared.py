@@ -235,7 +235,7 @@ def test_a_file_that_does_not_fit_is_computed_again(
 def test_in_another_place_everything_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, calls = stopped(tmp_path / "run"), counted(monkeypatch)
     place = {**prepare.execution(), "instructions": "another"}
-    monkeypatch.setattr(prepare, "execution", lambda: place)
+    monkeypatch.setattr(prepare, "execution", lambda *_: place)
     search(run, resume=True)
     assert calls == ["certify", "calibrate"]
 

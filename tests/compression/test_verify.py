@@ -96,7 +96,7 @@ def test_an_edited_score_never_becomes_the_result(cut: Path) -> None:
 
 def test_an_edited_score_of_another_place_is_measured_again(cut: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     edit(cut, cheat)
-    monkeypatch.setattr("amc.compression.prepare.execution", lambda: execution() | {"torch": "9.9"})
+    monkeypatch.setattr("amc.compression.prepare.execution", lambda *_: execution() | {"torch": "9.9"})
     result = search(cut, resume=True)
     evaluator = amc.compression.scoring.evaluator.Evaluator(labelled(tiny(), 96, 5))
     assert result.summary["slim"]["score"] == evaluator(result.model) < 0.9999
@@ -166,7 +166,7 @@ def test_another_machine_is_reported_and_recorded(
     cut: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: Any, words: str
 ) -> None:
     before = execution()
-    monkeypatch.setattr("amc.compression.prepare.execution", lambda: before | {key: value})
+    monkeypatch.setattr("amc.compression.prepare.execution", lambda *_: before | {key: value})
     watch = make.Watch()
     search(cut, resume=True, observer=watch)
     expected = (
@@ -180,7 +180,7 @@ def test_another_machine_is_reported_and_recorded(
 def test_having_been_elsewhere_is_not_forgotten(cut: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = execution()
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr("amc.compression.prepare.execution", lambda: here | {"threads": 99})
+        elsewhere.setattr("amc.compression.prepare.execution", lambda *_: here | {"threads": 99})
         with pytest.raises(KeyboardInterrupt):
             search(cut, resume=True, observer=stopping(HALF + 1))
     search(cut, resume=True)
