@@ -243,7 +243,7 @@ def test_options_out_of_range(run: Path) -> None:
         (("--precision", "float16", "--device", "cpu"), "float16 training needs a CUDA device"),
         (("--candidates", 0), "candidates must be at least 1, got 0"),
         (("--candidate-epochs", 0), "candidate-epochs must be at least 1, got 0"),
-        (("--device", "tpu!"), "device 'tpu!' is malformed; write cpu, cuda or cuda:1"),
+        (("--device", "tpu!"), "device 'tpu!' is malformed; write auto, cpu, cuda or cuda:1"),
         (("--device", "cuda:99"), "device 'cuda:99' is not there"),
     ):
         assert part in amc("finetune", run, *options).complaint

@@ -216,7 +216,7 @@ def test_a_place_that_cannot_be_used_is_found_before_any_work(
     tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = (
-        ("amc.cli.jobs.search", "network_of"),
+        ("amc.cli.jobs.search", "placed_network"),
         ("amc.cli.jobs.search", "data_of"),
         ("amc.compression.pipeline", "prepare"),
     )
