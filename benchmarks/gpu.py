@@ -33,7 +33,7 @@ from amc.structure.copying import copy_model
 from amc.zoo import create_model
 from common import Record, machine, plain_parser, save, source_of, table
 from score_correlation import random_policies
-from workers import pooled
+from workers import forgetful, pooled
 
 RESULT = "gpu-{model}.json"
 PRECISIONS = {"float32": False, "bfloat16": True}
@@ -94,10 +94,8 @@ def random(args: argparse.Namespace) -> tuple[nn.Module, Any, list[tuple[Tensor,
     torch.manual_seed(0)
     model, shape = create_model(args.model).eval(), (3, args.size, args.size)
     whole = copy_model(model).to(args.device)
-    batches = [
-        torch.randn(count, *shape)
-        for count in [min(BATCH_GPU, args.search_images - at) for at in range(0, args.search_images, BATCH_GPU)]
-    ]
+    starts = range(0, args.search_images, BATCH_GPU)
+    batches = [torch.randn(min(BATCH_GPU, args.search_images - at), *shape) for at in starts]
     with torch.inference_mode():
         images = [(batch, whole(batch.to(args.device)).argmax(1).cpu()) for batch in batches]
     return model, [torch.randn(BATCH, *shape) for _ in range(2)], images
@@ -126,8 +124,8 @@ def forward_passes(model: nn.Module, images: Tensor, device: torch.device, *, bf
 
 def here(scorer: PolicyScorer, policies: Sequence[tuple[int, ...]]) -> dict[str, float]:
     """Seconds of a policy and of its parts, means."""
-    fresh = PolicyScorer(scorer.builder, scorer.evaluate, scorer.batches, scorer.dense, scorer.norms)
-    timings = [asdict(fresh.scored(policy).timing) for policy in policies]
+    scorer = forgetful(scorer)
+    timings = [asdict(scorer.scored(policy).timing) for policy in policies]
     parts = {name: statistics.mean(timing[name] for timing in timings) for name in timings[0]}
     return {"seconds": sum(parts.values()), **parts}
 

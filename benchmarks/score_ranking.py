@@ -26,8 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from amc.cli.jobs.devices import device_named
 from amc.cli.jobs.origin import BATCH, data_of, network_of
 from amc.compression.prepare import Inputs, Job, prepare
-from amc.compression.scoring.evaluator import BATCH as BATCH_CPU
-from amc.compression.scoring.evaluator import BATCH_GPU, Evaluator
+from amc.compression.scoring.evaluator import Evaluator, as_evaluator
 from amc.compression.settings import BN_IMAGES, SearchConfig
 from amc.recovery import FineTuneConfig, finetune
 from amc.recovery.distillation import Plan, distill_
@@ -74,7 +73,7 @@ def measure(args: argparse.Namespace) -> Record:
     }
     job = jobs[BN_IMAGES]
     batches = [(images.to(device), labels.to(device)) for images, labels in data.search.batches(256)]
-    test = Evaluator(data.test, batch_size=BATCH_GPU if device.type == "cuda" else BATCH_CPU)
+    test = as_evaluator(data.test, device=device)
     targets = [outputs(model, images) for images, _ in batches]
     earlier = [load(path.name) for path in (*RESULTS.glob(f"part-*-{whole}"), RESULTS / name)]
     done = {tuple(row["keep"]): row for each in earlier for row in each.get("policies", ())}

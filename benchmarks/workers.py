@@ -72,14 +72,18 @@ def measure(args: argparse.Namespace) -> Record:
     return record
 
 
+def forgetful(scorer: PolicyScorer) -> PolicyScorer:
+    """The same scorer, without the scores that it remembers."""
+    return PolicyScorer(scorer.builder, scorer.evaluate, scorer.batches, scorer.dense, scorer.norms)
+
+
 def here(scorer: PolicyScorer, threads: int, policies: Sequence[Keep]) -> dict[str, float]:
     """Seconds of a policy, without what an earlier way has remembered."""
     scorer.engine.forget()
     torch.set_num_threads(threads)
-    fresh = PolicyScorer(scorer.builder, scorer.evaluate, scorer.batches, scorer.dense, scorer.norms)
-    began = time.perf_counter()
+    scorer, began = forgetful(scorer), time.perf_counter()
     for policy in policies:
-        fresh(policy)
+        scorer(policy)
     torch.set_num_threads(1)
     return {"seconds": (time.perf_counter() - began) / len(policies)}
 
@@ -88,9 +92,8 @@ def pooled(
     scorer: PolicyScorer, workers: int, policies: Sequence[Keep], device: torch.device = CPU
 ) -> dict[str, float]:
     """Seconds of a policy and of the start, and the memory of a worker at the end."""
-    fresh = PolicyScorer(scorer.builder, scorer.evaluate, scorer.batches, scorer.dense, scorer.norms)
     began = time.perf_counter()
-    with Pool(fresh, workers, device=device) as pool:
+    with Pool(forgetful(scorer), workers, device=device) as pool:
         pool.ready()
         started = time.perf_counter()
         pool.begin(policies)

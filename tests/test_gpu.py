@@ -21,18 +21,24 @@ from amc.run.directory import RunDir
 from amc.run.settings import Source
 from amc.search import read_journal
 from amc.structure.trace import Example
-from amc.zoo import create_model, load_data, load_weights, model_info
+from amc.zoo import DataSplits, create_model, load_data, load_weights, model_info
 from tests.recovery.test_distances import Recurrent, Tied
 from tests.recovery.test_distillation import damaged
 
 
-@pytest.mark.gpu
-def test_the_whole_job_on_a_cuda_device() -> None:
-    info, data = model_info("digits_cnn"), load_data("digits")
+def digits() -> tuple[nn.Module, DataSplits]:
+    """The built-in network, trained, and its data."""
+    info = model_info("digits_cnn")
     assert info is not None
     assert info.weights is not None
     model = create_model("digits_cnn").eval()
     load_weights(model, info.weights)
+    return model, load_data("digits")
+
+
+@pytest.mark.gpu
+def test_the_whole_job_on_a_cuda_device() -> None:
+    model, data = digits()
     model, example = model.cuda(), torch.zeros(1, 1, 8, 8, device="cuda")
     result = amc.compress(
         model, example, calibration=data.calibration.batches(256), evaluate=data.search, episodes=8, seed=0
@@ -128,11 +134,7 @@ def test_images_that_do_not_fit_are_scored_in_parts() -> None:
 
 @pytest.mark.gpu
 def test_bfloat16_scores_nearly_the_same() -> None:
-    info, data = model_info("digits_cnn"), load_data("digits")
-    assert info is not None
-    assert info.weights is not None
-    model = create_model("digits_cnn").eval()
-    load_weights(model, info.weights)
+    model, data = digits()
     model = model.cuda()
     exact, half = Evaluator(data.search), Evaluator(data.search, autocast=True)
     assert half(model) == pytest.approx(exact(model), abs=0.02)

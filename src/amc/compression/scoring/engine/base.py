@@ -71,15 +71,10 @@ class TorchEngine:
     @contextmanager
     def running(self, module: nn.Module, *, held: bool = False) -> Iterator[Run]:
         device = device_of(module)
-
-        def call(inputs: Example) -> Any:
-            there = moved(inputs, device)
-            return module(*there.args, **there.kwargs)
+        call = _calling(module, device)
 
         def run(inputs: Example) -> Any:
-            if device.type != "cpu" and held:
-                inputs = self._resident.on(inputs, device)
-            return self._parts.run(call, inputs)
+            return self._parts.run(call, self._resident.on(inputs, device) if held else inputs)
 
         with (
             evaluating(module),
@@ -90,15 +85,19 @@ class TorchEngine:
 
     def estimation(self, module: nn.Module) -> Estimate:
         device = device_of(module)
-
-        def run(inputs: Example) -> None:
-            if device.type != "cpu":
-                inputs = self._resident.on(inputs, device)
-            there = moved(inputs, device)
-            module(*there.args, **there.kwargs)
-
-        return run
+        call = _calling(module, device)
+        return lambda inputs: call(self._resident.on(inputs, device))
 
     def forget(self) -> None:
         """Free the inputs on the GPU."""
         self._resident.forget()
+
+
+def _calling(module: nn.Module, device: torch.device) -> Run:
+    """The network as a function of inputs, which it gets as a copy on its device."""
+
+    def call(inputs: Example) -> Any:
+        there = moved(inputs, device)
+        return module(*there.args, **there.kwargs)
+
+    return call

@@ -28,8 +28,8 @@ class Resident:
         self._known: dict[int, tuple[Tensor, Tensor]] = {}  # by the id of the first, which is held, so it stays unique
 
     def on(self, inputs: Example, device: torch.device) -> Example:
-        """The inputs on `device`, which nobody may change; those for which there is no room, as they are."""
-        return mapped(lambda tensor: self._there(tensor, device), inputs)
+        """The inputs on a GPU, where nobody may change them; on the CPU, or where there is no room, as they are."""
+        return inputs if device.type == "cpu" else mapped(lambda tensor: self._there(tensor, device), inputs)
 
     def forget(self) -> None:
         """Free the memory."""
