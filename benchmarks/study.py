@@ -34,13 +34,18 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--runtimes", default="onnxruntime")
+    parser.add_argument("--budgets", default="50%,30%")
+    parser.add_argument("--methods", default="channel,fine-grained,2:4")
     return parser
 
 
 def measure(args: argparse.Namespace) -> Record:
     torch.set_num_threads(args.threads)
     config = search_settings(Given(SearchConfig, {"episodes": args.episodes}))
-    plan = StudyConfig(metrics="macs,params,size,latency", epochs=args.epochs, seeds=args.seeds, runtimes=args.runtimes)
+    plan = StudyConfig(
+        budgets=args.budgets, metrics="macs,params,size,latency", methods=args.methods, runtimes=args.runtimes,
+        epochs=args.epochs, seeds=args.seeds,
+    )  # fmt: skip
     place = args.runs / args.model
     run_study(place, source_of(args), config, plan, progress=Observer())
     found = to_json(read_study(RunDir.open(place)))
