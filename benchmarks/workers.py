@@ -25,7 +25,8 @@ from amc.cli.jobs.origin import BATCH, data_of, network_of
 from amc.compression.prepare import Inputs, prepare
 from amc.compression.scoring.evaluator import Evaluator
 from amc.compression.scoring.policy import PolicyScorer
-from amc.compression.scoring.pool import Pool
+from amc.compression.scoring.workers.pool import Pool
+from amc.compression.scoring.workers.processes import Processes
 from amc.compression.settings import SearchConfig
 from amc.run.provenance import CPU, environment
 from amc.structure.batches import limited
@@ -93,14 +94,15 @@ def pooled(
 ) -> dict[str, float]:
     """Seconds of a policy and of the start, and the memory of a worker at the end."""
     began = time.perf_counter()
-    with Pool(forgetful(scorer), workers, device=device) as pool:
+    processes = Processes(forgetful(scorer), workers, device=device)
+    with Pool(forgetful(scorer), processes) as pool:
         pool.ready()
         started = time.perf_counter()
         pool.begin(policies)
         for policy in policies:
             pool.scored(policy)
         seconds = (time.perf_counter() - started) / len(policies)
-        sizes = [held(process) for process in pool.processes]
+        sizes = [held(process) for process in processes.pids]
     return {"seconds": seconds, "start": started - began, **{key: max(s[key] for s in sizes) for key in sizes[0]}}
 
 

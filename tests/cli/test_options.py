@@ -70,7 +70,7 @@ SPELLINGS = {
     "search": """
         MODEL --out --weights --data --budget --reward --max-drop --minimise --confidence --schedule --round-epochs
         --round-lr --episodes --time-limit --patience --agent --agent-option --baseline --random-share
-        --batch --workers --score-timeout --seed --evaluate
+        --batch --workers --ray --score-timeout --seed --evaluate
         --score --method --round-to --max-sparsity
         --max-sparsity-linear --ranking --reconstruct --no-reconstruct
         --bn-images --bn-rule --calibration-images
@@ -82,7 +82,7 @@ SPELLINGS = {
     "sweep": """
         MODEL --out --weights --data --metric --from --to --points --budget --reward --max-drop --minimise --confidence
         --episodes --time-limit --patience --agent --agent-option --baseline --random-share
-        --batch --workers --score-timeout --seed --evaluate --score
+        --batch --workers --ray --score-timeout --seed --evaluate --score
         --method --round-to --max-sparsity
         --max-sparsity-linear --ranking --reconstruct --no-reconstruct
         --bn-images --bn-rule --calibration-images
@@ -95,7 +95,7 @@ SPELLINGS = {
         MODEL --out --dry-run --weights --data --budgets --metrics --methods --rewards --max-drops --runtimes --epochs
         --seeds --budget --reward --max-drop --minimise --confidence
         --episodes --time-limit --patience --agent --agent-option --baseline --random-share
-        --batch --workers --score-timeout --seed --evaluate --score
+        --batch --workers --ray --score-timeout --seed --evaluate --score
         --method --round-to --max-sparsity
         --max-sparsity-linear --ranking --reconstruct --no-reconstruct
         --bn-images --bn-rule --calibration-images

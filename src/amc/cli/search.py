@@ -160,6 +160,9 @@ def resume(
     device: Annotated[
         str | None, typer.Option(help="Where to go on: auto, cpu, cuda or cuda:1 (default: as before).")
     ] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="Ray cluster to go on with: auto, HOST:PORT or none (default: as before).")
+    ] = None,
     log: LogOption = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -168,7 +171,7 @@ def resume(
         from amc.cli.jobs.resume import run_resume as job
 
     with stoppable(run), listening(run, log) as progress:
-        job(run, round_lr=round_lr, workers=workers, device=device, progress=progress)
+        job(run, round_lr=round_lr, workers=workers, device=device, ray=ray, progress=progress)
     if is_study(run):
         finish_study(run, as_json)
     else:

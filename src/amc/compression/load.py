@@ -72,21 +72,23 @@ def settings_of(run: RunDir) -> SearchConfig:
         raise RunError(f"'{run.file(files.CONFIG)}': {error}") from None
 
 
-def set_place(run: RunDir, *, workers: int | None = None, device: str | None = None) -> None:
+def set_place(run: RunDir, *, workers: int | None = None, device: str | None = None, ray: str | None = None) -> None:
     """From now on so many workers score the policies of the run, and of the unfinished runs in it, on that device.
 
-    None: as before. Raises AmcError for a number out of range.
+    ray: the cluster that the workers are on, or "none". None: as before. Raises AmcError for a number out of range.
     """
-    changed = {name: value for name, value in {"workers": workers, "device": device}.items() if value is not None}
+    places: dict[str, Any] = {"workers": workers, "device": device, "ray": ray}
+    changed = {name: value for name, value in places.items() if value is not None}
     if not changed:
         return
     if workers is not None:
         replace(settings_of(run), workers=workers)
     with run.lock():
-        run.write_json(files.CONFIG, {**run.config(), **changed})
+        now = {name: None if value == "none" else value for name, value in changed.items()}
+        run.write_json(files.CONFIG, {**run.config(), **now})
     for inner in sorted(run.path.glob(f"*/{files.CONFIG}")):
         if not (inner.parent / files.SUMMARY).exists():
-            set_place(RunDir.open(inner.parent), workers=workers, device=device)
+            set_place(RunDir.open(inner.parent), workers=workers, device=device, ray=ray)
 
 
 def load_run(

@@ -19,7 +19,8 @@ from amc.compression.prepare import Inputs, Job, prepare
 from amc.compression.progress import listening
 from amc.compression.scoring.evaluator import BatchSource, as_evaluator
 from amc.compression.scoring.policy import ScoreTiming
-from amc.compression.scoring.pool import Pool, scoring
+from amc.compression.scoring.workers.pool import Pool
+from amc.compression.scoring.workers.start import scoring
 from amc.compression.settings import NO_BUDGET, SearchConfig
 from amc.compression.verify import Recorded
 from amc.compression.warm_start import earlier_records

@@ -43,7 +43,7 @@ BatchNormRule = Literal["difference", "replace"]
 EngineName = Literal["auto", "torch", "onnxruntime"]
 
 MOST_WORKERS = 1024
-SESSION = ("workers", "score_timeout")  # may differ when a run is resumed: they decide nothing of its outcome
+SESSION = ("workers", "ray", "score_timeout")  # may differ when a run is resumed: they decide nothing of its outcome
 BN_IMAGES = 256
 BN_IMAGES_BEFORE = 512  # the default when earlier runs began
 
@@ -109,6 +109,11 @@ class SearchConfig:
     workers: int | None = option(
         None, panel=Panel.SEARCH,
         help="Processes that score policies, each on one thread; more than --batch are of no use. Default: none.",
+    )  # fmt: skip
+    ray: str | None = option(
+        None, panel=Panel.SEARCH,
+        help="Score on a Ray cluster: auto (of this machine), or HOST:PORT of its head; --workers: how many actors, "
+        "by default as many as have room, and at most --batch.",
     )  # fmt: skip
     score_timeout: float | None = option(
         None, panel=Panel.SEARCH, help="Seconds after which a worker gives a policy up, which then fails."
@@ -238,6 +243,7 @@ class SearchConfig:
                 self.workers is None or 1 <= self.workers <= MOST_WORKERS,
                 f"between 1 and {MOST_WORKERS}; leave it out to score in one process",
             ),
+            "ray": (self.ray is None or bool(self.ray.strip()), "auto, or HOST:PORT of the head of a Ray cluster"),
             "score_timeout": (
                 self.score_timeout is None or 0 < self.score_timeout < math.inf,
                 "above 0 seconds and finite",

@@ -48,7 +48,7 @@ CONFIG = fields(
         **dict.fromkeys(("amc_version", "command", "method", "reward", "score", "minimise", "agent"), text),
         **dict.fromkeys(("recover", "bn_rule", "engine"), text),
         **dict.fromkeys(("model", "weights", "data", "evaluate", "device"), optional(text)),
-        **dict.fromkeys(("budget", "ranking", "runtime"), optional(text)),
+        **dict.fromkeys(("budget", "ranking", "runtime", "ray"), optional(text)),
         **dict.fromkeys(
             ("device_url", "token_file", "parent", "repeat", "warm_start", "weights_digest", "weights_sha256"),
             optional(text),

@@ -19,15 +19,17 @@ def run_resume(
     round_lr: float | None = None,
     workers: int | None = None,
     device: str | None = None,
+    ray: str | None = None,
     progress: Observer,
 ) -> Path:
     """Resume the search, sweep, study or schedule in `run_path`.
 
-    `round_lr` is as in `resume_schedule`. From now on `workers` score the policies, on `device`; None: as before.
+    `round_lr` is as in `resume_schedule`. From now on `workers` score the policies, on `device`, and on the cluster
+    `ray` ("none": on no cluster); None: as before.
     """
     if device is not None:
         device = str(device_named(device))
-    set_place(RunDir.open(run_path), workers=workers, device=device)
+    set_place(RunDir.open(run_path), workers=workers, device=device, ray=ray)
     if RunDir.open(run_path).config().get("schedule"):
         from amc.cli.jobs.schedule import resume_schedule  # here: a search alone trains nothing
 

@@ -136,7 +136,8 @@ def _again(out: Path, source: Source, config: SearchConfig, plan: StudyConfig, p
             raise RunError(f"'{out}' is a study with {name} {old!r}, and not {value!r}; choose another --out")
     workers = config.workers if config.workers != before.get("workers") else None
     device = None if source.device == AUTO else source.device
-    set_place(run, workers=workers, device=device if device != before.get("device") else None)
+    ray = config.ray if config.ray != before.get("ray") else None
+    set_place(run, workers=workers, device=device if device != before.get("device") else None, ray=ray)
     return resume_study(out, progress=progress)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from amc.compression.scoring.engine.base import TorchEngine
 from amc.compression.scoring.engine.gpu import InParts, Resident
 from amc.compression.scoring.evaluator import Evaluator
-from amc.compression.scoring.pool import gpus_of
+from amc.compression.scoring.workers.processes import gpus_of
 from amc.structure.batches import layout_for
 from amc.structure.trace import Example
 

@@ -15,7 +15,8 @@ import pytest
 from torch import nn
 
 from amc.compression.scoring.policy import PolicyScorer
-from amc.compression.scoring.pool import ATTEMPTS, Pool
+from amc.compression.scoring.workers.pool import ATTEMPTS, Pool
+from amc.compression.scoring.workers.processes import Processes
 from amc.compression.settings import SearchConfig
 from amc.errors import AmcError, EvaluationError, ResourceError, RunError
 from amc.pruning import Pruner
@@ -29,6 +30,15 @@ WHOLE, SMALL = (10, 12, 8), (4, 5, 8)
 def scorer(evaluate: Any) -> PolicyScorer:
     model = tiny().eval()
     return PolicyScorer(Pruner(model, inspect(model, EXAMPLE)), evaluate)
+
+
+def processes(scorer: PolicyScorer, workers: int, timeout: float | None = None) -> tuple[Pool, Processes]:
+    staff = Processes(scorer, workers)
+    return Pool(scorer, staff, timeout=timeout), staff
+
+
+def pooled(scorer: PolicyScorer, workers: int, timeout: float | None = None) -> Pool:
+    return processes(scorer, workers, timeout)[0]
 
 
 def size(network: nn.Module) -> int:
@@ -75,7 +85,7 @@ def test_a_search_goes_on_with_other_workers_and_with_no_other_batch(tmp_path: P
 
 def test_each_policy_gets_its_own_score_and_what_a_function_prints_disturbs_nobody() -> None:
     here = scorer(sizes)
-    with Pool(scorer(sizes), 2) as pool:
+    with pooled(scorer(sizes), 2) as pool:
         pool.begin(policies())
         for policy in reversed(policies()):
             assert pool.scored(policy).score == here(policy)
@@ -102,7 +112,7 @@ def test_warnings_come_in_the_order_of_the_policies_whoever_scores_them_first() 
         return warning
 
     here, there = made(), made()
-    with Pool(there, 3) as pool:
+    with pooled(there, 3) as pool:
         pool.ready()
         pool.begin(policies())
         for policy in policies():
@@ -113,8 +123,9 @@ def test_warnings_come_in_the_order_of_the_policies_whoever_scores_them_first() 
 
 def test_a_worker_that_dies_is_replaced_and_its_policy_is_scored_again() -> None:
     killed = []
-    with Pool(scorer(partial(if_small, partial(time.sleep, 0.3))), 1) as pool:
-        (worker,) = pool._workers
+    pool, staff = processes(scorer(partial(if_small, partial(time.sleep, 0.3))), 1)
+    with pool:
+        (worker,) = staff.workers
 
         def kill() -> None:
             process = worker._process
@@ -132,7 +143,7 @@ def test_a_worker_that_dies_is_replaced_and_its_policy_is_scored_again() -> None
 
 
 def test_a_policy_that_no_worker_survives_fails_and_the_others_do_not() -> None:
-    with Pool(scorer(partial(if_small, partial(os._exit, 7))), 2) as pool:
+    with pooled(scorer(partial(if_small, partial(os._exit, 7))), 2) as pool:
         pool.begin([SMALL, *policies()])
         with pytest.raises(EvaluationError, match=f"^{ATTEMPTS} workers died of it, the last ended with exit code 7$"):
             pool.scored(SMALL)
@@ -140,7 +151,7 @@ def test_a_policy_that_no_worker_survives_fails_and_the_others_do_not() -> None:
 
 
 def test_a_policy_that_takes_too_long_fails() -> None:
-    with Pool(scorer(partial(if_small, partial(time.sleep, 600))), 1, timeout=1.5) as pool:
+    with pooled(scorer(partial(if_small, partial(time.sleep, 600))), 1, timeout=1.5) as pool:
         pool.begin([SMALL, WHOLE])
         with pytest.raises(EvaluationError, match=r"^its score took more than 1\.5 seconds \(score-timeout\)$"):
             pool.scored(SMALL)
@@ -159,7 +170,7 @@ def refuse(error: BaseException) -> None:
     ],
 )
 def test_errors_are_those_of_one_process(error: Exception, kind: type[AmcError], words: str) -> None:
-    with Pool(scorer(partial(if_small, partial(refuse, error))), 1) as pool, pytest.raises(kind, match=words):
+    with pooled(scorer(partial(if_small, partial(refuse, error))), 1) as pool, pytest.raises(kind, match=words):
         pool.scored(SMALL)
 
 
@@ -186,7 +197,7 @@ def test_a_function_of_the_users_script_goes_to_a_worker_without_its_script(tmp_
         "result = compress(Wrapped(), evaluate=lambda net: offset, workers=2, batch=2, episodes=2)\n"
         "print(result.search.best.score)\n"
     )
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[4]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root / "src"), str(root)])}
     done = subprocess.run(
         [os.sys.executable, str(script)], capture_output=True, text=True, env=environment, check=False
@@ -195,30 +206,31 @@ def test_a_function_of_the_users_script_goes_to_a_worker_without_its_script(tmp_
 
 
 def test_no_worker_and_no_file_outlives_its_pool() -> None:
-    with Pool(scorer(partial(if_small, partial(time.sleep, 600))), 2) as pool:
+    pool, staff = processes(scorer(partial(if_small, partial(time.sleep, 600))), 2)
+    with pool:
         pool.begin([SMALL, WHOLE])
         pool.scored(WHOLE)  # the other worker still sleeps
-    processes = [worker._process for worker in pool._workers]
-    assert all(process is not None and process.wait() == -signal.SIGKILL for process in processes)
-    assert not pool._folder.exists()
+    ended = [worker._process for worker in staff.workers]
+    assert all(process is not None and process.wait() == -signal.SIGKILL for process in ended)
+    assert not staff.folder.exists()
 
 
 def test_a_worker_whose_pool_was_killed_ends_and_cleans_up() -> None:
-    pool = Pool(scorer(sizes), 1)
+    pool, staff = processes(scorer(sizes), 1)
     with pool:
         pool.ready()
-        process = pool._workers[0]._process
+        process = staff.workers[0]._process
         assert process is not None
         assert process.stdin is not None
         process.stdin.close()  # as the system does when the pool's process is killed
         assert process.wait() == 0
-        assert not pool._folder.exists()
+        assert not staff.folder.exists()
 
 
 def test_workers_that_are_killed_end_the_search_and_fail_no_policy() -> None:
     killed = partial(if_small, partial(signal.raise_signal, signal.SIGKILL))
     message = r"out of memory \(3 workers were killed by SIGKILL\)"
-    with Pool(scorer(killed), 1) as pool, pytest.raises(ResourceError, match=message):
+    with pooled(scorer(killed), 1) as pool, pytest.raises(ResourceError, match=message):
         pool.scored(SMALL)
 
 
@@ -230,7 +242,7 @@ def test_workers_that_are_killed_end_the_search_and_fail_no_policy() -> None:
     ],
 )
 def test_workers_that_do_not_fit_into_memory_are_refused(monkeypatch: Any, free: float, words: str) -> None:
-    monkeypatch.setattr("amc.compression.scoring.pool.free_memory", lambda: int(free * 1e9))
+    monkeypatch.setattr("amc.compression.scoring.workers.processes.free_memory", lambda: int(free * 1e9))
     with pytest.raises(AmcError, match=words):
         compress(tiny(), batch=4, workers=4)
 
