@@ -27,6 +27,7 @@ import latency_table
 import masking_cost
 import methods
 import networks
+import overhead
 import peak_memory
 import reconstruction
 import recovery
@@ -114,6 +115,10 @@ def workers_page(page: str) -> str:
     return between(page, "<!-- measured -->\n\n", "\n<!-- end -->", each(workers, batches))
 
 
+def ray_page(page: str) -> str:
+    return between(page, "<!-- measured -->\n\n", "\n<!-- end -->", each(overhead))
+
+
 def gpu_page(page: str) -> str:
     return between(page, "<!-- measured -->\n\n", "\n<!-- end -->", each(gpu))
 
@@ -141,6 +146,7 @@ PAGES: dict[str, Callable[[str], str]] = {  # by name in docs/: the page as it i
     "sparse": sparse_page,
     "study": study_page,
     "workers": workers_page,
+    "ray": ray_page,
     "gpu": gpu_page,
     "networks": networks_page,
     "kernels": kernels_page,

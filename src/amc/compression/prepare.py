@@ -29,6 +29,7 @@ from amc.compression.scoring.evaluator import (
 )
 from amc.compression.scoring.metrics import tally
 from amc.compression.scoring.policy import PolicyScorer
+from amc.compression.scoring.workers.cluster import check_cluster
 from amc.compression.scoring.workers.processes import check_memory
 from amc.compression.selection.by_confidence import check_resolution
 from amc.compression.settings import SearchConfig
@@ -191,7 +192,9 @@ class _Preparation:
         """The search, ready to run."""
         inputs, config = self.inputs, self.config
         tally(get_score(config.score))  # refuses a score whose package is not installed
-        if config.workers is not None and config.ray is None:
+        if config.ray is not None:
+            check_cluster(config.ray)
+        elif config.workers is not None:
             check_memory(config.workers)
         reward = inputs.reward or get_reward(config.reward)
         method, certificate, structure_key = self.method()

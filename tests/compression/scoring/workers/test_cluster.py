@@ -232,7 +232,7 @@ def test_something_else_at_the_address_is_no_cluster(monkeypatch: pytest.MonkeyP
 
 def test_without_the_extra_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(AmcError, match=r"^ray needs the extra ray: pip install 'amc\[ray\]'$"):
+    with pytest.raises(AmcError, match=r"^package ray is not installed; run: pip install .*'amc-compress\[ray\]'$"):
         compress(tiny(), ray="auto")
 
 

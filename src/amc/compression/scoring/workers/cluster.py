@@ -46,7 +46,9 @@ def load_ray() -> Any:
     try:
         return importlib.import_module("ray")
     except ImportError:
-        raise AmcError("ray needs the extra ray: pip install 'amc[ray]'") from None
+        raise AmcError(
+            "package ray is not installed; run: pip install -c constraints.txt 'amc-compress[ray]'"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +69,27 @@ class Place:
         return f"{self.nodes} node{'s' * (self.nodes > 1)} with {self.cores} cores{gpus}"
 
 
+def check_cluster(address: str) -> None:
+    """Raise AmcError unless a cluster answers there, within half a minute: `ray.init` might wait for many."""
+    if load_ray().is_initialized():
+        return
+    address = _spelled(address)
+    if address != AUTO:
+        _check_answers(address)
+    with connected(address):
+        pass
+
+
 @contextmanager
 def connected(address: str) -> Iterator[Place]:
     """The cluster at `address` (HOST:PORT, or "auto": the one that this machine belongs to).
 
-    A connection that the caller has made already is used, and left open. Raises AmcError if no cluster answers.
+    A connection that the caller has made already is used, and left open. Raises AmcError if Ray cannot connect.
     """
     ray = load_ray()
     ours = not ray.is_initialized()
     if ours:
-        _connect(ray, address)
+        _connect(ray, _spelled(address))
     try:
         there, nodes = ray.cluster_resources(), [node for node in ray.nodes() if node["Alive"]]
         yield Place(address, len(nodes), int(there.get("CPU", 0)), int(there.get("GPU", 0)))
@@ -85,11 +98,11 @@ def connected(address: str) -> Iterator[Place]:
             ray.shutdown()
 
 
+def _spelled(address: str) -> str:
+    return os.environ.get("RAY_ADDRESS", AUTO) if address == AUTO else address
+
+
 def _connect(ray: Any, address: str) -> None:
-    if address == AUTO:
-        address = os.environ.get("RAY_ADDRESS", AUTO)
-    if address != AUTO:
-        _check_answers(address)
     try:
         ray.init(address=address, namespace="amc", log_to_driver=False, logging_level="ERROR")
     except Exception as error:  # whatever Ray says of versions, addresses and its own processes
@@ -97,7 +110,6 @@ def _connect(ray: Any, address: str) -> None:
 
 
 def _check_answers(address: str) -> None:
-    """Raise AmcError unless a cluster answers there: `ray.init` would wait for minutes."""
     host, _, port = address.rpartition(":")
     if "://" in address or not host or not port.isdigit() or not 0 < int(port) < 1 << 16:
         raise AmcError(f"ray must be auto or HOST:PORT, such as 192.168.0.5:6379; got {address!r}")
