@@ -107,7 +107,7 @@ SPELLINGS = {
     "finetune": """
         RUN --epochs --lr --batch-size --optimiser --optimizer --weight-decay --warmup --label-smoothing --distill
         --temperature --ema --clip-norm --precision --seed --candidates --candidate-epochs --checkpoint-every --restart
-        --device --recipe --log --json
+        --device --ray --recipe --log --json
     """,
     "latency": """
         MODEL|RUN --runtime --threads --batch --rounds --precision --max-seconds --fp16 --weights --input --finetuned

@@ -8,8 +8,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,24 +17,25 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from amc.cli.jobs.candidates import CandidatesAway
 from amc.cli.jobs.devices import device_named
 from amc.cli.jobs.finetune_state import FineTuneState
-from amc.cli.jobs.origin import BATCH, data_of, evaluate_of, fitting, network_of, source_of
+from amc.cli.jobs.origin import BATCH, evaluate_of, fitting, network_of, source_of
+from amc.cli.jobs.training import Training
 from amc.compression.answers import FinalScore
 from amc.compression.load import check_builds, check_weights, load_run, settings_of
 from amc.compression.observer import Observer
-from amc.compression.prepare import SEARCH_SHARE, Inputs, Job, leaves_images, prepare
-from amc.compression.scoring.evaluator import Evaluate, Evaluator, as_evaluator, score_of
+from amc.compression.prepare import Inputs, Job, prepare
+from amc.compression.scoring.evaluator import Evaluator
+from amc.compression.scoring.workers.cluster import check_cluster, connected
 from amc.compression.selection import Choice
 from amc.compression.selection.base import best_first, merged
 from amc.compression.selection.by_finetuning import ByFineTuning, FineTuningTrial
-from amc.compression.settings import SearchConfig
 from amc.compression.verify import Recorded, check_record, confirmed
 from amc.errors import AmcError, RunError
 from amc.pruning import Policy
 from amc.pruning.methods import Method, create_method
-from amc.recovery import EpochRecord, FineTuneConfig, FineTuneResult, resume_point
-from amc.recovery import finetune as recover
+from amc.recovery import FineTuneConfig, FineTuneResult, resume_point
 from amc.recovery.kernels import slow_bfloat16
 from amc.recovery.workers import launched
 from amc.report import render_report
@@ -42,10 +43,8 @@ from amc.run import files, records
 from amc.run.directory import RunDir
 from amc.run.records import sealed
 from amc.run.settings import CandidateConfig, Given, SessionConfig, Source, spelled
-from amc.run.settings.scores import get_score
 from amc.search import EpisodeRecord, read_journal
 from amc.structure import inspect
-from amc.zoo import DataSplits
 
 T = TypeVar("T")
 
@@ -74,11 +73,12 @@ def run_finetune(
     with run.lock() if main else nullcontext():
         state = FineTuneState(run, accelerator)
         state.plan(_given(config, FineTuneConfig), _given(candidates, CandidateConfig), session.restart)
+        if session.ray is not None and state.candidate_config.candidates == 1:
+            raise AmcError("ray trains candidates only; add --candidates, or leave out ray")
         watch = progress if main else Observer()
         watch.stage("network and data")
         try:
-            task = _Task(run, source, data_of(source), state, place, session.checkpoint_every, watch)
-            task.run()
+            _Task(run, source, state, place, session, watch).run()
         finally:
             watch.close()
     if accelerator is not None:
@@ -125,19 +125,19 @@ class _Task:
         self,
         run: RunDir,
         source: Source,
-        data: DataSplits,
         state: FineTuneState,
         device: torch.device,
-        checkpoint_every: int,
+        session: SessionConfig,
         progress: Observer,
     ) -> None:
-        self.origin, self.source, self.data, self.state, self.device = run, source, data, state, device
+        self.origin, self.source, self.state, self.device = run, source, state, device
         self.config = settings_of(run)
-        self.checkpoint_every, self.progress = checkpoint_every, progress
-        self.example = torch.zeros(1, *data.input_shape)
-        self.score = _score_on(device, source, data, self.config)
+        self.session, self.progress = session, progress
         distilled = state.settings.distill > 0
         self.teacher = network_of(source, run.path).to(device) if distilled else None
+        self.training = Training(source, self.config, device, self.teacher)
+        self.data = self.training.data
+        self.example = torch.zeros(1, *self.data.input_shape)
         self.slow = slow_bfloat16(device) if state.settings.precision == "bfloat16" else None
 
     def run(self) -> None:
@@ -170,12 +170,24 @@ class _Task:
         job = self._prepared()
         policies, count = ranked(self.origin), self.state.candidate_config.candidates
         self.state.save()
-        training = _Candidates(self, job, self.origin.file(files.JOURNAL), min(count, len(policies)))
-        choice = ByFineTuning(job.problem, job.reward, training, count, self.state.measured).choose(policies)
+        with self._away() as away:
+            training = _Candidates(self, job, self.origin.file(files.JOURNAL), min(count, len(policies)), away)
+            training.begin(policies[:count])
+            choice = ByFineTuning(job.problem, job.reward, training, count, self.state.measured).choose(policies)
         policy = job.scorer.builder.policy(choice.record.keep)
         if policy.to_json() == self.origin.read_json(files.POLICY):
             return _Start(load_run(self.origin.path, finetuned=False), job.method, choice)
         return _Start(job.scorer.build(choice.record.keep), job.method, choice, policy)
+
+    @contextmanager
+    def _away(self) -> Iterator[CandidatesAway | None]:
+        """The cluster that trains candidates; None without one."""
+        if self.session.ray is None:
+            yield None
+            return
+        check_cluster(self.session.ray)
+        with connected(self.session.ray):
+            yield CandidatesAway(self.training)
 
     def _prepared(self) -> Job:
         """The job that builds any policy of the search. Raises RunError if candidates would break a promise."""
@@ -193,28 +205,19 @@ class _Task:
         self.progress.stage("candidates")
         model, evaluate = network_of(self.source, path), evaluate_of(self.source, self.data)
         return prepare(
-            Inputs(model, self.example, fitting(self.data, model).calibration.batches(BATCH), evaluate), self.config
+            Inputs(model, self.example, fitting(self.data, model).calibration.batches(BATCH), evaluate),
+            replace(self.config, workers=None, ray=None),  # no policy is searched for
         )
 
     def trained(self, slim: nn.Module, method: Method, settings: FineTuneConfig, checkpoint: Path) -> FineTuneResult:
-        slim.to(self.device)
-
-        def on_epoch(epoch: EpochRecord) -> float:
-            value = self.score(slim)
-            self.progress.epoch(epoch, get_score(self.config.score).named(value))
-            return value
-
-        return recover(
+        return self.training.trained(
             slim,
-            fitting(self.data, slim).train,
+            method.masks(slim),
             settings,
-            teacher=self.teacher,
-            masks=method.masks(slim),
             checkpoint=checkpoint,
-            checkpoint_every=self.checkpoint_every,
+            checkpoint_every=self.session.checkpoint_every,
             accelerator=self.state.accelerator,
-            on_step=self.progress.training_step,
-            on_epoch=on_epoch,
+            watch=self.progress,
         )
 
     def _record(self, start: _Start, untrained: nn.Module | None, result: FineTuneResult) -> None:
@@ -299,6 +302,21 @@ class _Candidates:
     job: Job
     journal: Path
     count: int
+    away: CandidatesAway | None = None
+
+    def begin(self, records: Sequence[EpisodeRecord]) -> None:
+        """On a cluster, train all candidates beside each other that no earlier session has trained."""
+        if self.away is None:
+            return
+        for number, record in enumerate(records):
+            if number >= len(self.task.state.measured):
+                slim = self.job.scorer.build(record.keep)
+                self.away.begin(number, slim, self.job.method.masks(slim), self._settings)
+
+    @property
+    def _settings(self) -> FineTuneConfig:
+        state = self.task.state
+        return replace(state.settings, epochs=state.candidate_config.candidate_epochs)
 
     def recheck(self, record: EpisodeRecord, number: int) -> EpisodeRecord:
         """The policy with the present score of its network. Raises RunError if the journal was changed."""
@@ -313,12 +331,13 @@ class _Candidates:
 
     def train(self, record: EpisodeRecord, number: int) -> float:
         """The score after a short training."""
-        state = self.task.state
-        settings = replace(state.settings, epochs=state.candidate_config.candidate_epochs)
+        if self.away is not None:
+            return self.away.score(number)
         slim = self.job.scorer.build(record.keep)
         self.task.progress.job_part(f"candidate-{number + 1}")
         try:
-            result = self.task.trained(slim, self.job.method, settings, state.checkpoint(number))
+            checkpoint = self.task.state.checkpoint(number)
+            result = self.task.trained(slim, self.job.method, self._settings, checkpoint)
         finally:
             self.task.progress.job_part("")
         return float(result.epochs[-1].score or 0.0)
@@ -367,12 +386,3 @@ def _tested(
     known = summary.get("warnings") or []
     summary["warnings"] = [*known, *(line for line in warnings if line not in known)]
     return {} if value is None else {key: value}
-
-
-def _score_on(device: torch.device, source: Source, data: DataSplits, config: SearchConfig) -> Evaluate:
-    """The run's score, on the images of the search; a function of the user's own gets the network on the CPU."""
-    score = as_evaluator(evaluate_of(source, data), score=config.score, device=device)
-    if isinstance(score, Evaluator) and leaves_images(config, len(score)):
-        score = score.divided(SEARCH_SHARE)[0]
-    copied = bool(source.evaluate) and device.type != "cpu"
-    return lambda model: score_of(score, copy.deepcopy(model).cpu() if copied else model, "fine-tuned")

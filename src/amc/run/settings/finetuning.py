@@ -124,3 +124,7 @@ class SessionConfig:
     )
     restart: bool = option(False, panel=Panel.SESSION, flags=("--restart",), help="Discard an unfinished fine-tuning.")
     device: str = option("auto", panel=Panel.SESSION, help="auto (a GPU if there is one), cpu, cuda or cuda:1.")
+    ray: str | None = option(
+        None, panel=Panel.SESSION,
+        help="Train the candidates on a Ray cluster: auto (of this machine), or HOST:PORT of its head.",
+    )  # fmt: skip

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,33 +25,13 @@ from amc.compression.scoring.workers.pool import ATTEMPTS, Pool
 from amc.errors import AmcError, EvaluationError, ResourceError
 from amc.pruning import Pruner
 from amc.structure import inspect
+from tests.ray_cluster import SOURCES, STORE
 from tests.threads import one_thread  # noqa: F401 -- a fixture: actors have one thread, and sums depend on it
 from tests.tiny import EXAMPLE, compress, tiny
 
 ray = pytest.importorskip("ray")
-cluster_utils = pytest.importorskip("ray.cluster_utils")
-
-ROOT = Path(__file__).parents[4]
-SOURCES = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
 WHOLE, SMALL = (10, 12, 8), (4, 5, 8)
 NAMES = ("journal.jsonl", "journal-uniform.jsonl", "model.safetensors", "policy.json")
-
-
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[Any]:
-    """Two nodes on this machine, with a core each."""
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = SOURCES  # the processes of a node inherit it
-    there = cluster_utils.Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": 10**8}
-    )
-    there.add_node(num_cpus=1, object_store_memory=10**8)
-    yield there
-    there.shutdown()
-    if before is None:
-        del os.environ["PYTHONPATH"]
-    else:
-        os.environ["PYTHONPATH"] = before
 
 
 def size(network: nn.Module) -> int:
@@ -100,7 +79,7 @@ def test_a_search_is_the_same_to_the_byte_on_a_cluster(nodes: Any, tmp_path: Pat
 def test_nodes_that_die_at_any_moment_change_nothing(nodes: Any, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"batch": 4, "episodes": 40, "baselines": ("none",), "recover": "none"}
     compress(tiny(), evaluate=slowly, run_dir=tmp_path / "here", workers=1, **settings)
-    victims = [nodes.add_node(num_cpus=1, object_store_memory=10**8) for _ in range(5)]
+    victims = [nodes.add_node(num_cpus=1, object_store_memory=STORE) for _ in range(5)]
     moments = sorted(random.Random(3).sample(range(1, 30), len(victims)))
     journal, done = tmp_path / "there" / "journal.jsonl", threading.Event()
 
