@@ -36,10 +36,12 @@ from amc.search.planning import Planner
 from amc.search.statistics import Measured
 from amc.search.stopping import StopRules
 from amc.structure.batches import limited
-from common import Record, network_parser, save, source_of
+from common import Record, load, network_parser, save, source_of
 from many_workers_section import CHECKED_BATCH, RESULT, quality, section
 from score_correlation import random_policies
 from workers import forgetful
+
+__all__ = ["RESULT", "main", "measure", "options", "quality", "section"]
 
 Keep = tuple[int, ...]
 CHECKED = (1, 2)  # workers of the searches that check the simulation
@@ -51,6 +53,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--policies", type=int, default=48, help="that are scored, of each kind")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16, 64, 256, 1024])
     parser.add_argument("--episodes", type=int, default=1024, help="of which the agent is timed, or two batches")
+    parser.add_argument("--keep", action="store_true", help="the agent's seconds of the record that is there")
     parser.add_argument("--round-trips", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3, help="searches with 1 and 2 workers, in turns")
     parser.add_argument("--checked", type=int, default=16, help="policies of each of these")
@@ -71,11 +74,12 @@ def measure(args: argparse.Namespace) -> Record:
     }  # fmt: skip
     agent, proposed = learned(job, args.policies)
     record["scores"] = {"random": random_scores(job, policies), "proposed": proposed}
+    record["agent"] = load(RESULT.format(model=args.model)).get("agent", {}) if args.keep else {}
     score = believed(agent, job)
-    record["agent"] = {}
     for batch in args.batches:
-        record["agent"][str(batch)] = timed_agent(job, score, batch, max(args.episodes, 2 * batch))
-        print(batch, record["agent"][str(batch)], flush=True)
+        if str(batch) not in record["agent"]:
+            record["agent"][str(batch)] = timed_agent(job, score, batch, max(args.episodes, 2 * batch))
+            print(batch, record["agent"][str(batch)], flush=True)
     record["environment"] = environment()
     save(RESULT.format(model=args.model), record)
     return record

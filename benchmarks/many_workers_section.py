@@ -6,6 +6,7 @@ import itertools
 import statistics
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import batches
 from common import Record, machine, records, table
@@ -26,34 +27,58 @@ TARGETS = (0.8, 0.9, 0.95)  # shares of the gap between random policies and the 
 # What is computed
 
 
-def search_of(record: Record, batch: int, episodes: int) -> Search:
+@dataclass(frozen=True)
+class Conditions:
+    """What is assumed beside the measured parts."""
+
+    network: float = NETWORK  # seconds of a round trip beyond a worker's pipe
+    deaths: float = 0.0  # of a worker, an hour of scoring
+    longer: float = 1.0  # factor of the scores' seconds
+    at_once: bool = False  # workers begin as soon as a policy is proposed
+
+
+USUAL = Conditions()
+OTHERS = {
+    "as above": USUAL,
+    "through pipes, without a network": Conditions(network=0.0),
+    f"{1000 * FAR:g} ms more to a worker": Conditions(network=FAR),
+    "each worker dies once an hour": Conditions(deaths=1.0),
+    "each worker dies every five minutes": Conditions(deaths=12.0),
+    "workers begin at once": Conditions(at_once=True),
+    "scores take 10 times as long": Conditions(longer=10.0),
+    "scores take 100 times as long": Conditions(longer=100.0),
+}
+
+
+def search_of(record: Record, batch: int, episodes: int, longer: float = 1.0) -> Search:
     """The seconds of a search: the agent's of a measured batch, and scores drawn from those of proposed policies."""
     agent = record["agent"][str(batch)]
     place = [bisect_right(agent["known"], episode) - 1 for episode in range(episodes)]
     return Search(
         propose=[agent["propose"][part] for part in place],
-        score=drawn(record["scores"]["proposed"], episodes),
+        score=[longer * seconds for seconds in drawn(record["scores"]["proposed"], episodes)],
         learn=[agent["learn"][part] + record["pipe"]["driver"] for part in place],
     )
 
 
-def fleet_of(record: Record, workers: int, *, network: float = NETWORK, deaths: float = 0.0) -> Fleet:
-    """Workers with a start and an exchange as measured, and a network's round trip beside it."""
+def computed(
+    record: Record, workers: int, batch: int, episodes: int = EPISODES, conditions: Conditions = USUAL
+) -> Spent:
+    """A search with these workers, which start and exchange as measured."""
     pipe = record["pipe"]
-    return Fleet(workers, pipe["start"], pipe["exchange"] + network, deaths)
-
-
-def computed(record: Record, workers: int, batch: int, episodes: int = EPISODES) -> Spent:
-    return simulate(search_of(record, batch, episodes), batch, fleet_of(record, workers))
+    fleet = Fleet(workers, pipe["start"], pipe["exchange"] + conditions.network, conditions.deaths)
+    search = search_of(record, batch, episodes, conditions.longer)
+    return simulate(search, batch, fleet, streamed=conditions.at_once)
 
 
 def measured_batches(record: Record) -> list[int]:
     return [int(batch) for batch in record["agent"]]
 
 
-def best_batch(record: Record, workers: int) -> int:
+def best_batch(record: Record, workers: int, conditions: Conditions = USUAL) -> int:
     """The smallest batch that is nearly as fast as the fastest."""
-    seconds = {batch: computed(record, workers, batch).seconds for batch in measured_batches(record)}
+    sizes = measured_batches(record)
+    seconds = {size: computed(record, workers, size, conditions=conditions).seconds for size in sizes}
     return min(batch for batch, took in seconds.items() if took * NEARLY <= min(seconds.values()))
 
 
@@ -66,7 +91,7 @@ def section(record: Record) -> str:
         f"## Many workers: {model}\n\n"
         f"`python benchmarks/many_workers.py --model {model} --weights W --data cifar10:DATA --search-images "
         f"{record['images']}`, {record['groups']} groups at half the MACs.\n\n"
-        f"**Measured**, in CPU seconds of one thread, beside other work:\n\n{scores_table(record)}\n"
+        f"**Measured**, in CPU seconds of one thread, beside other work that slowed both down:\n\n{scores_table(record)}\n"
         f"The agent, a policy. The first proposal of a batch fits the model to all that is known, and is counted in "
         f"the mean:\n\n{agent_table(record)}\n{pipe_line(record)}\n"
         f"**Computed** from these: searches of {EPISODES:,} policies, whose scores take as long as those of proposed "
@@ -74,9 +99,11 @@ def section(record: Record) -> str:
         "to another machine nearby. How many times as many policies an hour as one worker with a batch of 1:\n\n"
         f"{speeds_table(record)}\n"
         "Where the time goes, with the smallest batch that is within 2% of the fastest. What scoring and transfers "
-        "would take if all workers shared them evenly, and the rest: waiting for the last of a batch. \"At once\" "
-        "is the same search if workers began with a policy as soon as it is proposed, which AMC's do not:\n\n"
-        f"{parts_table(record)}\nOther conditions, with the same batches:\n\n{conditions_table(record)}\n"
+        "would take if all workers shared them evenly, and the rest: waiting for the last of a batch:\n\n"
+        f"{parts_table(record)}\nOther conditions: policies an hour, and how many times as many as with one worker under "
+        "the same ones. "
+        "\"At once\": a worker begins with a policy as soon as it is proposed, as AMC's workers do not; they wait for "
+        f"the whole batch. Longer scores are those of larger networks or more images:\n\n{conditions_table(record)}\n"
         "The simulation **against searches that were run** by the wall clock with batches of 4, in turns: computed "
         "from the seconds of proposing, scoring and learning of that same run, as the machine was busy with other "
         f"work:\n\n{checks_table(record)}" + machine(record)
@@ -134,35 +161,26 @@ def parts_table(record: Record) -> str:
     rows = []
     for workers in FLEETS:
         batch = best_batch(record, workers)
-        search = search_of(record, batch, EPISODES)
-        spent = simulate(search, batch, fleet_of(record, workers))
-        at_once = simulate(search, batch, fleet_of(record, workers), streamed=True)
+        spent = computed(record, workers, batch)
         parts = (spent.agent, spent.scores, spent.uneven, spent.transfer, spent.start)
         rows.append([
             f"{workers:,}", f"{batch:,}", hourly(spent), duration(spent.seconds),
-            *(f"{part / spent.seconds:.0%}" for part in parts), f"{spent.idle:.0%}", spent.bound, hourly(at_once),
+            *(f"{part / spent.seconds:.0%}" for part in parts), f"{spent.idle:.0%}", spent.bound,
         ])  # fmt: skip
     heads = ["workers", "batch", "policies an hour", "time", "agent", "scores", "uneven", "transfer", "start"]
-    return table([*heads, "workers idle", "bound by", "at once"], rows)
+    return table([*heads, "workers idle", "bound by"], rows)
 
 
 def conditions_table(record: Record) -> str:
-    conditions: dict[str, dict[str, float]] = {
-        "through pipes": {"network": 0.0},
-        f"{1000 * NETWORK:g} ms to another machine": {},
-        f"{1000 * FAR:g} ms to another machine": {"network": FAR},
-        "each worker dies once an hour": {"deaths": 1.0},
-        "each worker dies every five minutes": {"deaths": 12.0},
-    }
     rows = []
-    for name, condition in conditions.items():
-        cells = []
-        for workers in (64, 1024):
-            batch = best_batch(record, workers)
-            spent = simulate(search_of(record, batch, EPISODES), batch, fleet_of(record, workers, **condition))
-            cells.append(hourly(spent) + (f", {spent.failed} fail" if spent.failed else ""))
+    for name, conditions in OTHERS.items():
+        one, cells = computed(record, 1, 1, conditions=conditions), []
+        for workers in (16, 64, 1024):
+            spent = computed(record, workers, best_batch(record, workers, conditions), conditions=conditions)
+            failed = f", {spent.failed} fail" if spent.failed else ""
+            cells.append(f"{hourly(spent)} ({one.seconds / spent.seconds:.0f}×{failed})")
         rows.append([name, *cells])
-    return table(["policies an hour", "64 workers", "1,024 workers"], rows)
+    return table(["", "16 workers", "64 workers", "1,024 workers"], rows)
 
 
 def checks_table(record: Record) -> str:

@@ -175,7 +175,7 @@ LONG = {
     "against_torch_pruning": (SEARCH, 4),
     "many_workers": (
         f"{QUICK} --policies 3 --batches 1 4 --episodes 8 --round-trips 3 --rounds 1 --checked 4",
-        2 + 2 + 7 + 7 + 5 + 1,  # kinds of policies, batches, numbers of workers twice, conditions, a check
+        2 + 2 + 7 + 7 + 8 + 1,  # kinds of policies, batches, numbers of workers twice, conditions, a check
     ),
 }
 
