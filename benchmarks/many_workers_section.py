@@ -103,7 +103,8 @@ def section(record: Record) -> str:
         "would take if all workers shared them evenly, and the rest: waiting for the last of a batch:\n\n"
         f"{parts_table(record)}\nOther conditions: policies an hour, and how many times as many as with one worker "
         "under the same ones. \"At once\": a worker begins with a policy as soon as it is proposed, as AMC's "
-        f"workers do not; they wait for the whole batch. Longer scores are those of larger networks or more images:\n\n{conditions_table(record)}\n"
+        f"workers do not; they wait for the whole batch. Longer scores are those of larger networks or more "
+        f"images:\n\n{conditions_table(record)}\n"
         "The simulation **against searches that were run** by the wall clock with batches of 4, in turns: computed "
         "from the seconds of proposing, scoring and learning of that same run, as the machine was busy with other "
         f"work:\n\n{checks_table(record)}" + machine(record)
