@@ -63,8 +63,9 @@ def section(record: Record) -> str:
     rows = []
     for batch, found in sorted(runs.items()):
         mine = {case: outcome for case, outcome in found.items() if case.agent == agent}
-        seeds = str(len({case.seed for case in mine}))
-        rows.append([str(batch), *(cell(list(shares(reference | mine, toy, agent))) for toy in toys), seeds])
+        seeds = len({case.seed for case in mine})
+        if seeds:  # with a batch of 1 there may be the reference alone
+            rows.append([str(batch), *(cell(list(shares(reference | mine, toy, agent))) for toy in toys), str(seeds)])
     return (
         f"## What a batch costs: {counts[-1]:,} policies\n\n"
         f"`python benchmarks/batches.py --episodes {counts[-1]}`: the agent `{agent}` on the toys of search_toys.py, "
