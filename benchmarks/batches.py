@@ -1,10 +1,11 @@
 """What batches cost in quality: an agent that learns from many policies at once, on toys whose optimum is known.
 
     python benchmarks/batches.py
+    python benchmarks/batches.py --episodes 400 --batches 1 16 64 256 --seeds 4
 
 A batch is proposed before the first of its policies is scored, so that workers can score it together; the agent then
 learns later than one that learns after every policy. The toys and the shares are those of search_toys.py. The results
-go to benchmarks/results/batches.json after every search; a second call measures what is missing.
+go to benchmarks/results/batches-EPISODES.json after every search; a second call measures what is missing.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from common import Record, load, machine, plain_parser, save, table
 from search_toys import REFERENCE, Case, Outcome, cell, points, searched, shares
 from tests.search.landscapes import TOYS
 
-RESULT = "batches.json"
+RESULT = "batches-{episodes}.json"
 BATCHES = (1, 4, 8, 16)
 
 
@@ -37,7 +38,8 @@ def options() -> argparse.ArgumentParser:
 def measure(args: argparse.Namespace) -> Record:
     torch.set_num_threads(1)
     setting = {"agent": args.agent, "episodes": args.episodes, "images": args.images}
-    record = load(RESULT)
+    file = RESULT.format(episodes=args.episodes)
+    record = load(file)
     if {name: record.get(name) for name in setting} != setting:
         record = {**setting, "runs": {}}
     for seed, toy in itertools.product(range(args.seeds), args.toys):
@@ -46,8 +48,8 @@ def measure(args: argparse.Namespace) -> Record:
             if name not in record["runs"]:
                 outcome = searched(Case(toy, args.images, agent, seed), args.episodes, batch)
                 record["runs"][name] = str(outcome)
-                save(RESULT, record | {"environment": environment()})
-    return load(RESULT)
+                save(file, record | {"environment": environment()})
+    return load(file)
 
 
 def section(record: Record) -> str:
@@ -61,16 +63,18 @@ def section(record: Record) -> str:
     rows = []
     for batch, found in sorted(runs.items()):
         mine = {case: outcome for case, outcome in found.items() if case.agent == agent}
-        rows.append([str(batch), *(cell(list(shares(reference | mine, toy, agent))) for toy in toys)])
-    seeds = len({case.seed for case in reference})
+        seeds = len({case.seed for case in mine})
+        if seeds:  # with a batch of 1 there may be the reference alone
+            rows.append([str(batch), *(cell(list(shares(reference | mine, toy, agent))) for toy in toys), str(seeds)])
     return (
-        "## What a batch costs\n\n"
-        f"`python benchmarks/batches.py`: the agent `{agent}` on the toys of search_toys.py, scores sampled on "
-        f"{record['images']:,} images, {seeds} seeds. A cell is the share of the gap between the best of {counts[-1]} "
-        f"random policies and the optimum, in percent, that is closed after {counts[0]}, {counts[1]} and {counts[2]} "
-        "scored policies, in the median over the seeds. The agent learns from no policy of a batch before all of it "
-        "is proposed.\n\n" + table(["batch", *toys], rows) + machine(record)
-    )
+        f"## What a batch costs: {counts[-1]:,} policies\n\n"
+        f"`python benchmarks/batches.py --episodes {counts[-1]}`: the agent `{agent}` on the toys of search_toys.py, "
+        f"scores sampled on {record['images']:,} images. A cell is the share of the gap between the best of "
+        f"{counts[-1]:,} random policies and the optimum, in percent, that is closed after {counts[0]:,}, "
+        f"{counts[1]:,} and {counts[2]:,} scored policies, in the median over the seeds. The agent learns from no "
+        "policy of a batch before all of it is proposed.\n\n"
+        + table(["batch", *toys, "seeds"], rows) + machine(record)
+    )  # fmt: skip
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ import kernels
 import latency_runtimes
 import latency_search
 import latency_table
+import many_workers
 import masking_cost
 import methods
 import networks
@@ -112,7 +113,9 @@ def study_page(page: str) -> str:
 
 
 def workers_page(page: str) -> str:
-    return between(page, "<!-- measured -->\n\n", "\n<!-- end -->", each(workers, batches))
+    quality = many_workers.quality(records(many_workers.RESULT))
+    parts = [each(workers), each(many_workers), quality, each(batches)]
+    return between(page, "<!-- measured -->\n\n", "\n<!-- end -->", "\n".join(filter(None, parts)))
 
 
 def ray_page(page: str) -> str:

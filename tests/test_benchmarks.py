@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 INDEX = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
 COMMAND = re.compile(r"python benchmarks/(\w+)\.py([^`\n#…]*)")
-PAGES = ("benchmarks", "latency", "sparse", "networks", "kernels")
+PAGES = ("benchmarks", "latency", "sparse", "networks", "kernels", "workers")
 NO_FIGURE = {"render", "train_digits"}  # scripts that measure nothing
 QUOTED = {  # figures that the project's README quotes
     "search_quality", "reconstruction", "against_torch_pruning", "methods", "latency_search", "latency_runtimes",
@@ -163,6 +163,7 @@ SMALL = {  # name: (arguments, lines of its tables)
     "masking_cost": (f"{QUICK} --rounds 2", 2),
     "episode_cost": (f"{QUICK} --rounds 2", 9),
     "engines": (f"{QUICK} --episodes 3", 4 + 4),
+    "batches": ("--episodes 8 --seeds 1 --batches 1 4 --toys 'additive, residual, 9'", 2),
     "recovery": (f"{QUICK} --budgets macs<=50% --seeds 0", 1),
     "score_correlation": (f"{QUICK} --policies 3 --epochs 1", 4),
     "search_agents": (f"{QUICK} --policies 4 --seeds 0 1 --shares 60", 3),
@@ -172,6 +173,10 @@ LONG = {
     "methods": (f"{SEARCH} --seeds 0 --budgets params<=50% --methods channel 2:4", 2 + 2),  # and two for 2:4 alone
     "rounds": (SEARCH, 4 + 2),
     "against_torch_pruning": (SEARCH, 4),
+    "many_workers": (
+        f"{QUICK} --policies 3 --batches 1 4 --episodes 8 --round-trips 3 --rounds 1 --checked 4",
+        2 + 2 + 7 + 7 + 8 + 1,  # kinds of policies, batches, numbers of workers twice, conditions, a check
+    ),
 }
 
 
@@ -188,7 +193,7 @@ def test_figures_save_what_they_measure_and_show(
     figure = importlib.import_module(name)
     args = parse(name, arguments.replace("RUNS", str(tmp_path / "runs")))
     record = figure.measure(args)
-    saved = json.loads((results / figure.RESULT.format(model=getattr(args, "model", ""))).read_text(encoding="utf-8"))
+    saved = json.loads((results / figure.RESULT.format(**vars(args))).read_text(encoding="utf-8"))
     assert figure.section(saved) == figure.section(record)
     rows = re.findall(r"^\|.*\|$", figure.section(saved), flags=re.MULTILINE)
     heads = sum(set(row) <= set("| -:") and "---" in row for row in rows)

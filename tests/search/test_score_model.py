@@ -6,9 +6,10 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import multivariate_normal
 
 from amc.search import Metric, Problem, SearchTask, create_agent, search
-from amc.search.score_model import ScoreModel
+from amc.search.score_model import MISFITS, SCALES, ScoreModel, _Choice, _evidences, _Terms
 from amc.search.statistics import Measured
 from tests.search.landscapes import TOYS
 from tests.search.toys import chain_problem, record_of, residual_problem
@@ -149,6 +150,42 @@ def test_draws_spread_as_the_scores_leave_it_open_and_not_at_temperature_0() -> 
 
     assert spread(few, 1.0) > 1.5 * spread(many, 1.0)
     assert spread(few, 0.0) < 1e-12
+
+
+@pytest.mark.parametrize("count", [10, 60], ids=["fewer records than terms", "more"])
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_the_evidence_is_that_of_the_normal_distribution(count: int, misfit: float) -> None:
+    draw = np.random.default_rng(0)
+    columns, damage = draw.normal(size=(count, 30)), draw.normal(size=count)
+    variance = draw.uniform(1e-6, 1e-4, count) + misfit**2
+    expected = [
+        multivariate_normal(np.zeros(count), scale**2 * columns @ columns.T + np.diag(variance)).logpdf(damage)
+        for scale in SCALES
+    ]
+    constant = -0.5 * count * math.log(2 * math.pi)
+    assert _evidences(columns, SCALES, damage, variance) + constant == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("batch", "chosen"),
+    [
+        (1, [8, *range(16, 200, 8), *range(208, 300, 16)]),
+        (50, [50, 100, 150, 200, 250]),
+        (256, [256, 512]),
+    ],
+)
+def test_scale_misfit_and_link_are_chosen_anew(batch: int, chosen: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every 8 records, of hundreds for each full hundred: the first time that the model is asked after that."""
+    problem, score = residual_problem(9)
+    model, asked = ScoreModel(problem), []
+    choice = _Choice(False, _Terms(False, False), 0.1, 0.01)
+    monkeypatch.setattr(model, "_most_evident", lambda features: asked.append(len(features)) or choice)
+    keep = tuple(problem.dense.tolist())
+    for number in range(1, max(chosen) + 1):
+        model.add(record_of(problem, keep, score(keep), number))
+        if number % batch == 0 and number >= 8:
+            model.fit()
+    assert asked == chosen
 
 
 def test_failed_records_teach_nothing_and_one_record_is_enough() -> None:

@@ -127,6 +127,7 @@ class ScoreModel:
         self._records: list[EpisodeRecord] = []
         self._rows: list[FloatArray] = []
         self._chosen: _Choice | None = None
+        self._judged = 0  # how many records there were when it was chosen
 
     def __len__(self) -> int:
         return len(self._records)
@@ -143,9 +144,10 @@ class ScoreModel:
             return Posterior(self, self._fitted())
 
     def _fitted(self) -> _Fit:
-        features = np.array(self._rows)
-        if self._chosen is None or len(self._records) % (REFIT * max(1, len(self._records) // 100)) == 0:
-            self._chosen = self._most_evident(features)
+        features, count = np.array(self._rows), len(self._records)
+        step = REFIT * max(1, count // 100)
+        if self._chosen is None or count // step > self._judged // step:  # batches may skip a multiple
+            self._chosen, self._judged = self._most_evident(features), count
         chosen = self._chosen
         reference, damage, noise = self._damages(chosen.logarithmic)
         variance = noise + chosen.misfit**2
@@ -164,26 +166,28 @@ class ScoreModel:
     def _most_evident(self, features: FloatArray) -> _Choice:
         """The choice with the largest marginal likelihood of the scores, coefficients of either sign."""
         weighted = features * self._prior
-        kernels = {}
-        for terms in itertools.starmap(_Terms, itertools.product((False, True), repeat=2)):
-            columns = weighted[:, self._used(terms)]
-            kernels[terms] = columns @ columns.T
+        columns = {
+            terms: weighted[:, self._used(terms)]
+            for terms in itertools.starmap(_Terms, itertools.product((False, True), repeat=2))
+        }
         best, found = (
             -math.inf,
             _Choice(False, _Terms(False, False), float(SCALES[len(SCALES) // 2]), float(MISFITS[1])),
         )
-        for logarithmic, terms in itertools.product((False, True), kernels):
+        for logarithmic, terms in itertools.product((False, True), columns):
             if logarithmic and not self._positive():
                 continue
             _, damage, noise = self._damages(logarithmic)
             doubt = DOUBT * sum(terms)
             slope = sum(math.log(record.score or 1.0) for record in self._records) if logarithmic else 0.0
             spread = max(float(np.abs(damage).max()), 1e-6)  # scores have any unit: scale and misfit follow theirs
-            for scale in SCALES * spread:
-                for misfit in MISFITS * spread:
-                    evidence = _evidence(kernels[terms] * scale**2, damage, noise + misfit**2) - slope - doubt
-                    if evidence > best:
-                        best, found = evidence, _Choice(logarithmic, terms, float(scale), float(misfit))
+            scales, misfits = SCALES * spread, MISFITS * spread
+            table = np.array([_evidences(columns[terms], scales, damage, noise + misfit**2) for misfit in misfits])
+            scale, misfit = np.unravel_index(np.argmax(table.T), table.T.shape)  # of equal ones the least scale
+            evidence = float(table[misfit, scale]) - slope - doubt
+            if evidence > best:
+                best = evidence
+                found = _Choice(logarithmic, terms, float(scales[scale]), float(misfits[misfit]))
         return found
 
     def _positive(self) -> bool:
@@ -278,6 +282,17 @@ def _basis(sparsity: FloatArray) -> FloatArray:
     return np.stack([*powers, *(np.where(sparsity > edge + ROUNDING, 1.0, 0.0) for edge in EDGES)], axis=1)
 
 
+def _evidences(columns: FloatArray, scales: FloatArray, damage: FloatArray, variance: FloatArray) -> FloatArray:
+    """Log marginal likelihoods [scales] of damages [N], up to a constant.
+
+    For each scale s their covariance is s² `columns` `columns`ᵀ + diag(`variance`), with `columns` [N, P].
+    """
+    if len(damage) > columns.shape[1]:
+        return _evidences_of_many(columns, scales, damage, variance)
+    kernel = columns @ columns.T
+    return np.array([_evidence(kernel * scale**2, damage, variance) for scale in scales])
+
+
 def _evidence(kernel: FloatArray, damage: FloatArray, variance: FloatArray) -> float:
     """Log marginal likelihood of damages [N] with covariance `kernel` + diag(`variance`), up to a constant."""
     try:
@@ -286,3 +301,14 @@ def _evidence(kernel: FloatArray, damage: FloatArray, variance: FloatArray) -> f
         return -math.inf
     whitened = np.linalg.solve(factor, damage)
     return float(-0.5 * whitened @ whitened - np.log(np.diag(factor)).sum())
+
+
+def _evidences_of_many(columns: FloatArray, scales: FloatArray, damage: FloatArray, variance: FloatArray) -> FloatArray:
+    """The same for more records than terms, in time N P² instead of N³: one decomposition [P, P] for all scales."""
+    deviation = np.sqrt(variance)
+    white, target = columns / deviation[:, None], damage / deviation
+    values, vectors = np.linalg.eigh(white.T @ white)
+    projected = vectors.T @ (white.T @ target)
+    grown = 1 + scales[:, None] ** 2 * np.maximum(values, 0.0)
+    explained = (scales[:, None] ** 2 * projected**2 / grown).sum(axis=1)
+    return np.asarray(-0.5 * (target @ target - explained + np.log(variance).sum() + np.log(grown).sum(axis=1)))
