@@ -17,9 +17,10 @@ from amc.compression.load import check_builds, check_weights, settings_of, weigh
 from amc.compression.observer import Observer
 from amc.compression.prepare import Inputs, Job, prepare
 from amc.compression.progress import listening
-from amc.compression.scoring.evaluator import BatchSource, as_evaluator
+from amc.compression.scoring.evaluator import as_evaluator
 from amc.compression.scoring.policy import ScoreTiming
 from amc.compression.scoring.pool import Pool, scoring
+from amc.compression.scoring.sources import BatchSource
 from amc.compression.settings import NO_BUDGET, SearchConfig
 from amc.compression.verify import Recorded
 from amc.compression.warm_start import earlier_records

@@ -96,6 +96,10 @@ class ImageSet:
             part = slice(start, start + batch_size)
             yield self._ready(self.images[part]), self.labels[part]
 
+    def chosen(self, parts: Iterable[Tensor]) -> Iterator[Batch]:
+        """A batch of the images at each of `parts`, places [M]; no others are read."""
+        return ((self._ready(self.images[part]), self.labels[part]) for part in parts)
+
     def training_batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
         """One shuffled, augmented epoch. An incomplete last batch is dropped unless it is the only one."""
         return self.training_share(batch_size, generator)
@@ -159,6 +163,10 @@ class FolderSet:
         """All images once, in order, resized and cropped at the centre."""
         starts = range(0, len(self), batch_size)
         return self._decoded((list(range(i, min(i + batch_size, len(self)))), None) for i in starts)
+
+    def chosen(self, parts: Iterable[Tensor]) -> Iterator[Batch]:
+        """A batch of the images at each of `parts`, places [M]; no others are decoded."""
+        return self._decoded((part.tolist(), None) for part in parts)
 
     def training_batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
         """One shuffled epoch, randomly cropped, resized and flipped. An incomplete last batch is dropped."""

@@ -184,7 +184,8 @@ class _Entry:
                 return None
             if header != self._header(shape, _digest(descriptor, size)):
                 return None
-            os.utime(self.path)  # the entries unused for longest are removed first
+            with suppress(OSError):  # of a file system that cannot be written
+                os.utime(self.path)  # the entries unused for longest are removed first
             return mapped(self.path, descriptor)[:size].view(shape)
         except (OSError, ValueError):
             return None

@@ -23,7 +23,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import cloudpickle
 import torch
 
 from amc.compression.observer import Observer
@@ -31,6 +30,7 @@ from amc.compression.scoring.engine.memory import LIMIT
 from amc.compression.scoring.policy import PolicyScorer, Scored, ScoreTiming
 from amc.compression.settings import SearchConfig
 from amc.errors import AmcError, EvaluationError, ResourceError, check_resources, reason_of
+from amc.run.mapped import BY_NAME
 from amc.run.memory import free_memory
 from amc.run.provenance import CPU
 from amc.search.statistics import Measured
@@ -172,7 +172,7 @@ class Pool:
     def _write(self, path: Path) -> None:
         """The scorer, for the workers to map."""
         try:
-            torch.save(self._scorer, path, pickle_module=cloudpickle)
+            torch.save(self._scorer, path, pickle_module=BY_NAME)
         except Exception as error:  # the user's network or `evaluate` may hold anything
             check_resources(error)
             raise AmcError(

@@ -43,7 +43,7 @@ def _answering(scorer_file: Path, memory: int, gpu: int | None) -> Callable[[tup
     import torch
 
     from amc.compression.scoring.engine.network import PiecewiseEngine
-    from amc.errors import EvaluationError, ResourceError, guarded
+    from amc.errors import EvaluationError, ResourceError, RunError, guarded
     from amc.search.statistics import Measured
 
     torch.set_num_threads(1)
@@ -53,7 +53,10 @@ def _answering(scorer_file: Path, memory: int, gpu: int | None) -> Callable[[tup
     def placed(storage: Any, location: str) -> Any:
         return storage.cuda(gpu) if location.startswith("cuda") else storage
 
-    scorer = torch.load(scorer_file, mmap=True, weights_only=False, map_location=placed)
+    try:
+        scorer = torch.load(scorer_file, mmap=True, weights_only=False, map_location=placed)
+    except RunError as error:  # a file of decoded images, which is mapped as well, was removed
+        sys.exit(f"amc: {error}")
     if isinstance(scorer.engine, PiecewiseEngine):
         scorer.engine.memory.limit = memory
 
