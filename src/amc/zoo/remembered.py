@@ -241,7 +241,11 @@ class _Entry:
         while True:
             descriptor = os.open(self.part, flags, 0o600)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    fcntl.flock(descriptor, fcntl.LOCK_SH)  # waits until it is written; it stays locked while mapped
+                    continue
                 state = os.fstat(descriptor)
                 if not stat.S_ISREG(state.st_mode) or not _is_own(state):
                     raise _NoEntryError(f"'{self.part}' is not a file of this user")
