@@ -20,6 +20,7 @@ import engines
 import episode_cost
 import gpu
 import guarantee
+import images
 import kernels
 import latency_runtimes
 import latency_search
@@ -114,6 +115,10 @@ def workers_page(page: str) -> str:
     return between(page, "<!-- measured -->\n\n", "\n<!-- end -->", each(workers, batches))
 
 
+def images_page(page: str) -> str:
+    return between(page, "<!-- measured -->\n\n", "\n<!-- end -->", each(images))
+
+
 def gpu_page(page: str) -> str:
     return between(page, "<!-- measured -->\n\n", "\n<!-- end -->", each(gpu))
 
@@ -141,6 +146,7 @@ PAGES: dict[str, Callable[[str], str]] = {  # by name in docs/: the page as it i
     "sparse": sparse_page,
     "study": study_page,
     "workers": workers_page,
+    "images": images_page,
     "gpu": gpu_page,
     "networks": networks_page,
     "kernels": kernels_page,
