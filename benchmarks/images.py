@@ -142,11 +142,11 @@ def section(record: Record) -> str:
         f"of its own, the fastest of {record['rounds']} rounds. Start: until the images are there. Memory: of the "
         "process alone, at most, while it prepares the images and takes all batches once.\n\n"
         + table(("way", "start", "images a second", "memory"), rows)
-        + f"\nBefore it began, {record['load']:.1f} processes ran on the machine, in the mean of a minute: unless that is "
-        f"near 0, the times are upper bounds. Two threads decoded {one / two:.2f} times as fast as one. Computed, not "
-        f"measured, for {PROJECTED:,} images of this size: {4 * pixels / 1e9:.1f} GB as floats, {pixels / 1e9:.1f} GB as "
-        f"bytes, which is the size of the file that is mapped; {PROJECTED * two / count / 60:.0f} minutes to decode at "
-        "the pace of two threads here.\n" + machine(record)
+        + f"\nBefore it began, {record['load']:.1f} processes ran on the machine, in the mean of a minute: unless that "
+        f"is near 0, the times are upper bounds. Two threads decoded {one / two:.2f} times as fast as one. Computed, "
+        f"not measured, for {PROJECTED:,} images of this size: {4 * pixels / 1e9:.1f} GB as floats, "
+        f"{pixels / 1e9:.1f} GB as bytes, which is the size of the file that is mapped; "
+        f"{PROJECTED * two / count / 60:.0f} minutes to decode at the pace of two threads here.\n" + machine(record)
     )
 
 
