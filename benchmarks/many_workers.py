@@ -25,7 +25,8 @@ import torch
 from amc.cli.jobs.origin import BATCH, data_of, network_of
 from amc.compression.prepare import Inputs, Job, prepare
 from amc.compression.scoring.evaluator import Evaluator
-from amc.compression.scoring.pool import Pool
+from amc.compression.scoring.workers.pool import Pool
+from amc.compression.scoring.workers.processes import Processes
 from amc.compression.settings import SearchConfig
 from amc.run.provenance import environment
 from amc.search import EpisodeRecord, EpisodeTiming, SearchTask, search
@@ -195,7 +196,7 @@ def timed_agent(job: Job, score: Callable[[Keep], float], batch: int, episodes: 
 def pipe(job: Job, policy: Keep, times: int) -> dict[str, float]:
     """Wall seconds until a worker scores, and of its exchange beyond the score; CPU seconds of the driver for it."""
     began = time.perf_counter()
-    with Pool(forgetful(job.scorer), 1) as pool:
+    with Pool(forgetful(job.scorer), Processes(forgetful(job.scorer), 1)) as pool:
         pool.ready()
         started = time.perf_counter()
         pool.scored(policy)  # from now on the worker remembers it
@@ -216,7 +217,7 @@ def checked(job: Job, episodes: int, workers: int, seed: int) -> Record:
     """A search with workers by the wall clock: what it took, and the seconds of its parts, as they were in this run."""
     job.scorer.engine.forget()
     scores: list[float] = []
-    with Pool(forgetful(job.scorer), workers) as pool:
+    with Pool(forgetful(job.scorer), Processes(forgetful(job.scorer), workers)) as pool:
         pool.ready()
 
         def score(policy: Keep) -> float:

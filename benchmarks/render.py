@@ -20,6 +20,7 @@ import engines
 import episode_cost
 import gpu
 import guarantee
+import images
 import kernels
 import latency_runtimes
 import latency_search
@@ -122,6 +123,10 @@ def ray_page(page: str) -> str:
     return between(page, "<!-- measured -->\n\n", "\n<!-- end -->", each(overhead))
 
 
+def images_page(page: str) -> str:
+    return between(page, "<!-- measured -->\n\n", "\n<!-- end -->", each(images))
+
+
 def gpu_page(page: str) -> str:
     return between(page, "<!-- measured -->\n\n", "\n<!-- end -->", each(gpu))
 
@@ -150,6 +155,7 @@ PAGES: dict[str, Callable[[str], str]] = {  # by name in docs/: the page as it i
     "study": study_page,
     "workers": workers_page,
     "ray": ray_page,
+    "images": images_page,
     "gpu": gpu_page,
     "networks": networks_page,
     "kernels": kernels_page,

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from amc.compression.scoring.pool import ATTEMPTS
+from amc.compression.scoring.workers.pool import ATTEMPTS
 
 
 @dataclass(frozen=True)

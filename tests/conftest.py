@@ -12,6 +12,8 @@ import hypothesis
 import pytest
 import torch
 
+from tests.ray_cluster import nodes  # noqa: F401 -- a fixture
+
 atexit.register(shutil.rmtree, os.environ["AMC_CACHE"], ignore_errors=True)
 
 # CI repeats itself: the same examples every time. Elsewhere hypothesis goes on looking.
@@ -27,6 +29,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
-
-
-pytest_plugins = ("tests.ray_cluster",)

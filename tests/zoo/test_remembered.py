@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import pickle
 import shutil
+import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +24,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from amc.errors import DataError, RunError
+from amc.errors import DataError
 from amc.run.cache import cache_folder
-from amc.zoo import remembered
+from amc.run.mapped import file_of
+from amc.zoo import decode, remembered
 from amc.zoo.decode import Decoder
 
 SIDE = 8
@@ -152,16 +159,16 @@ class TestChanges:
     def test_a_file_that_changes_while_it_is_decoded_is_not_remembered(
         self, images: Images, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        decoded = Decoder._decoded
+        chunks = Decoder._chunks
 
-        def slow(self: Decoder, files: list[str]) -> remembered.Pixels:
-            pixels = decoded(self, files)
+        def slow(self: Decoder, files: list[str], *place: Any) -> Generator[remembered.Pixels]:
+            yield from chunks(self, files, *place)
             images.paint(files[0], 8)
-            return pixels
 
         with monkeypatch.context() as patch:
-            patch.setattr(Decoder, "_decoded", slow)
-            images.read()
+            patch.setattr(Decoder, "_chunks", slow)
+            assert torch.equal(images.read(), images.expected(8, 1, 2, 3))
+        assert list(images.cache.iterdir()) == []
         assert_decoded(images, 8, 1, 2, 3, again=True)
 
     def test_a_file_that_has_just_been_written_is_not_remembered(
@@ -192,46 +199,39 @@ def emptied(data: bytes) -> bytes:
 
 
 def one_bit(data: bytes) -> bytes:
-    return data[:-100] + bytes([data[-100] ^ 1]) + data[-99:]
+    return data[:100] + bytes([data[100] ^ 1]) + data[101:]
 
 
 def without_header(data: bytes) -> bytes:
-    return data.partition(b"\n")[2]
+    return data[: 4 * SIZE]
 
 
-def header_that_is_a_list(data: bytes) -> bytes:
-    return b"[1]\n" + data.partition(b"\n")[2]
-
-
-def deeply_nested(data: bytes) -> bytes:
-    return b"[" * 1000 + b"\n" + data.partition(b"\n")[2]
-
-
-def pickled(data: bytes) -> bytes:
-    return pickle.dumps(np.zeros(4))
+def replaced(header: bytes) -> Callable[[bytes], bytes]:
+    return lambda data: data[: 4 * SIZE] + header.ljust(len(data) - 4 * SIZE)
 
 
 def changed(**fields: object) -> Callable[[bytes], bytes]:
     def change(data: bytes) -> bytes:
-        header, _, pixels = data.partition(b"\n")
-        return json.dumps({**json.loads(header), **fields}).encode() + b"\n" + pixels
+        return replaced(json.dumps({**json.loads(data[4 * SIZE :]), **fields}).encode())(data)
 
     return change
 
 
-DAMAGE = [
-    cut, extended, emptied, one_bit, without_header, header_that_is_a_list, deeply_nested, pickled,
-    changed(version=2), changed(format="other"), changed(key="0" * 64), changed(shape=None), changed(shape=[4, 8, 24]),
-    changed(shape=[4, -8, -8, 3]), changed(shape=[4, 8, 8, 2**62]), changed(shape=[4.0, 8, 8, 3]), changed(sha256=1),
-]  # fmt: skip
+DAMAGE = {
+    "cut": cut, "extended": extended, "emptied": emptied, "one bit": one_bit, "no header": without_header,
+    "a list": replaced(b"[1]"), "deep": replaced(b"[" * 1000), "pickled": replaced(pickle.dumps(np.zeros(4))),
+    "version": changed(version=1), "format": changed(format="other"), "key": changed(key="0" * 64),
+    "no shape": changed(shape=None), "three": changed(shape=[4, 8, 24]), "negative": changed(shape=[4, -8, -8, 3]),
+    "huge": changed(shape=[4, 8, 8, 2**62]), "floats": changed(shape=[4.0, 8, 8, 3]), "digest": changed(sha256=1),
+}  # fmt: skip
 
 
 class TestDamage:
-    @pytest.mark.parametrize("damage", DAMAGE, ids=[getattr(each, "__name__", "") for each in DAMAGE])
-    def test_is_ignored_and_written_again(self, images: Images, damage: Callable[[bytes], bytes]) -> None:
+    @pytest.mark.parametrize("damage", DAMAGE)
+    def test_is_ignored_and_written_again(self, images: Images, damage: str) -> None:
         images.read()
         whole = images.entry.read_bytes()
-        images.entry.write_bytes(damage(whole))
+        images.entry.write_bytes(DAMAGE[damage](whole))
         assert_decoded(images, 0, 1, 2, 3, again=True)
         assert images.entry.read_bytes() == whole
         assert_decoded(images, 0, 1, 2, 3, again=False)
@@ -280,7 +280,7 @@ class TestObstacles:
             raise OSError(28, "No space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr("amc.run.lines.write_all", full)
+            patch.setattr(remembered, "write_all", full)
             assert_decoded(images, 0, 1, 2, 3, again=True)
         assert list(images.cache.iterdir()) == []
         assert_decoded(images, 0, 1, 2, 3, again=True)
@@ -354,15 +354,30 @@ class TestBounds:
         assert_decoded(images, 0, 1, 2, 3, again=True)
         assert list(images.cache.iterdir()) == []
 
-    def test_what_killed_writers_left_is_removed(self, images: Images) -> None:
+    def test_what_was_left_before_the_machine_was_started_anew_makes_room(
+        self, images: Images, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         images.cache.mkdir(parents=True, mode=0o700)
-        old, new = images.cache / ".a.images.1-0.tmp", images.cache / ".b.images.1-0.tmp"
-        old.touch()
-        new.touch()
+        old = images.cache / ".a-0.part"
+        old.write_bytes(bytes(SIZE))
         os.utime(old, (1000, 1000))
         images.read()
+        assert old.exists()
+        monkeypatch.setattr(remembered, "_limit", lambda: images.entry.stat().st_size * 2)
+        images.files.reverse()
+        images.read()
         assert not old.exists()
-        assert new.exists()
+
+    def test_a_set_that_is_mapped_stays(self, images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+        held = images.read()
+        entry = images.entry
+        monkeypatch.setattr(remembered, "_limit", lambda: entry.stat().st_size + SIZE)
+        images.files.reverse()
+        assert_decoded(images, 3, 2, 1, 0, again=True)
+        assert images.entry == entry  # the second set is not kept
+        del held
+        assert_decoded(images, 3, 2, 1, 0, again=True)
+        assert images.entry != entry
 
     def test_zero_turns_it_off(self, images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
         images.read()
@@ -382,7 +397,7 @@ class TestBounds:
         monkeypatch.setenv("AMC_IMAGE_CACHE_MB", "3")
         assert remembered._limit() == 3_000_000
         monkeypatch.delenv("AMC_IMAGE_CACHE_MB")
-        assert remembered._limit() == 2_048_000_000
+        assert remembered._limit() == 16_000_000_000
 
 
 SCRIPT = """
@@ -430,9 +445,148 @@ class TestFolder:
         assert cache_folder() == Path("/h/.cache/amc")
 
 
-def test_writing_that_is_refused_raises_nothing(images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*_: object, **__: object) -> None:
-        raise RunError("cannot be written")
+class TestMapped:
+    def test_the_pixels_are_those_of_the_file_and_not_of_memory(self, images: Images) -> None:
+        for _ in range(2):  # written, and found
+            found = images.read()
+            assert file_of(found) == images.entry
+            assert found.dtype == torch.uint8
+            assert found.is_contiguous(memory_format=torch.channels_last)
+            assert images.entry.read_bytes()[: 4 * SIZE] == found.permute(0, 2, 3, 1).numpy().tobytes()
 
-    monkeypatch.setattr(remembered, "atomic_write_bytes", refused)
-    assert_decoded(images, 0, 1, 2, 3, again=True)
+    def test_without_a_cache_they_are_in_memory(self, images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AMC_IMAGE_CACHE_MB", "0")
+        assert file_of(images.read()) is None
+
+    def test_files_are_not_locked_everywhere(self, images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+        def unlockable(*_: object) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(fcntl, "flock", unlockable)
+        assert_decoded(images, 0, 1, 2, 3, again=True)
+        assert list(images.cache.glob("*.images")) == []
+
+
+class TestNoRoom:
+    """Of the disk, and then of memory: one line says what is missing and what helps."""
+
+    def test_a_disk_that_is_too_small(self, images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(remembered, "_free", lambda _: remembered.RESERVE + 4 * SIZE - 1)
+        assert_decoded(images, 0, 1, 2, 3, again=True)
+        assert list(images.cache.iterdir()) == []
+        monkeypatch.setattr(remembered, "_free", lambda _: remembered.RESERVE + 4 * SIZE)
+        assert file_of(images.read()) == images.entry
+
+    @pytest.mark.parametrize(
+        ("patch", "reason"),
+        [
+            ({"_free": lambda _: 0}, r"'.*images' has 0\.0 GB of disk space left, and 1\.1 GB are needed"),
+            ({"_limit": lambda: 0}, "AMC_IMAGE_CACHE_MB is 0"),
+            ({"_limit": lambda: 1}, "AMC_IMAGE_CACHE_MB is 0, and they need 1"),
+            ({"SETTLED_SECONDS": 3600.0}, "some of the files have just changed"),
+        ],
+    )
+    def test_nor_of_memory(
+        self, images: Images, monkeypatch: pytest.MonkeyPatch, patch: dict[str, Any], reason: str
+    ) -> None:
+        for name, value in patch.items():
+            monkeypatch.setattr(remembered, name, value)
+        monkeypatch.setattr(remembered, "free_memory", lambda: 8 * SIZE - 1)
+        with pytest.raises(DataError, match=f"^4 decoded images take 0.0 GB, .*: {reason}; mend that") as refusal:
+            images.read()
+        assert "\n" not in str(refusal.value)
+        monkeypatch.setattr(remembered, "free_memory", lambda: 8 * SIZE)
+        assert_decoded(images, 0, 1, 2, 3, again=True)
+
+    def test_a_disk_that_fills_up_on_the_way(self, images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+        write = remembered.write_all
+
+        def full(descriptor: int, data: memoryview) -> None:
+            write(descriptor, data[:-1])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(remembered, "write_all", full)
+        assert_decoded(images, 0, 1, 2, 3, again=True)
+        assert list(images.cache.iterdir()) == []
+
+
+KILLED = """
+import os, signal, sys
+from amc.zoo import decode, remembered
+remembered.SETTLED_SECONDS, decode._CHUNK = 0.0, 1
+write, left = remembered.write_all, int(sys.argv[1])
+def some(descriptor, data):
+    global left
+    if left == 0:
+        os.write(descriptor, data[:7])
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    write(descriptor, data)
+remembered.write_all = some
+decode.Decoder().decode(sys.argv[2:])
+"""
+
+
+class TestInterrupted:
+    @pytest.mark.parametrize("whole", [0, 1, 3, 4])  # images; after the fourth one comes the header
+    def test_what_a_killed_process_has_decoded_is_taken_over(self, images: Images, whole: int) -> None:
+        command = [sys.executable, "-c", KILLED, str(whole), *images.files]
+        assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+        (part,) = images.cache.iterdir()
+        assert part.stat().st_size == whole * SIZE + 7
+        assert_decoded(images, 0, 1, 2, 3, again=True)
+        assert images.decoded == [images.files[0], *images.files[whole:]]  # the first one for its size
+        assert list(images.cache.iterdir()) == [images.entry]
+        assert_decoded(images, 0, 1, 2, 3, again=False)
+
+    def test_but_not_after_the_machine_was_started_anew(self, images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A disk may then have the length of a file without its content."""
+        subprocess.run([sys.executable, "-c", KILLED, "2", *images.files], check=False)
+        (part,) = images.cache.iterdir()
+        part.write_bytes(bytes(part.stat().st_size))
+        monkeypatch.setattr(remembered, "_boot", lambda: "another")
+        assert_decoded(images, 0, 1, 2, 3, again=True)
+        assert len(images.decoded) == 5
+
+    def test_an_interrupt_leaves_it_as_well(self, images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(decode, "_CHUNK", 1)
+        write = remembered.write_all
+
+        def interrupted(descriptor: int, data: memoryview) -> None:
+            write(descriptor, data)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(remembered, "write_all", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            images.read()
+        monkeypatch.setattr(remembered, "write_all", write)
+        assert_decoded(images, 0, 1, 2, 3, again=True)
+        assert images.decoded == [images.files[0], *images.files[1:]]
+
+    def test_a_broken_image_leaves_nothing(self, images: Images) -> None:
+        Path(images.files[3]).write_bytes(b"damaged")
+        with pytest.raises(DataError, match=r"3\.bmp' cannot be decoded"):
+            images.read()
+        assert list(images.cache.iterdir()) == []
+
+    def test_a_second_reader_waits_for_the_first_and_decodes_nothing(
+        self, images: Images, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        began, may_end = threading.Event(), threading.Event()
+        write = remembered.write_all
+
+        def held_up(descriptor: int, data: memoryview) -> None:
+            began.set()
+            may_end.wait()
+            write(descriptor, data)
+
+        monkeypatch.setattr(remembered, "write_all", held_up)
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(Decoder().decode, images.files)
+            began.wait()
+            second = pool.submit(Decoder().decode, images.files)
+            may_end.set()
+            assert torch.equal(first.result(), images.expected(0, 1, 2, 3))
+            assert torch.equal(second.result(), first.result())
+        assert len([file for file in images.decoded if file != images.files[0]]) == 3
+        assert list(images.cache.iterdir()) == [images.entry]

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from amc import recovery
 from amc.compression.observer import Observer
 from amc.compression.progress import listening
-from amc.compression.scoring.evaluator import Batch, as_evaluator, score_of
+from amc.compression.scoring.evaluator import as_evaluator, score_of
+from amc.compression.scoring.sources import Batch
 from amc.recovery import EpochRecord, FineTuneConfig, FineTuneResult, TrainingSet
 from amc.recovery.kernels import slow_bfloat16
 from amc.run.settings import SessionConfig, from_keywords

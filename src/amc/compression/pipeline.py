@@ -17,8 +17,9 @@ from amc.compression.load import check_builds, check_weights, settings_of, weigh
 from amc.compression.observer import Observer
 from amc.compression.prepare import Inputs, Job, prepare
 from amc.compression.progress import listening
-from amc.compression.scoring.evaluator import BatchSource, as_evaluator
+from amc.compression.scoring.evaluator import as_evaluator
 from amc.compression.scoring.policy import ScoreTiming
+from amc.compression.scoring.sources import BatchSource
 from amc.compression.scoring.workers.pool import Pool
 from amc.compression.scoring.workers.start import scoring
 from amc.compression.settings import NO_BUDGET, SearchConfig

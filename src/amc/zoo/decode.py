@@ -2,12 +2,14 @@
 
 import math
 import os
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +19,7 @@ from PIL import Image, features
 from torch import Tensor
 
 from amc.errors import DataError, one_line
-from amc.zoo.remembered import Pixels, remembered
+from amc.zoo.remembered import Decoding, Pixels, Shape, remembered
 
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 _CLUTTER = ("thumbs.db", "desktop.ini")  # files that operating systems create
@@ -25,6 +27,8 @@ _RESAMPLING = {
     name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "lanczos", "hamming", "box")
 }
 INTERPOLATIONS = tuple(_RESAMPLING)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +113,17 @@ class CropBox:
     flip: bool
 
 
-def random_crop_box(generator: torch.Generator) -> CropBox:
-    """The crop of Inception training (Szegedy et al., arXiv 1409.4842, section 6) and a random flip."""
-    area, ratio, left, top, coin = torch.rand(5, generator=generator).tolist()
+def draw_crops(count: int, generator: torch.Generator) -> Tensor:
+    """[count, 5]: numbers in [0, 1) for `crop_box`. A million are drawn at once, so they are no objects yet."""
+    drawn = torch.empty(count, 5)
+    for row in drawn:
+        torch.rand(5, generator=generator, out=row)
+    return drawn
+
+
+def crop_box(drawn: Tensor) -> CropBox:
+    """The crop of Inception training (Szegedy et al., arXiv 1409.4842, section 6) and a random flip, from [5]."""
+    area, ratio, left, top, coin = drawn.tolist()
     limit = math.log(4 / 3)
     return CropBox(0.08 + 0.92 * area, limit * (2 * ratio - 1), left, top, coin < 0.5)
 
@@ -143,35 +155,44 @@ class Decoder:
         return [pool.submit(self._tensor, file, boxes[i] if boxes else None) for i, file in enumerate(files)]
 
     def decode(self, files: Sequence[str]) -> Tensor:
-        """All files, `[N, 3, H, W]`, from the cache if they are in it (`amc.zoo.remembered`).
+        """All files, `[N, 3, H, W]`, mapped from the cache, into which they are decoded first (`amc.zoo.remembered`).
 
-        Raises DataError if a file is not an image or has another size.
+        Raises DataError if a file is not an image or has another size, or if there is no room for the images.
         """
         settings = (
             f"Pillow {PIL.__version__} jpeg {features.version('jpg')} {self.size} {self.short} {self.interpolation}"
         )
-        pixels = remembered(files, settings, lambda: self._decoded(files))
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2)  # channels-last in memory, the networks' format
+        decoding = Decoding(files, settings, lambda: self._shape(files), partial(self._chunks, files))
+        return remembered(decoding).permute(0, 3, 1, 2)  # channels-last in memory, the networks' format
 
-    def _decoded(self, files: Sequence[str]) -> Pixels:
-        """[N, H, W, 3]."""
-        first = self._array(files[0], None)
-        out = np.empty((len(files), *first.shape), dtype=np.uint8)
+    def _shape(self, files: Sequence[str]) -> Shape:
+        """H, W and 3 of every image."""
+        return (self.size, self.size, 3) if self.size is not None else self._array(files[0], None).shape
 
-        def fill(start: int) -> None:
-            for i in range(start, min(start + _CHUNK, len(files))):
-                array = self._array(files[i], None)
-                if array.shape != first.shape:
+    def _chunks(self, files: Sequence[str], shape: Shape, start: int) -> Generator[Pixels]:
+        """The images from number `start` on, in order, some at a time; a few more are decoded ahead."""
+        count = max(1, min(_CHUNK, _CHUNK_BYTES // math.prod(shape)))
+
+        def decoded(first: int) -> Pixels:
+            part = files[first : first + count]
+            out = np.empty((len(part), *shape), dtype=np.uint8)
+            for place, file in zip(out, part, strict=True):
+                array = self._array(file, None)
+                if array.shape != shape:
                     raise DataError(
-                        f"image '{files[i]}' is {array.shape[1]}x{array.shape[0]} and '{files[0]}' "
-                        f"{first.shape[1]}x{first.shape[0]}; use imagefolder:ROOT, which resizes"
+                        f"image '{file}' is {array.shape[1]}x{array.shape[0]} and '{files[0]}' "
+                        f"{shape[1]}x{shape[0]}; use imagefolder:ROOT, which resizes"
                     )
-                out[i] = array
+                place[...] = array
+            return out
 
         with self.pool() as pool:
-            # list() waits, and raises a thread's error
-            list(pool.map(fill, range(0, len(files), _CHUNK)))
-        return out
+            try:
+                begun = (pool.submit(decoded, first) for first in range(start, len(files), count))
+                for future in drawn_ahead(begun, 2 * (self.threads or os.cpu_count() or 1)):
+                    yield future.result()
+            finally:  # also if the consumer stops early
+                pool.shutdown(cancel_futures=True)
 
     def _tensor(self, file: str, box: CropBox | None) -> Tensor:
         return torch.from_numpy(self._array(file, box)).permute(2, 0, 1)
@@ -195,6 +216,18 @@ class Decoder:
 
 _SHOWN = 3  # extensions or folders named in a warning
 _CHUNK = 256  # files per task: one small image takes less time than starting a task
+_CHUNK_BYTES = 4 << 20  # of a task's images, at most: several tasks wait for the one that is written
+
+
+def drawn_ahead(items: Iterable[T], count: int) -> Iterator[T]:
+    """The items, each drawn `count` items before it is given: what its drawing has begun goes on meanwhile."""
+    waiting: deque[T] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > count:
+            yield waiting.popleft()
+    while waiting:
+        yield waiting.popleft()
 
 
 def _rgb(image: Image.Image, file: str) -> Image.Image:

@@ -5,8 +5,7 @@ yield `(images [B, C, H, W], labels [B])`: `batches` in order for evaluation, `t
 augmented. The generator argument makes every random choice.
 """
 
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from amc.errors import DataError
 from amc.structure.batches import laid_out
-from amc.zoo.decode import CropBox, Decoder, random_crop_box
+from amc.zoo.decode import CropBox, Decoder, crop_box, draw_crops, drawn_ahead
 
 Batch = tuple[Tensor, Tensor]
 
@@ -97,6 +96,10 @@ class ImageSet:
             part = slice(start, start + batch_size)
             yield self._ready(self.images[part]), self.labels[part]
 
+    def chosen(self, parts: Iterable[Tensor]) -> Iterator[Batch]:
+        """A batch of the images at each of `parts`, places [M]; no others are read."""
+        return ((self._ready(self.images[part]), self.labels[part]) for part in parts)
+
     def training_batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
         """One shuffled, augmented epoch. An incomplete last batch is dropped unless it is the only one."""
         return self.training_share(batch_size, generator)
@@ -158,8 +161,12 @@ class FolderSet:
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """All images once, in order, resized and cropped at the centre."""
-        order = [list(range(i, min(i + batch_size, len(self)))) for i in range(0, len(self), batch_size)]
-        return self._decoded([(part, None) for part in order])
+        starts = range(0, len(self), batch_size)
+        return self._decoded((list(range(i, min(i + batch_size, len(self)))), None) for i in starts)
+
+    def chosen(self, parts: Iterable[Tensor]) -> Iterator[Batch]:
+        """A batch of the images at each of `parts`, places [M]; no others are decoded."""
+        return self._decoded((part.tolist(), None) for part in parts)
 
     def training_batches(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
         """One shuffled epoch, randomly cropped, resized and flipped. An incomplete last batch is dropped."""
@@ -170,10 +177,13 @@ class FolderSet:
     ) -> Iterator[Batch]:
         """`training_batches` without the first `skip` batches; each batch is reduced to share `rank` of `ranks`."""
         parts = _shuffled(len(self), batch_size, generator)
-        boxes = [[random_crop_box(generator) for _ in part] for part in parts]  # for all images, decoded or not
-        shares = [_share(len(part), rank, ranks) for part in parts]
-        jobs = [(part[own].tolist(), box[own]) for part, box, own in zip(parts, boxes, shares, strict=True)]
-        return self._decoded(jobs[skip:])
+        crops = torch.split(draw_crops(sum(map(len, parts)), generator), batch_size)  # of all images, decoded or not
+        jobs = (
+            (part[own].tolist(), list(map(crop_box, drawn[own])))
+            for part, drawn in list(zip(parts, crops, strict=True))[skip:]
+            for own in [_share(len(part), rank, ranks)]
+        )
+        return self._decoded(jobs)
 
     def subset(self, indices: Tensor) -> "FolderSet":
         """The images at `indices` [M], in that order."""
@@ -185,16 +195,14 @@ class FolderSet:
         images = self.decoder.decode(self.files)
         return ImageSet(images, self.labels, self.normalisation, channels_last=self.channels_last, classes=self.classes)
 
-    def _decoded(self, jobs: Sequence[tuple[list[int], list[CropBox] | None]], ahead: int = 2) -> Iterator[Batch]:
-        pending: deque[tuple[list[int], list[Future[Tensor]]]] = deque()
+    def _decoded(self, jobs: Iterable[tuple[list[int], list[CropBox] | None]], ahead: int = 2) -> Iterator[Batch]:
         with self.decoder.pool() as pool:
             try:
-                for part, boxes in jobs:
-                    pending.append((part, self.decoder.submit(pool, [self.files[i] for i in part], boxes)))
-                    if len(pending) > ahead:
-                        yield self._collect(*pending.popleft())
-                while pending:
-                    yield self._collect(*pending.popleft())
+                begun = (
+                    (part, self.decoder.submit(pool, [self.files[i] for i in part], boxes)) for part, boxes in jobs
+                )
+                for part, futures in drawn_ahead(begun, ahead):
+                    yield self._collect(part, futures)
             finally:  # also if the consumer stops early
                 pool.shutdown(cancel_futures=True)
 

@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from amc.compression.scoring.engine.base import Engine, TorchEngine
 from amc.compression.scoring.metrics import Hits, Tally, tally
 from amc.compression.scoring.outputs import classes_of, output_of
+from amc.compression.scoring.sources import BatchSource, SelectableSource, part_of, picked_from
 from amc.errors import (
     AmcError,
     DataError,
@@ -35,21 +36,10 @@ from amc.structure.trace import Example
 
 T = TypeVar("T")
 
-Batch = tuple[Tensor, Tensor]
 Evaluate = Callable[[nn.Module], float]  # network -> score, higher is better; a `Measured` with its standard error
 
 BATCH, BATCH_GPU = 64, 512  # images; a processor's cache holds the activations of few, and many keep a GPU busy
 KEEP_FLOAT_BYTES = 1 << 30  # largest size of normalised images in memory; a larger set is normalised on each use
-
-
-@runtime_checkable
-class BatchSource(Protocol):
-    """Labelled images that can be iterated repeatedly, such as `amc.zoo.ImageSet`."""
-
-    def __len__(self) -> int: ...
-
-    def batches(self, batch_size: int) -> Iterator[Batch]:
-        """(images [B, ...], labels [B]) in order, ready for the network."""
 
 
 class Evaluator:
@@ -126,14 +116,13 @@ class Evaluator:
 
     def inputs(self, places: Sequence[int]) -> list[Example]:
         """The inputs of the images at these places, which ascend: one batch of one image for each."""
-        subset = getattr(self._source, "subset", None)  # decodes no other image
-        if subset is not None:
-            return [Example.of(image) for image, _ in subset(torch.tensor(places)).batches(1)] if places else []
+        if isinstance(self._source, SelectableSource):
+            return [Example.of(image) for image, _ in self._source.chosen(torch.tensor([place]) for place in places)]
         chosen = torch.zeros(len(self), dtype=torch.bool)
         chosen[list(places)] = True
         return [
             picked(inputs, torch.arange(len(labels)) == place)
-            for inputs, labels in _chosen(self._batches(), chosen)
+            for inputs, labels in picked_from(self._batches(), chosen)
             for place in range(len(labels))
         ]
 
@@ -169,9 +158,9 @@ class Evaluator:
         for chosen in (first, ~first):
             part = copy.copy(self)
             if self._source is None:
-                part._kept = [(self._in_layout(inputs), labels) for inputs, labels in _chosen(self._kept, chosen)]
+                part._kept = [(self._in_layout(inputs), labels) for inputs, labels in picked_from(self._kept, chosen)]
             else:
-                part._source = _Part(self._source, chosen)
+                part._source = part_of(self._source, chosen)
             parts.append(part)
         return parts[0], parts[1]
 
@@ -364,30 +353,6 @@ def scored_on(which: str, call: Callable[[], T]) -> T:
     doing = f" while the {which} network is scored; free some, then start or resume"
     with explained(EvaluationError, what, remedy, doing=doing):
         return call()
-
-
-class _Part:
-    """The images of a source at which `chosen`, bool [N], is True. The source is too large for memory."""
-
-    def __init__(self, source: BatchSource, chosen: Tensor) -> None:
-        self._source, self._chosen = source, chosen
-
-    def __len__(self) -> int:
-        return int(self._chosen.sum())
-
-    def batches(self, batch_size: int) -> Iterator[Batch]:
-        pairs = ((Example.of(images), labels) for images, labels in self._source.batches(2 * batch_size))
-        return ((inputs.args[0], labels) for inputs, labels in _chosen(pairs, self._chosen))
-
-
-def _chosen(batches: Iterable[tuple[Example, Tensor]], chosen: Tensor) -> Iterator[tuple[Example, Tensor]]:
-    """The images of all batches at which `chosen`, bool [N], is True. Skips empty batches."""
-    at = 0
-    for inputs, labels in batches:
-        wanted = chosen[at : at + len(labels)]
-        at += len(labels)
-        if wanted.any():
-            yield picked(inputs, wanted), labels[wanted]
 
 
 def _checked_score(evaluate: Evaluate) -> Evaluate:

@@ -25,6 +25,7 @@ from amc.compression.scoring.policy import PolicyScorer
 from amc.compression.scoring.workers.pool import Keep, Worker
 from amc.compression.scoring.workers.sending import write_scorer
 from amc.errors import AmcError, ResourceError, check_resources, reason_of
+from amc.run.mapped import BY_NAME
 from amc.run.memory import free_memory
 from amc.run.provenance import CPU
 
@@ -69,7 +70,7 @@ class Processes:
         self.folder = Path(tempfile.mkdtemp(prefix="amc-workers-"))  # of its user alone
         file = self.folder / "scorer.pt"
         try:
-            write_scorer(scorer, file)
+            write_scorer(scorer, file, BY_NAME)
         except BaseException:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise

@@ -15,10 +15,14 @@ from amc.errors import AmcError, EvaluationError, ResourceError, check_resources
 from amc.search.statistics import Measured
 
 
-def write_scorer(scorer: PolicyScorer, file: Path | IO[bytes]) -> None:
-    """The network, the tables of its layers and the images. Raises AmcError for what cannot be pickled."""
+def write_scorer(scorer: PolicyScorer, file: Path | IO[bytes], pickling: Any = cloudpickle) -> None:
+    """The network, the tables of its layers and the images.
+
+    pickling: `amc.run.mapped.BY_NAME` leaves out the content of images that are mapped from a file of this machine.
+    Raises AmcError for what cannot be pickled.
+    """
     try:
-        torch.save(scorer, file, pickle_module=cloudpickle)
+        torch.save(scorer, file, pickle_module=pickling)
     except Exception as error:  # the user's network or `evaluate` may hold anything
         check_resources(error)
         raise AmcError(

@@ -29,8 +29,12 @@ def main() -> None:
         sys.exit(f"amc: a worker finds no file '{scorer_file}': its pool has ended, or the folder was cleaned up")
     try:
         from amc.compression.scoring.workers.sending import answering  # imports torch: sys.path must be the pool's
+        from amc.errors import RunError
 
-        answer = answering(scorer_file, greeting["memory"], greeting["gpu"])
+        try:
+            answer = answering(scorer_file, greeting["memory"], greeting["gpu"])
+        except RunError as error:  # a file of decoded images, which is mapped as well, was removed
+            sys.exit(f"amc: {error}")
         _say(answers, {"ready": True})
         for line in policies:
             _say(answers, answer(tuple(json.loads(line))))
