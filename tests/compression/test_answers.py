@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -161,7 +162,7 @@ def test_classes_have_the_names_that_the_data_gives_all_of_them(names: str, told
 
 def test_data_that_cannot_be_read_again_have_no_pictures() -> None:
     class Once(ImageSet):
-        def subset(self, indices: Tensor) -> ImageSet:
+        def chosen(self, parts: Iterable[Tensor]) -> Any:
             raise OSError("the folder is gone")
 
     source = images()

@@ -36,6 +36,7 @@ class Scoring:
     def __init__(self, path: list[str], memory: int, device: str) -> None:
         """`path`: where the driver finds modules; `memory`: bytes that the engine may remember."""
         sys.path += [place for place in path if place not in sys.path and Path(place).exists()]
+        self._file: SharedFile | None = None
         self._memory, self._gpu = memory, 0 if device == "cuda" else None  # Ray shows an actor its own GPU alone
 
     def here(self) -> dict[str, str]:
@@ -63,7 +64,8 @@ class Scoring:
 
     def leave(self) -> None:
         """Remove the file, unless another actor of this node has it."""
-        self._file.leave()
+        if self._file is not None:
+            self._file.leave()
 
 
 def folder() -> Path:

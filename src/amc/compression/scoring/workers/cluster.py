@@ -36,7 +36,7 @@ AUTO = "auto"
 TRY = 30.0  # seconds for a cluster to answer at all
 NO_ROOM = 600.0  # seconds that a search waits for a first place in a cluster
 POLL = 0.5  # seconds between looks at a place that is not there yet
-LEAVE = 5.0  # seconds for an actor to remove its file
+LEAVE = 60.0  # seconds for an actor without work to remove its file
 LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")  # of instructions; for all nodes as here
 START = "start one with `ray start --head`, or give the HOST:PORT of its head (docs/ray.md)"
 
@@ -187,7 +187,7 @@ class _Actor(Worker):
         self._actor: Any = None
         self._end = ""
         self._warnings: list[str] = []
-        self._closed = threading.Event()
+        self._closed, self._busy = threading.Event(), False
         self.slow = self.blameless = False
 
     def start(self) -> None:
@@ -202,8 +202,10 @@ class _Actor(Worker):
             shared = self._shared
             made = self._ray.remote(**shared.options)(Scoring)
             actor = made.remote(list(filter(None, sys.path)), shared.memory, shared.device)
+            placed = False
             try:
                 node = self._waited(actor.here.remote())
+                placed = True
                 _check_versions(node)
                 fault = self._waited(actor.load.remote(shared.content, shared.digest))
                 if fault:
@@ -216,8 +218,11 @@ class _Actor(Worker):
                     raise ResourceError(f"the Ray cluster cannot start a worker: {_last_line(error)}") from None
                 continue  # its node has gone meanwhile
             except BaseException:
-                self._ray.kill(actor)
+                self._end_of(actor, idle=placed)
                 raise
+            if self._closed.is_set():
+                self._end_of(actor, idle=True)
+                continue
             self._warnings = _warnings(node)
             self._actor, shared.first = actor, False
 
@@ -225,7 +230,7 @@ class _Actor(Worker):
         """The answer for a policy; None if the actor or its node dies, or is killed after `timeout` seconds."""
         self.slow = self.blameless = False
         errors = self._ray.exceptions
-        actor = self._actor
+        actor, self._busy = self._actor, True
         try:
             found: dict[str, Any] = self._ray.get(actor.answer.remote(policy), timeout=timeout)
         except errors.GetTimeoutError:
@@ -236,8 +241,9 @@ class _Actor(Worker):
             self._end = str(error)
             self.blameless = "its node has died" in self._end
         else:
+            self._busy = False
             return {**found, "warnings": [*self._warnings, *found.get("warnings", ())]}
-        self._actor = None
+        self._actor, self._busy = None, False
         with suppress(Exception):  # it may be dead
             self._ray.kill(actor)
         return None
@@ -257,8 +263,12 @@ class _Actor(Worker):
         actor = self._actor
         if actor is None:
             return
+        self._end_of(actor, idle=not self._busy)
+
+    def _end_of(self, actor: Any, *, idle: bool) -> None:
         with suppress(Exception):  # its node may be gone, or the connection
-            self._ray.get(actor.leave.remote(), timeout=LEAVE)
+            if idle:
+                self._ray.get(actor.leave.remote(), timeout=LEAVE)
         with suppress(Exception):
             self._ray.kill(actor)
 
