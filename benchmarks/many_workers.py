@@ -22,12 +22,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from amc.cli.jobs.origin import BATCH, data_of, network_of
-from amc.compression.prepare import Inputs, Job, prepare
-from amc.compression.scoring.evaluator import Evaluator
+from amc.compression.prepare import Job
 from amc.compression.scoring.workers.pool import Pool
 from amc.compression.scoring.workers.processes import Processes
-from amc.compression.settings import SearchConfig
 from amc.run.provenance import environment
 from amc.search import EpisodeRecord, EpisodeTiming, SearchTask, search
 from amc.search.agents.planner import PlannerAgent
@@ -36,11 +33,10 @@ from amc.search.judging import Batched
 from amc.search.planning import Planner
 from amc.search.statistics import Measured
 from amc.search.stopping import StopRules
-from amc.structure.batches import limited
-from common import Record, load, network_parser, save, source_of
+from common import Record, load, network_parser, save
 from many_workers_section import CHECKED_BATCH, RESULT, quality, section
 from score_correlation import random_policies
-from workers import forgetful
+from workers import forgetful, job_at_half
 
 __all__ = ["RESULT", "main", "measure", "options", "quality", "section"]
 
@@ -63,13 +59,10 @@ def options() -> argparse.ArgumentParser:
 
 def measure(args: argparse.Namespace) -> Record:
     torch.set_num_threads(1)
-    model, data = network_of(source_of(args)), data_of(source_of(args))
-    config = SearchConfig(budget="macs<=50%", recover="none", finalists=0)
-    calibration = limited(data.calibration.batches(BATCH), config.calibration_images)
-    job = prepare(Inputs(model, torch.zeros(1, *data.input_shape), calibration, Evaluator(data.search)), config)
+    job, images = job_at_half(args)
     policies = list(random_policies(job.problem, args.policies, 0))
     record: Record = {
-        "model": args.model, "images": len(data.search), "groups": len(job.problem.decisions),
+        "model": args.model, "images": images, "groups": len(job.problem.decisions),
         "round_trips": args.round_trips, "pipe": pipe(job, policies[0], args.round_trips),
         "checks": [checked(job, args.checked, w, seed) for seed in range(args.rounds) for w in CHECKED],
     }  # fmt: skip

@@ -20,18 +20,13 @@ from typing import Any
 
 import torch
 
-from amc.cli.jobs.origin import BATCH, data_of, network_of
-from amc.compression.prepare import Inputs, prepare
-from amc.compression.scoring.evaluator import Evaluator
 from amc.compression.scoring.workers.cluster import Cluster, connected
 from amc.compression.scoring.workers.pool import Pool
 from amc.compression.scoring.workers.processes import Processes
-from amc.compression.settings import SearchConfig
 from amc.run.provenance import environment
-from amc.structure.batches import limited
-from common import Record, machine, network_parser, percent, save, source_of, table
+from common import Record, machine, network_parser, percent, save, table
 from score_correlation import random_policies
-from workers import forgetful
+from workers import forgetful, job_at_half
 
 RESULT = "overhead-{model}.json"
 Keep = tuple[int, ...]
@@ -46,10 +41,7 @@ def options() -> argparse.ArgumentParser:
 
 def measure(args: argparse.Namespace) -> Record:
     torch.set_num_threads(1)
-    model, data = network_of(source_of(args)), data_of(source_of(args))
-    config = SearchConfig(budget="macs<=50%", recover="none", finalists=0)
-    calibration = limited(data.calibration.batches(BATCH), config.calibration_images)
-    job = prepare(Inputs(model, torch.zeros(1, *data.input_shape), calibration, Evaluator(data.search)), config)
+    job, images = job_at_half(args)
     policies = list(random_policies(job.problem, args.policies, 0))
     ways: Record = {}
     with ExitStack() as stack:
@@ -69,7 +61,7 @@ def measure(args: argparse.Namespace) -> Record:
                 ways[name]["score"].append(score)
                 ways[name]["overhead"].append(overhead)
     record: Record = {
-        "model": args.model, "images": len(data.search), "ways": ways, "ray": version("ray"),
+        "model": args.model, "images": images, "ways": ways, "ray": version("ray"),
         "environment": environment(),
     }  # fmt: skip
     save(RESULT.format(model=args.model), record)

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from amc.cli.jobs.origin import BATCH, data_of, network_of
-from amc.compression.prepare import Inputs, prepare
+from amc.compression.prepare import Inputs, Job, prepare
 from amc.compression.scoring.evaluator import Evaluator
 from amc.compression.scoring.policy import PolicyScorer
 from amc.compression.scoring.workers.pool import Pool
@@ -48,10 +48,7 @@ def options() -> argparse.ArgumentParser:
 
 def measure(args: argparse.Namespace) -> Record:
     torch.set_num_threads(1)
-    model, data = network_of(source_of(args)), data_of(source_of(args))
-    config = SearchConfig(budget="macs<=50%", recover="none", finalists=0)
-    calibration = limited(data.calibration.batches(BATCH), config.calibration_images)
-    job = prepare(Inputs(model, torch.zeros(1, *data.input_shape), calibration, Evaluator(data.search)), config)
+    job, images = job_at_half(args)
     policies = list(random_policies(job.problem, args.policies * args.rounds, 0))
     parts = [policies[number :: args.rounds] for number in range(args.rounds)]
     ways: dict[str, Callable[[Sequence[Keep]], dict[str, float]]] = {HERE: partial(here, job.scorer, 1)}
@@ -66,11 +63,20 @@ def measure(args: argparse.Namespace) -> Record:
             print(name, rounds[name][-1], flush=True)
     record: Record = {
         "model": args.model, "policies": args.policies, "threads": args.threads, "rounds": rounds,
-        "images": len(data.search),
+        "images": images,
         "environment": environment(),
     }  # fmt: skip
     save(RESULT.format(model=args.model), record)
     return record
+
+
+def job_at_half(args: argparse.Namespace) -> tuple[Job, int]:
+    """A search at half the MACs, ready to score policies, and the number of its images."""
+    model, data = network_of(source_of(args)), data_of(source_of(args))
+    config = SearchConfig(budget="macs<=50%", recover="none", finalists=0)
+    calibration = limited(data.calibration.batches(BATCH), config.calibration_images)
+    job = prepare(Inputs(model, torch.zeros(1, *data.input_shape), calibration, Evaluator(data.search)), config)
+    return job, len(data.search)
 
 
 def forgetful(scorer: PolicyScorer) -> PolicyScorer:
