@@ -22,7 +22,8 @@ from pathlib import Path
 import torch
 
 from amc.cli.jobs.origin import BATCH, data_of, network_of
-from amc.compression.prepare import Inputs, prepare
+from amc.compression.inputs import Inputs
+from amc.compression.prepare import prepare
 from amc.compression.scoring.evaluator import Evaluator
 from amc.compression.scoring.policy import PolicyScorer
 from amc.compression.scoring.pool import Pool

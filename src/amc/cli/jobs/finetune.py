@@ -21,9 +21,11 @@ from amc.cli.jobs.devices import device_named
 from amc.cli.jobs.finetune_state import FineTuneState
 from amc.cli.jobs.origin import BATCH, data_of, evaluate_of, fitting, network_of, source_of
 from amc.compression.answers import FinalScore
+from amc.compression.inputs import Inputs
+from amc.compression.job import Job
 from amc.compression.load import check_builds, check_weights, load_run, settings_of
 from amc.compression.observer import Observer
-from amc.compression.prepare import SEARCH_SHARE, Inputs, Job, leaves_images, prepare
+from amc.compression.prepare import SEARCH_SHARE, leaves_images, prepare
 from amc.compression.scoring.evaluator import Evaluate, Evaluator, as_evaluator, score_of
 from amc.compression.selection import Choice
 from amc.compression.selection.base import best_first, merged
@@ -32,7 +34,7 @@ from amc.compression.settings import SearchConfig
 from amc.compression.verify import Recorded, check_record, confirmed
 from amc.errors import AmcError, RunError
 from amc.pruning import Policy
-from amc.pruning.methods import Method, create_method
+from amc.pruning.methods import Finishing, create_method
 from amc.recovery import EpochRecord, FineTuneConfig, FineTuneResult, resume_point
 from amc.recovery import finetune as recover
 from amc.recovery.kernels import slow_bfloat16
@@ -113,7 +115,7 @@ class _Start:
     """The network to fine-tune."""
 
     model: nn.Module
-    method: Method
+    method: Finishing
     choice: Choice | None = None  # of several policies
     replacing: Policy | None = None  # the chosen policy, if it replaces the run's own
 
@@ -160,10 +162,12 @@ class _Task:
     def _loaded(self) -> _Start:
         slim = load_run(self.origin.path, finetuned=False)
         config = self.config
-        structure = inspect(slim, self.example)
+        inputs = Inputs(slim, self.example).of_part(config.part)
+        structure = inspect(inputs.model, inputs.example_input)
         # Locks may name channels that were sliced away; they matter only for the choice of masked weights.
         locks = {} if config.method == "channel" else {"lock": config.lock, "only": config.only}
-        return _Start(slim, create_method(config.method, slim, structure, config.method_options, **locks))
+        method = create_method(config.method, inputs.model, structure, config.method_options, **locks)
+        return _Start(slim, inputs.in_whole(method, config.count) or method)
 
     def _chosen(self) -> _Start:
         """Train the best policies briefly, and choose the best. The network of its policy is returned untrained."""
@@ -172,10 +176,10 @@ class _Task:
         self.state.save()
         training = _Candidates(self, job, self.origin.file(files.JOURNAL), min(count, len(policies)))
         choice = ByFineTuning(job.problem, job.reward, training, count, self.state.measured).choose(policies)
-        policy = job.scorer.builder.policy(choice.record.keep)
+        policy = job.policy(choice.record.keep)
         if policy.to_json() == self.origin.read_json(files.POLICY):
-            return _Start(load_run(self.origin.path, finetuned=False), job.method, choice)
-        return _Start(job.scorer.build(choice.record.keep), job.method, choice, policy)
+            return _Start(load_run(self.origin.path, finetuned=False), job.finishing, choice)
+        return _Start(job.whole(job.scorer.build(choice.record.keep)), job.finishing, choice, policy)
 
     def _prepared(self) -> Job:
         """The job that builds any policy of the search. Raises RunError if candidates would break a promise."""
@@ -196,7 +200,7 @@ class _Task:
             Inputs(model, self.example, fitting(self.data, model).calibration.batches(BATCH), evaluate), self.config
         )
 
-    def trained(self, slim: nn.Module, method: Method, settings: FineTuneConfig, checkpoint: Path) -> FineTuneResult:
+    def trained(self, slim: nn.Module, method: Finishing, settings: FineTuneConfig, checkpoint: Path) -> FineTuneResult:
         slim.to(self.device)
 
         def on_epoch(epoch: EpochRecord) -> float:
@@ -315,10 +319,10 @@ class _Candidates:
         """The score after a short training."""
         state = self.task.state
         settings = replace(state.settings, epochs=state.candidate_config.candidate_epochs)
-        slim = self.job.scorer.build(record.keep)
+        slim = self.job.whole(self.job.scorer.build(record.keep))
         self.task.progress.job_part(f"candidate-{number + 1}")
         try:
-            result = self.task.trained(slim, self.job.method, settings, state.checkpoint(number))
+            result = self.task.trained(slim, self.job.finishing, settings, state.checkpoint(number))
         finally:
             self.task.progress.job_part("")
         return float(result.epochs[-1].score or 0.0)

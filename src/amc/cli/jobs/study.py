@@ -21,6 +21,8 @@ from amc.cli.jobs.finetune import run_finetune
 from amc.cli.jobs.latency import run_latency
 from amc.cli.jobs.origin import data_of, placed_network, source_of
 from amc.cli.jobs.search import resume_search, run_search, with_parent
+from amc.compression.inputs import Inputs
+from amc.compression.job import costs_of
 from amc.compression.load import set_place, settings_of
 from amc.compression.observer import Observer
 from amc.compression.pipeline import check_agent
@@ -162,15 +164,21 @@ class _Possible:
         return data_of(self.source)
 
     @cached_property
+    def inputs(self) -> Inputs:
+        example = torch.zeros(1, *self.data.input_shape, device=device_of(self.model))
+        return Inputs(self.model, example).of_part(self.config.part)
+
+    @cached_property
     def structure(self) -> Structure:
-        return inspect(self.model, torch.zeros(1, *self.data.input_shape, device=device_of(self.model)))
+        return inspect(self.inputs.model, self.inputs.example_input)
 
     def reason(self, cell: Cell) -> str:
         """Why the cell cannot be, in one line; empty if nothing is known against it."""
         try:
             config = replace(self.config, **cell.settings)
             budgets = tuple(budget for budget in config.budgets if budget.metric is not Metric.LATENCY)
-            problem_of(self._method(config), budgets)
+            method = self._method(config)
+            problem_of(method, budgets, measured=costs_of(self.inputs.in_whole(method, config.count)))
         except AmcError as error:
             return str(error)
         return ""
@@ -202,7 +210,12 @@ class _Possible:
     def _method(self, config: SearchConfig) -> Any:
         if config.method not in self._methods:
             self._methods[config.method] = create_method(
-                config.method, self.model, self.structure, config.method_options, lock=config.lock, only=config.only
+                config.method,
+                self.inputs.model,
+                self.structure,
+                config.method_options,
+                lock=config.lock,
+                only=config.only,
             )
         return self._methods[config.method]
 
