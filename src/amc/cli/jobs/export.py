@@ -39,9 +39,8 @@ def run_export(
 
     The run keeps the record in its export.json, for its report. It is that of `amc.Export`, and run, finetuned,
     weight_bytes (of all tensors of the dense and of the slim network in PyTorch) and real_images (the number of images
-    of the check; 0 with the reason in `real_images_missing`). Of a network of which only a part was pruned, the file has
-    that part, named in `part`. With `sparse`, `sparse_kernels` says whether XNNPACK runs
-    the file with sparse kernels on Arm.
+    of the check; 0 with the reason in `real_images_missing`). With `sparse`, `sparse_kernels` says whether XNNPACK runs
+    the file with sparse kernels on Arm. Of a network of which a part was pruned alone, the file has that part: `part`.
     """
     chosen = get_format(format, sparse=sparse)
     run = RunDir.open(run_path)
