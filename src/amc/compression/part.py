@@ -94,20 +94,20 @@ class InWhole(Finishing):
 
     def recount(self, model: nn.Module, example_input: Any) -> dict[str, int]:
         """The costs of the part in the network `model`, or of the whole. The part's own example counts."""
-        counts = self.method.recount(self.part.of_whole(model), self.part.example)
-        return self.rest.added(counts) if self.rest is not None and self.count == WHOLE else counts
+        return self.counted(self.method.recount(self.part.of_whole(model), self.part.example))
 
-    def record(self, slim: nn.Module) -> dict[str, Any]:
-        """The entry of summary.json: what the part and the whole network cost before and after. `slim`: of the part."""
+    def counted(self, costs: Mapping[str, int]) -> dict[str, int]:
+        """The costs that count, from those of the part."""
+        return self.rest.added(costs) if self.rest is not None and self.count == WHOLE else dict(costs)
+
+    def record(self, slim: Mapping[str, int]) -> dict[str, Any]:
+        """The entry of summary.json: the costs before and after, of the part and of the whole. `slim`: of the part."""
         method, dense = self.method, np.array([decision.size for decision in self.method.decisions])
-        counted = method.recount(slim, self.part.example)
         before = {name: int(method.costs[Metric(name)](dense)) for name in ("macs", "params", "size")}
         record = {"name": self.part.name, "count": self.count, "calls": self.part.calls}
-        record["part"] = {"dense": _shown(before), "slim": _shown(counted)}
+        record["part"] = {"dense": _shown(before), "slim": _shown(slim)}
         if self.rest is not None:
-            record["whole"] = {
-                key: _shown(self.rest.added(each)) for key, each in (("dense", before), ("slim", counted))
-            }
+            record["whole"] = {key: _shown(self.rest.added(each)) for key, each in (("dense", before), ("slim", slim))}
         return record
 
 

@@ -36,7 +36,8 @@ def summarise(
     dense = {name: int(cost) for name, cost in costs.items() if name != Metric.LATENCY}
     if not job.counts_whole:  # whose memory is not known
         dense["memory"] = job.method.structure.memory
-    small = job.finishing.recount(job.whole(slim), job.example_input)
+    counted = job.method.recount(slim, job.example_input)
+    small = counted if job.in_whole is None else job.in_whole.counted(counted)
     result: dict[str, Any] = {
         "amc_version": amc_version(),
         "model": origin.get("model", type(job.network).__name__),
@@ -66,7 +67,7 @@ def summarise(
         "environment": environment(device_of(job.model)),
     }
     if job.in_whole is not None:
-        result["pruned_part"] = job.in_whole.record(slim)
+        result["pruned_part"] = job.in_whole.record(counted)
     stop = results[config.agent].stopped
     if stop is not None:
         result["stopped"] = stop.to_json()
