@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,17 +24,18 @@ SEARCH = ("--episodes", 6, "--agent", "random", "--baseline", "none", "--recover
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("part")
     (folder / "shapes_of_mine.py").write_text(FACTORIES)
     (folder / "trained.safetensors").write_bytes(pack(trained().state_dict()))
-    yield folder
+    return folder
 
 
 def search(place: Path, out: str, *more: object, **run: object) -> Finished:
     return amc(
         "search", "shapes_of_mine:detector", "--weights", "trained.safetensors", "--data", "shapes_of_mine:data",
-        "--evaluate", "shapes_of_mine:share_found", "--part", "backbone", "--out", out, *SEARCH, *more, cwd=place, **run,
+        "--evaluate", "shapes_of_mine:share_found", "--part", "backbone", "--out", out, *SEARCH, *more,
+        cwd=place, **run,
     )  # fmt: skip
 
 
