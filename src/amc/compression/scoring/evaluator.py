@@ -313,6 +313,8 @@ def as_evaluator(
     """
     batch_size = BATCH if device is None or device.type == "cpu" else BATCH_GPU
     if isinstance(evaluate, PairedEvaluator):
+        if within is None:
+            return evaluate
         paired = copy.copy(evaluate)
         paired.evaluator = evaluate.evaluator.of_parts(within)
         return paired
