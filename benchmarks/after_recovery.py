@@ -16,7 +16,8 @@ from itertools import product
 import torch
 
 from amc.cli.jobs.origin import BATCH, data_of, network_of
-from amc.compression.prepare import Inputs, prepare
+from amc.compression.inputs import Inputs
+from amc.compression.prepare import prepare
 from amc.compression.scoring.evaluator import Evaluator
 from amc.compression.settings import SearchConfig
 from amc.recovery import FineTuneConfig, finetune

@@ -23,7 +23,9 @@ from torch import Tensor, nn
 
 from amc.cli.jobs.devices import device_named
 from amc.cli.jobs.origin import BATCH, data_of, network_of
-from amc.compression.prepare import Inputs, Job, prepare
+from amc.compression.inputs import Inputs
+from amc.compression.job import Job
+from amc.compression.prepare import prepare
 from amc.compression.scoring.evaluator import BATCH_GPU
 from amc.compression.scoring.policy import PolicyScorer
 from amc.compression.settings import SearchConfig

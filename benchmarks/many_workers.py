@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from amc.compression.prepare import Job
+from amc.compression.job import Job
 from amc.compression.scoring.workers.pool import Pool
 from amc.compression.scoring.workers.processes import Processes
 from amc.run.provenance import environment

@@ -21,7 +21,9 @@ from torch import nn
 
 from against_torch_pruning import rival
 from amc.cli.jobs.origin import BATCH, data_of, network_of
-from amc.compression.prepare import Inputs, Job, prepare
+from amc.compression.inputs import Inputs
+from amc.compression.job import Job
+from amc.compression.prepare import prepare
 from amc.compression.scoring.batchnorm import reestimate_batchnorm_
 from amc.compression.scoring.evaluator import Evaluator
 from amc.compression.settings import SearchConfig

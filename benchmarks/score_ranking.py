@@ -25,7 +25,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from amc.cli.jobs.devices import device_named
 from amc.cli.jobs.origin import BATCH, data_of, network_of
-from amc.compression.prepare import Inputs, Job, prepare
+from amc.compression.inputs import Inputs
+from amc.compression.job import Job
+from amc.compression.prepare import prepare
 from amc.compression.scoring.evaluator import Evaluator, as_evaluator
 from amc.compression.settings import BN_IMAGES, SearchConfig
 from amc.recovery import FineTuneConfig, finetune

@@ -18,7 +18,9 @@ from itertools import product
 import torch
 
 from amc.cli.jobs.origin import BATCH, data_of, network_of
-from amc.compression.prepare import Inputs, Job, prepare
+from amc.compression.inputs import Inputs
+from amc.compression.job import Job
+from amc.compression.prepare import prepare
 from amc.compression.scoring.evaluator import Evaluator
 from amc.compression.settings import SearchConfig
 from amc.recovery import FineTuneConfig, finetune

@@ -22,7 +22,9 @@ from pathlib import Path
 import torch
 
 from amc.cli.jobs.origin import BATCH, data_of, network_of
-from amc.compression.prepare import Inputs, Job, prepare
+from amc.compression.inputs import Inputs
+from amc.compression.job import Job
+from amc.compression.prepare import prepare
 from amc.compression.scoring.evaluator import Evaluator
 from amc.compression.scoring.policy import PolicyScorer
 from amc.compression.scoring.workers.pool import Pool

@@ -68,7 +68,8 @@ NO_OPTION = {  # fields that nobody types
 }
 SPELLINGS = {
     "search": """
-        MODEL --out --weights --data --budget --reward --max-drop --minimise --confidence --schedule --round-epochs
+        MODEL --out --part --count --weights --data --budget --reward --max-drop --minimise --confidence
+        --schedule --round-epochs
         --round-lr --episodes --time-limit --patience --agent --agent-option --baseline --random-share
         --batch --workers --ray --score-timeout --seed --evaluate
         --score --method --round-to --max-sparsity
@@ -80,7 +81,8 @@ SPELLINGS = {
         --token-file --device --test --no-test --recipe --log --json
     """,
     "sweep": """
-        MODEL --out --weights --data --metric --from --to --points --budget --reward --max-drop --minimise --confidence
+        MODEL --out --part --count --weights --data --metric --from --to --points --budget --reward --max-drop
+        --minimise --confidence
         --episodes --time-limit --patience --agent --agent-option --baseline --random-share
         --batch --workers --ray --score-timeout --seed --evaluate --score
         --method --round-to --max-sparsity
@@ -92,7 +94,8 @@ SPELLINGS = {
         --token-file --device --test --no-test --recipe --log --json
     """,
     "study": """
-        MODEL --out --dry-run --weights --data --budgets --metrics --methods --rewards --max-drops --runtimes --epochs
+        MODEL --out --part --count --dry-run --weights --data --budgets --metrics --methods --rewards --max-drops
+        --runtimes --epochs
         --seeds --budget --reward --max-drop --minimise --confidence
         --episodes --time-limit --patience --agent --agent-option --baseline --random-share
         --batch --workers --ray --score-timeout --seed --evaluate --score

@@ -86,6 +86,8 @@ def _show_export(record: Mapping[str, Any]) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     table.add_row("written", record["path"])
+    if "part" in record:
+        table.add_row("part", f"{record['part']} alone: the rest of the network is not in the file")
     table.add_row("format", f"{record['format']}, {'float16' if record['half'] else 'float32'} weights")
     table.add_row("inputs", f"{shapes} in batches {batch}")
     table.add_row("size", sizes)
@@ -110,6 +112,8 @@ def _show_latency(record: Mapping[str, Any]) -> None:
         f"{record['runtime']} {record['runtime_version']}, {threads}, batch {record['batch']} of {shape}, "
         f"{record['precision']}", markup=False, soft_wrap=True,
     )  # fmt: skip
+    if "part" in record:
+        out.print(f"part {record['part']} alone: the rest of the network is not timed", markup=False)
     out.print(f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}", markup=False, soft_wrap=True)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("", "MACs", "params", "file", "latency", "spread"):

@@ -70,6 +70,7 @@ def inspect(
     certify: Annotated[int, typer.Option(help="Random keep sets to check.", min=0)] = 1,
     lock: LockOption = None,
     only: OnlyOption = None,
+    part: Annotated[str | None, typer.Option(help="A submodule, such as backbone, in place of the network.")] = None,
     device: Annotated[str, typer.Option(help="Where to run it: auto, cpu, cuda or cuda:1.")] = "auto",
     as_json: JsonFlag = False,
 ) -> None:
@@ -85,6 +86,7 @@ def inspect(
         keep_sets=certify,
         lock=tuple(lock or ()),
         only=tuple(only or ()),
+        part=part,
         device=device,
     )
     if as_json:

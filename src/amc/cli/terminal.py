@@ -16,6 +16,7 @@ from rich.table import Table
 
 from amc.report.finalists import finalists_sentence
 from amc.report.guarantee import guarantee_verdict
+from amc.report.pruned_part import part_sentence
 from amc.report.schedule import schedule_rows
 from amc.report.stopping import stop_sentence
 from amc.report.sweep import curve_of, point_rows
@@ -116,7 +117,12 @@ def _show_search(console: Console, summary: Mapping[str, Any]) -> None:
         what = f"best of {count}, median {format_score(baseline.get('median'))}" if count > 1 else "one policy"
         left = _left_of(baseline, summary)
         _show_line(console, name, f"{format_score(baseline.get('score'))}{left} ({what})")
-    for label, sentence in (("finalists", finalists_sentence(summary)), ("search", stop_sentence(summary))):
+    sentences = {
+        "part": part_sentence(summary),
+        "finalists": finalists_sentence(summary),
+        "search": stop_sentence(summary),
+    }
+    for label, sentence in sentences.items():
         if sentence:
             _show_line(console, label, sentence)
     if summary.get("seconds") is not None:
@@ -142,8 +148,9 @@ def show_structure(console: Console, record: Mapping[str, Any]) -> None:
     """Show groups with their share of the cost, locks with their reasons, and the budgets that can be reached."""
     macs, params, least = record["macs"], record["params"], record["least"]
     shape = "x".join(map(str, record["input"]))
+    part = f", part {record['part']}" if "part" in record else ""
     console.print(
-        f"{record['model']}, input {shape}: {format_count(macs)} MACs, {format_count(params)} parameters, "
+        f"{record['model']}{part}, input {shape}: {format_count(macs)} MACs, {format_count(params)} parameters, "
         f"{format_bytes(record['memory'])} of activations at once"
     )
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -166,6 +173,8 @@ def show_structure(console: Console, record: Mapping[str, Any]) -> None:
     reasons = Counter(item["reason"] for item in record["only_sliced"])
     only_sliced = "".join(f"; {count} only sliced: {reason}" for reason, count in reasons.most_common())
     console.print(f"refitted by least squares: {len(record['refitted'])} layers{only_sliced}", markup=False)
+    for note in record.get("notes", ()):
+        console.print(note, markup=False)
     for item in record["locked"][:LOCKS_SHOWN]:
         console.print(f"locked: {item['name']} ({item['size']} channels): {item['reason']}", markup=False)
     if len(record["locked"]) > LOCKS_SHOWN:

@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from amc.compression.answers import FinalScore
+from amc.compression.job import Job
 from amc.compression.observer import Observer
-from amc.compression.prepare import Job
 from amc.compression.recovering import FinalistMeasurement, Recovering
 from amc.compression.scoring.evaluator import PairedEvaluator, final_score, heard, score_of, scored_on
 from amc.compression.selection import Selection, choose
@@ -34,7 +34,7 @@ from amc.search.statistics import Measured, PairedDrop
 class Ending:
     """The result of a search."""
 
-    model: nn.Module  # in eval mode
+    model: nn.Module  # whole, in eval mode
     policy: Policy
     summary: dict[str, Any]
     answers: dict[str, Any] | None  # the content of answers.json; None without a test split whose images are judged
@@ -55,7 +55,7 @@ def ended(
     slim = recovering.pruned(choice.record.keep)
     best, warnings = confirmed(job, choice.record, slim, recorded)
     job = job.warned(warnings, watch)
-    policy = job.scorer.builder.policy(best.keep)
+    policy = job.policy(best.keep)
     with heard(test and test.score, watch.stage_step):
         summary = summarise(job, slim, replace(choice, record=best), results, run, test)
     _check_budget(job, summary["slim"])
@@ -64,7 +64,7 @@ def ended(
         recovered["warnings"] = [*summary["warnings"], *recovered["warnings"]]
         summary = merged(summary, recovered)
     answers = _answers(test, summary["slim"])
-    return Ending(slim, policy, summary, answers)
+    return Ending(job.whole(slim), policy, summary, answers)
 
 
 def _answers(test: FinalScore | None, slim: dict[str, Any]) -> dict[str, Any] | None:

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from amc.compression.answers import FinalScore
 from amc.compression.ending import ended
+from amc.compression.inputs import Inputs
+from amc.compression.job import Job
 from amc.compression.load import check_builds, check_weights, settings_of, weights_key
 from amc.compression.observer import Observer
-from amc.compression.prepare import Inputs, Job, prepare
+from amc.compression.own import own_agent, own_loss, own_reward
+from amc.compression.prepare import prepare
 from amc.compression.progress import listening
-from amc.compression.scoring.evaluator import as_evaluator
 from amc.compression.scoring.policy import ScoreTiming
 from amc.compression.scoring.sources import BatchSource
 from amc.compression.scoring.workers.pool import Pool
@@ -27,7 +29,6 @@ from amc.compression.verify import Recorded
 from amc.compression.warm_start import earlier_records
 from amc.errors import AmcError, EvaluationError, RunError, brief
 from amc.pruning import Policy
-from amc.recovery.distances import DistillLoss
 from amc.report import render_report
 from amc.report.tables import format_count
 from amc.report.words import words_of
@@ -37,21 +38,15 @@ from amc.run.provenance import amc_version
 from amc.run.settings import from_keywords
 from amc.run.settings.scores import DEFAULT, get_score
 from amc.search import (
-    AGENTS,
     LEARN_EARLIER,
-    REWARDS,
     Agent,
-    AgentFactory,
     EpisodeRecord,
     EpisodeTiming,
-    RewardFunction,
     SearchResult,
     SearchTask,
     StopRules,
     agent_config,
     create_agent,
-    get_reward,
-    reward_name,
     search,
 )
 from amc.search.judging import Batched
@@ -112,6 +107,8 @@ def compress(
         apart as `example_input` says (`amc.structure.batches`).
     score (in settings): what a loader is scored by: "top1", or another name of `amc.run.settings.scores`.
     test: the same for the final figures only; it never steers anything.
+    part (in settings): the name of a submodule: it alone is pruned. Scores are of the whole network, which may do what
+        torch.export cannot follow, and so is the result. `count` says whose costs the budgets limit: "part", "whole".
     reward (in settings): a name, or a function of an `amc.search.Outcome`.
     agent (in settings): a name, or a function of an `amc.search.SearchTask` that returns an `amc.search.Agent`.
     distill_loss (in settings): (outputs of the pruned network, of the dense one) -> scalar Tensor that recovery
@@ -137,7 +134,7 @@ def compress(
 
 def inputs_of(inputs: Inputs, settings: dict[str, Any]) -> tuple[Inputs, SearchConfig]:
     """The inputs with the caller's own functions among the settings, and the settings themselves. Raises AmcError."""
-    loss, agent, reward = _own_loss(settings), _own_agent(settings), _own_reward(settings)
+    loss, agent, reward = own_loss(settings), own_agent(settings), own_reward(settings)
     config = from_keywords(SearchConfig, settings)
     if agent is None:
         check_agent(config)
@@ -184,6 +181,7 @@ def compress_in(
         watch.job_settings("search", {**origin, **config.to_json()})
         journals = [] if run is None else [run.file(_journal(name, config.agent)) for name in _agents(config)]
         recorded = Recorded.at(journals)  # a damaged one is found before any work
+        inputs = inputs.of_part(config.part, None if prepared is None else prepared.part)
         test = _test_score(inputs, config)
         if prepared is None:
             job = prepared_in(run, inputs, config, watch, recorded)
@@ -221,48 +219,7 @@ def _test_score(inputs: Inputs, config: SearchConfig) -> FinalScore | None:
     if test is None:
         return None
     score = config.score if isinstance(test, BatchSource) or not callable(test) else DEFAULT
-    return FinalScore(
-        as_evaluator(test, score=score, example_input=inputs.example_input, device=device_of(inputs.model))
-    )
-
-
-def _own_reward(settings: dict[str, Any]) -> RewardFunction | None:
-    """The caller's own reward, its name left in `settings`; None where it is one of ours.
-
-    AmcError for an own one under the name of one of ours: budget and latency would be settled as if it were that.
-    """
-    reward = settings.get("reward", "r_err")
-    function = get_reward(reward)  # refuses what is neither a name nor a function
-    if isinstance(reward, str):
-        return None
-    name = settings["reward"] = reward_name(function)
-    if name not in REWARDS:
-        return function
-    if function != REWARDS[name]:
-        raise AmcError(f"reward is a function called {name!r}, as a built-in reward is; give it another name")
-    return None
-
-
-def _own_agent(settings: dict[str, Any]) -> AgentFactory | None:
-    """The caller's own agent, its name left in `settings`; None where it is one of ours."""
-    agent = settings.get("agent", "")
-    if isinstance(agent, str):
-        return None
-    if not callable(agent):
-        raise AmcError(f"agent must be a name, or a function of a SearchTask that returns an agent; got {agent!r}")
-    name = settings["agent"] = str(getattr(agent, "name", None) or getattr(agent, "__name__", type(agent).__name__))
-    if name in AGENTS:
-        raise AmcError(f"agent is a function called {name!r}, as a built-in agent is; give it another name")
-    factory: AgentFactory = agent
-    return factory
-
-
-def _own_loss(settings: dict[str, Any]) -> DistillLoss | None:
-    """The caller's own loss of recovery, taken out of `settings`; None without one."""
-    loss: DistillLoss | None = settings.pop("distill_loss", None)
-    if loss is not None and not callable(loss):
-        raise AmcError(f"distill_loss must be a function (student outputs, teacher outputs) -> scalar, got {loss!r}")
-    return loss
+    return FinalScore(inputs.score(test, score))
 
 
 def check_config(run: RunDir, config: SearchConfig, model: nn.Module) -> None:
@@ -303,7 +260,7 @@ def _search_and_finish(
     end = ended(job, results, run, test, watch, recorded)
     slim, summary, policy = end.model, end.summary, end.policy
     if run is not None:
-        run.write_bytes(files.MODEL, job.method.stored(slim))
+        run.write_bytes(files.MODEL, job.finishing.stored(slim))
         run.write_json(files.POLICY, policy.to_json())
         if end.answers is not None:
             run.write_json(files.ANSWERS, end.answers)
@@ -313,7 +270,7 @@ def _search_and_finish(
         run.write_json(files.SUMMARY, summary)
         render_report(run)
     watch.job_result(summary)
-    return Result(slim, policy, summary, job.structure, results[config.agent], job.method.masks(slim))
+    return Result(slim, policy, summary, job.structure, results[config.agent], job.finishing.masks(slim))
 
 
 def _task(job: Job) -> SearchTask:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
 
+from amc.compression.inputs import Inputs
+from amc.compression.job import Confirm, Job, costs_of
 from amc.compression.latency import aligned, guarded, latency_of
 from amc.compression.observer import Observer
 from amc.compression.prepared import Prepared, key_of, read, write
@@ -22,7 +24,6 @@ from amc.compression.scoring.evaluator import (
     Evaluate,
     Evaluator,
     PairedEvaluator,
-    as_evaluator,
     heard,
     score_of,
     scored_on,
@@ -36,16 +37,15 @@ from amc.compression.settings import SearchConfig
 from amc.deploy.table import Bench, Latency, open_bench
 from amc.errors import EvaluationError, RunError
 from amc.pruning import Calibration, Pruner, calibrate
-from amc.pruning.methods import Builder, Method, create_method, problem_of
+from amc.pruning.methods import CHANNEL, Builder, Method, create_method, problem_of
 from amc.pruning.ranking import Order
-from amc.recovery.distances import CheckedLoss, DistillLoss
+from amc.recovery.distances import CheckedLoss
 from amc.recovery.distillation import checked_loss
-from amc.run.provenance import data_fingerprint, execution
+from amc.run.provenance import execution
 from amc.run.settings.scores import get_score
 from amc.run.weights import digest
 from amc.search import (
-    AgentFactory,
-    EpisodeRecord,
+    CostFunction,
     Metric,
     Problem,
     RewardFunction,
@@ -54,7 +54,7 @@ from amc.search import (
     get_reward,
     rewarded_metric,
 )
-from amc.structure import Certificate, Structure, inspect
+from amc.structure import Certificate, inspect
 from amc.structure.batches import Reader, limited
 from amc.structure.copying import copy_model
 from amc.structure.modes import device_of
@@ -65,69 +65,6 @@ T = TypeVar("T")
 DEFAULT_RUNTIME = "onnxruntime"
 SEARCH_SHARE = 3 / 4  # of the images to score on that the search scores; the finalists are compared on the others
 LEAST_UNSEEN = 100  # images, below which none are set aside for the finalists
-
-Confirm = PairedEvaluator | BesideDense  # on images that the search never scores
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The user's inputs to a search, besides its settings; `amc.compress` describes each."""
-
-    model: nn.Module
-    example_input: Any
-    calibration: Iterable[Any]
-    evaluate: Any
-    test: Any = None
-    reward: RewardFunction | None = None  # the caller's own function; None: the one that the settings name
-    distill_loss: DistillLoss | None = None  # the caller's own loss of recovery
-    agent: AgentFactory | None = None  # the caller's own; None: the one that the settings name
-
-
-@dataclass(frozen=True)
-class Job:
-    """A search that is ready to run."""
-
-    model: nn.Module
-    example_input: Any
-    config: SearchConfig
-    structure: Structure
-    certificate: Certificate | None
-    method: Method
-    problem: Problem
-    scorer: PolicyScorer
-    dense_score: float
-    reward: RewardFunction
-    confirm: Confirm | None  # None: there are no other images
-    warnings: tuple[str, ...]
-    calibration: Sequence[Example] = ()  # batches of the networks' inputs
-    latency: Latency | None = None  # if it is among the costs
-    origin: Mapping[str, Any] = field(default_factory=dict)  # as in `amc.search.JournalContent`
-    distill_loss: CheckedLoss | None = None
-    agent: AgentFactory | None = None
-    earlier: tuple[EpisodeRecord, ...] = ()  # of a warm start
-
-    def warned(self, warnings: Sequence[str], watch: Observer) -> Job:
-        """The job with further warnings; `watch` hears them."""
-        for warning in warnings:
-            watch.warning(warning)
-        return replace(self, warnings=(*self.warnings, *warnings)) if warnings else self
-
-    def at(self, config: SearchConfig) -> Job:
-        """The same job under another budget; only `budget` may differ. Raises BudgetError if it cannot be reached."""
-        latency, problem = self.latency, self.problem
-        budgets = config.budgets if latency is None else guarded(config.budgets, latency)
-        measured = {} if latency is None else {Metric.LATENCY: latency.cost}
-        other = problem_of(
-            self.method, budgets, rewarded_metric(self.reward), decisions=problem.decisions, measured=measured
-        )
-        return replace(self, config=config, problem=other)
-
-    @property
-    def classes(self) -> bool:
-        """Whether the score shows that the networks' outputs are logits of classes."""
-        return (
-            isinstance(self.scorer.evaluate, Evaluator | PairedEvaluator) and not get_score(self.config.score).is_error
-        )
 
 
 def prepare(
@@ -144,6 +81,7 @@ def prepare(
     `table`: the latency table of the run that is resumed; `engine`: the name of its engine. `kept`: the file that keeps
     what is prepared for resuming (`amc.compression.prepared`).
     """
+    inputs = inputs.of_part(config.part)
     return _Preparation(inputs, config, observer or Observer(), engine, kept).job(table)
 
 
@@ -198,7 +136,8 @@ class _Preparation:
             check_memory(config.workers)
         reward = inputs.reward or get_reward(config.reward)
         method, certificate, structure_key = self.method()
-        problem, latency = self.problem(method, reward, table)
+        in_whole = inputs.in_whole(method, config.count)
+        problem, latency = self.problem(method, costs_of(in_whole), reward, table)
         check_costs(reward, problem.policy_costs(problem.dense.tolist()))
         dense = self.dense(method.structure.macs)
         if config.max_drop is not None:
@@ -215,7 +154,7 @@ class _Preparation:
         return Job(
             inputs.model, inputs.example_input, config, method.structure, certificate, method, problem, scorer,
             dense.value, reward, dense.confirm, tuple(self.warnings), calibrated.batches, latency, origin,
-            loss, inputs.agent,
+            loss, inputs.agent, in_whole=in_whole,
         )  # fmt: skip
 
     def environment(self, engine: Engine) -> dict[str, Any]:
@@ -243,14 +182,21 @@ class _Preparation:
             inputs.example_input, keep_sets=config.keep_sets, known=known, on_check=self.watch.stage_step
         )
         self.watch.structure(method.structure, certificate)
+        if inputs.part is not None:
+            for note in inputs.part.notes():
+                self.warn(note)
+            if config.method == CHANNEL:
+                inputs.part.check(method.structure)
         return method, certificate, key
 
-    def problem(self, method: Method, reward: RewardFunction, table: Path | None) -> tuple[Problem, Latency | None]:
-        """The search problem, with the latency among its costs if requested."""
+    def problem(
+        self, method: Method, counted: Mapping[Metric, CostFunction], reward: RewardFunction, table: Path | None
+    ) -> tuple[Problem, Latency | None]:
+        """The search problem, with the latency among its costs if requested. `counted` replaces the method's costs."""
         inputs, config = self.inputs, self.config
         rewarded = config.metric if config.max_drop is not None else rewarded_metric(reward)
         if not config.times_latency:
-            return problem_of(method, config.budgets, rewarded), None
+            return problem_of(method, config.budgets, rewarded, measured=counted), None
         problem_of(method, tuple(b for b in config.budgets if b.metric is not Metric.LATENCY))  # before any timing
         decisions = aligned(method.decisions, config.round_to)
         self.watch.stage("latency table")
@@ -267,13 +213,14 @@ class _Preparation:
         Some of the images are set aside, to confirm the result of the search.
         """
         inputs, config = self.inputs, self.config
-        example, score_name = inputs.example_input, config.score
-        score = as_evaluator(inputs.evaluate, score=score_name, example_input=example, device=device_of(inputs.model))
+        score_name = config.score
+        score = inputs.score(inputs.evaluate, score_name)
         images = score.fingerprint() if isinstance(score, Evaluator) else None
         self.watch.stage("dense score")
         whole = copy_model(inputs.model)  # never run the network to slice: a forward may store state in it
         if isinstance(score, Evaluator):
             score.fit_layout_(whole)
+        if isinstance(score, Evaluator) and inputs.part is None:  # torch calls the whole network, whatever it does
             task = Task(whole, [batch for batch, _ in score.held], macs, others=config.bn_images or 0)
             choice = choose_engine(task, config.engine, bf16=config.bf16, recorded=self.engine)
             score = score.using(choice.engine)
@@ -322,8 +269,8 @@ class _Preparation:
         """The calibration, from an earlier session if it fits."""
         inputs, config = self.inputs, self.config
         self.watch.stage("calibration")
-        batches = limited(inputs.calibration, config.calibration_images, Reader.of(inputs.example_input))
-        data, weights = data_fingerprint(batches), digest(inputs.model.state_dict())
+        batches, data = inputs.batches(config.calibration_images, self.warn)
+        weights = digest(inputs.model.state_dict())
         key = self.key(structure=method.structure, weights=weights, data=data, settings=config.deciding())
         if self.earlier.calibration_key == key:
             return _Calibrated(batches, data, self.earlier.calibration, key, self.earlier.orders)

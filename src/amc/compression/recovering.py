@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
+from amc.compression.job import Job
 from amc.compression.observer import Observer
-from amc.compression.prepare import Job
 from amc.compression.scoring.evaluator import heard, score_of
 from amc.recovery.distillation import Outcome, Plan, Recovery, distill_
 from amc.run import files

@@ -41,6 +41,7 @@ NO_BASELINE = "none"
 Recover = Literal["calibration", "none"]
 BatchNormRule = Literal["difference", "replace"]
 EngineName = Literal["auto", "torch", "onnxruntime"]
+Count = Literal["part", "whole"]
 
 MOST_WORKERS = 1024
 SESSION = ("workers", "ray", "score_timeout")  # may differ when a run is resumed: they decide nothing of its outcome
@@ -65,6 +66,13 @@ class SearchConfig:
         None, panel=Panel.BUDGET,
         help='"macs<=50%,size<=1MB", "latency<=4ms" …; default half the MACs; none with --reward.',
     )  # fmt: skip
+    part: str | None = option(  # None: the whole network
+        None, panel=Panel.PRUNING,
+        help="Prune this submodule alone, such as backbone; the score is the whole network's.",
+    )  # fmt: skip
+    count: Count = option(  # noqa: RUF009 -- this is a field
+        "part", panel=Panel.BUDGET, help="With --part, budgets limit the part, or the whole network (whole)."
+    )
     method: str = option(
         "channel", panel=Panel.PRUNING,
         help="channel, fine-grained, 2:4 (any N:M, or n:8), rows, columns or blocks:4x4.",
@@ -216,6 +224,7 @@ class SearchConfig:
             object.__setattr__(self, "bn_images", 0 if dense else BN_IMAGES)
         self._check_ranges()
         self._check_score()
+        self._check_part()
         if self.times_latency and self.method != CHANNEL:
             raise AmcError(
                 f"method {self.method} masks weights, which makes no runtime here faster; for a latency choose "
@@ -261,10 +270,32 @@ class SearchConfig:
             "recover": (self.recover in get_args(Recover), "calibration or none"),
             "recover_time": (0 < self.recover_time < math.inf, "above 0 seconds and finite"),
             "engine": (self.engine in get_args(EngineName), "auto, torch or onnxruntime"),
+            "count": (self.count in get_args(Count), "part or whole"),
             "random_share": (0 < self.random_share <= 1, "above 0 and at most 1"),
             "baselines": (set(self.baselines) <= set(BASELINES), f"among {', '.join(BASELINES)}"),
         }
         check_rules(self, rules)
+
+    def _check_part(self) -> None:
+        """Raise AmcError for settings that contradict `part`."""
+        if self.part is None:
+            if self.count == "whole":
+                raise AmcError("count whole is for a part of a network; name it with part, or leave count out")
+            return
+        if self.engine == "onnxruntime" or self.bf16:
+            setting = "bf16" if self.bf16 else "engine onnxruntime"
+            raise AmcError(
+                f"{setting} needs a network that can be exported as a whole; leave it out, or leave part out"
+            )
+        metrics = {
+            *(budget.metric for budget in self.budgets),
+            *((self.minimise,) if self.max_drop is not None else ()),
+        }
+        if self.count == "whole" and (self.times_latency or "memory" in metrics):
+            raise AmcError(
+                "latency and memory are measured of the part alone: the rest of the network cannot be exported; leave "
+                "count whole out"
+            )
 
     def _check_score(self) -> None:
         """Raise AmcError for a score that does not fit max_drop or the reward."""

@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from amc.compression.answers import FinalScore
-from amc.compression.prepare import Job
+from amc.compression.job import Job
 from amc.compression.scoring.evaluator import Evaluator, PairedEvaluator
 from amc.compression.selection.base import Choice, merged
 from amc.run import files
@@ -34,11 +34,13 @@ def summarise(
     origin = run.config() if run else {}
     costs = job.problem.policy_costs(job.problem.dense.tolist())
     dense = {name: int(cost) for name, cost in costs.items() if name != Metric.LATENCY}
-    dense["memory"] = job.method.structure.memory
-    small = job.method.recount(slim, job.example_input)
+    if not job.counts_whole:  # whose memory is not known
+        dense["memory"] = job.method.structure.memory
+    counted = job.method.recount(slim, job.example_input)
+    small = counted if job.in_whole is None else job.in_whole.counted(counted)
     result: dict[str, Any] = {
         "amc_version": amc_version(),
-        "model": origin.get("model", type(job.model).__name__),
+        "model": origin.get("model", type(job.network).__name__),
         "data": origin.get("data"),
         "budget": config.budget,
         "method": config.method,
@@ -64,6 +66,8 @@ def summarise(
         "certificate": job.certificate.to_json() if job.certificate else None,
         "environment": environment(device_of(job.model)),
     }
+    if job.in_whole is not None:
+        result["pruned_part"] = job.in_whole.record(counted)
     stop = results[config.agent].stopped
     if stop is not None:
         result["stopped"] = stop.to_json()

@@ -15,10 +15,11 @@ from typing import Any
 
 from torch import nn
 
+from amc.compression.inputs import Inputs
+from amc.compression.job import Job
 from amc.compression.load import load_run, point_path, settings_of, weights_key
 from amc.compression.observer import Observer
 from amc.compression.pipeline import check_config, compress_in, inputs_of, opened, prepared_in
-from amc.compression.prepare import Inputs, Job
 from amc.compression.progress import listening
 from amc.compression.scoring.evaluator import PairedEvaluator, score_of
 from amc.compression.settings import SearchConfig
@@ -313,13 +314,13 @@ class _Sweeping:
 
 def _entry(job: Job, config: SearchConfig, number: int, model: nn.Module, summary: Mapping[str, Any]) -> dict[str, Any]:
     """What the sweep says of a point: its own summary in short, and its score on images that chose nothing."""
-    confirm = job.confirm
+    confirm, pruned = job.confirm, job.pruned(model)
     unseen, error = None, None
     if isinstance(confirm, PairedEvaluator):
-        drop = confirm.compare(model)
+        drop = confirm.compare(pruned)
         unseen, error = confirm.dense_score - drop.drop, drop.standard_error
     elif confirm is not None:
-        unseen = score_of(confirm, model, "resulting")
+        unseen = score_of(confirm, pruned, "resulting")
     dense = dict(summary["dense"]) | ({} if confirm is None else {"unseen": confirm.dense_score})
     slim = dict(summary["slim"]) | ({} if unseen is None else {"unseen": unseen})
     return {

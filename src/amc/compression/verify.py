@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from amc.compression.prepare import Job
+from amc.compression.job import Job
 from amc.compression.scoring.engine.choice import BFLOAT16, TORCH
 from amc.compression.scoring.evaluator import score_of
 from amc.errors import EvaluationError, RunError

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from amc.compression.job import Job
 from amc.compression.load import weights_key
-from amc.compression.prepare import Job
 from amc.compression.verify import TOLERANCE
 from amc.errors import RunError
 from amc.run import files
@@ -15,7 +15,7 @@ from amc.run.directory import RunDir
 from amc.search import EpisodeRecord, JournalContent, Problem, load_journal
 
 # Settings by which the decisions are others, or the same policy gets another score.
-_SAME = ("method", "lock", "only", "score", "evaluate", "reconstruct", "ranking", "bn_rule", "bn_images")
+_SAME = ("part", "method", "lock", "only", "score", "evaluate", "reconstruct", "ranking", "bn_rule", "bn_images")
 
 
 def earlier_records(run: RunDir | None, job: Job) -> tuple[EpisodeRecord, ...]:
@@ -29,7 +29,7 @@ def earlier_records(run: RunDir | None, job: Job) -> tuple[EpisodeRecord, ...]:
         return read_earlier(run)
     records = job.earlier
     if not records and job.config.warm_start is not None:
-        ours = {**job.config.to_json(), **weights_key(job.model)} if run is None else run.config()
+        ours = {**job.config.to_json(), **weights_key(job.network)} if run is None else run.config()
         records = _of_run(RunDir.open(job.config.warm_start), job, ours)
     if run is not None and records:
         write_earlier(run, records)

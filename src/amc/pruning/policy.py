@@ -71,6 +71,7 @@ class Policy:
 
     groups: tuple[GroupPolicy | LayerPolicy, ...]
     method: str = "channel"
+    part: str | None = None  # the submodule that the groups are of; None: the whole network
 
     def __post_init__(self) -> None:
         names = [group.name for group in self.groups]
@@ -85,11 +86,14 @@ class Policy:
         return f"Policy({self.method}: {kept:,} of {size:,} kept, {count})"
 
     @classmethod
-    def of(cls, keep: Mapping[str, Any], sizes: Mapping[str, int], method: str = "channel") -> Policy:
+    def of(
+        cls, keep: Mapping[str, Any], sizes: Mapping[str, int], method: str = "channel", part: str | None = None
+    ) -> Policy:
         """From kept indices and sizes by group name."""
         return cls(
             tuple(GroupPolicy(name, sizes[name], tuple(int(i) for i in np.sort(keep[name]))) for name in keep),
             method,
+            part,
         )
 
     @property
@@ -102,14 +106,17 @@ class Policy:
         return tuple(group.kept for group in self.groups)
 
     def to_json(self) -> dict[str, Any]:
-        return {"method": self.method, "groups": [_entry_to_json(group) for group in self.groups]}
+        named = {} if self.part is None else {"part": self.part}
+        return {"method": self.method, **named, "groups": [_entry_to_json(group) for group in self.groups]}
 
     @classmethod
     def from_json(cls, data: Any) -> Policy:
         """The policy of a JSON object. Raises RunError for anything else."""
         try:
-            return cls(tuple(_entry_from_json(entry) for entry in data["groups"]), str(data["method"]))
-        except (KeyError, TypeError, ValueError) as error:
+            part = data.get("part")
+            groups = tuple(_entry_from_json(entry) for entry in data["groups"])
+            return cls(groups, str(data["method"]), None if part is None else str(part))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise RunError(
                 f"not a policy: {error!r}; expected {{'method', 'groups': [{{name, size, keep or kept}}]}}"
             ) from None

@@ -18,6 +18,7 @@ from amc.report.answers import answers_of
 from amc.report.figures import is_percent
 from amc.report.finalists import finalists_sentence
 from amc.report.guarantee import guarantee_verdict
+from amc.report.pruned_part import part_sentence
 from amc.report.record import RunRecord, load_record
 from amc.report.stopping import stop_sentence
 from amc.report.tables import budget_lines, format_bytes, part_of, records_of, summary_table
@@ -81,6 +82,7 @@ def _context(record: RunRecord) -> dict[str, object]:
         "title": sections.title_of(summary),
         "subtitle": sections.subtitle(summary),
         "stopped": stop_sentence(summary),
+        "pruned_part": part_sentence(summary),
         "finished": bool(record.summary),
         "tiles": sections.tiles(dense, slim, percent=is_percent(record)) if record.summary else [],
         "budgets": budget_lines(summary),

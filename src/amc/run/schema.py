@@ -46,9 +46,9 @@ def _bounded(value: Any, place: str) -> None:
 CONFIG = fields(
     {
         **dict.fromkeys(("amc_version", "command", "method", "reward", "score", "minimise", "agent"), text),
-        **dict.fromkeys(("recover", "bn_rule", "engine"), text),
+        **dict.fromkeys(("recover", "bn_rule", "engine", "count"), text),
         **dict.fromkeys(("model", "weights", "data", "evaluate", "device"), optional(text)),
-        **dict.fromkeys(("budget", "ranking", "runtime", "ray"), optional(text)),
+        **dict.fromkeys(("budget", "part", "ranking", "runtime", "ray"), optional(text)),
         **dict.fromkeys(
             ("device_url", "token_file", "parent", "repeat", "warm_start", "weights_digest", "weights_sha256"),
             optional(text),
@@ -128,6 +128,11 @@ _STOP = fields(
     },
     needed=("reason", "planned"),
 )  # fmt: skip
+_BEFORE_AFTER = fields({"dense": table(count), "slim": table(count)}, needed=("dense", "slim"))
+_PART = fields(
+    {"name": text, "count": text, "calls": positive, "part": _BEFORE_AFTER, "whole": _BEFORE_AFTER},
+    needed=("name", "count", "part"),
+)
 _ROUND = fields({"fraction": number, "run": text, **dict.fromkeys(("macs", "params", "size", "score"), number)})
 _POINT = fields(
     {
@@ -161,6 +166,7 @@ SUMMARY = fields(
         "finalists": optional(_FINALISTS),
         "stopped": optional(_STOP),
         "recovery": optional(_RECOVERY),
+        "pruned_part": _PART,
         "finetuning": optional(table(anything)),
         "schedule": optional(many(number)),
         "rounds": optional(many(_ROUND)),
@@ -174,6 +180,7 @@ SUMMARY = fields(
 POLICY = fields(
     {
         "method": text,
+        "part": optional(text),
         "groups": many(
             fields({"name": text, "size": positive, "kept": positive, "keep": many(count)}, needed=("name", "size"))
         ),

@@ -28,7 +28,7 @@ def advice_on_network(model: nn.Module) -> str:
         return "it returns a cache of keys and values: set model.config.use_cache = False"
     backbone = getattr(model, "backbone", None)
     if isinstance(backbone, nn.Module):
-        return "of a detector prune the part that takes one tensor: give model.backbone, and put the result back"
+        return "of a detector prune the part that takes one tensor: add part='backbone' (--part backbone)"
     return ""
 
 

@@ -19,6 +19,7 @@ from amc.structure.copying import copy_model, undisturbed
 from amc.structure.cost import CostModel, Term
 from amc.structure.grouping import FIXED, Grouping, group_channels
 from amc.structure.liveness import Buffer
+from amc.structure.part import Part
 from amc.structure.propagate import Propagation, propagate
 from amc.structure.structure import Group, Layer, Locked, Slots, Structure, lock_groups, restrict
 from amc.structure.trace import Example, Trace, dry_run, trace
@@ -29,15 +30,21 @@ SEVERAL = "its inputs are pruned along several dimensions at once"
 
 
 def inspect(
-    model: nn.Module, example_input: Any, *, lock: tuple[str, ...] = (), only: tuple[str, ...] = ()
+    model: nn.Module,
+    example_input: Any,
+    *,
+    part: str | None = None,
+    lock: tuple[str, ...] = (),
+    only: tuple[str, ...] = (),
 ) -> Structure:
     """Find the prunable groups of `model`, their ties, costs and locks. Copies of `model` are run, never itself.
 
     `example_input` is a tensor, a tuple of positional or a dict of keyword arguments; costs are for this input
     as a whole, so give one example (batch 1) for costs per example. `lock` keeps groups whose name or producing
-    layer matches one of these patterns (`layer3.*`); `only` keeps all groups that match none of its patterns.
+    layer matches one of these patterns (`layer3.*`); `only` keeps all groups that match none of its patterns. `part` is
+    the name of a submodule: the structure is that of this part alone, for what the whole network calls it with.
 
-    Raises ModelError if the model does not take the example, or torch.export cannot trace it.
+    Raises ModelError if the model does not take the example, or torch.export cannot trace it, or the part.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3))
     >>> structure = amc.inspect(net, torch.zeros(1, 1, 6, 6))
@@ -46,6 +53,9 @@ def inspect(
     >>> structure.locked
     (Locked(3: 3 channels, network output),)
     """
+    if part is not None:
+        found = Part.of(model, example_input, part)
+        return inspect(found.module, found.example, lock=lock, only=only)
     example = Example.of(example_input)
     with undisturbed(model):
         dry_run(copy_model(model), example.cloned())

@@ -155,7 +155,7 @@ def _certified(
     failed: dict[str, Lock] = {}
     worst, passed = 0.0, 0
     while passed < keep_sets:
-        mask = _random_mask(structure, rng)
+        mask = random_mask(structure, rng)
         for name in failed:
             _keep_all(structure, mask, name)
         error = check.difference(mask)
@@ -174,7 +174,7 @@ def _certified(
     return lock_groups(structure, failed), Certificate(keep_sets, worst, tuple(failed.items()))
 
 
-def _random_mask(structure: Structure, rng: np.random.Generator) -> Mask:
+def random_mask(structure: Structure, rng: np.random.Generator) -> Mask:
     """Every group keeps a random non-empty set. The sizes differ, so that a literal size fails."""
     mask = np.zeros(structure.channels, dtype=bool)
     for group in structure.groups:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from amc.cli.jobs.kept import keep
-from amc.cli.jobs.origin import data_of, network_of, source_of
+from amc.cli.jobs.origin import data_of, deployed, network_of, source_of
 from amc.compression.load import load_run
 from amc.deploy.export import export
 from amc.deploy.formats import get_format
@@ -19,6 +19,8 @@ from amc.errors import AmcError
 from amc.run import files
 from amc.run.directory import RunDir
 from amc.run.settings import Source
+from amc.structure.part import Part
+from amc.structure.trace import Example
 
 REAL_IMAGES = 8  # of the calibration split, on which a file is compared with the network
 
@@ -38,17 +40,19 @@ def run_export(
     The run keeps the record in its export.json, for its report. It is that of `amc.Export`, and run, finetuned,
     weight_bytes (of all tensors of the dense and of the slim network in PyTorch) and real_images (the number of images
     of the check; 0 with the reason in `real_images_missing`). With `sparse`, `sparse_kernels` says whether XNNPACK runs
-    the file with sparse kernels on Arm.
+    the file with sparse kernels on Arm. Of a network of which a part was pruned alone, the file has that part: `part`.
     """
     chosen = get_format(format, sparse=sparse)
     run = RunDir.open(run_path)
     source = source_of(run, "write result.model with amc.export")
-    slim = load_run(run_path, finetuned=finetuned)
-    shape = source.input_shape or data_of(source).input_shape
-    real, why_none = _real_images(source)
+    whole = load_run(run_path, finetuned=finetuned)
+    example = torch.zeros(1, *(source.input_shape or data_of(source).input_shape))
+    slim, example_of_slim, part = deployed(run, whole, example)
+    images, why_none = _real_images(source)
+    real = images if images is None else _inputs_of(whole, images, example, part)
     record = export(
         slim,
-        torch.zeros(1, *shape),
+        example_of_slim,
         out or run.file(default_name(chosen.name, chosen.suffixes, half=half, sparse=sparse)),
         format=format,
         half=half,
@@ -61,10 +65,12 @@ def run_export(
     record |= {
         "run": str(run_path),
         "finetuned": finetuned and run.has(files.MODEL_FINETUNED),
-        "weight_bytes": {"dense": weight_bytes(network_of(source, run_path)), "slim": weight_bytes(slim)},
-        "real_images": 0 if real is None else len(real),
+        "weight_bytes": {"dense": weight_bytes(network_of(source, run_path)), "slim": weight_bytes(whole)},
+        "real_images": 0 if images is None else len(images),
         "real_images_missing": why_none,
     }
+    if part is not None:
+        record["part"] = part
     keep(run, files.EXPORT, str(Path(record["path"]).resolve()), record, finetuned=finetuned)
     return record
 
@@ -78,6 +84,14 @@ def default_name(format: str, suffixes: tuple[str, ...], *, half: bool, sparse: 
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of all parameters and buffers."""
     return sum(value.nbytes for value in model.state_dict().values())
+
+
+def _inputs_of(whole: nn.Module, images: Tensor, example: Tensor, part: str | None) -> Any:
+    """What the network is called with for these images, or its part."""
+    if part is None:
+        return images
+    calls = next(Part.of(whole, example, part).inputs([Example.of(images)]))
+    return calls[0] if calls else None
 
 
 def _real_images(source: Source) -> tuple[Tensor | None, str | None]:

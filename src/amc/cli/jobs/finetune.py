@@ -23,9 +23,11 @@ from amc.cli.jobs.finetune_state import FineTuneState
 from amc.cli.jobs.origin import BATCH, evaluate_of, fitting, network_of, source_of
 from amc.cli.jobs.training import Training
 from amc.compression.answers import FinalScore
+from amc.compression.inputs import Inputs
+from amc.compression.job import Job
 from amc.compression.load import check_builds, check_weights, load_run, settings_of
 from amc.compression.observer import Observer
-from amc.compression.prepare import Inputs, Job, prepare
+from amc.compression.prepare import prepare
 from amc.compression.scoring.evaluator import Evaluator
 from amc.compression.scoring.workers.cluster import check_cluster, connected
 from amc.compression.selection import Choice
@@ -34,7 +36,7 @@ from amc.compression.selection.by_finetuning import ByFineTuning, FineTuningTria
 from amc.compression.verify import Recorded, check_record, confirmed
 from amc.errors import AmcError, RunError
 from amc.pruning import Policy
-from amc.pruning.methods import Method, create_method
+from amc.pruning.methods import Finishing, create_method
 from amc.recovery import FineTuneConfig, FineTuneResult, resume_point
 from amc.recovery.kernels import slow_bfloat16
 from amc.recovery.workers import launched
@@ -113,7 +115,7 @@ class _Start:
     """The network to fine-tune."""
 
     model: nn.Module
-    method: Method
+    method: Finishing
     choice: Choice | None = None  # of several policies
     replacing: Policy | None = None  # the chosen policy, if it replaces the run's own
 
@@ -160,10 +162,12 @@ class _Task:
     def _loaded(self) -> _Start:
         slim = load_run(self.origin.path, finetuned=False)
         config = self.config
-        structure = inspect(slim, self.example)
+        inputs = Inputs(slim, self.example).of_part(config.part)
+        structure = inspect(inputs.model, inputs.example_input)
         # Locks may name channels that were sliced away; they matter only for the choice of masked weights.
         locks = {} if config.method == "channel" else {"lock": config.lock, "only": config.only}
-        return _Start(slim, create_method(config.method, slim, structure, config.method_options, **locks))
+        method = create_method(config.method, inputs.model, structure, config.method_options, **locks)
+        return _Start(slim, inputs.in_whole(method, config.count) or method)
 
     def _chosen(self) -> _Start:
         """Train the best policies briefly, and choose the best. The network of its policy is returned untrained."""
@@ -174,10 +178,10 @@ class _Task:
             training = _Candidates(self, job, self.origin.file(files.JOURNAL), min(count, len(policies)), away)
             training.begin(policies[:count])
             choice = ByFineTuning(job.problem, job.reward, training, count, self.state.measured).choose(policies)
-        policy = job.scorer.builder.policy(choice.record.keep)
+        policy = job.policy(choice.record.keep)
         if policy.to_json() == self.origin.read_json(files.POLICY):
-            return _Start(load_run(self.origin.path, finetuned=False), job.method, choice)
-        return _Start(job.scorer.build(choice.record.keep), job.method, choice, policy)
+            return _Start(load_run(self.origin.path, finetuned=False), job.finishing, choice)
+        return _Start(job.whole(job.scorer.build(choice.record.keep)), job.finishing, choice, policy)
 
     @contextmanager
     def _away(self) -> Iterator[CandidatesAway | None]:
@@ -209,7 +213,7 @@ class _Task:
             replace(self.config, workers=None, ray=None),  # no policy is searched for
         )
 
-    def trained(self, slim: nn.Module, method: Method, settings: FineTuneConfig, checkpoint: Path) -> FineTuneResult:
+    def trained(self, slim: nn.Module, method: Finishing, settings: FineTuneConfig, checkpoint: Path) -> FineTuneResult:
         return self.training.trained(
             slim,
             method.masks(slim),
@@ -310,8 +314,8 @@ class _Candidates:
             return
         for number, record in enumerate(records):
             if number >= len(self.task.state.measured):
-                slim = self.job.scorer.build(record.keep)
-                self.away.begin(number, slim, self.job.method.masks(slim), self._settings)
+                slim = self.job.whole(self.job.scorer.build(record.keep))
+                self.away.begin(number, slim, self.job.finishing.masks(slim), self._settings)
 
     @property
     def _settings(self) -> FineTuneConfig:
@@ -333,11 +337,11 @@ class _Candidates:
         """The score after a short training."""
         if self.away is not None:
             return self.away.score(number)
-        slim = self.job.scorer.build(record.keep)
+        slim = self.job.whole(self.job.scorer.build(record.keep))
         self.task.progress.job_part(f"candidate-{number + 1}")
         try:
             checkpoint = self.task.state.checkpoint(number)
-            result = self.task.trained(slim, self.job.method, self._settings, checkpoint)
+            result = self.task.trained(slim, self.job.finishing, self._settings, checkpoint)
         finally:
             self.task.progress.job_part("")
         return float(result.epochs[-1].score or 0.0)

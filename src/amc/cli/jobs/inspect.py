@@ -17,6 +17,7 @@ from amc.run.settings import MAX_SPARSITY
 from amc.structure import Certificate, Structure, certify
 from amc.structure import inspect as inspect_structure
 from amc.structure.modes import device_of
+from amc.structure.part import Part
 from amc.structure.trace import ExampleError
 from amc.zoo import create_model, load_weights, model_info
 
@@ -29,16 +30,19 @@ def run_inspect(
     keep_sets: int,
     lock: tuple[str, ...],
     only: tuple[str, ...],
+    part: str | None = None,
     device: str = AUTO,
 ) -> dict[str, Any]:
-    """The structure of a network as a record: costs, groups, locks, certificate, reachable budgets."""
+    """The structure of a network, or of its part, as a record: costs, groups, locks, certificate, reachable budgets."""
     model = placed(create_model(spec), device)
     if weights:
         load_weights(model, weights)
     shape = example_shape(spec, input_shape)
     example = torch.zeros(1, *shape, device=device_of(model))
     try:
-        structure = inspect_structure(model, example, lock=lock, only=only)
+        found = None if part is None else Part.of(model, example, part)
+        pruned, inputs = (model, example) if found is None else (found.module, found.example)
+        structure = inspect_structure(pruned, inputs, lock=lock, only=only)
     except ExampleError as error:
         info = model_info(spec)
         known = "x".join(map(str, info.input_shape)) if info else "3x224x224"
@@ -46,8 +50,13 @@ def run_inspect(
         raise ModelError(f"{error}; {remedy}") from error
     certificate = None
     if keep_sets and structure.groups:
-        structure, certificate = certify(model, structure, example, keep_sets=keep_sets)
-    return structure_record(spec, shape, structure, certificate) | refitting_record(structure)
+        structure, certificate = certify(pruned, structure, inputs, keep_sets=keep_sets)
+    record = structure_record(spec, shape, structure, certificate) | refitting_record(structure)
+    if found is None:
+        return record
+    if structure.groups:
+        found.check(structure)
+    return record | {"part": found.name, "calls": found.calls, "notes": found.notes()}
 
 
 def example_shape(spec: str, input_shape: str | None) -> tuple[int, ...]:

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from amc.cli.jobs.inspect import example_shape
 from amc.cli.jobs.kept import keep
-from amc.cli.jobs.origin import data_of, misfit, network_of, source_of
+from amc.cli.jobs.origin import data_of, deployed, misfit, network_of, source_of
 from amc.compression.load import load_run
 from amc.deploy.measure import MeasureSettings
+from amc.deploy.tensors import inputs_of
 from amc.deploy.timing import latency_record
 from amc.errors import ModelError, RunError
 from amc.run import files
@@ -38,7 +39,7 @@ def run_latency(
     """
     config = config or TimingConfig()
     measuring = MeasureSettings(rounds=config.rounds, precision=config.precision, max_seconds=config.max_seconds)
-    networks, example = _networks(target, weights, input_shape, finetuned)
+    networks, example, part = _networks(target, weights, input_shape, finetuned)
     options: dict[str, Any] = {
         "runtime": config.runtime, "threads": config.threads, "batch": config.batch, "half": config.half,
         "settings": measuring,
@@ -53,7 +54,9 @@ def run_latency(
     for name, model in networks.items():
         costs = {"macs": count_macs(model, example), "params": count_params(model)}
         record["networks"][name] = costs | record["networks"][name]
-    record = {"target": target, "input": list(example.shape[1:])} | record
+    record = {"target": target, "input": list(inputs_of(example)[0].shape[1:])} | record
+    if part is not None:
+        record["part"] = part
     if "slim" in networks:
         place = config.device_url or "here"
         key = f"{config.runtime}, {config.threads} threads, batch {config.batch}, {record['precision']}, {place}"
@@ -63,8 +66,8 @@ def run_latency(
 
 def _networks(
     target: str, weights: Path | None, input_shape: str | None, finetuned: bool
-) -> tuple[dict[str, nn.Module], Tensor]:
-    """The networks to time, the dense one first, and an example for them."""
+) -> tuple[dict[str, nn.Module], Any, str | None]:
+    """The networks to time, the dense one first, an example for them, and the name of the part that they are."""
     path = Path(target)
     if path.is_dir():
         run = RunDir.open(path)
@@ -73,7 +76,10 @@ def _networks(
         source = source_of(run, "time result.model with amc.latency")
         size = source.input_shape or data_of(source).input_shape
         dense, slim = network_of(source, path), load_run(path, finetuned=finetuned)
-        return {"dense": dense, "slim": slim}, torch.zeros(1, *size)
+        example: Any = torch.zeros(1, *size)
+        slim, _, _ = deployed(run, slim, example)
+        dense, example, part = deployed(run, dense, example)
+        return {"dense": dense, "slim": slim}, example, part
     if path.is_absolute() or "/" in target.partition(":")[0]:
         raise RunError(f"no run directory '{target}'; give the directory of a run, or the name of a network")
     try:
@@ -90,4 +96,4 @@ def _networks(
     if reason is not None:  # refused before an exporter runs
         one = "x".join(map(str, shape))
         raise ModelError(f"'{target}' cannot take one input of {one}: {reason}; change --input")
-    return {"dense": model}, example
+    return {"dense": model}, example, None

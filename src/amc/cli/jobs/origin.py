@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 from amc.cli.jobs.devices import placed
-from amc.compression.load import load_run
+from amc.compression.load import load_run, settings_of
 from amc.errors import DataError, EvaluationError, ModelError, RunError, message_of
 from amc.run.directory import RunDir
 from amc.run.settings import Source
 from amc.structure.batches import layout_for
 from amc.structure.copying import copy_model
 from amc.structure.modes import device_of
+from amc.structure.part import Part
 from amc.structure.trace import Example
 from amc.zoo import DataSplits, create_model, load_data, load_weights, model_info
 from amc.zoo._import import import_factory
@@ -57,6 +58,18 @@ def network_of(source: Source, run_path: Path | None = None) -> nn.Module:
 def placed_network(source: Source, run_path: Path | None = None) -> nn.Module:
     """The network of `network_of`, on the device that the source asks for."""
     return placed(network_of(source, run_path), source.device, own_score=source.evaluate is not None)
+
+
+def deployed(run: RunDir, network: nn.Module, example: Any) -> tuple[nn.Module, Any, str | None]:
+    """What a file or a runtime gets of a run's network, an example for it, and the name of the part that it is.
+
+    Only the part of a network that was pruned alone: the rest of such a network can often not be exported.
+    """
+    name = settings_of(run).part
+    if name is None:
+        return network, example, None
+    part = Part.of(network, example, name)
+    return part.module, part.example, name
 
 
 def data_of(source: Source) -> DataSplits:

@@ -19,6 +19,8 @@ from amc.cli.jobs.finetune import run_finetune
 from amc.cli.jobs.finetune_state import FineTuneState
 from amc.cli.jobs.origin import data_of, network_of, source_of
 from amc.cli.jobs.search import resume_search, run_search, with_parent
+from amc.compression.inputs import Inputs
+from amc.compression.job import costs_of
 from amc.compression.load import check_builds, load_run, round_path, settings_of
 from amc.compression.observer import Observer
 from amc.compression.settings import NO_BUDGET, SearchConfig
@@ -184,9 +186,10 @@ def _check_reachable(source: Source, out: Path, config: SearchConfig, last: Budg
 
 def _problem(model: nn.Module, input_shape: Sequence[int], config: SearchConfig, *budgets: Budget) -> Problem:
     """The problem that a search of this network would solve. Raises BudgetError if a budget cannot be reached."""
-    structure = inspect(model, torch.zeros(1, *input_shape))
-    method = create_method(config.method, model, structure, config.method_options, lock=config.lock, only=config.only)
-    return problem_of(method, budgets)
+    inputs = Inputs(model, torch.zeros(1, *input_shape)).of_part(config.part)
+    structure, locks = inspect(inputs.model, inputs.example_input), {"lock": config.lock, "only": config.only}
+    method = create_method(config.method, inputs.model, structure, config.method_options, **locks)
+    return problem_of(method, budgets, measured=costs_of(inputs.in_whole(method, config.count)))
 
 
 def _metric(budget: str | None, config: SearchConfig, fractions: Sequence[float]) -> Metric:

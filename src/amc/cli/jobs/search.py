@@ -20,10 +20,10 @@ from amc.cli.jobs.origin import (
     source_of,
     with_preprocessing,
 )
+from amc.compression.inputs import Inputs
 from amc.compression.load import settings_of
 from amc.compression.observer import Observer
 from amc.compression.pipeline import check_agent, compress_in
-from amc.compression.prepare import Inputs
 from amc.compression.settings import SearchConfig
 from amc.errors import DataError, RunError
 from amc.report import render_report

@@ -21,10 +21,13 @@ from amc.cli.jobs.finetune import run_finetune
 from amc.cli.jobs.latency import run_latency
 from amc.cli.jobs.origin import data_of, placed_network, source_of
 from amc.cli.jobs.search import resume_search, run_search, with_parent
+from amc.compression.inputs import Inputs
+from amc.compression.job import costs_of
 from amc.compression.load import set_place, settings_of
 from amc.compression.observer import Observer
 from amc.compression.pipeline import check_agent
-from amc.compression.scoring.evaluator import Evaluator
+from amc.compression.scoring.engine.base import TorchEngine
+from amc.compression.scoring.evaluator import BATCH
 from amc.compression.settings import SESSION, SearchConfig
 from amc.deploy.runtimes import get_runtime
 from amc.errors import AmcError, RunError
@@ -38,6 +41,7 @@ from amc.run.settings.study import Cell, listed
 from amc.search import Metric, get_reward, parse_budgets
 from amc.structure import Structure, inspect
 from amc.structure.modes import device_of
+from amc.structure.trace import Example
 from amc.zoo import DataSplits
 
 OWN = ("budget", "method", "reward", "max_drop", "minimise", "seed", "runtime")  # what a study decides for each cell
@@ -163,15 +167,21 @@ class _Possible:
         return data_of(self.source)
 
     @cached_property
+    def inputs(self) -> Inputs:
+        example = torch.zeros(1, *self.data.input_shape, device=device_of(self.model))
+        return Inputs(self.model, example).of_part(self.config.part)
+
+    @cached_property
     def structure(self) -> Structure:
-        return inspect(self.model, torch.zeros(1, *self.data.input_shape, device=device_of(self.model)))
+        return inspect(self.inputs.model, self.inputs.example_input)
 
     def reason(self, cell: Cell) -> str:
         """Why the cell cannot be, in one line; empty if nothing is known against it."""
         try:
             config = replace(self.config, **cell.settings)
             budgets = tuple(budget for budget in config.budgets if budget.metric is not Metric.LATENCY)
-            problem_of(self._method(config), budgets)
+            method = self._method(config)
+            problem_of(method, budgets, measured=costs_of(self.inputs.in_whole(method, config.count)))
         except AmcError as error:
             return str(error)
         return ""
@@ -193,17 +203,24 @@ class _Possible:
         """Seconds of the dense network on one image: the best of several passes, as the machine may be busy."""
         images = self.data.search
         part = images.subset(torch.arange(min(TIMED_IMAGES, len(images))))
-        score, times = Evaluator(part), []
-        for _ in range(PASSES):
-            began = time.perf_counter()
-            score(self.model)
-            times.append(time.perf_counter() - began)
+        times = []
+        with TorchEngine().running(self.model) as call:  # whatever it returns: the score may be the user's own
+            for _ in range(PASSES):
+                began = time.perf_counter()
+                for inputs, _labels in part.batches(BATCH):
+                    call(Example.of(inputs))
+                times.append(time.perf_counter() - began)
         return min(times) / len(part)
 
     def _method(self, config: SearchConfig) -> Any:
         if config.method not in self._methods:
             self._methods[config.method] = create_method(
-                config.method, self.model, self.structure, config.method_options, lock=config.lock, only=config.only
+                config.method,
+                self.inputs.model,
+                self.structure,
+                config.method_options,
+                lock=config.lock,
+                only=config.only,
             )
         return self._methods[config.method]
 

@@ -37,6 +37,7 @@ from amc.structure.trace import Example
 T = TypeVar("T")
 
 Evaluate = Callable[[nn.Module], float]  # network -> score, higher is better; a `Measured` with its standard error
+Within = Callable[[nn.Module], nn.Module]  # a part of a network -> the whole network with it
 
 BATCH, BATCH_GPU = 64, 512  # images; a processor's cache holds the activations of few, and many keep a GPU busy
 KEEP_FLOAT_BYTES = 1 << 30  # largest size of normalised images in memory; a larger set is normalised on each use
@@ -76,6 +77,7 @@ class Evaluator:
         self._source: BatchSource | None = None
         self._batch_size = batch_size
         self.on_batch: Callable[[int, int], None] | None = None  # see `heard`
+        self.within: Within | None = None  # see `as_evaluator`
         self._kept: list[tuple[Example, Tensor]] = []
         self._own = isinstance(source, BatchSource)  # whether the batches are made here
         if not isinstance(source, BatchSource):
@@ -142,6 +144,14 @@ class Evaluator:
         other.engine = engine
         return other
 
+    def of_parts(self, within: Within | None) -> "Evaluator":
+        """The same score on the same images, of parts within their whole network; itself without `within`."""
+        if within is None:
+            return self
+        other = copy.copy(self)
+        other.within = within
+        return other
+
     def divided(self, share: float) -> tuple["Evaluator", "Evaluator"]:
         """Two evaluators: one on `share` of the images, in (0, 1), for the search; one on the others, to confirm.
 
@@ -201,6 +211,7 @@ class Evaluator:
         """Lay the images out as the network can take them; once, as all networks of a search are alike."""
         if self._layout is not None:
             return
+        module = module if self.within is None else self.within(module)
         with TorchEngine().running(module) as run:
             self._layout = layout_for(module, run, next(iter(self._batches()))[0])
         self._kept = [(self._in_layout(inputs), labels) for inputs, labels in self._kept]
@@ -213,6 +224,7 @@ class Evaluator:
     def _running(self, module: nn.Module) -> Iterator[Callable[[Example], Tensor]]:
         """Yields a function from inputs to outputs: the network in eval mode."""
         self.fit_layout_(module)
+        module = module if self.within is None else self.within(module)
         with self.engine.running(module, held=self._source is None) as run:
             yield lambda inputs: output_of(run(inputs))
 
@@ -279,24 +291,33 @@ def as_evaluator(
     score: str = DEFAULT,
     example_input: Any = None,
     device: torch.device | None = None,
+    within: Within | None = None,
 ) -> Evaluate:
     """`evaluate` as a function of a network. Data becomes an `Evaluator`; the scores of a callable are checked.
 
     A callable must return a number within ±`amc.search.judging.LARGEST`; the checked function raises EvaluationError
     otherwise. Errors that the callable raises pass through. `score` and `example_input` apply to data, see `Evaluator`.
-    `device`: of the networks, which decides the size of a batch; None: the CPU.
+    `device`: of the networks, which decides the size of a batch; None: the CPU. `within`: what is scored are
+    parts, each within its whole network.
     """
     batch_size = BATCH if device is None or device.type == "cpu" else BATCH_GPU
-    if isinstance(evaluate, Evaluator | PairedEvaluator):
-        return evaluate
+    if isinstance(evaluate, PairedEvaluator):
+        if within is None:
+            return evaluate
+        paired = copy.copy(evaluate)
+        paired.evaluator = evaluate.evaluator.of_parts(within)
+        return paired
+    if isinstance(evaluate, Evaluator):
+        return evaluate.of_parts(within)
     if isinstance(evaluate, BatchSource):
-        return Evaluator(evaluate, batch_size=batch_size, autocast=autocast, score=score, example_input=example_input)
+        source = Evaluator(evaluate, batch_size=batch_size, autocast=autocast, score=score, example_input=example_input)
+        return source.of_parts(within)
     if callable(evaluate):
         if get_score(score) is not TOP1:
             raise AmcError(f"evaluate is a function, which is the score itself; leave out score {score!r}")
-        return _checked_score(evaluate)
+        return _checked_score(evaluate, within)
     if isinstance(evaluate, Iterable):
-        return Evaluator(evaluate, autocast=autocast, score=score, example_input=example_input)
+        return Evaluator(evaluate, autocast=autocast, score=score, example_input=example_input).of_parts(within)
     wrap = ", such as DataLoader(dataset, batch_size=64)" if hasattr(evaluate, "__getitem__") else ""
     raise EvaluationError(
         f"evaluate is a {type(evaluate).__name__}; give a function module -> float or a loader of (images, labels)"
@@ -355,9 +376,9 @@ def scored_on(which: str, call: Callable[[], T]) -> T:
         return call()
 
 
-def _checked_score(evaluate: Evaluate) -> Evaluate:
+def _checked_score(evaluate: Evaluate, within: Within | None) -> Evaluate:
     def score(module: nn.Module) -> float:
-        value = evaluate(module)
+        value = evaluate(module if within is None else within(module))
         number = number_of(value, EVALUATE)
         return value if isinstance(value, Measured) else number
 

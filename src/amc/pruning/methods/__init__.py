@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -9,13 +10,14 @@ from torch import nn
 from amc.errors import AmcError, ModelError
 from amc.pruning import GroupPolicy, LayerPolicy, Policy
 from amc.pruning.masks import parse_pattern
-from amc.pruning.methods.base import Builder, Method, MethodOptions, problem_of
+from amc.pruning.methods.base import Builder, Finishing, Method, MethodOptions, problem_of
 from amc.pruning.methods.channel import NAME as CHANNEL
 from amc.pruning.methods.channel import ChannelMethod
 from amc.pruning.methods.masked import MaskedMethod
 from amc.structure import Structure, inspect, slice_model
 from amc.structure.copying import copy_model, plain
 from amc.structure.declared import update_declared_sizes_
+from amc.structure.part import Part
 
 
 def check_method(name: str) -> str:
@@ -52,13 +54,16 @@ def apply_policy(model: nn.Module, example_input: Any, policy: Policy, structure
     """The network that `policy` describes, without refitting; `model` is untouched.
 
     Channels are sliced away. A masked layer keeps its weights of largest magnitude. Raises ModelError if the policy was
-    made for another network.
+    made for another network. Of a policy that was made for a part of a network, `structure` is that of the part.
 
     >>> policy = amc.Policy.of({"0": [0, 2, 3]}, sizes={"0": 8})  # of group "0", three of eight channels
     >>> amc.apply_policy(net, x, policy)[0]
     Conv2d(1, 3, kernel_size=(3, 3), stride=(1, 1))
     """
     model = plain(model)
+    if policy.part is not None:
+        part = Part.of(model, example_input, policy.part)
+        return part.within(apply_policy(part.module, part.example, replace(policy, part=None), structure))
     structure = structure or inspect(model, example_input)
     if policy.method == CHANNEL:
         slim = _sliced(model, policy, structure)
@@ -100,6 +105,7 @@ __all__ = [
     "CHANNEL",
     "Builder",
     "ChannelMethod",
+    "Finishing",
     "GroupPolicy",
     "LayerPolicy",
     "MaskedMethod",

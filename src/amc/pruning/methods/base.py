@@ -51,7 +51,29 @@ class Builder(Protocol):
         ...
 
 
-class Method(Protocol):
+class Finishing(Protocol):
+    """What the end of a job does with the networks that a method has built."""
+
+    def masks(self, slim: nn.Module) -> dict[str, Tensor]:
+        """For training, by weight name: True where a weight of a built network may change; empty if all may."""
+        ...
+
+    def stored(self, model: nn.Module, under: str = "") -> bytes:
+        """The bytes of the file of a network of this method. `under`: before the names of the weights that are masked.
+
+        A network that has the built one as a part is stored with that part's name and a dot.
+        """
+        ...
+
+    def recount(self, model: nn.Module, example_input: Any) -> dict[str, int]:
+        """The costs of a built network, counted on the network itself: macs, params, size (bytes of its file), memory.
+
+        Without the memory if the network cannot be traced again.
+        """
+        ...
+
+
+class Method(Finishing, Protocol):
     """A way of compressing one network: what the agent decides, what that costs, and how it is built.
 
     `whole`: the reason for each group or layer that stays whole, by name: the user's patterns or the network lock it.
@@ -126,19 +148,8 @@ class Method(Protocol):
         """Update the sizes that a built network declares, in place; only slicing changes them."""
         ...
 
-    def masks(self, slim: nn.Module) -> dict[str, Tensor]:
-        """For training, by weight name: True where a weight of a built network may change; empty if all may."""
-        ...
-
-    def stored(self, model: nn.Module) -> bytes:
-        """The bytes of the file of a network of this method."""
-        ...
-
-    def recount(self, model: nn.Module, example_input: Any) -> dict[str, int]:
-        """The costs of a built network, counted on the network itself: macs, params, size (bytes of its file), memory.
-
-        Without the memory if the network cannot be traced again.
-        """
+    def weights(self) -> tuple[str, ...]:
+        """The weights that may be masked, by name."""
         ...
 
 

@@ -125,7 +125,11 @@ class ChannelMethod:
         """Empty: the weights of a sliced network may take any value."""
         return {}
 
-    def stored(self, model: nn.Module) -> bytes:
+    def weights(self) -> tuple[str, ...]:
+        """None: channels are sliced away."""
+        return ()
+
+    def stored(self, model: nn.Module, under: str = "") -> bytes:
         return pack(model.state_dict())
 
     def recount(self, model: nn.Module, example_input: Any) -> dict[str, int]:

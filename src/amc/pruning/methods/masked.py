@@ -144,8 +144,9 @@ class MaskedMethod:
         named = dict(slim.named_parameters())
         return {name: named[name].detach() != 0 for name in self.weights()}
 
-    def stored(self, model: nn.Module) -> bytes:
-        return min(pack(model.state_dict(), self.weights()), pack(model.state_dict()), key=len)
+    def stored(self, model: nn.Module, under: str = "") -> bytes:
+        masked = [under + name for name in self.weights()]
+        return min(pack(model.state_dict(), masked), pack(model.state_dict()), key=len)
 
     def recount(self, model: nn.Module, example_input: Any) -> dict[str, int]:
         named = dict(model.named_parameters())
