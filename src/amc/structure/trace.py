@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_map
 
 from amc.errors import ModelError, message_of
 from amc.structure.advice import advice_on_example, advice_on_network, advice_on_recurrence
+from amc.structure.free_sizes import settle_sizes_
 from amc.structure.literals import Literal, watching_
 from amc.structure.modes import evaluating
 from amc.structure.source import line_of_error
@@ -117,6 +118,7 @@ def trace(model: nn.Module, example: Example) -> Trace:
     try:
         with inference(model), _quiet(), watching_(model) as seen:
             program = torch.export.export(model, example.args, dict(example.kwargs), strict=False)
+            settle_sizes_(program, (example.args, dict(example.kwargs)))
     except Exception as error:  # torch.export raises whatever the user's forward does
         raise ModelError(
             f"torch.export cannot trace {type(model).__name__}: {_cause(error)}; "

@@ -85,9 +85,15 @@ def _fixed(value: Any) -> Dims:
     "hardswish", "log_sigmoid", "copy", "floor_divide", "subtract", "multiply", "divide", "negative", "absolute",
     "greater", "greater_equal", "less", "less_equal", "not_equal", "__and__", "__or__", "__xor__", "pow"
 )  # fmt: skip
-def pointwise(ctx: Context, *args: Any, **kwargs: Any) -> Dims:
+def pointwise(ctx: Context, *args: Any, **kwargs: Any) -> Any:
     """Broadcast: positions that meet are tied; a dimension of size one stretches."""
-    return broadcast(ctx, list(tensors_in([args, kwargs])), ctx.output_shape)
+    assert ctx.node is not None
+    tensors, value = list(tensors_in([args, kwargs])), ctx.node.meta["val"]
+    if isinstance(value, torch.Tensor):
+        return broadcast(ctx, tensors, ctx.output_shape)
+    if operator_name(ctx.node.target) == "where":  # tagged like its other forms, but its outputs are positions
+        return locked(ctx, args, kwargs, f"{ctx.operator} returns the positions of what is not zero")
+    return [broadcast(ctx, tensors, tuple(output.shape)) for output in value]
 
 
 def no_rule(ctx: Context, *args: Any, **kwargs: Any) -> Any:

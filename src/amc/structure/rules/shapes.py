@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from amc.structure.channels import Ids
 from amc.structure.context import Context, Dims, Tracked
@@ -311,22 +312,62 @@ def roll(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Dims:
     return tuple(None if d in moved else ids for d, ids in enumerate(x.ids))
 
 
-@rule("index", "gather", "index_select", "take_along_dim")
-def index(ctx: Context, x: Tracked, *args: Any, **__: Any) -> Any:
-    """Indexed dimensions must have a fixed size. Plain `x[:, idx]` keeps the others in place."""
-    indices = args[0] if args and isinstance(args[0], (list, tuple)) else None
-    if indices is None or not _one_leading_index(indices, x.rank):
-        no_rule(ctx, x)
-        return fixed_output(ctx)
-    axis = next(d for d, entry in enumerate(indices) if entry is not None)
-    entry = indices[axis]
-    ctx.lock(x.ids[axis], LITERAL)
-    return (*x.ids[:axis], *(None,) * entry.rank, *x.ids[axis + 1 :])
+@rule("index")
+def index(ctx: Context, x: Tracked, indices: Sequence[Tracked | None]) -> Dims:
+    """`x[:, idx]`, `x[mask]`: the dimensions that are indexed must have a fixed size; the others stay."""
+    return _indexed(ctx, x, indices)
 
 
-def _one_leading_index(indices: Sequence[Any], rank: int) -> bool:
-    given = [entry for entry in indices if entry is not None]
-    return len(given) == 1 and isinstance(given[0], Tracked) and len(indices) <= rank
+@rule("index_put")
+def index_put(ctx: Context, x: Tracked, indices: Sequence[Tracked | None], values: Tracked, *_: Any) -> Dims:
+    """`x[mask] = values`: the dimensions that are not indexed are tied to those of `values`."""
+    into = _indexed(ctx, x, indices)
+    for place, ids in enumerate(reversed(values.ids), start=1):
+        there = into[-place] if place <= len(into) else None
+        if ids is not None and there is not None and len(ids) == len(there):
+            ctx.tie(ids, there)
+        elif ids is not None:
+            ctx.lock(ids, f"{ctx.operator} broadcasts it")
+        elif there is not None and values.shape[-place] > 1:
+            ctx.lock(there, f"{ctx.operator} writes values of a fixed size into it")
+    return x.ids
+
+
+@rule("index_select")
+def index_select(ctx: Context, x: Tracked, dim: int, index: Tracked) -> Dims:
+    """As `x[:, index]`."""
+    dim %= x.rank
+    ctx.lock(x.ids[dim], LITERAL)
+    return (*x.ids[:dim], None, *x.ids[dim + 1 :])
+
+
+@rule("sym_size", "sym_stride")
+def a_size(ctx: Context, x: Tracked, *_: Any) -> Any:
+    """A size that depends on the data, such as how many rows a mask leaves; never the number of channels."""
+    return fixed_output(ctx)
+
+
+def _indexed(ctx: Context, x: Tracked, indices: Sequence[Tracked | None]) -> Dims:
+    """Ids of `x[indices]`. A mask takes as many dimensions of `x` as it has, and gives one."""
+    assert ctx.node is not None
+    given: list[int] = []  # dimensions of x that are indexed
+    axis = new = 0
+    for entry, node in zip(indices, ctx.node.args[1], strict=True):  # type: ignore[arg-type]
+        if entry is None:
+            axis += 1
+            continue
+        is_mask = node.meta["val"].dtype in (torch.bool, torch.uint8)
+        width = entry.rank if is_mask else 1
+        given += range(axis, axis + width)
+        new = max(new, 1 if is_mask else entry.rank)
+        axis += width
+        for ids in entry.ids:
+            ctx.lock(ids, LITERAL)
+    for dim in given:
+        ctx.lock(x.ids[dim], LITERAL)
+    first = given[0] if given == list(range(given[0], given[-1] + 1)) else 0  # with a gap, the new ones come first
+    kept = [x.ids[dim] for dim in range(x.rank) if dim not in given]
+    return (*kept[:first], *(None,) * new, *kept[first:])
 
 
 @rule("pixel_shuffle")
