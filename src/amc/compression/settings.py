@@ -66,19 +66,19 @@ class SearchConfig:
         None, panel=Panel.BUDGET,
         help='"macs<=50%,size<=1MB", "latency<=4ms" …; default half the MACs; none with --reward.',
     )  # fmt: skip
-    part: str | None = option(  # None: the whole network
-        None, panel=Panel.PRUNING,
-        help="Prune this submodule alone, such as backbone; the score is the whole network's.",
-    )  # fmt: skip
-    count: Count = option(  # noqa: RUF009 -- this is a field
-        "part", panel=Panel.BUDGET, help="With --part, budgets limit the part, or the whole network (whole)."
-    )
     method: str = option(
         "channel", panel=Panel.PRUNING,
         help="channel, fine-grained, 2:4 (any N:M, or n:8), rows, columns or blocks:4x4.",
     )  # fmt: skip
     reward: str = option(  # or the name of the caller's own function
         "r_err", panel=Panel.BUDGET, help="r_err under a budget; without one r_flops, r_params or r_latency."
+    )
+    part: str | None = option(  # None: the whole network
+        None, panel=Panel.PRUNING,
+        help="Prune this submodule alone, such as backbone; the score is the whole network's.",
+    )  # fmt: skip
+    count: Count = option(  # noqa: RUF009 -- this is a field
+        "part", panel=Panel.BUDGET, help="With --part, budgets limit the part, or the whole network (whole)."
     )
     max_drop: float | None = option(
         None, panel=Panel.BUDGET, help="Find the smallest network that loses at most this many points of accuracy."
