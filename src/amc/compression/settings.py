@@ -116,7 +116,8 @@ class SearchConfig:
     )  # fmt: skip
     workers: int | None = option(
         None, panel=Panel.SEARCH,
-        help="Processes that score policies, each on one thread; more than --batch are of no use. Default: none.",
+        help="Processes that score policies, each on one thread; more than --batch are of no use. Default: none; "
+        "with a larger batch, as many as are fastest.",
     )  # fmt: skip
     ray: str | None = option(
         None, panel=Panel.SEARCH,

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from amc.run.cores import usable_cores
+
 CPU = torch.device("cpu")
 
 
@@ -30,7 +32,7 @@ def environment(device: torch.device = CPU) -> dict[str, Any]:
     return {
         "machine": platform.machine(),
         "cpu": processor(),
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         **gpu(device),
         "python": platform.python_version(),
         "torch": torch.__version__,

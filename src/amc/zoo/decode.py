@@ -19,6 +19,7 @@ from PIL import Image, features
 from torch import Tensor
 
 from amc.errors import DataError, one_line
+from amc.run.cores import usable_cores
 from amc.zoo.remembered import Decoding, Pixels, Shape, remembered
 
 _EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
@@ -145,7 +146,7 @@ class Decoder:
     @contextmanager
     def pool(self) -> Iterator[ThreadPoolExecutor]:
         """Threads for `submit`. They end with the block."""
-        with ThreadPoolExecutor(self.threads or os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(self.threads or usable_cores()) as pool:
             yield pool
 
     def submit(
@@ -189,7 +190,7 @@ class Decoder:
         with self.pool() as pool:
             try:
                 begun = (pool.submit(decoded, first) for first in range(start, len(files), count))
-                for future in drawn_ahead(begun, 2 * (self.threads or os.cpu_count() or 1)):
+                for future in drawn_ahead(begun, 2 * (self.threads or usable_cores())):
                     yield future.result()
             finally:  # also if the consumer stops early
                 pool.shutdown(cancel_futures=True)

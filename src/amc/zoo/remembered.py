@@ -36,6 +36,7 @@ from torch import Tensor
 
 from amc.errors import DataError
 from amc.run.cache import cache_folder
+from amc.run.cores import usable_cores
 from amc.run.lines import sync_directory, write_all
 from amc.run.mapped import is_at, mapped, open_locked, remove_unused
 from amc.run.memory import free_memory
@@ -266,7 +267,7 @@ def _digest(descriptor: int, size: int) -> str:
         block = os.pread(descriptor, min(_BLOCK, size - start), start)
         return hashlib.sha256(block).digest()
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         return hashlib.sha256(b"".join(pool.map(of_block, range(0, size, _BLOCK)))).hexdigest()
 
 

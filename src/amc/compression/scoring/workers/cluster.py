@@ -30,6 +30,7 @@ from amc.compression.scoring.workers.pool import Keep, Worker
 from amc.compression.scoring.workers.processes import PROCESS
 from amc.compression.scoring.workers.sending import write_scorer
 from amc.errors import AmcError, ResourceError
+from amc.run.cores import usable_cores
 from amc.run.provenance import CPU
 
 AUTO = "auto"
@@ -149,7 +150,7 @@ class Cluster:
             content=ray.put(np.frombuffer(content, dtype=np.uint8)),
             digest=hashlib.sha256(content).hexdigest(),
             device=device.type,
-            memory=LIMIT // min(workers, os.cpu_count() or 1),
+            memory=LIMIT // min(workers, usable_cores()),
         )
         self.workers = [_Actor(shared) for _ in range(workers)]
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from amc.compression.scoring.policy import PolicyScorer, Scored, ScoreTiming
+from amc.compression.scoring.workers.trial import Trial
 from amc.errors import EvaluationError, ResourceError
 from amc.search.statistics import Measured
 
@@ -71,6 +72,9 @@ class Pool:
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._asked: dict[Keep, _Task] = {}
         self._tried = [threading.Event() for _ in workers.workers]
+        self._free = threading.Condition()
+        self._limit, self._busy = len(workers.workers), 0
+        self.trial: Trial | None = None  # hears every batch
         self._threads = [
             threading.Thread(target=self._serve, args=(worker, tried), name=f"amc-worker-{number}", daemon=True)
             for number, (worker, tried) in enumerate(zip(workers.workers, self._tried, strict=True), start=1)
@@ -87,6 +91,7 @@ class Pool:
         """End the workers, whatever they do."""
         for task in self._asked.values():
             task.future.cancel()
+        self.limit(len(self._threads))
         for _ in self._threads:
             self._tasks.put(None)
         for worker in self._staff.workers:
@@ -94,6 +99,12 @@ class Pool:
         for thread in self._threads:
             thread.join()
         self._staff.close()
+
+    def limit(self, workers: int) -> None:
+        """Let only so many workers score at once, from the next policy on."""
+        with self._free:
+            self._limit = workers
+            self._free.notify_all()
 
     def ready(self) -> None:
         """Wait until every worker has started, or has failed to."""
@@ -104,10 +115,12 @@ class Pool:
         """Let the workers score these policies, in this order; forget earlier ones that nobody has asked for."""
         for policy in set(self._asked) - set(policies):
             self._asked.pop(policy).future.cancel()
-        for policy in policies:
-            if policy not in self._asked:
-                self._asked[policy] = _Task(policy)
-                self._tasks.put(self._asked[policy])
+        new = [_Task(policy) for policy in dict.fromkeys(policies) if policy not in self._asked]
+        if self.trial is not None:
+            self.trial.begins([task.future for task in new])
+        for task in new:
+            self._asked[task.policy] = task
+            self._tasks.put(task)
 
     def scored(self, policy: Keep) -> Scored:
         """The policy's score, when it is there.
@@ -141,8 +154,9 @@ class Pool:
             if not task.future.running() and not task.future.set_running_or_notify_cancel():
                 continue
             try:
-                worker.start()
-                answer = self._answer(worker, task)
+                with self._turn():
+                    worker.start()
+                    answer = self._answer(worker, task)
             except BaseException as error:  # it belongs to who waits for the score
                 task.future.set_exception(error)
             else:
@@ -150,6 +164,19 @@ class Pool:
                     self._tasks.put(task)  # for the first worker that is free
                 else:
                     task.future.set_result(answer)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One of the places of those that score at once."""
+        with self._free:
+            self._free.wait_for(lambda: self._busy < self._limit)
+            self._busy += 1
+        try:
+            yield
+        finally:
+            with self._free:
+                self._busy -= 1
+                self._free.notify()
 
     def _answer(self, worker: Worker, task: _Task) -> Answer | None:
         """The worker's answer; None if it died and the policy may be tried again."""

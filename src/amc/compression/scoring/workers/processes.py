@@ -41,14 +41,19 @@ def memory_of(workers: int) -> int:
 
 def check_memory(workers: int) -> None:
     """Raise AmcError if so many workers do not fit into the memory that is free."""
-    free = free_memory()
-    if free is not None and memory_of(workers) > free:
-        fitting = (free - LIMIT) // PROCESS
-        remedy = f"ask for {fitting} at most" if fitting > 0 else "leave workers out"
+    free, most = free_memory(), fitting()
+    if free is not None and workers > most:
+        remedy = f"ask for {most} at most" if most > 0 else "leave workers out"
         raise AmcError(
             f"{workers} worker{'s' * (workers > 1)} may need {memory_of(workers) / 1e9:.1f} GB of memory, and "
             f"{free / 1e9:.1f} GB are free; {remedy}"
         )
+
+
+def fitting() -> int:
+    """How many workers fit into the memory that is free."""
+    free = free_memory()
+    return sys.maxsize if free is None else max(0, (free - LIMIT) // PROCESS)
 
 
 def gpus_of(device: torch.device, workers: int) -> list[int | None]:
