@@ -141,6 +141,33 @@ def test_inspect_as_a_table() -> None:
     assert "certificate" not in text
 
 
+def test_inspect_says_step_by_step_how_channels_came_to_be_tied_and_locked() -> None:
+    done = amc("inspect", "resnet20", "--why", "layer3.2.conv2")
+    assert (done.code, done.stderr) == (0, "")
+    assert_narrow(done.stdout)
+    lines = lines_of(done.stdout)
+    assert [line for line in lines if line.startswith("layer3.2.conv2: ")] == [
+        "layer3.2.conv2: channels 0-15, 48-63 (32): locked",
+        "layer3.2.conv2: channels 16-23, 40-47 (16): locked",
+        "layer3.2.conv2: channels 24-39 (16): can be pruned",
+    ]
+    assert lines[1].strip() == "1. batch_norm in 'layer3.2.bn2' (resnet.py:51) joins layer3.2.bn2"
+    assert "locked: zero padding adds a literal number of channels" in done.stdout
+    record = amc("inspect", "digits_cnn", "--why", "linear", "--json").json
+    assert record["why"] == [
+        {"channels": [*range(10)], "steps": [], "locked": record["why"][0]["locked"]},
+    ]
+    assert record["why"][0]["locked"]["reason"] == "network output"
+
+
+def test_inspect_refuses_to_explain_what_has_no_channels_or_a_lock_of_the_user() -> None:
+    done = amc("inspect", "digits_cnn", "--why", "layer9")
+    assert (done.code, done.stdout) == (2, "")
+    assert "has no layer 'layer9' with channels; the nearest are" in done.stderr
+    done = amc("inspect", "digits_cnn", "--why", "linear", "--lock", "layer3.*")
+    assert "leave out --lock and --only" in done.stderr
+
+
 def test_inspect_takes_the_users_own_network(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(OWN)
     done = amc("inspect", "own:network", "--input", "1x9x9", "--json", cwd=tmp_path)

@@ -30,6 +30,7 @@ from amc.cli.options import takes_settings
 from amc.cli.study import finish_study, is_study
 from amc.compression.settings import SearchConfig
 from amc.compression.sweep_settings import SweepConfig
+from amc.errors import AmcError
 from amc.run.settings import Given, Panel, ScheduleConfig, Source, spelled
 
 DEMO = Path("runs/demo")
@@ -71,14 +72,24 @@ def inspect(
     lock: LockOption = None,
     only: OnlyOption = None,
     part: Annotated[str | None, typer.Option(help="A submodule, such as backbone, in place of the network.")] = None,
+    why: Annotated[
+        str | None, typer.Option(help="A layer: show how its channels came to be tied or locked, step by step.")
+    ] = None,
     device: Annotated[str, typer.Option(help="Where to run it: auto, cpu, cuda or cuda:1.")] = "auto",
     as_json: JsonFlag = False,
 ) -> None:
     """Show what can be pruned, how far each budget can go, and what is locked and why."""
     with loading():
         from amc.cli.jobs.inspect import run_inspect as job
-        from amc.cli.terminal import show_structure
+        from amc.cli.jobs.inspect import run_why
+        from amc.cli.terminal import show_structure, show_why
 
+    if why is not None:
+        if lock or only:
+            raise AmcError("--why shows what the network itself ties and locks; leave out --lock and --only")
+        record = run_why(model, why, weights=weights, input_shape=input_shape, part=part, device=device)
+        print_json(record) if as_json else show_why(out, record)
+        return
     record = job(
         model,
         weights=weights,

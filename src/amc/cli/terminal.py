@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -193,3 +193,30 @@ def _few(names: list[str]) -> str:
 
 
 __all__ = ["show_structure", "show_summary"]
+
+
+def show_why(console: Console, record: Mapping[str, Any]) -> None:
+    """How the channels of a layer came to be tied or locked, in the order of the forward."""
+    for each in record["why"]:
+        count = len(each["channels"])
+        fate = "can be pruned" if each["locked"] is None else "locked"
+        console.print(f"{record['name']}: {spans(each['channels'])} ({count}): {fate}", markup=False)
+        for number, step in enumerate(each["steps"], start=1):
+            file = step["source"].rpartition("/")[2]
+            kind = step["operator"].removeprefix("aten.").partition(".")[0] or "one attribute counts both"
+            where = f" in '{step['module']}'" * bool(step["module"]) + f" ({file})" * bool(file)
+            console.print(f"{number:3}. {kind}{where} joins {', '.join(step['joined'])}", markup=False)
+        if each["locked"] is not None:
+            console.print(f"     locked: {each['locked']['reason']}", markup=False)
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """[0, 1, 2, 5] -> "channels 0-2, 5"."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][-1] + 1:
+            found[-1][1:] = [number]
+        else:
+            found.append([number])
+    text = ", ".join("-".join(map(str, span)) for span in found)
+    return f"channel{'s' * (len(numbers) > 1)} {text}"

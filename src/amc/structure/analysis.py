@@ -56,14 +56,19 @@ def inspect(
     if part is not None:
         found = Part.of(model, example_input, part)
         return inspect(found.module, found.example, lock=lock, only=only)
+    structure = _assemble(*walked(model, example_input))
+    structure = replace(structure, locked=explained(structure.locked, model))
+    structure = lock_groups(structure, {group.name: INSEPARABLE for group in structure.groups if group.size == 1})
+    return restrict(structure, lock=lock, only=only)
+
+
+def walked(model: nn.Module, example_input: Any) -> tuple[Propagation, Trace]:
+    """The walk over the graph of a network, and the graph. Raises ModelError as `inspect`."""
     example = Example.of(example_input)
     with undisturbed(model):
         dry_run(copy_model(model), example.cloned())
         traced = trace(copy_model(model), example.cloned())
-    structure = _assemble(propagate(traced), traced)
-    structure = replace(structure, locked=explained(structure.locked, model))
-    structure = lock_groups(structure, {group.name: INSEPARABLE for group in structure.groups if group.size == 1})
-    return restrict(structure, lock=lock, only=only)
+    return propagate(traced), traced
 
 
 def _assemble(walk: Propagation, traced: Trace) -> Structure:
@@ -92,7 +97,7 @@ def _assemble(walk: Propagation, traced: Trace) -> Structure:
         return slot[channel[ids]]
 
     dense = cost.layer_macs(grouping.sizes, len(walk.layers))
-    names = _layer_names(walk.layers)
+    names = layer_names(walk.layers)
     layers = tuple(
         _layer(use, name, int(macs), slots, walk.used.get(use.weight, ""))
         for use, name, macs in zip(walk.layers, names, dense, strict=True)
@@ -111,7 +116,7 @@ def _assemble(walk: Propagation, traced: Trace) -> Structure:
     )
 
 
-def _layer_names(uses: Sequence[LayerUse]) -> list[str]:
+def layer_names(uses: Sequence[LayerUse]) -> list[str]:
     """The name of each layer: the module of its weight, or the weight itself if the module holds several.
 
     A weight named `weight` is the module's main weight and always takes the module's name.

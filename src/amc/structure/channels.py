@@ -7,6 +7,7 @@ them. Ties are collected as edges and resolved once, as connected components. Pu
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,8 +42,9 @@ class ChannelTable:
     """Allocates ids, collects ties and locks, and resolves them."""
 
     size: int = 0
-    _ties: list[tuple[Ids, Ids]] = field(default_factory=list)
-    _locks: list[tuple[Ids, Lock]] = field(default_factory=list)
+    at: Any = None  # what ties from now on: an operator of the graph
+    ties: list[tuple[Ids, Ids, Any]] = field(default_factory=list)  # the third is `at`
+    locks: list[tuple[Ids, Lock, int]] = field(default_factory=list)  # the third is how many ties were there before
 
     def fresh(self, count: int) -> Ids:
         """`count` ids never seen before."""
@@ -54,7 +56,7 @@ class ChannelTable:
         """Tie each position of `a` to the same position of `b`: both are kept or both are removed."""
         if a.shape != b.shape:
             raise ValueError(f"cannot tie {a.shape} with {b.shape} channel ids")
-        self._ties.append((a.ravel(), b.ravel()))
+        self.ties.append((a.ravel(), b.ravel(), self.at))
 
     def tie_rows(self, ids: Ids) -> Ids:
         """Tie all entries of each row of `ids` [rows, columns]; returns one id a row."""
@@ -65,25 +67,25 @@ class ChannelTable:
     def lock(self, ids: Ids, lock: Lock) -> None:
         """Lock these ids: none may be removed. If several locks reach a channel, the first is reported."""
         if ids.size:
-            self._locks.append((ids.ravel(), lock))
+            self.locks.append((ids.ravel(), lock, len(self.ties)))
 
     def touched(self) -> npt.NDArray[np.bool_]:
         """[size]: whether any operator has tied or locked the id."""
         seen = np.zeros(self.size, dtype=bool)
-        for a, b in self._ties:
+        for a, b, _ in self.ties:
             seen[a] = seen[b] = True
-        for ids, _ in self._locks:
+        for ids, _, _ in self.locks:
             seen[ids] = True
         return seen
 
     def resolve(self) -> Resolution:
         """Connected components of all ties, with the first lock that reaches each."""
         empty = np.zeros(0, dtype=np.int64)
-        left = np.concatenate([a for a, _ in self._ties] or [empty])
-        right = np.concatenate([b for _, b in self._ties] or [empty])
+        left = np.concatenate([a for a, _, _ in self.ties] or [empty])
+        right = np.concatenate([b for _, b, _ in self.ties] or [empty])
         channel = connected_components(left, right, self.size)
         locks: dict[int, Lock] = {}
-        for ids, lock in self._locks:
+        for ids, lock, _ in self.locks:
             for locked in np.unique(channel[ids]).tolist():
                 locks.setdefault(locked, lock)
         return Resolution(channel, locks)

@@ -34,6 +34,7 @@ MAX_WALKS = 12  # enough for two nested splits of three candidate axes each
 class Propagation:
     """The outcome of the walk, with ids resolved to channels."""
 
+    table: ChannelTable
     resolution: Resolution
     tensors: dict[str, Dims]  # ids of every parameter and buffer, in order of first use
     terms: list[Term]
@@ -53,7 +54,7 @@ def propagate(trace: Trace) -> Propagation:
         resolution = ctx.table.resolve()
         if not _advance_(choices, hopeless, ctx.splits, resolution):
             break
-    return Propagation(resolution, tensors, ctx.terms, ctx.layers, ctx.attributes, ctx.used, alive())
+    return Propagation(ctx.table, resolution, tensors, ctx.terms, ctx.layers, ctx.attributes, ctx.used, alive())
 
 
 def _advance_(
@@ -173,7 +174,7 @@ def _call(ctx: Context, node: Node, env: dict[Node, Any]) -> Any:
         inputs = _inputs_of(args[graphs[0]], list(args[graphs[0] + 1 :]))
         if inputs is not None:
             return _block(ctx, args[graphs[0]], inputs)
-    terms, layers, ctx.unruled = len(ctx.terms), len(ctx.layers), False
+    terms, layers, ctx.unruled, ctx.table.at = len(ctx.terms), len(ctx.layers), False, node
     result = apply_rule(ctx, node.target, args, kwargs)
     if operator_name(node.target) not in VIEWS and node.meta.get("val") is not None:
         _note_uses(ctx, _tensors((args, kwargs)), layers)
@@ -317,6 +318,7 @@ def _lock_unused(ctx: Context, tensors: dict[str, Dims]) -> None:
 def _tie_attributes(ctx: Context) -> None:
     """One attribute that counts several dimensions has one value: they shrink together."""
     first: dict[tuple[str, str], Attribute] = {}
+    ctx.table.at = None
     for each in ctx.attributes:
         other = first.setdefault((each.module, each.name), each)
         if other.counted.size == each.counted.size:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from amc.cli.jobs.devices import AUTO, placed
 from amc.errors import AmcError, ModelError
@@ -19,6 +22,7 @@ from amc.structure import inspect as inspect_structure
 from amc.structure.modes import device_of
 from amc.structure.part import Part
 from amc.structure.trace import ExampleError
+from amc.structure.why import Explanation, explain
 from amc.zoo import create_model, load_weights, model_info
 
 
@@ -34,20 +38,10 @@ def run_inspect(
     device: str = AUTO,
 ) -> dict[str, Any]:
     """The structure of a network, or of its part, as a record: costs, groups, locks, certificate, reachable budgets."""
-    model = placed(create_model(spec), device)
-    if weights:
-        load_weights(model, weights)
-    shape = example_shape(spec, input_shape)
-    example = torch.zeros(1, *shape, device=device_of(model))
-    try:
-        found = None if part is None else Part.of(model, example, part)
-        pruned, inputs = (model, example) if found is None else (found.module, found.example)
+    model, shape = _loaded(spec, weights, input_shape, device)
+    with _fitting(spec):
+        found, pruned, inputs = _part(model, shape, part)
         structure = inspect_structure(pruned, inputs, lock=lock, only=only)
-    except ExampleError as error:
-        info = model_info(spec)
-        known = "x".join(map(str, info.input_shape)) if info else "3x224x224"
-        remedy = f"--input is the shape of one example without the batch, such as {known}"
-        raise ModelError(f"{error}; {remedy}") from error
     certificate = None
     if keep_sets and structure.groups:
         structure, certificate = certify(pruned, structure, inputs, keep_sets=keep_sets)
@@ -57,6 +51,55 @@ def run_inspect(
     if structure.groups:
         found.check(structure)
     return record | {"part": found.name, "calls": found.calls, "notes": found.notes()}
+
+
+def run_why(
+    spec: str, name: str, *, weights: Path | None, input_shape: str | None, part: str | None = None, device: str = AUTO
+) -> dict[str, Any]:
+    """How the channels of a layer came to be tied or locked, as a record."""
+    model, shape = _loaded(spec, weights, input_shape, device)
+    with _fitting(spec):
+        _, pruned, inputs = _part(model, shape, part)
+        explanations = explain(pruned, inputs, name)
+    return {"model": spec, "input": list(shape), "name": name, "why": [_why(each) for each in explanations]}
+
+
+def _why(explanation: Explanation) -> dict[str, Any]:
+    lock = explanation.lock
+    return {
+        "channels": list(explanation.channels),
+        "steps": [asdict(step) for step in explanation.steps],
+        "locked": None if lock is None else {"reason": str(lock), "source": lock.source},
+    }
+
+
+def _loaded(spec: str, weights: Path | None, input_shape: str | None, device: str) -> tuple[nn.Module, tuple[int, ...]]:
+    """The network, and the shape of one example."""
+    model = placed(create_model(spec), device)
+    if weights:
+        load_weights(model, weights)
+    return model, example_shape(spec, input_shape)
+
+
+@contextmanager
+def _fitting(spec: str) -> Iterator[None]:
+    """Say how to give another example where the network refuses it."""
+    try:
+        yield
+    except ExampleError as error:
+        info = model_info(spec)
+        known = "x".join(map(str, info.input_shape)) if info else "3x224x224"
+        remedy = f"--input is the shape of one example without the batch, such as {known}"
+        raise ModelError(f"{error}; {remedy}") from error
+
+
+def _part(model: nn.Module, shape: tuple[int, ...], part: str | None) -> tuple[Part | None, nn.Module, Any]:
+    """The part, if one is asked for; what is inspected; and the example for it."""
+    example = torch.zeros(1, *shape, device=device_of(model))
+    if part is None:
+        return None, model, example
+    found = Part.of(model, example, part)
+    return found, found.module, found.example
 
 
 def example_shape(spec: str, input_shape: str | None) -> tuple[int, ...]:
