@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import amc as library
-from amc.run.weights import pack
+from amc.run.weights import pack, read_state
 from tests.commands import Finished, amc, contents
 from tests.detector import Detector, share_found, trained
 
@@ -121,3 +121,76 @@ def test_a_study_refuses_what_the_whole_cannot_hold(place: Path) -> None:
     cells = {cell["name"]: cell["reason"] for cell in done.json["cells"]}
     assert cells["channel-macs-50-seed-0"] is None
     assert "cannot be reached" in cells["channel-macs-1-seed-0"]
+
+
+# Workers find the user's module, and not the package of these tests: it imports nothing of them.
+LOOPING = """
+import torch
+from torch import nn
+
+class Looping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 10, 3), nn.BatchNorm2d(10), nn.ReLU(), nn.Conv2d(10, 12, 3), nn.ReLU(), nn.Flatten(),
+            nn.Linear(48, 4),
+        )
+
+    def forward(self, x):  # one image after the other: a classifier, but nothing that torch.export follows
+        return torch.stack([self.body(each[None])[0] for each in x if each.sum() > -1e9])
+
+def labelled(count, seed):
+    x = torch.randn(count, 1, 6, 6, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        return x, Looping().eval()(x).argmax(1)
+
+def data():
+    return {"train": labelled(96, 1), "test": labelled(64, 2)}
+"""
+
+
+def looping(*more: object) -> tuple[object, ...]:
+    return (
+        "search", "looping:Looping", "--data", "looping:data", "--part", "body", *SEARCH, "--batch", 2,
+        "--certify", 0, *more,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def loops(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("loops")
+    (folder / "looping.py").write_text(LOOPING)
+    return folder
+
+
+def test_workers_score_a_part_within_its_whole(loops: Path) -> None:
+    for name, more in (("alone", ()), ("workers", ("--workers", 2))):
+        done = amc(*looping("--out", name, *more), cwd=loops)
+        assert done.code == 0, done.stderr
+    alone, workers = contents(loops / "alone"), contents(loops / "workers")
+    for name in ("journal.jsonl", "policy.json", "model.safetensors"):
+        assert alone[name] == workers[name], name
+
+
+def test_the_whole_is_fine_tuned_and_masked_weights_of_the_part_stay_zero(loops: Path) -> None:
+    done = amc(*looping("--out", "masked", "--method", "fine-grained"), cwd=loops)
+    assert done.code == 0, done.stderr
+    done = amc("finetune", loops / "masked", "--epochs", 1, "--candidates", 2, "--candidate-epochs", 1, cwd=loops)
+    assert done.code == 0, done.stderr
+    before, after = (read_state(loops / f"masked/model{kind}.safetensors") for kind in ("", "-finetuned"))
+    assert before.keys() == after.keys()
+    assert all(name.startswith("body.") for name in before)  # under the names of the whole network
+    masked = [name for name, value in before.items() if value.ndim > 1 and (value == 0).any()]
+    assert masked
+    for name in masked:
+        assert torch.equal(before[name] == 0, after[name] == 0), name
+        assert not torch.equal(before[name], after[name]), name
+
+
+def test_a_schedule_prunes_the_part_round_by_round(loops: Path) -> None:
+    schedule = ("--schedule", "0.8,0.6", "--round-epochs", 1, "--out", "rounds")
+    done = amc(*looping(*schedule), cwd=loops)
+    assert done.code == 0, done.stderr
+    last = json.loads((loops / "rounds/summary.json").read_text())
+    assert last["rounds"][-1]["macs"] <= 0.6 * last["dense"]["macs"]
