@@ -1,7 +1,8 @@
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from typing import Any
 
 import pytest
 import torch
@@ -270,6 +271,55 @@ class TestFinetune:
     def test_config_out_of_range(self, wrong: dict[str, object]) -> None:
         with pytest.raises(AmcError, match=next(iter(wrong)) + " is out of range"):
             FineTuneConfig(**{**asdict(FineTuneConfig()), **wrong})  # type: ignore[arg-type]
+
+
+class Wrapped(nn.Module):
+    """A network whose output holds the logits of another in its own way."""
+
+    def __init__(self, wrap: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.network, self.wrap = small_network(), wrap
+
+    def forward(self, images: Tensor) -> Any:
+        return self.wrap(self.network(images))
+
+
+class Output(dict[str, Tensor]):
+    """As of Hugging Face: a mapping with attributes."""
+
+    @property
+    def logits(self) -> Tensor:
+        return self["logits"]
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda x: Output(hidden=2 * x, logits=x), lambda x: (x, 2 * x), lambda x: {"out": x}],
+    ids=["attribute", "tuple", "mapping"],
+)
+def test_logits_are_found_in_what_libraries_return(wrap: Callable[[Tensor], Any]) -> None:
+    plain, wrapped = small_network(), Wrapped(wrap)
+    config = FineTuneConfig(epochs=1, batch_size=16, distill=0.5)
+    finetune(plain, stripes(64), config, teacher=small_network(3))
+    teacher = Wrapped(wrap)
+    teacher.network = small_network(3)
+    finetune(wrapped, stripes(64), config, teacher=teacher)
+    assert same(state(plain), state(wrapped.network))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "words"),
+    [
+        (lambda x: [{"boxes": x, "labels": x}], "gives boxes, labels, and none is named logits"),
+        (lambda x: "a text", "gives a str, not logits"),
+        (lambda x: x[:, 0], r"gives \[16\] for labels \[16\], and fine-tuning needs logits"),
+        (lambda x: x[:, :, None, None], r"gives \[16, 2, 1, 1\] for labels \[16\]"),
+        (lambda x: x[:4], r"gives \[4, 2\] for labels \[16\]"),
+    ],
+)
+def test_outputs_that_are_no_logits_are_refused_with_the_remedy(wrap: Callable[[Tensor], Any], words: str) -> None:
+    with pytest.raises(EvaluationError, match=f"{words}.*in your own loop$"):
+        finetune(Wrapped(wrap), stripes(64), FineTuneConfig(epochs=1, batch_size=16))
 
 
 def test_a_damaged_digits_network_recovers() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from amc.compression.scoring.engine.base import Engine, TorchEngine
 from amc.compression.scoring.metrics import Hits, Tally, tally
-from amc.compression.scoring.outputs import classes_of, output_of
+from amc.compression.scoring.outputs import classes_of
 from amc.compression.scoring.sources import BatchSource, SelectableSource, part_of, picked_from
 from amc.errors import (
     AmcError,
@@ -32,6 +32,7 @@ from amc.search.judging import EVALUATE, number_of
 from amc.search.statistics import Measured, PairedDrop, compare
 from amc.structure.batches import Reader, laid_out, layout_for, mapped, picked
 from amc.structure.modes import evaluating
+from amc.structure.outputs import output_of
 from amc.structure.trace import Example
 
 T = TypeVar("T")

@@ -5,44 +5,12 @@ A pair that has several meanings, or none, is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from amc.errors import EvaluationError, NotFiniteError
 
 OWN = "or pass a function module -> float as evaluate"
-
-
-def output_of(given: Any) -> Tensor:
-    """The logits in a network's output: a tensor, the first of a tuple, `logits` or `out` of a mapping.
-
-    Raises EvaluationError if the output has no logits or they are ambiguous.
-    """
-    if isinstance(given, Tensor):
-        return given
-    logits = getattr(given, "logits", None)
-    if isinstance(logits, Tensor):
-        return logits
-    if isinstance(given, Mapping):
-        for name in ("logits", "out"):
-            if isinstance(given.get(name), Tensor):
-                named: Tensor = given[name]
-                return named
-        tensors = [part for part in given.values() if isinstance(part, Tensor)]
-        if len(tensors) == 1:
-            return tensors[0]
-        names = ", ".join(map(str, given)) or "nothing"
-        raise EvaluationError(
-            f"the network gives {names}, and none is named logits; pass a function module -> float as evaluate"
-        )
-    if isinstance(given, tuple | list) and given:
-        return output_of(given[0])
-    raise EvaluationError(
-        f"the network gives a {type(given).__name__}, not logits; pass a function module -> float as evaluate"
-    )
 
 
 def classes_of(outputs: Tensor) -> int | None:
