@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from amc.cli.jobs.training import Training
-from amc.compression.scoring.workers.cluster import load_ray
+from amc.compression.scoring.workers.actor import find_modules
+from amc.compression.scoring.workers.cluster import last_line, load_ray
 from amc.errors import AmcError, EvaluationError, ResourceError, RunError
 from amc.recovery import DivergenceError, FineTuneConfig
 
@@ -59,8 +60,7 @@ class CandidatesAway:
         try:
             found: dict[str, Any] = self._ray.get(self._begun[number])
         except self._ray.exceptions.RayError as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            raise ResourceError(f"candidate {number + 1} was lost on the Ray cluster ({reason})") from None
+            raise ResourceError(f"candidate {number + 1} was lost on the Ray cluster ({last_line(error)})") from None
         if "score" in found:
             return float(found["score"])
         text = str(found["error"])
@@ -76,7 +76,7 @@ def train_here(
     driver: Here,
 ) -> dict[str, Any]:
     """Train a network on this node: its score, or the error, as its kind and text."""
-    sys.path += [place for place in driver.path if place not in sys.path and Path(place).exists()]
+    find_modules(driver.path)
     torch.set_num_threads(driver.threads)
     if Path(driver.folder).is_dir():
         os.chdir(driver.folder)  # names of data may be relative

@@ -8,7 +8,7 @@ import platform
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,17 @@ def here() -> dict[str, str]:
     }  # fmt: skip
 
 
+def find_modules(path: Iterable[str]) -> None:
+    """Let imports look where the driver's look, as far as this node has these places."""
+    sys.path += [place for place in path if place not in sys.path and Path(place).exists()]
+
+
 class Scoring:
     """Scores policies in a process of its own, on one thread. Ray makes an actor of it."""
 
     def __init__(self, path: list[str], memory: int, device: str) -> None:
         """`path`: where the driver finds modules; `memory`: bytes that the engine may remember."""
-        sys.path += [place for place in path if place not in sys.path and Path(place).exists()]
+        find_modules(path)
         self._file: SharedFile | None = None
         self._memory, self._gpu = memory, 0 if device == "cuda" else None  # Ray shows an actor its own GPU alone
 

@@ -132,7 +132,8 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _last_line(error: BaseException) -> str:
+def last_line(error: BaseException) -> str:
+    """The last line of an error's text, which is where Ray has the reason."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
@@ -216,7 +217,7 @@ class _Actor(Worker):
                     )
             except self._ray.exceptions.RayActorError as error:
                 if error.actor_init_failed:  # as without amc on its node
-                    raise ResourceError(f"the Ray cluster cannot start a worker: {_last_line(error)}") from None
+                    raise ResourceError(f"the Ray cluster cannot start a worker: {last_line(error)}") from None
                 continue  # its node has gone meanwhile
             except BaseException:
                 self._end_of(actor, idle=placed)
