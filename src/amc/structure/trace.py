@@ -116,8 +116,9 @@ def trace(model: nn.Module, example: Example) -> Trace:
     parameters = tuple(name for name, _ in model.named_parameters())
     canonical = _canonical_names(model)
     try:
-        with inference(model), _quiet(), watching_(model) as seen:
-            program = torch.export.export(model, example.args, dict(example.kwargs), strict=False)
+        with inference(model), _quiet():
+            with watching_(model) as seen:
+                program = torch.export.export(model, example.args, dict(example.kwargs), strict=False)
             settle_sizes_(program, (example.args, dict(example.kwargs)))
     except Exception as error:  # torch.export raises whatever the user's forward does
         raise ModelError(
