@@ -78,7 +78,7 @@ SPELLINGS = {
         --recover --recover-time --finalists --search-images
         --image-size --bf16 --no-bf16 --engine --certify --lock --only --runtime
         --latency-threads --device-url --warm-start
-        --token-file --device --test --no-test --recipe --log --json
+        --token-file --device --pretrained --no-pretrained --test --no-test --recipe --log --json
     """,
     "sweep": """
         MODEL --out --part --count --weights --data --metric --from --to --points --budget --reward --max-drop
@@ -91,7 +91,7 @@ SPELLINGS = {
         --recover --recover-time --finalists --search-images
         --image-size --bf16 --no-bf16 --engine --certify --lock --only --runtime
         --latency-threads --device-url --warm-start
-        --token-file --device --test --no-test --recipe --log --json
+        --token-file --device --pretrained --no-pretrained --test --no-test --recipe --log --json
     """,
     "study": """
         MODEL --out --part --count --dry-run --weights --data --budgets --metrics --methods --rewards --max-drops
@@ -105,7 +105,7 @@ SPELLINGS = {
         --recover --recover-time --finalists --search-images
         --image-size --bf16 --no-bf16 --engine --certify --lock --only --runtime
         --latency-threads --device-url --warm-start
-        --token-file --device --test --no-test --recipe --log --json
+        --token-file --device --pretrained --no-pretrained --test --no-test --recipe --log --json
     """,
     "finetune": """
         RUN --epochs --lr --batch-size --optimiser --optimizer --weight-decay --warmup --label-smoothing --distill
@@ -334,8 +334,9 @@ def test_a_source_survives_its_record() -> None:
     whole = dataclasses.replace(
         small, weights="w", evaluate="a:b", search_images=9, image_size=32, test=False, command="demo",
         preprocessing={"mean": [0.5]}, parent="../a", repeat="amc search …", input_shape=(3, 32, 32),
+        pretrained=True,
     )  # fmt: skip
-    assert list(whole.to_json()) == [*names, "preprocessing", "parent", "repeat", "input_shape"]
+    assert list(whole.to_json()) == [*names, "preprocessing", "parent", "repeat", "input_shape", "pretrained"]
     assert Source.from_json(whole.to_json() | {"input_shape": [3, 32, 32]}) == whole
 
 

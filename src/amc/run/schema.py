@@ -61,7 +61,7 @@ CONFIG = fields(
         **dict.fromkeys(("max_drop", "score_timeout"), optional(number)),
         **dict.fromkeys(("confidence", "max_sparsity", "max_sparsity_linear", "recover_time", "random_share"), number),
         **dict.fromkeys(("reconstruct", "sequential", "bf16", "uniform_first"), flag),
-        "test": optional(flag),
+        **dict.fromkeys(("test", "pretrained"), optional(flag)),
         **dict.fromkeys(("baselines", "lock", "only", "agent_options"), many(text)),
         "input_shape": Check(_bounded, _SIZES.schema),
         "model_args": table(anything),

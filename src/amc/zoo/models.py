@@ -23,7 +23,14 @@ from amc.zoo.digits import DigitsCNN
 from amc.zoo.mobilenet import MobileNetV1
 from amc.zoo.plain import VGG, PlainNet
 from amc.zoo.resnet import resnet
-from amc.zoo.vision import from_timm, from_torchvision, mobilenet_v2_cifar, resnet50_cifar, torchvision_names
+from amc.zoo.vision import (
+    from_hub,
+    from_timm,
+    from_torchvision,
+    mobilenet_v2_cifar,
+    resnet50_cifar,
+    torchvision_names,
+)
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "digits_cnn": DigitsCNN,
@@ -40,7 +47,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mobilenet_v2_cifar": mobilenet_v2_cifar,
 }
 IMAGENET = ("mobilenet_v1_imagenet",)  # for 224x224 images and 1,000 classes, like torchvision's and timm's networks
-_ELSEWHERE: dict[str, Callable[..., nn.Module]] = {"torchvision": from_torchvision, "timm": from_timm}
+_ELSEWHERE: dict[str, Callable[..., nn.Module]] = {"torchvision": from_torchvision, "timm": from_timm, "hf": from_hub}
 SCALABLE = ("vgg16", "mobilenet_v1")  # accept a width factor, also as a suffix in percent: mobilenet_v1_050
 _DIGITS_WEIGHTS = Path(__file__).parent / "digits_cnn.safetensors"
 _WRAPPERS = ("module", "_orig_mod")  # prefixes that DataParallel and torch.compile add to names
@@ -63,23 +70,27 @@ def model_names() -> tuple[str, ...]:
     return tuple(MODELS)
 
 
-def create_model(spec: str, **kwargs: Any) -> nn.Module:
-    """A network with fresh random weights, in train mode.
+def create_model(spec: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """A network with fresh random weights, in train mode; with published ones, if `pretrained`.
 
     `spec` is a zoo name (the suffix `_050` of mobilenet_v1 or vgg16 means half the width), a name in torchvision,
-    `torchvision:NAME`, `timm:NAME`, or `package.module:factory` for a callable that returns an `nn.Module`. Keyword
-    arguments (`num_classes`, `width`) are passed to the network or the factory. Raises ModelError.
+    `torchvision:NAME`, `timm:NAME` (also `timm:hf-hub:USER/NAME`), `hf:USER/NAME` for an image classifier of
+    transformers, or `package.module:factory` for a callable that returns an `nn.Module`. Keyword
+    arguments (`num_classes`, `width`) are passed to the network or the factory. Published weights are downloaded by
+    their package, once; those of transformers and timm come from the Hugging Face hub. Raises ModelError.
     """
     package, colon, rest = spec.partition(":")
     if colon and package in _ELSEWHERE:
-        return _ELSEWHERE[package](rest, **kwargs)
+        return _ELSEWHERE[package](rest, pretrained=pretrained, **kwargs)
+    if pretrained and (colon or not _of_torchvision(spec)):
+        raise ModelError(f"'{spec}' has no published weights; give those of a trained network with --weights FILE")
     if colon:
         model = call_factory(spec, ModelError, **kwargs)
         if not isinstance(model, nn.Module):
             raise ModelError(f"factory '{spec}' returned a {type(model).__name__}; it must return a torch.nn.Module")
         return model
     if _of_torchvision(spec):
-        return from_torchvision(spec, **kwargs)
+        return from_torchvision(spec, pretrained=pretrained, **kwargs)
     name, width = _split_width(spec)
     if width is not None:
         kwargs = {"width": width, **kwargs}

@@ -43,14 +43,17 @@ def network_of(source: Source, run_path: Path | None = None) -> nn.Module:
     """
     if source.parent:
         return load_run(os.path.normpath((run_path or Path()) / source.parent))  # run_path may not exist yet
-    model = create_model(source.model)
-    info = model_info(source.model)
+    if source.pretrained and source.weights:
+        raise ModelError("pretrained and weights name two sets of weights; leave one out")
+    model = create_model(source.model, pretrained=source.pretrained)
+    info = None if source.pretrained else model_info(source.model)
     weights = source.weights or (info.weights if info else None)
     if weights:
         load_weights(model, Path(weights))
     elif info is not None:
         raise ModelError(
             f"'{source.model}' has no built-in weights; give those of a trained network with --weights FILE"
+            + " or --pretrained" * (":" in source.model)
         )
     return model.eval()
 

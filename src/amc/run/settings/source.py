@@ -15,13 +15,17 @@ class Source:
 
     model: str = field(
         metadata=argument(
-            "MODEL", help="A zoo or torchvision name, timm:NAME, package.module:factory, or a run to continue from."
+            "MODEL",
+            help="A zoo or torchvision name, timm:NAME, hf:NAME, package.module:factory, or a run to continue from.",
         )
     )
     weights: str | None = option(  # None: the built-in ones
         None, panel=Panel.DATA, is_path=True,
         help="State dict of the trained network: safetensors, or torch.save of tensors only.",
     )  # fmt: skip
+    pretrained: bool = option(
+        False, panel=Panel.DATA, help="Take the published weights of a torchvision, timm: or hf: network."
+    )
     data: str | None = option(  # None: those of the zoo network
         None, panel=Panel.DATA, help="digits, cifar10:ROOT, imagefolder:ROOT, or package.module:factory."
     )
@@ -45,13 +49,14 @@ class Source:
     input_shape: tuple[int, ...] | None = None  # of one example, without the batch; known once the data is loaded
 
     def to_json(self) -> dict[str, Any]:
-        """For config.json. The last four fields are written if they are known."""
+        """For config.json. The last five fields are written if they are known."""
         names = ("command", "model", "weights", "data", "evaluate", "search_images", "image_size", "test", "device")
         optional = {
             "preprocessing": self.preprocessing,
             "parent": self.parent,
             "repeat": self.repeat,
             "input_shape": self.input_shape,
+            "pretrained": self.pretrained or None,
         }
         known = {name: value for name, value in optional.items() if value is not None}
         return {name: getattr(self, name) for name in names} | known
