@@ -74,7 +74,7 @@ REFUSED = {
     "quantised": (quantised, torch.randn(1, 3, 8, 8), "prune the network in floating point first"),
     "scripted": (lambda: torch.jit.script(nn.Conv2d(3, 6, 3)), torch.randn(1, 3, 8, 8), "TorchScript: give the nn.Mod"),
     "decoder": (Decoder, torch.randn(1, 4), "set model.config.use_cache = False"),
-    "detector": (Detector, torch.randn(1, 3, 8, 8), "give model.backbone"),
+    "detector": (Detector, torch.randn(1, 3, 8, 8), "add part='backbone'"),
     "half": (lambda: nn.Conv2d(3, 6, 3).half(), torch.randn(1, 3, 8, 8), "in float16 and the example in float32"),
     "bytes": (lambda: nn.Conv2d(3, 6, 3), torch.ones(1, 3, 8, 8, dtype=torch.uint8), "the example is uint8"),
 }
