@@ -219,7 +219,10 @@ memory, disk, leave = map(fails, (memory, disk, lambda: sys.exit("no licence")))
 def test_a_search_that_its_machine_stops_is_resumed(tmp_path: Path, name: str, message: str) -> None:
     """Dense is the first call and the uniform policy is left out: the fifth call is that of episode 3."""
     (tmp_path / "own.py").write_text(FAILING)
-    search = ("search", "digits_cnn", "--episodes", 6, "--no-test", "--baseline", "none", "--json", "--evaluate")
+    search = (
+        "search", "digits_cnn", "--episodes", 6, "--no-test", "--baseline", "none", "--recover", "none",
+        "--finalists", 0, "--json", "--evaluate",
+    )  # fmt: skip
     whole = amc(*search, "own:wide", "--out", "whole", cwd=tmp_path)
     assert whole.code == 0, whole.stderr
     stopped = amc(*search, f"own:{name}", "--out", "run", cwd=tmp_path)
