@@ -74,7 +74,7 @@ def test_the_example_of_a_docstring_runs(name: str, names: dict[str, Any]) -> No
     lines: list[str] = []
     options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     torch.manual_seed(0)
-    doctest.DocTestRunner(optionflags=options).run(found[0], out=lines.append, clear_globs=False)
+    doctest.DocTestRunner(verbose=False, optionflags=options).run(found[0], out=lines.append, clear_globs=False)
     assert lines == [], "".join(lines)
 
 
