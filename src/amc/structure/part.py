@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves
 
 from amc.errors import DataError, ModelError, ResourceError, check_resources, explained, reason_of
 from amc.structure.batches import mapped, moved
@@ -24,7 +24,7 @@ from amc.structure.copying import copy_model, undisturbed
 from amc.structure.modes import device_of
 from amc.structure.slicing import slice_model
 from amc.structure.structure import Structure
-from amc.structure.trace import Example, dry_run, inference
+from amc.structure.trace import Example, cloned, dry_run, inference
 
 CLOSE = 1e-4  # largest difference of two outputs that the same operators make of the same numbers, of the largest one
 _NAMED = 3  # names in a message
@@ -165,8 +165,8 @@ class Part:
         inside: list[Any] = []
 
         def leave(module: nn.Module, args: Any, output: Any) -> Any:
-            inside.append(_copied(output))
-            return None if instead is None else _copied(instead[min(len(inside), len(instead)) - 1])
+            inside.append(cloned(output))
+            return None if instead is None else cloned(instead[min(len(inside), len(instead)) - 1])
 
         handle = network.get_submodule(self.name).register_forward_hook(leave)
         example = self.outer.cloned()
@@ -190,7 +190,7 @@ class _Seen:
         self.depth += 1
         if self.depth == 1:
             with torch.inference_mode(False):  # the copies must be ordinary tensors
-                self.calls.append(Example(_copied(args), _copied(kwargs)))
+                self.calls.append(Example(cloned(args), cloned(kwargs)))
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         self.depth -= 1
@@ -308,10 +308,6 @@ def rows_of(example: Example) -> int | None:
     if takes_images(example):
         return len(example.args[0])
     return next((len(tensor) for tensor in _tensors(example) if tensor.ndim), None)
-
-
-def _copied(value: Any) -> Any:
-    return tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, value)
 
 
 def _same_shapes(found: list[Any], wanted: list[Any]) -> bool:

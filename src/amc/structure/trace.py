@@ -54,11 +54,12 @@ class Example:
 
     def cloned(self) -> Example:
         """A copy with its own tensors: a forward pass may write into its input."""
-        return Example(tree_map(_cloned, self.args), tree_map(_cloned, dict(self.kwargs)))
+        return Example(cloned(self.args), cloned(dict(self.kwargs)))
 
 
-def _cloned(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, torch.Tensor) else value
+def cloned(value: Any) -> Any:
+    """Nested values, with a copy of every tensor."""
+    return tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf, value)
 
 
 @dataclass(frozen=True, slots=True)
