@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+# For a search whose subject is not what happens after it: recovery takes most of the time of a small search.
+AS_PRUNED = ("--recover", "none", "--finalists", 0)
 
 
 @dataclass(frozen=True)

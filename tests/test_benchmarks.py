@@ -166,7 +166,7 @@ SMALL = {  # name: (arguments, lines of its tables)
     "batches": ("--episodes 8 --seeds 1 --batches 1 4 --toys 'additive, residual, 9'", 2),
     "recovery": (f"{QUICK} --budgets macs<=50% --seeds 0", 1),
     "score_correlation": (f"{QUICK} --policies 3 --epochs 1", 4),
-    "search_agents": (f"{QUICK} --policies 4 --seeds 0 1 --shares 60", 3),
+    "search_agents": (f"{QUICK} --policies 4 --seeds 0 --shares 60", 3),
     "search_quality": (f"{SEARCH} --seeds 0 --tune uniform", 5 + 3),  # five policies; three fine-tuned
 }
 LONG = {

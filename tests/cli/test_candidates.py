@@ -15,9 +15,12 @@ from amc.compression.settings import SearchConfig
 from amc.recovery import FineTuneConfig
 from amc.run.settings import Source
 from amc.zoo import create_model
-from tests.commands import amc
+from tests.commands import AS_PRUNED, amc
 
-QUICK = ("--search-images", 120, "--calibration-images", 64, "--bn-images", 32, "--certify", 0, "--no-test")
+QUICK = (
+    *("--search-images", 120, "--calibration-images", 64, "--bn-images", 32, "--certify", 0, "--no-test"),
+    *AS_PRUNED,
+)
 CANDIDATES = ("--candidates", 2, "--epochs", 1, "--batch-size", 64)
 TUNED = ("summary.json", "model-finetuned.safetensors", "model.safetensors", "policy.json")
 

@@ -22,10 +22,10 @@ from amc.run.directory import RunDir
 from amc.search import EpisodeRecord, EpisodeTiming
 from amc.structure import count_macs, count_params
 from amc.zoo import create_model
-from tests.commands import amc
+from tests.commands import AS_PRUNED, amc
 
 COMMANDS = ("demo", "inspect", "search", "resume", "finetune", "report")
-QUICK = ("--search-images", 60, "--calibration-images", 64, "--bn-images", 32, "--certify", 0)
+QUICK = ("--search-images", 60, "--calibration-images", 64, "--bn-images", 32, "--certify", 0, *AS_PRUNED)
 EXAMPLE = torch.zeros(1, 1, 8, 8)
 
 OWN = """
@@ -348,7 +348,8 @@ def test_what_a_search_needs_at_its_end_or_never_is_not_imported_before(tmp_path
         "def stage(self, name): print(name, sorted(set(sys.modules) & set({!r})), file=sys.stderr)\n"
         "ProgressBar.stage = stage; sys.argv[1:] = {!r}; main()"
     )
-    command = ["search", "digits_cnn", "--episodes", "1", "--baseline", "none", "--out", str(tmp_path / "run")]
+    command = ["search", "digits_cnn", "--episodes", "1", "--baseline", "none", "--finalists", "0"]
+    command += ["--recover-time", "1", "--out", str(tmp_path / "run")]
     words = [sys.executable, "-c", program.format(sorted(never | late), command)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert "\nsearch (planner) []\n" in done.stderr

@@ -17,7 +17,7 @@ from amc.run import files
 from amc.run.directory import RunDir
 from amc.run.provenance import difference, execution
 from amc.run.settings import Source
-from tests.commands import amc
+from tests.commands import AS_PRUNED, amc
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_commands_refuse_a_gpu_that_is_not_there(command: str, tmp_path: Path) -
 
 
 def test_a_run_says_its_device_and_goes_on_elsewhere(tmp_path: Path) -> None:
-    few = ("--episodes", 4, "--search-images", 50, "--calibration-images", 64, "--no-test", "--certify", 0)
+    few = ("--episodes", 4, "--search-images", 50, "--calibration-images", 64, "--no-test", "--certify", 0, *AS_PRUNED)
     out = tmp_path / "run"
     assert amc("search", "digits_cnn", "--out", out, "--device", "cpu", *few).code == 0
     config = json.loads((out / files.CONFIG).read_text())

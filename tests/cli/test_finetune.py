@@ -30,9 +30,12 @@ from amc.run.settings import CandidateConfig, FineTuneConfig, SessionConfig
 from amc.search import EpisodeRecord
 from amc.search.statistics import compare
 from amc.zoo import create_model, load_data, load_weights
-from tests.commands import amc, contents
+from tests.commands import AS_PRUNED, amc, contents
 
-QUICK = ("--search-images", 120, "--calibration-images", 64, "--bn-images", 32, "--certify", 0, "--no-test")
+QUICK = (
+    *("--search-images", 120, "--calibration-images", 64, "--bn-images", 32, "--certify", 0, "--no-test"),
+    *AS_PRUNED,
+)
 TUNED = ("summary.json", "model-finetuned.safetensors", "model.safetensors", "policy.json")
 TRAINING = ("--epochs", 3, "--batch-size", 64, "--checkpoint-every", 5)
 
@@ -157,7 +160,7 @@ def test_another_setting_is_refused_until_restarted(run: Path) -> None:
     before = contents(run)
     complaint = amc("finetune", run, "--lr", 0.01).complaint
     assert complaint == (
-        f"'{run}' has a fine-tuning under way with lr 0.02, not 0.01; go on with it by `amc finetune {run}`, "
+        f"'{run}' has a fine-tuning under way with lr 0.05, not 0.01; go on with it by `amc finetune {run}`, "
         "or add --restart to begin anew"
     )
     assert "with candidates 1, not 2;" in amc("finetune", run, "--candidates", 2).complaint

@@ -40,7 +40,8 @@ def test_a_recipe_gives_defaults_and_the_command_line_wins(tmp_path: Path) -> No
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
         '[search]\nmodel = "digits_cnn"\nbudget = "params<=60%"\nepisodes = 9\nbaseline = ["deep"]\nkeep_sets = 0\n'
-        "search_images = 50\ncalibration_images = 64\ntest = false\n[finetune]\nepochs = 1\n"
+        "search_images = 50\ncalibration_images = 64\ntest = false\n"
+        'recover = "none"\nfinalists = 0\n[finetune]\nepochs = 1\n'
     )
     done = amc("search", "--recipe", recipe, "--episodes", 3, "--out", tmp_path / "run", "--json")
     assert done.code == 0, done.stderr

@@ -26,11 +26,20 @@ from tests.commands import amc
 from tests.fixtures.runs.make import Watch
 
 DIGITS = Source("digits_cnn", data="digits")
-FAST = {"episodes": 3, "agent": "around-best", "keep_sets": 0, "recover": "none", "calibration_images": 64}
+FAST = {
+    "episodes": 3,
+    "agent": "around-best",
+    "keep_sets": 0,
+    "recover": "none",
+    "calibration_images": 64,
+    "finalists": 0,
+}
 SETTINGS = search_settings(Given(SearchConfig, FAST))
 PLAN = StudyConfig(
     methods="channel,2:4", budgets="60%,40%", metrics="params", rewards="r_flops", max_drops="20", runtimes="none"
 )
+
+SHORT = replace(PLAN, methods="channel", metrics="macs", budgets="60%", epochs=1, runtimes="eager")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -105,10 +114,16 @@ def test_a_budget_that_methods_share_has_a_verdict(done: Path) -> None:
     assert "scores best" in verdicts["params<=60%"]
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study that nothing stopped."""
+    return run_study(tmp_path_factory.mktemp("whole") / "out", DIGITS, SETTINGS, SHORT, progress=Watch())
+
+
 @pytest.mark.parametrize("moment", ["first search", "between", "fine-tuning", "timing"])
-def test_a_study_that_is_stopped_goes_on_to_the_same_results(moment: str, tmp_path: Path, monkeypatch) -> None:
-    plan = replace(PLAN, methods="channel", metrics="macs", budgets="60%", epochs=1, runtimes="eager")
-    whole = run_study(tmp_path / "whole", DIGITS, SETTINGS, plan, progress=Watch())
+def test_a_study_that_is_stopped_goes_on_to_the_same_results(
+    moment: str, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     called = {"first search": "run_search", "fine-tuning": "run_finetune", "timing": "run_latency"}.get(moment)
 
     def stopped(*_: Any, **__: Any) -> None:
@@ -123,12 +138,12 @@ def test_a_study_that_is_stopped_goes_on_to_the_same_results(moment: str, tmp_pa
                 jobs, "run_search", lambda *a, **k: stopped() if finished else finished.append(search(*a, **k))
             )
         with pytest.raises(KeyboardInterrupt):
-            run_study(tmp_path / "cut", DIGITS, SETTINGS, plan, progress=Watch())
+            run_study(tmp_path / "cut", DIGITS, SETTINGS, SHORT, progress=Watch())
     resume_study(tmp_path / "cut", progress=Watch())
-    for cell in plan.cells():
+    for cell in SHORT.cells():
         for name in ("journal.jsonl", "policy.json", "model.safetensors", "model-finetuned.safetensors"):
             assert (tmp_path / "cut" / cell.name / name).read_bytes() == (whole / cell.name / name).read_bytes()
-    assert len(results(tmp_path / "cut")["rows"]) == len(plan.cells())
+    assert len(results(tmp_path / "cut")["rows"]) == len(SHORT.cells())
 
 
 def test_a_study_can_be_watched(done: Path, tmp_path: Path) -> None:

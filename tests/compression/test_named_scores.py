@@ -19,10 +19,10 @@ from amc.report import render_report
 from amc.report.tables import format_difference, format_score, named_scores, summary_table
 from amc.run.settings.scores import SCORES, NamedScore, get_score
 from amc.zoo import create_model, load_data, load_weights, model_info
-from tests.commands import amc
+from tests.commands import AS_PRUNED, amc
 from tests.tiny import Tiny, compress, images, labelled, tiny
 
-SEARCH = ("search", "digits_cnn", "--episodes", 3, "--search-images", 200, "--out", "run", "--json")
+SEARCH = ("search", "digits_cnn", "--episodes", 3, "--search-images", 200, "--out", "run", "--json", *AS_PRUNED)
 
 
 def regression(count: int, seed: int) -> list[tuple[Tensor, Tensor]]:

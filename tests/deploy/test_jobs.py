@@ -26,7 +26,7 @@ from amc.run.directory import RunDir
 from amc.run.settings import TimingConfig
 from amc.structure import count_macs, count_params
 from amc.zoo import create_model, load_data
-from tests.commands import amc
+from tests.commands import AS_PRUNED, amc
 
 QUICK = TimingConfig(rounds=3, max_seconds=0.0)
 HOLDS = """
@@ -43,7 +43,7 @@ EXAMPLE = torch.zeros(1, 1, 8, 8)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("deploy") / "run"
-    quick = ("--search-images", 60, "--calibration-images", 64, "--bn-images", 32, "--certify", 0)
+    quick = ("--search-images", 60, "--calibration-images", 64, "--bn-images", 32, "--certify", 0, *AS_PRUNED)
     assert amc("search", "digits_cnn", "--out", out, "--episodes", 2, *quick).code == 0
     return out
 
