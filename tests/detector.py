@@ -33,7 +33,10 @@ class Backbone(nn.Module):
 
 
 class Detector(nn.Module):
-    """A list of images [1, 16, 16], or a tensor [N, 1, 16, 16] -> for each image its cells [n, 2] and labels [n]."""
+    """A list of images [1, 16, 16], or a tensor [N, 1, 16, 16] -> for each image its objects.
+
+    They have their cells [n, 2] and labels [n] and, as torchvision's detectors give them, boxes [n, 4] and scores [n].
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +55,10 @@ class Detector(nn.Module):
         for features, logits in zip(*self.maps(images), strict=True):
             cells = (logits > 0).nonzero()
             labels = [int(self.classify(features[:, row, column]).argmax()) for row, column in cells.tolist()]
-            answers.append({"cells": cells, "labels": torch.tensor(labels, dtype=torch.long)})
+            answers.append({
+                "cells": cells, "labels": torch.tensor(labels, dtype=torch.long),
+                "boxes": boxes_of(cells), "scores": logits[tuple(cells.T)].sigmoid(),
+            })  # fmt: skip
         return answers
 
 
@@ -65,6 +71,18 @@ def scenes(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     for image, (row, column), label in zip(images, cells.tolist(), labels.tolist(), strict=True):
         image[0, 2 * row : 2 * row + 4, 2 * column : 2 * column + 4] += (PLUS, SQUARE)[label]
     return images, cells, labels
+
+
+def boxes_of(cells: Tensor) -> Tensor:
+    """The boxes [n, 4] of objects in these cells [n, 2]: x1, y1, x2, y2 in pixels."""
+    corners = 2.0 * cells.flip(1)
+    return torch.cat([corners, corners + 4], 1)
+
+
+def targets(count: int, seed: int) -> list[dict[str, Tensor]]:
+    """The boxes and labels of `scenes`."""
+    _, cells, labels = scenes(count, seed)
+    return [{"boxes": boxes_of(cells[[n]]), "labels": labels[[n]]} for n in range(count)]
 
 
 HELD_OUT = 96

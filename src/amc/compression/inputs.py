@@ -21,7 +21,7 @@ from amc.recovery.distances import DistillLoss
 from amc.run.provenance import data_fingerprint
 from amc.run.settings.scores import DEFAULT
 from amc.search import AgentFactory, RewardFunction
-from amc.structure.batches import Reader, limited
+from amc.structure.batches import Reader, images_of, limited
 from amc.structure.modes import device_of
 from amc.structure.part import Part, rows_of, takes_images
 from amc.structure.trace import Example
@@ -104,32 +104,13 @@ def _bytes(call: Example) -> int:
 
 
 def _listed(source: Iterable[Any], images: int) -> list[Example]:
-    """Batches for a network that takes a list of images, which may differ in size: whole ones, until `images` are in.
-
-    A batch is a list of images [C, H, W] or a tensor [N, C, H, W], alone or before the targets.
-    """
+    """Batches for a network that takes a list of images: whole ones, until `images` are in."""
     kept: list[Example] = []
     left = images
     for batch in source:
         if left <= 0:
             break
-        found = _images(batch)
+        found = images_of(batch)
         kept.append(Example((found,), {}))
         left -= len(found)
     return kept
-
-
-def _images(batch: Any) -> list[Tensor]:
-    """The images of a batch."""
-    if isinstance(batch, Tensor) and batch.ndim == 4:
-        return [*batch]
-    if isinstance(batch, tuple | list) and batch:
-        if all(isinstance(image, Tensor) and image.ndim == 3 for image in batch):
-            return [*batch]
-        first = batch[0]
-        if isinstance(first, Tensor | tuple | list) and not (isinstance(first, Tensor) and first.ndim != 4):
-            return _images(first)
-    raise DataError(
-        f"a calibration batch is a {type(batch).__name__}, and by its example input the network takes a list of "
-        "images; give lists of tensors [C, H, W], or (images, targets)"
-    )

@@ -78,8 +78,8 @@ class Job:
     @property
     def classes(self) -> bool:
         """Whether the score shows that the outputs of what is pruned are logits of classes."""
-        judged = isinstance(self.scorer.evaluate, Evaluator | PairedEvaluator)
-        return judged and self.in_whole is None and not get_score(self.config.score).is_error
+        judged, kind = isinstance(self.scorer.evaluate, Evaluator | PairedEvaluator), get_score(self.config.score)
+        return judged and self.in_whole is None and kind.is_share and not kind.of_boxes
 
     @property
     def part(self) -> Part | None:

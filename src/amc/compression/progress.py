@@ -182,7 +182,7 @@ class ProgressBar(Observer):
 
 
 def _short(score: float | None) -> str:
-    if isinstance(score, NamedScore) and score.error is not None:
+    if isinstance(score, NamedScore) and score.own is not None:
         return format_score(score)
     return "failed" if score is None else f"{score:.4f}"
 

@@ -308,7 +308,7 @@ class SearchConfig:
                 f"max-drop counts the images that a network gets right, and {kind.label} does not call single images "
                 "right or wrong; choose score top1 or top5, or a budget"
             )
-        if kind.is_error and self.reward in REWARDS and self.reward != "r_err":
+        if not kind.is_share and self.reward in REWARDS and self.reward != "r_err":
             raise AmcError(
                 f"reward {self.reward} is about a share of right answers, and score {kind.name} is none; give a budget "
                 "with reward r_err, or a reward function of your own"

@@ -137,7 +137,7 @@ def read_live(run: RunDir, *, now: float | None = None) -> Live:
         epochs=tuple(status.get("epochs", ())),
         scores=_scores(summary) if state == "finished" and not names else (),
         kind=kind,
-        percent=not kind.is_error and _fractions(search, summary),
+        percent=kind.is_share and _fractions(search, summary),
         resumed_by="finetune" if run.has(files.FINETUNE_STATE) else "resume",
     )
 

@@ -125,7 +125,7 @@ def named_scores(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 def scores_are_fractions(summary: Mapping[str, Any]) -> bool:
     """Whether every score of the run is in [0, 1], so that it can be shown as a percentage."""
-    if score_of_record(summary).is_error:
+    if not score_of_record(summary).is_share:
         return False
     rounds = summary.get("rounds") or ()
     parts = [part_of(summary, "dense"), part_of(summary, "slim"), *part_of(summary, "baselines").values(), *rounds]
@@ -160,8 +160,8 @@ def format_score(value: float | None, *, percent: bool = True) -> str:
     """Text such as "71.40%", or "0.7140" if scores are not fractions."""
     if value is None or not math.isfinite(value):
         return DASH
-    if isinstance(value, NamedScore) and value.error is not None:
-        return f"{value.error:.4g}"
+    if isinstance(value, NamedScore) and value.own is not None:
+        return f"{value.own:.4g}"
     return f"{value * 100:.2f}%" if percent else f"{value:.4g}"
 
 
@@ -176,8 +176,8 @@ def format_difference(
     """`second` minus `first`, such as "−1.20 ± 0.41 points", or "−0.012 ± 0.004" if scores are not fractions."""
     if first is None or second is None:
         return DASH
-    if isinstance(first, NamedScore) and first.kind.is_error:
-        first, second, percent = -first, -second, False
+    if isinstance(first, NamedScore) and first.own is not None:
+        second, first, percent = first.kind.turned(second), first.own, False
     text, unit = (f"{(second - first) * 100:+.2f}", " points") if percent else (f"{second - first:+.4g}", "")
     if error is not None:
         text += f" ± {100 * error:.2f}" if percent else f" ± {error:.3g}"

@@ -53,11 +53,11 @@ class Reader:
 
     def inputs(self, batch: Any) -> Example:
         """The network's inputs in a batch, without labels. Raises DataError if the batch does not fit."""
-        return self._split(batch)[0]
+        return self.split(batch)[0]
 
     def labelled(self, batch: Any) -> tuple[Example, Tensor]:
         """The network's inputs and the labels [N, ...] of a batch. Raises DataError if the batch does not fit."""
-        inputs, labels = self._split(batch)
+        inputs, labels = self.split(batch)
         if labels is None:
             raise DataError(
                 f"{self.name} is {_described(batch)} without labels; the loader must give (images, labels) tensors, or "
@@ -71,7 +71,8 @@ class Reader:
             raise DataError(f"a batch has {count} images and {have} labels; give one label per image")
         return inputs, tensor
 
-    def _split(self, batch: Any) -> tuple[Example, Any]:
+    def split(self, batch: Any) -> tuple[Example, Any]:
+        """The network's inputs and, as they came, the labels of a batch; None without labels. Raises DataError."""
         if isinstance(batch, Example):
             inputs, labels = batch, None
         elif isinstance(batch, Mapping):
@@ -168,6 +169,25 @@ class Reader:
         """The number of dimensions of the network's input; None if it has several inputs or they are unknown."""
         leaves = [] if self.example is None else tree_leaves((self.example.args, dict(self.example.kwargs)))
         return leaves[0].ndim if len(leaves) == 1 and isinstance(leaves[0], Tensor) else None
+
+
+def images_of(batch: Any, name: str = "a calibration batch") -> list[Tensor]:
+    """The images [C, H, W] of a batch for a network that takes a list of them, which may differ in size.
+
+    A batch is such a list or a tensor [N, C, H, W], alone or before the targets. Raises DataError for another.
+    """
+    if isinstance(batch, Tensor) and batch.ndim == 4:
+        return [*batch]
+    if isinstance(batch, tuple | list) and batch:
+        if all(isinstance(image, Tensor) and image.ndim == 3 for image in batch):
+            return [*batch]
+        first = batch[0]
+        if isinstance(first, Tensor | tuple | list) and not (isinstance(first, Tensor) and first.ndim != 4):
+            return images_of(first, name)
+    raise DataError(
+        f"{name} is a {type(batch).__name__}, and by its example input the network takes a list of images; give lists "
+        "of tensors [C, H, W], or (images, targets)"
+    )
 
 
 def mapped(function: Callable[[Tensor], Tensor], inputs: Example) -> Example:

@@ -15,6 +15,7 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 from torch import Tensor, nn
 
 from amc.compression.scoring.evaluator import Evaluator, PairedEvaluator, as_evaluator
+from amc.compression.scoring.metrics import torchmetrics
 from amc.compression.settings import SearchConfig
 from amc.errors import AmcError, EvaluationError
 from amc.run.settings.scores import SCORES, get_score
@@ -279,12 +280,43 @@ class TestOthers:
         with pytest.raises(EvaluationError, match=r"one shape, got \[2, 2\] and \[2\]"):
             score(outputs.reshape(2, 2).repeat(2, 1), labels, "mse")
 
-    @pytest.mark.parametrize("name", SCORES)
+    def test_mean_absolute_error_is_a_loss(self) -> None:
+        outputs, labels = torch.tensor([1.0, 2, 3, 4]), torch.tensor([1.0, 2, 5, 3])
+        assert score(outputs, labels, "mae") == -(0 + 0 + 2 + 1) / 4
+        assert score(outputs.reshape(2, 2), labels.reshape(2, 2), "MAE") == -3 / 4
+        with pytest.raises(EvaluationError, match=r"mean absolute error compares .* got \[2, 2\] and \[2\]"):
+            score(outputs.reshape(2, 2), labels[:2], "mae")
+
+    @pytest.mark.parametrize("peak", [1.0, 255.0])
+    def test_psnr_is_the_average_over_images(self, peak: float) -> None:
+        generator = torch.Generator().manual_seed(0)
+        labels = peak * torch.rand(5, 3, 8, 8, generator=generator)
+        outputs = labels + peak * torch.tensor([0.01, 0.02, 0.1, 0.2, 0.5]).reshape(5, 1, 1, 1) * torch.randn(
+            labels.shape, generator=generator
+        )
+        psnr = torchmetrics(SCORES["mse"]).functional.image.peak_signal_noise_ratio
+        expected = float(psnr(outputs, labels, data_range=peak, dim=(1, 2, 3)))
+        assert score(outputs, labels, "psnr") == pytest.approx(expected, rel=1e-5)
+        halves = [(outputs[:2], labels[:2]), (outputs[2:], labels[2:])]
+        assert Evaluator(halves, score="PSNR")(Answers()) == pytest.approx(expected, rel=1e-5)
+
+    def test_psnr_of_an_image_without_error_is_limited(self) -> None:
+        images = torch.rand(2, 1, 4, 4)
+        assert score(images, images, "psnr") == 100
+
+    @pytest.mark.parametrize("labels", [torch.full((1, 1, 2, 2), -0.5), torch.full((1, 1, 2, 2), 300.0)])
+    def test_psnr_refuses_images_whose_peak_is_unknown(self, labels: Tensor) -> None:
+        with pytest.raises(EvaluationError, match="PSNR takes images of 0 to 1, or of 0 to 255"):
+            score(labels + 0.1, labels, "psnr")
+
+    @pytest.mark.parametrize("name", sorted(set(SCORES) - {"map"}))  # of boxes: test_boxes.py
     def test_nan_is_refused_by_all(self, name: str) -> None:
         dense = name == "miou"
         outputs = torch.zeros(4, 6, 2, 2) if dense else torch.zeros(4, 6)
         outputs[3] = torch.nan
-        labels = torch.zeros(4, 2, 2) if dense else torch.zeros(4, 6) if name == "mse" else torch.zeros(4)
+        labels = (
+            torch.zeros(4, 2, 2) if dense else torch.zeros(4, 6) if name in ("mse", "mae", "psnr") else torch.zeros(4)
+        )
         with pytest.raises(EvaluationError, match="logits are NaN"):
             score(outputs, labels, name)
 
@@ -317,7 +349,7 @@ class TestNames:
         [
             ("top-1", "top1"), ("Top5", "top5"), ("accuracy", "top1"), ("F1", "macro-f1"), ("macro_f1", "macro-f1"),
             ("mIoU", "miou"), ("mean iou", "miou"), ("AUC", "auroc"), ("ROC-AUC", "auroc"), ("MSE", "mse"),
-            ("mean squared error", "mse"), ("balanced accuracy", "balanced-accuracy"),
+            ("mean squared error", "mse"), ("PSNR", "psnr"), ("mAP", "map"), ("balanced accuracy", "balanced-accuracy"),
         ],
     )  # fmt: skip
     def test_spellings(self, spelling: str, name: str) -> None:

@@ -160,5 +160,5 @@ class Logger(Observer):
 
 def _value(score: float) -> float:
     """The metric's own value: an error, which a search negates, is positive."""
-    error = score.error if isinstance(score, NamedScore) else None
-    return float(score) if error is None else error
+    own = score.own if isinstance(score, NamedScore) else None
+    return float(score) if own is None else own

@@ -14,10 +14,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from amc.compression.scoring.boxes import boxed
 from amc.compression.scoring.engine.base import Engine, TorchEngine
 from amc.compression.scoring.metrics import Hits, Tally, tally
 from amc.compression.scoring.outputs import classes_of
-from amc.compression.scoring.sources import BatchSource, SelectableSource, part_of, picked_from
+from amc.compression.scoring.sources import BatchSource, Labels, SelectableSource, part_of, picked_from
 from amc.errors import (
     AmcError,
     DataError,
@@ -79,11 +80,19 @@ class Evaluator:
         self._batch_size = batch_size
         self.on_batch: Callable[[int, int], None] | None = None  # see `heard`
         self.within: Within | None = None  # see `as_evaluator`
-        self._kept: list[tuple[Example, Tensor]] = []
+        self._kept: list[tuple[Example, Labels]] = []
         self._own = isinstance(source, BatchSource)  # whether the batches are made here
         if not isinstance(source, BatchSource):
             reader = Reader.of(example_input, "a batch to evaluate on")
-            self._kept = [reader.labelled(batch) for batch in reader.batches(source)]
+            if self.kind.of_boxes:
+                self._kept = [*boxed(source, reader)]
+            else:
+                self._kept = [reader.labelled(batch) for batch in reader.batches(source)]
+        elif self.kind.of_boxes:
+            raise DataError(
+                f"score {self.kind.name} needs the boxes of each image, and this data has classes; give batches "
+                "(images, targets), or a function module -> float as evaluate"
+            )
         else:
             first = next(iter(source.batches(1)), None)
             if first is not None and first[0].nbytes * len(source) > KEEP_FLOAT_BYTES:
@@ -184,14 +193,14 @@ class Evaluator:
             return None
         size = BATCH if self._batch_size > BATCH and self._own else len(self)
         parts = (
-            (picked(inputs, slice(at, at + size)), labels[at : at + size])
+            (picked(inputs, slice(at, at + size)) if len(labels) > size else inputs, labels[at : at + size])
             for inputs, labels in self._kept
             for at in range(0, len(labels), size)
         )
         return data_fingerprint(list(parts))
 
     @property
-    def held(self) -> Sequence[tuple[Example, Tensor]]:
+    def held(self) -> Sequence[tuple[Example, Labels]]:
         """The batches in memory; empty if images are read again on each use."""
         return self._kept
 
@@ -203,7 +212,7 @@ class Evaluator:
         with self._running(module) as run:
             for number, (inputs, labels) in enumerate(self._batches(), start=1):
                 outputs = run(inputs)
-                counted.add(outputs, labels.to(outputs.device))
+                counted.add(outputs, labels.to(outputs.device) if isinstance(outputs, Tensor) else labels)
                 if self.on_batch is not None:
                     self.on_batch(number, self._count)
         return counted
@@ -222,19 +231,19 @@ class Evaluator:
         return mapped(lambda tensor: laid_out(tensor, layout), inputs)
 
     @contextmanager
-    def _running(self, module: nn.Module) -> Iterator[Callable[[Example], Tensor]]:
-        """Yields a function from inputs to outputs: the network in eval mode."""
+    def _running(self, module: nn.Module) -> Iterator[Callable[[Example], Any]]:
+        """Yields a function from inputs to the outputs that are scored: the network in eval mode."""
         self.fit_layout_(module)
         module = module if self.within is None else self.within(module)
         with self.engine.running(module, held=self._source is None) as run:
-            yield lambda inputs: output_of(run(inputs))
+            yield run if self.kind.of_boxes else lambda inputs: output_of(run(inputs))
 
     @property
     def _count(self) -> int:
         """The number of batches, or nearly so for a part of a source."""
         return len(self._kept) if self._source is None else math.ceil(len(self._source) / self._batch_size)
 
-    def _batches(self) -> Iterable[tuple[Example, Tensor]]:
+    def _batches(self) -> Iterable[tuple[Example, Labels]]:
         if self._source is None:
             return self._kept
         batches = self._source.batches(self._batch_size)

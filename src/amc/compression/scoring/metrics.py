@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from amc.compression.scoring.boxes import Boxes, answers_of
 from amc.compression.scoring.outputs import (
     OWN,
     aligned,
@@ -31,13 +33,17 @@ from amc.zoo._torchvision import import_torchvision
 
 IGNORED = 255  # a pixel without a class, as in Pascal VOC and Cityscapes
 TOP = 5
+PERFECT = 100.0  # decibels of an image without any error
 
 
 class Tally(Protocol):
     """A metric over all batches of a data set."""
 
-    def add(self, outputs: Tensor, labels: Tensor) -> None:
-        """Add one batch, on one device. Raises EvaluationError for shapes or values without this metric."""
+    def add(self, outputs: Any, labels: Any) -> None:
+        """Add one batch: tensors on one device or, for boxes, answers and `Boxes`.
+
+        Raises EvaluationError for shapes or values without this metric.
+        """
 
     def value(self) -> float:
         """The metric's own value; NaN or infinite if it is undefined on this set."""
@@ -210,25 +216,65 @@ class _MeanIoU:
         return float(self._metric.compute())
 
 
-class _MeanSquaredError:
-    """The mean over all elements of (output - label)^2."""
+class _Error:
+    """The mean over all elements of an error of the outputs: a metric of `torchmetrics.regression`."""
 
-    def __init__(self) -> None:
-        metric = importlib.import_module("torchmetrics.regression").MeanSquaredError
-        self._metric = metric().set_dtype(torch.float64)
+    def __init__(self, name: str, label: str) -> None:
+        self._metric = getattr(importlib.import_module("torchmetrics.regression"), name)().set_dtype(torch.float64)
+        self._label = label
 
     def add(self, outputs: Tensor, labels: Tensor) -> None:
-        outputs = outputs.reshape(1) if outputs.ndim == 0 else outputs
-        if len(outputs) != len(labels) or _without_ones(outputs) != _without_ones(labels):
-            raise EvaluationError(
-                f"mean squared error compares outputs and labels of one shape, got {list(outputs.shape)} and "
-                f"{list(labels.shape)}; let the loader give labels like the outputs, {OWN}"
-            )
-        refuse_nan(outputs)
+        outputs = _like_labels(outputs, labels, self._label)
         self._metric.update(outputs.double().cpu().flatten(), labels.double().cpu().flatten())
 
     def value(self) -> float:
         return float(self._metric.compute())
+
+
+class _PSNR:
+    """Peak signal-to-noise ratio in decibels: of each image, averaged. Labels in [0, 1] have peak 1, else 255."""
+
+    def __init__(self) -> None:
+        self._errors: list[Tensor] = []
+        self._extremes: list[Tensor] = []
+
+    def add(self, outputs: Tensor, labels: Tensor) -> None:
+        outputs = _like_labels(outputs, labels, "PSNR")
+        self._errors.append((outputs.double() - labels.double()).square().flatten(1).mean(1).cpu())
+        self._extremes.append(torch.stack([labels.min(), labels.max()]).double().cpu())
+
+    def value(self) -> float:
+        extremes = torch.stack(self._extremes)
+        least, most = float(extremes[:, 0].min()), float(extremes[:, 1].max())
+        if not 0 <= least <= most <= 255:
+            raise EvaluationError(
+                f"the labels are {least:g} to {most:g}, and PSNR takes images of 0 to 1, or of 0 to 255; give labels "
+                "that are not normalised, and let the network answer in the same range"
+            )
+        peak = 1.0 if most <= 1 else 255.0
+        decibels = 10 * torch.log10(peak**2 / torch.cat(self._errors))
+        return float(decibels.clamp(max=PERFECT).mean())
+
+
+class _MeanAveragePrecision:
+    """COCO's mean average precision of boxes: over classes and overlaps of 0.5, 0.55, ... 0.95."""
+
+    def __init__(self) -> None:
+        names = [name for name in ("pycocotools", "faster_coco_eval") if importlib.util.find_spec(name)]
+        if not names:
+            raise EvaluationError(
+                "score map needs pycocotools, which is not installed; pip install 'amc-compress[metrics]'"
+            )
+        metric = importlib.import_module("torchmetrics.detection.mean_ap").MeanAveragePrecision
+        self._metric = metric(backend=names[0])
+
+    def add(self, outputs: Any, labels: Boxes) -> None:
+        self._metric.update(answers_of(outputs, len(labels)), [dict(target) for target in labels.targets])
+
+    def value(self) -> float:
+        """NaN if no image has an object."""
+        found = float(self._metric.compute()["map"])
+        return found if found >= 0 else float("nan")
 
 
 _TALLIES: Mapping[str, Callable[[], Tally]] = {
@@ -238,7 +284,10 @@ _TALLIES: Mapping[str, Callable[[], Tally]] = {
     "macro-f1": _MacroF1,
     "auroc": _AUROC,
     "miou": _MeanIoU,
-    "mse": _MeanSquaredError,
+    "mse": lambda: _Error("MeanSquaredError", "mean squared error"),
+    "mae": lambda: _Error("MeanAbsoluteError", "mean absolute error"),
+    "psnr": _PSNR,
+    "map": _MeanAveragePrecision,
 }
 
 
@@ -300,6 +349,18 @@ def _ranks(column: Tensor) -> Tensor:
     _, places = torch.unique(column, return_inverse=True)
     ranks: Tensor = places.double() / places.max().clamp(min=1)
     return ranks
+
+
+def _like_labels(outputs: Tensor, labels: Tensor, label: str) -> Tensor:
+    """The outputs, which must have the labels' shape, apart from sizes of one. Raises EvaluationError."""
+    outputs = outputs.reshape(1) if outputs.ndim == 0 else outputs
+    if len(outputs) != len(labels) or _without_ones(outputs) != _without_ones(labels):
+        raise EvaluationError(
+            f"{label} compares outputs and labels of one shape, got {list(outputs.shape)} and {list(labels.shape)}; "
+            f"let the loader give labels like the outputs, {OWN}"
+        )
+    refuse_nan(outputs)
+    return outputs.reshape(labels.shape)
 
 
 def _without_ones(tensor: Tensor) -> list[int]:

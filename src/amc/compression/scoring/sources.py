@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from amc.compression.scoring.boxes import Boxes
 from amc.structure.batches import picked
 from amc.structure.trace import Example
 
 Batch = tuple[Tensor, Tensor]
+Labels = Tensor | Boxes
 
 
 @runtime_checkable
@@ -37,13 +39,15 @@ def part_of(source: BatchSource, chosen: Tensor) -> BatchSource:
     return (_SelectablePart if isinstance(source, SelectableSource) else _Part)(source, chosen)
 
 
-def picked_from(batches: Iterable[tuple[Example, Tensor]], chosen: Tensor) -> Iterator[tuple[Example, Tensor]]:
-    """The images of all batches at which `chosen`, bool [N], is True. Skips empty batches."""
+def picked_from(batches: Iterable[tuple[Example, Labels]], chosen: Tensor) -> Iterator[tuple[Example, Any]]:
+    """The images of all batches at which `chosen`, bool [N], is True. Skips empty batches, and copies no whole one."""
     at = 0
     for inputs, labels in batches:
         wanted = chosen[at : at + len(labels)]
         at += len(labels)
-        if wanted.any():
+        if wanted.all():
+            yield inputs, labels
+        elif wanted.any():
             yield picked(inputs, wanted), labels[wanted]
 
 

@@ -17,7 +17,9 @@ class ScoreKind:
     label: str  # its name within a sentence
     other_names: tuple[str, ...] = ()
     per_image: bool = False  # True: each image is right or wrong, so that two networks can be compared per image
-    is_error: bool = False  # True: lower is better, and the value is not a fraction
+    is_error: bool = False  # True: lower is better
+    is_share: bool = True  # whether the value lies in [0, 1], to be shown as a percentage
+    of_boxes: bool = False  # True: outputs and labels are the boxes of each image, and no tensors of numbers
     needs_torchmetrics: bool = True
 
     def turned(self, value: float) -> float:
@@ -41,9 +43,9 @@ class NamedScore(float):
         return named
 
     @property
-    def error(self) -> float | None:
-        """The metric's own value if it is an error; None for other scores."""
-        return abs(float(self)) if self.kind.is_error else None
+    def own(self) -> float | None:
+        """The metric's own value if it is no share, such as an error or decibels; None for a share."""
+        return None if self.kind.is_share else self.kind.turned(float(self)) + 0.0  # no -0.0
 
 
 DEFAULT = "top1"
@@ -58,7 +60,10 @@ SCORES: Mapping[str, ScoreKind] = {
         ScoreKind("macro-f1", "macro F1", ("f1", "f1-macro", "f1-score")),
         ScoreKind("auroc", "AUROC", ("auc", "roc-auc")),
         ScoreKind("miou", "mean IoU", ("mean-iou", "iou", "jaccard")),
-        ScoreKind("mse", "mean squared error", ("mean-squared-error", "l2"), is_error=True),
+        ScoreKind("mse", "mean squared error", ("mean-squared-error", "l2"), is_error=True, is_share=False),
+        ScoreKind("mae", "mean absolute error", ("mean-absolute-error", "l1"), is_error=True, is_share=False),
+        ScoreKind("psnr", "PSNR in dB", ("peak-signal-to-noise-ratio",), is_share=False, needs_torchmetrics=False),
+        ScoreKind("map", "mean average precision", ("mean-average-precision", "coco-map", "coco"), of_boxes=True),
     )
 }  # fmt: skip
 TOP1 = SCORES[DEFAULT]
