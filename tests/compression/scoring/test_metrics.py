@@ -285,7 +285,7 @@ class TestOthers:
         assert score(outputs, labels, "mae") == -(0 + 0 + 2 + 1) / 4
         assert score(outputs.reshape(2, 2), labels.reshape(2, 2), "MAE") == -3 / 4
         with pytest.raises(EvaluationError, match=r"mean absolute error compares .* got \[2, 2\] and \[2\]"):
-            score(outputs.reshape(2, 2), labels[:2], "mae")
+            score(outputs.reshape(2, 2).repeat(2, 1), labels, "mae")
 
     @pytest.mark.parametrize("peak", [1.0, 255.0])
     def test_psnr_is_the_average_over_images(self, peak: float) -> None:
