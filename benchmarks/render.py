@@ -48,6 +48,7 @@ import sparse_sizes
 import steadiness
 import study
 import sweep
+import tasks
 import training_format
 import workers
 from amc.errors import AmcError
@@ -131,6 +132,10 @@ def gpu_page(page: str) -> str:
     return between(page, "<!-- measured -->\n\n", "\n<!-- end -->", each(gpu))
 
 
+def tasks_page(page: str) -> str:
+    return between(page, "<!-- measured -->\n\n", "\n<!-- end -->", each(tasks))
+
+
 def sparse_page(page: str) -> str:
     page = between(page, "<!-- measured: files -->\n\n", "\n<!-- end -->", each(sparse_sizes))
     return between(page, "<!-- measured: runs -->\n\n", "\n<!-- end -->", each(sparse_files))
@@ -157,6 +162,7 @@ PAGES: dict[str, Callable[[str], str]] = {  # by name in docs/: the page as it i
     "ray": ray_page,
     "images": images_page,
     "gpu": gpu_page,
+    "tasks": tasks_page,
     "networks": networks_page,
     "kernels": kernels_page,
 }

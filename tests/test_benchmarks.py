@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 INDEX = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
 COMMAND = re.compile(r"python benchmarks/(\w+)\.py([^`\n#…]*)")
-PAGES = ("benchmarks", "latency", "sparse", "networks", "kernels", "workers")
+PAGES = ("benchmarks", "latency", "sparse", "networks", "kernels", "workers", "tasks")
 NO_FIGURE = {"render", "train_digits"}  # scripts that measure nothing
 QUOTED = {  # figures that the project's README quotes
     "search_quality", "reconstruction", "against_torch_pruning", "methods", "latency_search", "latency_runtimes",
@@ -166,6 +166,11 @@ SMALL = {  # name: (arguments, lines of its tables)
     "batches": ("--episodes 8 --seeds 1 --batches 1 4 --toys 'additive, residual, 9'", 2),
     "recovery": (f"{QUICK} --budgets macs<=50% --seeds 0", 1),
     "score_correlation": (f"{QUICK} --policies 3 --epochs 1", 4),
+    "tasks": (
+        "--tasks keywords --budgets macs<=50% macs<=30% --policies 2 --seeds 1 --steps 2 --search-images 50 "
+        "--calibration-images 50 --test-images 100",
+        2,
+    ),
     "search_agents": (f"{QUICK} --policies 4 --seeds 0 --shares 60", 3),
     "search_quality": (f"{SEARCH} --seeds 0 --tune uniform", 5 + 3),  # five policies; three fine-tuned
 }
