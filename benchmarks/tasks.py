@@ -35,9 +35,9 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--budgets", nargs="+", default=["macs<=50%", "macs<=25%"])
     parser.add_argument("--policies", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=600, help="of the training")
+    parser.add_argument("--steps", type=int, default=400, help="of the training")
     parser.add_argument("--search-images", type=int, default=600)
-    parser.add_argument("--calibration-images", type=int, default=1000)
+    parser.add_argument("--calibration-images", type=int, default=500)
     parser.add_argument("--test-images", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=1)
     return parser
@@ -99,7 +99,9 @@ def compressed(task: Task, dense: nn.Module, args: argparse.Namespace, judged: A
     }  # fmt: skip
     for name, recover in (("pruned", "none"), ("recovered", "calibration")):
         began = time.process_time()
-        result = amc.compress(dense, task.example(), recover=recover, baselines=("none",), **given, **settings)
+        result = amc.compress(
+            dense, task.example(), recover=recover, finalists=1, baselines=("none",), **given, **settings
+        )
         found[f"{name}_seconds"] = time.process_time() - began
         found[name] = judged(result.model)
         found["macs"] = result.summary["slim"]["macs"] / result.summary["dense"]["macs"]
