@@ -120,10 +120,10 @@ def section(record: Record) -> str:
         f"{settings['policies']} policies scored on {settings['search_images']} examples, recovery of the best one on "
         f"{settings['calibration_images']} examples without a label. Scores are averages over {PARTS} test sets of "
         f"{settings['test_images'] // PARTS} examples; AMC's are those of the median of {settings['seeds']} seeds. "
-        "*prunable* is the share of MACs that can be pruned, of the backbone for detection. *AMC better by* is "
-        "how much better its recovered network is than the recovered uniform one, in percentage points or in the score's own "
-        "unit, with the standard error over the test sets; *in all seeds* has the least and the most. *CPU* is a "
-        "search with recovery, in CPU seconds.\n\n"
+        "*prunable* is the share of MACs that can be pruned, of the backbone for detection. *AMC better by* is how "
+        "much better its recovered network is than the recovered uniform one, in percentage points or in the "
+        "score's own unit, with the standard error over the test sets; *in all seeds* has the least and the most. "
+        "*CPU* is a search with recovery, in CPU seconds.\n\n"
         f"{table(header, rows)}\n{machine(record)}\n"
     )
 
