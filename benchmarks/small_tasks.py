@@ -51,7 +51,7 @@ def trained(task: Task, steps: int) -> nn.Module:
     for step in range(steps):
         inputs, labels = task.draw(BATCH, 10_000 + step)
         optimiser.zero_grad()
-        task.loss(_called(network, inputs), labels).backward()
+        torch.autograd.backward(task.loss(_called(network, inputs), labels))
         optimiser.step()
         schedule.step()
     return network.eval()
@@ -132,7 +132,8 @@ class UNet(nn.Module):
         middle = self.second(fine)
         up = F.interpolate(self.third(middle), scale_factor=2.0)
         up = self.up2(torch.cat([middle, up], 1))
-        return self.head(self.up1(torch.cat([fine, F.interpolate(up, scale_factor=2.0)], 1)))
+        logits: Tensor = self.head(self.up1(torch.cat([fine, F.interpolate(up, scale_factor=2.0)], 1)))
+        return logits
 
 
 def segmented(count: int, seed: int) -> Data:
@@ -187,7 +188,8 @@ class Body(nn.Module):
         self.head = nn.Linear(4 * width, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x))
+        numbers: Tensor = self.head(self.features(x))
+        return numbers
 
 
 def areas(count: int, seed: int) -> Data:
@@ -220,7 +222,8 @@ class Keywords(nn.Module):
         x = F.glu(self.first(x), 1)
         x = self.norm(F.glu(self.second(x), 1))
         states, _ = self.gru(x.transpose(1, 2))
-        return self.head(states[:, -1])
+        logits: Tensor = self.head(states[:, -1])
+        return logits
 
 
 def spoken(count: int, seed: int) -> Data:
@@ -250,9 +253,11 @@ def encoder() -> nn.Module:
     import_torchvision()  # transformers imports it
     from transformers import BertConfig, BertForSequenceClassification
 
-    sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4}
-    config = BertConfig(vocab_size=WORDS, max_position_embeddings=LENGTH, num_labels=4, attn_implementation="sdpa",
-                        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **sizes)  # fmt: skip
+    config: Any = BertConfig(
+        vocab_size=WORDS, max_position_embeddings=LENGTH, hidden_size=64, intermediate_size=256, num_hidden_layers=3,
+        num_attention_heads=4, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    config.num_labels = 4
     model: nn.Module = BertForSequenceClassification(config)
     return model
 
@@ -289,7 +294,7 @@ class Centres(nn.Module):
             conv(4 * width, 4 * width), conv(4 * width, 2 * width),
         )  # fmt: skip
         self.kinds, self.places = nn.Conv2d(2 * width, SHAPES, 1), nn.Conv2d(2 * width, 3, 1)
-        nn.init.constant_(self.kinds.bias, -3.0)
+        nn.init.constant_(self.kinds.get_parameter("bias"), -3.0)
 
     def maps(self, images: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Logits [N, 3, 8, 8] of kinds, and [N, 3, 8, 8] of middles and radii in cells."""

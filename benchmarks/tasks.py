@@ -65,7 +65,7 @@ def measured(task: Task, args: argparse.Namespace) -> Record:
     began = time.process_time()
     dense = trained(task, args.steps)
     took = time.process_time() - began
-    structure = amc.inspect(dense, task.example(), **({} if task.part is None else {"part": task.part}))
+    structure = amc.inspect(dense, task.example(), part=task.part)
     parts = [
         Evaluator(task.batches(args.test_images // PARTS, 1000 * TEST + part), score=task.score,
                   example_input=task.example())
