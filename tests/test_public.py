@@ -29,7 +29,7 @@ from amc.structure import Certificate, Group, Locked
 from amc.structure.channels import Lock
 
 VERBS = ("inspect", "compress", "sweep", "finetune", "export", "latency", "compare", "load_run", "apply_policy")
-TOOLS = ("certify", "count_macs", "count_params", "operator_rule", "logger")
+TOOLS = ("certify", "count_macs", "count_params", "operator_rule", "logger", "keep_zeros")
 TYPES = (
     "Structure", "Group", "Layer", "Locked", "Certificate", "SearchConfig", "Observer", "Result", "Policy",
     "SearchResult", "Sweep", "SweepPoint", "FineTuneConfig", "FineTuneResult", "Export", "Latencies",

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from amc.deploy.latencies import Latencies, latency
     from amc.pruning import Policy
     from amc.pruning.methods import apply_policy
-    from amc.recovery import FineTuneResult
+    from amc.recovery import FineTuneResult, keep_zeros
     from amc.report.compare.compared import Compared
     from amc.run.settings import FineTuneConfig
     from amc.search import SearchResult
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 # The verbs in the order of their use, what they take and return, the errors.
 __all__ = [  # noqa: RUF022
     "inspect", "compress", "sweep", "finetune", "export", "latency", "compare", "load_run", "apply_policy",
-    "certify", "count_macs", "count_params", "operator_rule", "logger",
+    "certify", "count_macs", "count_params", "operator_rule", "logger", "keep_zeros",
     "Structure", "Group", "Layer", "Locked", "Certificate",
     "SearchConfig", "Observer", "Result", "Policy", "SearchResult",
     "Sweep", "SweepPoint", "FineTuneConfig", "FineTuneResult", "Export", "Latencies", "Compared",
@@ -73,7 +73,7 @@ _NAMES = {
     "amc.deploy.latencies": "Latencies latency",
     "amc.pruning": "Policy",
     "amc.pruning.methods": "apply_policy",
-    "amc.recovery": "FineTuneResult",
+    "amc.recovery": "FineTuneResult keep_zeros",
     "amc.report.compare.compared": "Compared",
     "amc.run.settings": "FineTuneConfig",
     "amc.search": "SearchResult",

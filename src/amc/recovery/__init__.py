@@ -6,6 +6,7 @@ choice would need a split of its own.
 
 from amc.recovery.checkpoint import ResumePoint, resume_point
 from amc.recovery.data import ShareableTrainingSet, TrainingSet
+from amc.recovery.masks import keep_zeros
 from amc.recovery.optimiser import learning_rate
 from amc.recovery.records import EpochRecord, FineTuneResult, StepRecord
 from amc.recovery.train import DivergenceError, finetune
@@ -21,6 +22,7 @@ __all__ = [
     "StepRecord",
     "TrainingSet",
     "finetune",
+    "keep_zeros",
     "learning_rate",
     "resume_point",
 ]
