@@ -45,10 +45,8 @@ def picked_from(batches: Iterable[tuple[Example, Labels]], chosen: Tensor) -> It
     for inputs, labels in batches:
         wanted = chosen[at : at + len(labels)]
         at += len(labels)
-        if wanted.all():
-            yield inputs, labels
-        elif wanted.any():
-            yield picked(inputs, wanted), labels[wanted]
+        if wanted.any():
+            yield (inputs, labels) if wanted.all() else (picked(inputs, wanted), labels[wanted])
 
 
 class _Part:
