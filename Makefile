@@ -44,7 +44,7 @@ check: $(VENV)/.dev
 	$(BIN)/python -m pytest $(TOGETHER) $(PYTEST_ARGS)
 
 docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "The site is site/index.html; its search needs a server: python3 -m http.server -d site"
 
 kernels: $(VENV)/.dev
