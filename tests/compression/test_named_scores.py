@@ -123,7 +123,7 @@ def test_summaries_of_all_kinds_are_named_and_old_ones_left_alone() -> None:
         named["dense"]["score"], named["slim"]["test_finetuned"], named["baselines"]["uniform"]["median"],
         named["rounds"][0]["score"], named["candidates"][0]["score_tuned"],
     ]  # fmt: skip
-    assert [score.error for score in found] == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert [score.own for score in found] == [1.0, 2.0, 3.0, 4.0, 5.0]
     assert [type(named["dense"]["macs"]), type(named["baselines"]["uniform"]["episodes"])] == [int, int]
     for name in (None, "top1", 3, ["mse"], "a score of a later version"):
         assert not isinstance(named_scores({**summary, "score": name})["dense"]["score"], NamedScore)

@@ -18,7 +18,6 @@ from amc.deploy.table import Latency
 from amc.pruning import Policy
 from amc.pruning.methods import Finishing, Method, problem_of
 from amc.recovery.distances import CheckedLoss
-from amc.run.settings.scores import get_score
 from amc.search import (
     AgentFactory,
     CostFunction,
@@ -78,8 +77,9 @@ class Job:
     @property
     def classes(self) -> bool:
         """Whether the score shows that the outputs of what is pruned are logits of classes."""
-        judged, kind = isinstance(self.scorer.evaluate, Evaluator | PairedEvaluator), get_score(self.config.score)
-        return judged and self.in_whole is None and kind.is_share and not kind.of_boxes
+        score = self.scorer.evaluate
+        evaluator = score.evaluator if isinstance(score, PairedEvaluator) else score
+        return isinstance(evaluator, Evaluator) and self.in_whole is None and evaluator.exclusive
 
     @property
     def part(self) -> Part | None:

@@ -380,6 +380,19 @@ class TestNames:
         with pytest.raises(AmcError, match="reward r_flops is about a share of right answers, and score mse is none"):
             SearchConfig(score="mse", reward="r_flops")
 
+    @pytest.mark.parametrize(
+        ("name", "labels", "exclusive"),
+        [
+            ("top1", torch.zeros(4), True), ("macro-f1", torch.zeros(4), True), ("auroc", torch.zeros(4, 1), True),
+            ("macro-f1", torch.eye(4, 8), True), ("macro-f1", torch.ones(4, 8), False),
+            ("auroc", torch.zeros(4, 8), False), ("mse", torch.zeros(4, 8), False), ("psnr", torch.zeros(4, 8), False),
+            ("miou", torch.zeros(4, 8), True),
+        ],
+    )  # fmt: skip
+    def test_classes_compete_and_several_labels_do_not(self, name: str, labels: Tensor, exclusive: bool) -> None:
+        """Recovery compares logits by their softmax only where one class is right: it does not see a shift of all."""
+        assert Evaluator([(torch.rand(4, 8), labels)], score=name).exclusive is exclusive
+
     def test_a_function_is_its_own_score(self) -> None:
         with pytest.raises(AmcError, match="a function, which is the score itself; leave out score 'auroc'"):
             as_evaluator(lambda module: 0.5, score="auroc")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from amc.compression.scoring.boxes import boxed
 from amc.compression.scoring.engine.base import Engine, TorchEngine
 from amc.compression.scoring.metrics import Hits, Tally, tally
-from amc.compression.scoring.outputs import classes_of
+from amc.compression.scoring.outputs import classes_of, one_hot
 from amc.compression.scoring.sources import BatchSource, Labels, SelectableSource, part_of, picked_from
 from amc.errors import (
     AmcError,
@@ -147,6 +147,16 @@ class Evaluator:
         with self._running(module) as run:
             classes = classes_of(run(next(iter(self._batches()))[0]))
         return None if classes is None else (5 if self.kind.name == "top5" else 1) / classes
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether outputs are logits of classes of which one is right; several labels an example do not compete."""
+        if not self.kind.is_share or self.kind.of_boxes:
+            return False
+        if self.kind.name not in ("macro-f1", "auroc"):
+            return True  # the others refuse several labels
+        wide = [labels for _, labels in self._kept if isinstance(labels, Tensor) and labels.ndim == 2]
+        return all(labels.shape[1] == 1 or one_hot(labels) for labels in wide)
 
     def using(self, engine: Engine) -> "Evaluator":
         """The same score on the same images, computed by another engine."""
