@@ -211,6 +211,22 @@ class Context:
                 return True
         return False
 
+    def counted_in_list(self, parts: Sequence[Ids | None], sizes: Sequence[int]) -> bool:
+        """Record the entries of a list attribute that give the sizes of these parts; whether there is such a list.
+
+        Each entry follows its own part, so that the parts need not shrink together.
+        """
+        known = {(literal.place, literal.size): literal for literal in self._literals() if "[" in literal.name}
+        for after in (1, 0):  # numbers of the call that follow the sizes: the dimension, or none
+            places = range(-len(sizes) - after, -after)
+            found = [known.get(place) for place in zip(places, sizes, strict=True)]
+            if None not in found and len({literal.name for literal in found if literal}) == len(sizes):
+                for literal, ids in zip(found, parts, strict=True):
+                    if literal is not None and ids is not None:
+                        self.attributes.append(Attribute(literal.module, literal.name, ids, literal.value))
+                return True
+        return False
+
     def _literals(self) -> list[Literal]:
         """Attributes of this module or one around it that reach this line, the innermost first.
 

@@ -1,6 +1,7 @@
 """Sizes that a forward reads from integer attributes, such as `self.num_heads` in a reshape.
 
-While the model is traced, integers that remember their origin replace its integer attributes. A function mode
+While the model is traced, integers that remember their origin replace its integer attributes, and those in lists and
+tuples, whose names have the place in them: `splits[1]`. A function mode
 records which of them reach which line. A slice can then update exactly those attributes, without a guess by name or
 value.
 """
@@ -19,6 +20,18 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from amc.structure.source import is_users, line_of_frame
+
+
+def set_attribute_(module: nn.Module, name: str, value: int) -> None:
+    """Set an integer attribute, or an entry of a list or tuple, such as `splits[1]`."""
+    holder, entry, place = name.partition("[")
+    if not entry:
+        setattr(module, name, value)
+        return
+    before = getattr(module, holder)
+    after = list(before)
+    after[int(place.rstrip("]"))] = value
+    setattr(module, holder, type(before)(after))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +87,10 @@ def watching_(model: nn.Module) -> Iterator[Callable[[], tuple[Literal, ...]]]:
         for name, value in list(vars(module).items()):
             if type(value) is int:
                 vars(module)[name] = AttributeInt.of(value, (path, name, value))
+            elif type(value) in (list, tuple) and value and all(type(entry) is int for entry in value):
+                vars(module)[name] = type(value)(
+                    AttributeInt.of(entry, (path, f"{name}[{place}]", entry)) for place, entry in enumerate(value)
+                )
     with _Watcher() as watcher:
         yield lambda: tuple(watcher.literals)
 

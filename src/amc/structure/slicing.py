@@ -10,6 +10,7 @@ from torch import nn
 
 from amc.errors import ModelError
 from amc.structure.copying import plain, with_tensors
+from amc.structure.literals import set_attribute_
 from amc.structure.modules import SlimMultiheadAttention, avoid_nested_tensors_, slim_attention_
 from amc.structure.structure import Mask, Slots, Structure
 
@@ -82,7 +83,7 @@ def _update_attributes_(slim: nn.Module, structure: Structure, mask: Mask) -> No
     """Update the sizes that modules keep as attributes to those of their tensors."""
     for each in structure.attributes:
         kept = int(np.count_nonzero(_kept(each.counted, mask)))
-        setattr(slim.get_submodule(each.module), each.name, kept * each.value // each.counted.size)
+        set_attribute_(slim.get_submodule(each.module), each.name, kept * each.value // each.counted.size)
     for module in slim.modules():
         _update_sizes_(module)
     avoid_nested_tensors_(slim)

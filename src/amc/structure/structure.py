@@ -110,7 +110,7 @@ class Attribute:
     """
 
     module: str
-    name: str
+    name: str  # `splits[1]`: an entry of a list or tuple
     counted: npt.NDArray[np.int64]
     value: int  # of the dense network
 

@@ -198,11 +198,14 @@ def chunk(ctx: Context, x: Tracked, chunks: int, dim: int = 0) -> Any:
 def split(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Any:
     """Parts that are multiples of the smallest are treated as a chunk into parts of that size.
 
-    Other parts shrink if attributes of the module hold their sizes; otherwise they are locked.
+    Other parts shrink if attributes of the module hold their sizes; otherwise they are locked. Where the sizes
+    are the entries of a list, each entry follows its part.
     """
     axis = (ctx.argument("dim") or 0) % x.rank
     sizes = [t.shape[axis] for t in _outputs(ctx)]
     ids = x.ids[axis]
+    if ids is not None and ctx.counted_in_list(_cut(ids, sizes), sizes):
+        return [_replaced(x.ids, axis, part) for part in _cut(ids, sizes)]
     units = sum(sizes) // min(sizes)
     whole = all(size % min(sizes) == 0 for size in sizes) and units <= MOST_UNITS
     if ids is not None and len(sizes) > 1 and whole:
