@@ -167,9 +167,9 @@ SMALL = {  # name: (arguments, lines of its tables)
     "recovery": (f"{QUICK} --budgets macs<=50% --seeds 0", 1),
     "score_correlation": (f"{QUICK} --policies 3 --epochs 1", 4),
     "tasks": (
-        "--tasks keywords --budgets macs<=50% macs<=30% --policies 2 --seeds 1 --steps 2 --search-images 50 "
+        "--tasks keywords --budgets macs<=50% --policies 2 --seeds 1 --steps 2 --search-images 50 "
         "--calibration-images 50 --test-images 100",
-        2,
+        1,
     ),
     "search_agents": (f"{QUICK} --policies 4 --seeds 0 --shares 60", 3),
     "search_quality": (f"{SEARCH} --seeds 0 --tune uniform", 5 + 3),  # five policies; three fine-tuned
