@@ -52,7 +52,7 @@ def test_stopped_in_the_preparation_nothing_is_scored_and_resume_starts_again(
     tmp_path: Path, number: signal.Signals, word: str, code: int
 ) -> None:
     run = tmp_path / "my run"
-    ended = amc(*SEARCH, "--episodes", 5, "--certify", 200, "--out", run,
+    ended = amc(*SEARCH, "--episodes", 5, "--certify", 60, "--out", run,
                 kill_when=(run / "config.json").exists, kill_with=number)  # fmt: skip
     assert ended.code == code
     assert last(ended.stderr) == f"amc: {word}; no episode was scored yet; `amc resume '{run}'` starts the search again"
