@@ -46,15 +46,20 @@ class WeightMasks:
     @torch.no_grad()
     def apply_(self) -> None:
         """Zero the dropped weights."""
-        for _, parameter, dropped in self._dropped:
-            parameter.masked_fill_(dropped.to(parameter.device), 0)
+        for _, parameter, dropped in self._placed():
+            parameter.masked_fill_(dropped, 0)
 
     @torch.no_grad()
     def mask_gradients_(self) -> None:
         """Zero the dropped weights' gradients, so that the optimiser accumulates no momentum for them."""
-        for _, parameter, dropped in self._dropped:
+        for _, parameter, dropped in self._placed():
             if parameter.grad is not None:
-                parameter.grad.masked_fill_(dropped.to(parameter.grad.device), 0)
+                parameter.grad.masked_fill_(dropped, 0)
+
+    def _placed(self) -> list[tuple[str, nn.Parameter, Tensor]]:
+        """The masks beside their parameters: a trainer may have moved the network. They follow once, not each step."""
+        self._dropped = [(name, parameter, dropped.to(parameter.device)) for name, parameter, dropped in self._dropped]
+        return self._dropped
 
     def verify(self, model: nn.Module) -> None:
         """Raise RuntimeError if a dropped weight of `model` is not zero: a fault in amc or in a callback."""

@@ -1,9 +1,8 @@
 """Sizes that a forward reads from integer attributes, such as `self.num_heads` in a reshape.
 
 While the model is traced, integers that remember their origin replace its integer attributes, and those in lists and
-tuples, whose names have the place in them: `splits[1]`. A function mode
-records which of them reach which line. A slice can then update exactly those attributes, without a guess by name or
-value.
+tuples, whose names have the place in them: `splits[1]`. A function mode records which of them reach which line. A slice
+can then update exactly those attributes, without a guess by name or value.
 """
 
 from __future__ import annotations

@@ -36,10 +36,6 @@ class Boxes:
             return Boxes(self.targets[chosen])
         return Boxes([target for target, wanted in zip(self.targets, chosen.tolist(), strict=True) if wanted])
 
-    def to(self, _: torch.device) -> Boxes:
-        """Itself: boxes are compared on the CPU."""
-        return self
-
 
 def boxed(source: Iterable[Any], reader: Reader) -> Iterator[tuple[Example, Boxes]]:
     """Batches (inputs, targets). Images in a list, which may differ in size, become batches of one image.

@@ -222,7 +222,7 @@ class Evaluator:
         with self._running(module) as run:
             for number, (inputs, labels) in enumerate(self._batches(), start=1):
                 outputs = run(inputs)
-                counted.add(outputs, labels.to(outputs.device) if isinstance(outputs, Tensor) else labels)
+                counted.add(outputs, labels.to(outputs.device) if isinstance(labels, Tensor) else labels)
                 if self.on_batch is not None:
                     self.on_batch(number, self._count)
         return counted

@@ -204,8 +204,9 @@ def split(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Any:
     axis = (ctx.argument("dim") or 0) % x.rank
     sizes = [t.shape[axis] for t in _outputs(ctx)]
     ids = x.ids[axis]
-    if ids is not None and ctx.counted_in_list(_cut(ids, sizes), sizes):
-        return [_replaced(x.ids, axis, part) for part in _cut(ids, sizes)]
+    parts = _cut(ids, sizes)
+    if ids is not None and ctx.counted_in_list(parts, sizes):
+        return [_replaced(x.ids, axis, part) for part in parts]
     units = sum(sizes) // min(sizes)
     whole = all(size % min(sizes) == 0 for size in sizes) and units <= MOST_UNITS
     if ids is not None and len(sizes) > 1 and whole:
