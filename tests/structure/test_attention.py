@@ -51,6 +51,58 @@ class Separate(nn.Module):
         return self.to_out(y.view(b, self.heads, n, self.dim_head).transpose(1, 2).reshape(b, n, -1))
 
 
+class Grouped(nn.Module):
+    """Rotated queries, several to each head of keys and values, as in small language models."""
+
+    def __init__(self, dim: int, heads: int, shared: int, *, written_out: bool) -> None:
+        super().__init__()
+        self.size, self.times, self.written_out = dim // heads, heads // shared, written_out
+        self.q, self.k, self.v = (
+            nn.Linear(dim, dim),
+            nn.Linear(dim, shared * self.size),
+            nn.Linear(dim, shared * self.size),
+        )
+        self.o = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = (layer(x).view(b, n, -1, self.size).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        q, k = q * cos + _turned(q) * sin, k * cos + _turned(k) * sin
+        if self.written_out:
+            k, v = _repeated(k, self.times), _repeated(v, self.times)
+            y = (q @ k.transpose(2, 3) * self.size**-0.5).softmax(-1) @ v
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        return self.o(y.transpose(1, 2).reshape(b, n, -1))
+
+
+def _turned(x: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    return torch.cat((-x[..., half:], x[..., :half]), -1)
+
+
+def _repeated(x: Tensor, times: int) -> Tensor:
+    b, heads, n, size = x.shape
+    return x[:, :, None].expand(b, heads, times, n, size).reshape(b, heads * times, n, size)
+
+
+class Rotary(nn.Module):
+    """Blocks that share one rotary embedding, so that the features of all their heads are tied."""
+
+    angles: Tensor
+
+    def __init__(self, *blocks: nn.Module, size: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.register_buffer("angles", torch.rand(size // 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        angles = torch.arange(x.shape[1])[:, None] * torch.cat((self.angles, self.angles))
+        for block in self.blocks:
+            x = x + block(x, angles.cos(), angles.sin())
+        return x
+
+
 class Self(nn.Module):
     def __init__(self, need_weights: bool, **options: bool) -> None:
         super().__init__()
@@ -87,6 +139,33 @@ def test_separate_projections_lose_the_same_heads() -> None:
     structure = assert_exact(Separate(), torch.randn(2, 5, 12))
     assert [g.size for g in structure.groups] == [3]
     assert [structure.layers[i].name for i in structure.groups[0].producers] == ["to_q", "to_k", "to_v"]
+
+
+@pytest.mark.parametrize("written_out", [True, False])
+def test_queries_go_with_the_head_of_keys_that_they_share(written_out: bool) -> None:
+    net = Rotary(Grouped(24, 6, 3, written_out=written_out), size=4)
+    structure = assert_exact(net, torch.randn(2, 5, 24))
+    assert [(g.name, g.size) for g in structure.groups] == [("blocks.0.q", 3)]
+    slim = slice_model(net, structure, structure.mask({"blocks.0.q": [0, 2]}))
+    torch.testing.assert_close(slim.blocks[0].q.weight, net.blocks[0].q.weight[[*range(8), *range(16, 24)]])
+    torch.testing.assert_close(slim.blocks[0].k.weight, net.blocks[0].k.weight[[*range(4), *range(8, 12)]])
+
+
+def test_queries_that_all_share_one_head_go_alone() -> None:
+    net = Rotary(Grouped(24, 6, 1, written_out=False), size=4)
+    structure = assert_exact(net, torch.randn(2, 5, 24))
+    assert [(g.name, g.size) for g in structure.groups] == [("blocks.0.q", 6)]
+    slim = slice_model(net, structure, structure.mask({"blocks.0.q": [1, 5]}))
+    assert slim.blocks[0].q.out_features == 8
+    assert slim.blocks[0].k.out_features == slim.blocks[0].v.out_features == 4
+
+
+@pytest.mark.parametrize("shared", [6, 3])
+def test_the_heads_of_many_blocks_that_share_a_rotary_embedding(shared: int) -> None:
+    """One walk moves all of them from the features of a head to the heads."""
+    net = Rotary(*(Grouped(24, 6, shared, written_out=True) for _ in range(20)), size=4)
+    structure = assert_exact(net, torch.randn(2, 5, 24))
+    assert [g.size for g in structure.groups] == [shared] * 20
 
 
 def test_macs_of_attention_match_hand_count() -> None:

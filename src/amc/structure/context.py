@@ -128,6 +128,9 @@ class Context:
     splits: list[Split] = field(default_factory=list)
     operations: list[Operation] = field(default_factory=list)  # those that the network's outputs need, as they run
     free: list[Ids] = field(default_factory=list)  # dimensions that repeat one value
+    repeats: set[tuple[str, str]] = field(
+        default_factory=set
+    )  # attributes, by module, that such a dimension had as size
     used: dict[str, str] = field(default_factory=dict)  # parameter -> the operator, not a layer, that uses it
 
     @property
@@ -166,10 +169,16 @@ class Context:
         if ids is not None:
             self.table.lock(ids, self.because(reason))
 
-    def stretched(self, size: int) -> Ids:
-        """Ids of a dimension that repeats one value; those that no parameter is tied to are locked in the end."""
+    def stretched(self, size: int, *, place: int | None = None) -> Ids:
+        """Ids of a dimension that repeats one value; those that no parameter is tied to are locked in the end.
+
+        `place`: of the size among the numbers of the call, from the end.
+        """
         ids = self.table.fresh(size)
         self.free.append(ids)
+        self.repeats |= {
+            (each.module, each.name) for each in self._literals() if (each.size, each.place) == (size, place)
+        }
         return ids
 
     def is_stretched(self, ids: Ids | None) -> bool:
@@ -206,10 +215,21 @@ class Context:
             self.attributes.append(Attribute(self.module, name, ids, size))
             return True
         for literal in self._literals():
-            if literal.size == size and place in (None, literal.place):
+            if literal.size == size and place in (None, literal.place) and not self._repeats_each(literal, ids):
                 self.attributes.append(Attribute(literal.module, literal.name, ids, literal.value))
                 return True
         return False
+
+    def _repeats_each(self, literal: Literal, ids: Ids) -> bool:
+        """Whether a product in a call counts channels of which each occurs in a run as long as the attribute says.
+
+        Then the other factor counts the channels. It could be either if there are as many channels as a run is long.
+        """
+        if literal.size == literal.value or len(ids) % literal.value:
+            return False
+        runs = ids.reshape(-1, literal.value)
+        unclear = len(runs) == literal.value and (literal.module, literal.name) not in self.repeats
+        return not unclear and _constant_along(runs, 1)
 
     def counted_in_list(self, parts: Sequence[Ids | None], sizes: Sequence[int]) -> bool:
         """Record the entries of a list attribute that give the sizes of these parts; whether there is such a list.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ VIEWS = frozenset({  # through which a weight stays the same weight
     "unsqueeze", "view", "reshape", "_unsafe_view", "flatten", "expand", "expand_as", "broadcast_to", "alias", "detach",
     "contiguous", "clone", "to", "_to_copy",
 })  # fmt: skip
-MAX_WALKS = 12  # enough for two nested splits of three candidate axes each
+MAX_WALKS = 14  # enough for two nested splits of three candidate axes each, after all were moved together
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,42 +48,65 @@ def propagate(trace: Trace) -> Propagation:
     """Carry ids through the graph; a split whose axis got locked tries its next axis."""
     choices: dict[SplitKey, int] = {}
     hopeless: set[SplitKey] = set()
+    together = True
     count = functools.cache(operator_macs)
     for _ in range(MAX_WALKS):
         ctx, tensors, alive = _walk(trace, choices, count)
         resolution = ctx.table.resolve()
-        if not _advance_(choices, hopeless, ctx.splits, resolution):
+        failing = _failing(ctx.splits, resolution, hopeless)
+        if not failing:
             break
+        together = together and _advance_together_(choices, failing)
+        if not together:
+            _advance_(choices, hopeless, failing)
     return Propagation(ctx.table, resolution, tensors, ctx.terms, ctx.layers, ctx.attributes, ctx.used, alive())
 
 
-def _advance_(
-    choices: dict[SplitKey, int], hopeless: set[SplitKey], splits: list[Split], resolution: Resolution
-) -> bool:
-    """Move on the splits all of whose channels got locked; False when there is nothing left to try.
+@dataclass(slots=True)
+class _Failing:
+    """A split all of whose channels got locked."""
 
-    Splits that share channels are tried like the digits of a number, the last one executed moving fastest.
-    """
-    failing: dict[SplitKey, set[int]] = {}
-    axes: dict[SplitKey, int] = {}
+    axes: int
+    channels: set[int] = field(default_factory=set)
+
+
+def _failing(splits: list[Split], resolution: Resolution, hopeless: set[SplitKey]) -> dict[SplitKey, _Failing]:
+    failing: dict[SplitKey, _Failing] = {}
     for split in splits:
         channels = set(np.unique(resolution.channel[split.ids]).tolist())
         if split.key not in hopeless and channels <= resolution.locks.keys():
-            failing.setdefault(split.key, set()).update(channels)
-            axes[split.key] = split.axes
+            failing.setdefault(split.key, _Failing(split.axes)).channels.update(channels)
+    return failing
+
+
+def _advance_together_(choices: dict[SplitKey, int], failing: Mapping[SplitKey, _Failing]) -> bool:
+    """Move all these splits on at once; False when none has an axis left: then all are back at their first.
+
+    The heads of all blocks fail for one reason, and share channels where blocks share rotary embeddings: tried one by
+    one, as digits, they would take as many walks as there are combinations.
+    """
+    movable = [key for key, split in failing.items() if choices.get(key, 0) + 1 < split.axes]
+    for key in movable:
+        choices[key] = choices.get(key, 0) + 1
+    if not movable:
+        choices.update(dict.fromkeys(failing, 0))
+    return bool(movable)
+
+
+def _advance_(choices: dict[SplitKey, int], hopeless: set[SplitKey], failing: Mapping[SplitKey, _Failing]) -> None:
+    """Move these splits on; those that share channels like the digits of a number, the last one executed fastest."""
     moved: set[int] = set()
     wrapped: list[SplitKey] = []
-    for key in reversed(failing):
-        if failing[key] & moved:
+    for key, split in reversed(list(failing.items())):
+        if split.channels & moved:
             continue
         choice = choices.get(key, 0) + 1
-        choices[key] = choice % axes[key]
-        if choice < axes[key]:
-            moved |= failing[key]
+        choices[key] = choice % split.axes
+        if choice < split.axes:
+            moved |= split.channels
         else:
             wrapped.append(key)
-    hopeless |= {key for key in wrapped if not failing[key] & moved}
-    return bool(failing)
+    hopeless |= {key for key in wrapped if not failing[key].channels & moved}
 
 
 def _walk(

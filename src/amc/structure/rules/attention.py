@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from amc.structure.context import Context, Dims, Tracked
-from amc.structure.rules.registry import broadcast, no_rule, rule
+from amc.structure.rules.registry import broadcast, rule
 
 
 @rule("scaled_dot_product_attention")
@@ -19,10 +19,12 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Dims:
-    """query [..., L, E], key [..., S, E], value [..., S, V] -> [..., L, V]; whole heads may go."""
+    """query [..., L, E], key [..., S, E], value [..., S, V] -> [..., L, V]; whole heads may go.
+
+    `enable_gqa`: a head of keys and values serves several of the queries, and goes together with them.
+    """
     if enable_gqa:
-        no_rule(ctx, query, key, value, attn_mask)
-        return (None,) * query.rank
+        key, value = (_repeated(ctx, tensor, query.shape[-3]) for tensor in (key, value))
     for tensor in (query, key):
         ctx.lock(tensor.ids[-1], "the attention scale depends on the size of a head")
     for ids in (query.ids[-2], key.ids[-2], value.ids[-2]):
@@ -38,3 +40,13 @@ def scaled_dot_product_attention(
     ctx.cost((*leading, length, span, size), (*stack, None, None, None))
     ctx.cost((*leading, length, span, value.shape[-1]), (*stack, None, None, value.ids[-1]))
     return (*stack, None, value.ids[-1])
+
+
+def _repeated(ctx: Context, tensor: Tracked, heads: int) -> Tracked:
+    """[..., H, S, E] -> [..., heads, S, E]: every head as often as queries share it, next to each other."""
+    ids = tensor.ids[-3]
+    each = ids.repeat(heads // len(ids)) if ids is not None else None
+    if tensor.shape[-3] == 1:  # serves all queries, however many they are
+        ctx.lock(ids, "all heads of an attention share it")
+        each = ctx.stretched(heads)
+    return Tracked((*tensor.shape[:-3], heads, *tensor.shape[-2:]), (*tensor.ids[:-3], each, *tensor.ids[-2:]))

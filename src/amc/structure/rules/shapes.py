@@ -282,10 +282,10 @@ def expand(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Dims:
     """
     extra = len(ctx.output_shape) - x.rank
     dims: list[Ids | None] = [None] * extra
-    for size, new, ids in zip(x.shape, ctx.output_shape[extra:], x.ids, strict=True):
+    for place, (size, new, ids) in enumerate(zip(x.shape, ctx.output_shape[extra:], x.ids, strict=True), -x.rank):
         if size != new:
             ctx.lock(ids, f"{ctx.operator} stretches it")
-        dims.append(ids if size == new else ctx.stretched(new))
+        dims.append(ids if size == new else ctx.stretched(new, place=place))
     return tuple(dims)
 
 
