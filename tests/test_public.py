@@ -28,7 +28,9 @@ from amc.search import AGENTS, EpisodeRecord, SearchResult, agent_config
 from amc.structure import Certificate, Group, Locked
 from amc.structure.channels import Lock
 
-VERBS = ("inspect", "compress", "sweep", "finetune", "export", "latency", "compare", "load_run", "apply_policy")
+VERBS = (
+    "inspect", "compress", "sweep", "finetune", "export", "latency", "compare", "load_run", "from_hub", "apply_policy",
+)  # fmt: skip
 TOOLS = ("certify", "count_macs", "count_params", "operator_rule", "logger", "keep_zeros")
 TYPES = (
     "Structure", "Group", "Layer", "Locked", "Certificate", "SearchConfig", "Observer", "Result", "Policy",

@@ -8,8 +8,9 @@
     amc.latency({"dense": model, "slim": result.model}, example)  # timed in alternation
     amc.compare(["runs/mine", "runs/other"], model, example, evaluate=search)  # which network to take
 
-`amc.load_run` loads the network of a run, `amc.apply_policy` applies a policy to a network. The method is He, Lin et
-al., "AMC: AutoML for Model Compression and Acceleration on Mobile Devices", ECCV 2018 (arXiv 1802.03494).
+`amc.load_run` loads the network of a run, `amc.from_hub` one of the Hugging Face hub; `amc.apply_policy` applies a
+policy to a network. The method is He, Lin et al., "AMC: AutoML for Model Compression and Acceleration on Mobile
+Devices", ECCV 2018 (arXiv 1802.03494).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from amc.errors import AmcError, BudgetError, DataError, EvaluationError, ModelE
 if TYPE_CHECKING:
     from amc.compression.compare import compare
     from amc.compression.finetuning import finetune
+    from amc.compression.hub import from_hub
     from amc.compression.load import load_run
     from amc.compression.loggers import logger
     from amc.compression.observer import Observer
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
 
 # The verbs in the order of their use, what they take and return, the errors.
 __all__ = [  # noqa: RUF022
-    "inspect", "compress", "sweep", "finetune", "export", "latency", "compare", "load_run", "apply_policy",
+    "inspect", "compress", "sweep", "finetune", "export", "latency", "compare", "load_run", "from_hub", "apply_policy",
     "certify", "count_macs", "count_params", "operator_rule", "logger", "keep_zeros",
     "Structure", "Group", "Layer", "Locked", "Certificate",
     "SearchConfig", "Observer", "Result", "Policy", "SearchResult",
@@ -63,6 +65,7 @@ __all__ = [  # noqa: RUF022
 _NAMES = {
     "amc.compression.compare": "compare",
     "amc.compression.finetuning": "finetune",
+    "amc.compression.hub": "from_hub",
     "amc.compression.load": "load_run",
     "amc.compression.loggers": "logger",
     "amc.compression.observer": "Observer",

@@ -17,6 +17,7 @@ from amc.cli.device import app as device
 from amc.cli.finetune import finetune
 from amc.cli.memory import keep_freed_memory
 from amc.cli.options import PanelCommand
+from amc.cli.push import push
 from amc.cli.search import demo, inspect, resume, search, sweep
 from amc.cli.study import study
 from amc.cli.watch import report, watch
@@ -43,7 +44,7 @@ def options(
     """Prune a trained network to a budget with a reinforcement-learning agent."""
 
 
-for command in (demo, inspect, search, sweep, study, resume, finetune, export, latency, report, watch, compare):
+for command in (demo, inspect, search, sweep, study, resume, finetune, export, latency, report, watch, compare, push):
     app.command(cls=PanelCommand)(command)
 app.add_typer(device, name="device")
 

@@ -115,20 +115,31 @@ def _load(
     here = run.path.resolve()
     if here in children:
         raise RunError(f"'{children[0]}' leads back to itself through the parent in '{run.file(files.CONFIG)}'")
-    if run.config().get("sweep"):
-        raise RunError(
-            f"'{run.path}' is a sweep, with a network for each budget; name one of its points: {_points(run)}"
-        )
+    _check_single(run)
     if run.config().get("schedule"):
         return _load(last_round(run), model, example_input, finetuned, (*children, here))
     if model is None:
         model, example_input = _original(run, (*children, here))
+    name = network_file(run, finetuned=finetuned)
     policy = Policy.from_json(run.read_json(files.POLICY))
-    name = files.MODEL_FINETUNED if finetuned and _is_finetuned(run) else files.MODEL
-    run.verify(files.POLICY, name)
     slim = shaped(model, example_input, policy)
     load_weights(slim, run.file(name))
     return slim.eval()
+
+
+def network_file(run: RunDir, *, finetuned: bool = True) -> str:
+    """The file of a run's network, checked, as its policy is. Raises RunError if one is damaged, or for a sweep."""
+    _check_single(run)
+    name = files.MODEL_FINETUNED if finetuned and _is_finetuned(run) else files.MODEL
+    run.verify(files.POLICY, name)
+    return name
+
+
+def _check_single(run: RunDir) -> None:
+    if run.config().get("sweep"):
+        raise RunError(
+            f"'{run.path}' is a sweep, with a network for each budget; name one of its points: {_points(run)}"
+        )
 
 
 def _is_finetuned(run: RunDir) -> bool:

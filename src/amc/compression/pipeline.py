@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from amc.compression.answers import FinalScore
 from amc.compression.ending import ended
+from amc.compression.hub import packed, push_folder, write_folder
 from amc.compression.inputs import Inputs
 from amc.compression.job import Job
 from amc.compression.load import check_builds, check_weights, settings_of, weights_key
@@ -83,6 +85,23 @@ class Result:
             f"Result({self.policy.method}{budget}: {format_count(dense['macs'])} -> {format_count(slim['macs'])} MACs, "
             f"score {before:.4f} -> {after:.4f}, {count} {holder}{'s' * (count != 1)})"
         )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the network to a folder that `amc.from_hub` reads: weights, policy, and a model card.
+
+        Raises RunError if it cannot be written.
+        """
+        weights = packed(self.model.state_dict(), self.masks)
+        write_folder(folder, weights, self.policy, self.summary, config={})
+
+    def push_to_hub(self, repo: str, *, private: bool = False, token: str | None = None) -> str:
+        """Publish the network on the Hugging Face hub, as USER/NAME; `amc.from_hub` reads it. Returns its address.
+
+        `token`: by default, that of `hf auth login`. Raises RunError.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return push_folder(Path(folder), repo, private=private, token=token)
 
 
 def compress(
