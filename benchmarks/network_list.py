@@ -21,17 +21,24 @@ TORCHVISION = {
     "densenet121": 64, "squeezenet1_1": 64, "googlenet": 96, "inception_v3": 128, "mobilenet_v2": 96,
     "mobilenet_v3_small": 96, "mobilenet_v3_large": 96, "efficientnet_b0": 96, "efficientnet_v2_s": 64,
     "shufflenet_v2_x1_0": 96, "mnasnet1_0": 96, "regnet_x_400mf": 64, "regnet_y_400mf": 64, "convnext_tiny": 64,
-    "vit_b_16": 224, "vit_b_32": 224, "swin_t": 224, "maxvit_t": 224,
+    "vit_b_16": 224, "vit_b_32": 224, "swin_t": 224, "maxvit_t": 224, "vgg11": 64, "vgg13_bn": 64, "vgg19_bn": 64,
+    "resnet34": 64, "resnet101": 64, "wide_resnet101_2": 64, "resnext101_32x8d": 64, "densenet161": 64,
+    "densenet169": 64, "squeezenet1_0": 64, "mnasnet0_5": 96, "mnasnet1_3": 96, "shufflenet_v2_x0_5": 96,
+    "shufflenet_v2_x2_0": 96, "regnet_x_1_6gf": 64, "regnet_y_1_6gf": 64, "regnet_y_8gf": 64, "efficientnet_b1": 96,
+    "efficientnet_b3": 96, "efficientnet_v2_m": 64, "convnext_small": 64, "swin_v2_t": 256,
 }  # fmt: skip
 SEGMENTATION = {
     "fcn_resnet50": 64, "deeplabv3_resnet50": 64, "deeplabv3_mobilenet_v3_large": 96, "lraspp_mobilenet_v3_large": 96,
+    "fcn_resnet101": 64, "deeplabv3_resnet101": 64,
 }  # fmt: skip
 DETECTION = {
     "backbone of fasterrcnn_resnet50_fpn": 64, "backbone of retinanet_resnet50_fpn": 64,
     "backbone of fasterrcnn_mobilenet_v3_large_fpn": 96, "backbone of ssd300_vgg16": 300,
-    "backbone of ssdlite320_mobilenet_v3_large": 96,
+    "backbone of ssdlite320_mobilenet_v3_large": 96, "backbone of maskrcnn_resnet50_fpn_v2": 64,
+    "backbone of keypointrcnn_resnet50_fpn": 64, "backbone of retinanet_resnet50_fpn_v2": 64,
+    "backbone of fcos_resnet50_fpn": 64,
 }  # fmt: skip
-VIDEO = {"r3d_18": 32}
+VIDEO = {"r3d_18": 32, "mc3_18": 32, "r2plus1d_18": 32}
 TIMM = {
     "vit_small_patch16_224": 224, "deit_small_patch16_224": 224, "swin_tiny_patch4_window7_224": 224,
     "beit_base_patch16_224": 224, "mixer_s32_224": 224, "resmlp_12_224": 224, "poolformer_s12": 64,
@@ -41,9 +48,25 @@ TIMM = {
     "inception_v4": 128, "ese_vovnet19b_dw": 64, "selecsls42b": 64, "tresnet_m": 64, "gernet_s": 64, "regnetz_b16": 64,
     "ghostnet_100": 64, "rexnet_100": 64, "tinynet_a": 64, "lcnet_050": 64, "mobilenetv1_100": 64,
     "mobilenetv4_conv_small": 64, "repvgg_a0": 64, "mobileone_s0": 64, "repvit_m0_9": 64, "starnet_s1": 64,
-    "fasternet_t0": 64, "efficientformer_l1": 224, "nf_resnet50": 64,
+    "fasternet_t0": 64, "efficientformer_l1": 224, "nf_resnet50": 64, "efficientnet_lite0": 64, "mixnet_s": 64,
+    "fbnetc_100": 64, "spnasnet_100": 64, "semnasnet_100": 64, "hardcorenas_a": 64, "tf_efficientnetv2_b0": 64,
+    "vovnet39a": 64, "ecaresnet26t": 64, "gcresnet33ts": 64, "resnetv2_18d": 64, "seresnext26d_32x4d": 64,
+    "hgnetv2_b0": 64, "repghostnet_050": 64, "convmixer_768_32": 64, "edgenext_xx_small": 64, "mobilevit_xxs": 64,
+    "levit_128s": 224, "pit_ti_224": 224, "gmlp_s16_224": 224, "convformer_s18": 64, "mambaout_femto": 64,
+    "fastvit_t8": 64, "efficientvit_b0": 64, "efficientvit_m0": 224, "shvit_s1": 64, "swiftformer_xs": 64,
+    "rdnet_tiny": 64, "hiera_tiny_224": 224, "tiny_vit_5m_224": 224, "cait_xxs24_224": 224, "davit_tiny": 64,
 }  # fmt: skip
-ZOO = {"resnet20": 32, "resnet56": 32, "plain20": 32, "vgg16_050": 32, "mobilenet_v1": 32, "digits_cnn": 8}
+ZOO = {
+    "resnet20": 32,
+    "resnet56": 32,
+    "resnet110": 32,
+    "resnet50_cifar": 32,
+    "mobilenet_v2_cifar": 32,
+    "plain20": 32,
+    "vgg16_050": 32,
+    "mobilenet_v1": 32,
+    "digits_cnn": 8,
+}
 OWN = ("unet", "yolo", "keyword_spotter", "text_encoder")
 
 NETWORKS: dict[str, int] = {

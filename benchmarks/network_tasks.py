@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import hashlib
+import json
 import statistics
 import time
 from collections.abc import Callable
@@ -49,7 +51,24 @@ def structure_of(name: str) -> Record:
         "certificate_failed": len(certificate.failed),
         "certificate_error": certificate.worst_error,
         "costs_agree": costs_agree(model, structure, example),
+        "digest": digest(structure),
     }
+
+
+def digest(structure: Structure) -> str:
+    """A digest of what can be pruned: groups with their layers, locks with their reasons, and costs."""
+    ones = np.ones(len(structure.groups))
+    names = [layer.name for layer in structure.layers]
+    content = {
+        "groups": [
+            [group.name, group.size, [names[i] for i in group.producers], [names[i] for i in group.consumers]]
+            for group in structure.groups
+        ],
+        "locked": [[item.name, item.size, item.lock.reason] for item in structure.locked],
+        "costs": [structure.macs, structure.params, structure.memory],
+        "least": [float(cost(ones)) for cost in (structure.cost.macs, structure.cost.params, structure.cost.memory)],
+    }
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def costs_agree(model: nn.Module, structure: Structure, example: Any) -> bool:
