@@ -56,6 +56,10 @@ TIMM = {
     "fastvit_t8": 64, "efficientvit_b0": 64, "efficientvit_m0": 224, "shvit_s1": 64, "swiftformer_xs": 64,
     "rdnet_tiny": 64, "hiera_tiny_224": 224, "tiny_vit_5m_224": 224, "cait_xxs24_224": 224, "davit_tiny": 64,
 }  # fmt: skip
+ULTRALYTICS = {  # where that package is installed
+    "yolov5n": 64, "yolov8n": 64, "yolov8n-seg": 64, "yolov8n-pose": 64, "yolov8n-cls": 64, "yolov9t": 64,
+    "yolov10n": 64, "yolo11n": 64, "yolo12n": 64, "yolo26n": 64,
+}  # fmt: skip
 ZOO = {
     "resnet20": 32,
     "resnet56": 32,
@@ -75,6 +79,7 @@ NETWORKS: dict[str, int] = {
     **DETECTION,
     **VIDEO,
     **{f"timm/{name}": size for name, size in TIMM.items()},
+    **{f"ultralytics/{name}": size for name, size in ULTRALYTICS.items()},
     **{f"zoo/{name}": size for name, size in ZOO.items()},
     **{f"tests/{name}": 0 for name in OWN},
 }
@@ -98,6 +103,8 @@ def _model(name: str, source: str, short: str) -> nn.Module:
     made: Any
     if source == "timm":
         made = timm.create_model(short, pretrained=False)
+    elif source == "ultralytics":
+        made = importlib.import_module("ultralytics").YOLO(f"{short}.yaml", verbose=False).model.float()
     elif source == "zoo":
         made = create_model(short)
     elif name in DETECTION:
