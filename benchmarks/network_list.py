@@ -11,6 +11,8 @@ from torch import nn
 
 from amc.zoo import create_model
 from amc.zoo._torchvision import import_torchvision
+from network_libraries import SEGMENTATION as OF_SEGMENTATION
+from network_libraries import TRANSFORMERS, of_segmentation, of_transformers
 from tests.structure import nets  # on the path once `common` is imported
 
 models = import_torchvision().models  # before timm, which imports torchvision plainly
@@ -80,18 +82,22 @@ NETWORKS: dict[str, int] = {
     **VIDEO,
     **{f"timm/{name}": size for name, size in TIMM.items()},
     **{f"ultralytics/{name}": size for name, size in ULTRALYTICS.items()},
+    **{f"transformers/{name}": 0 for name in TRANSFORMERS},
+    **{f"segmentation/{name}": 64 for name in OF_SEGMENTATION},
     **{f"zoo/{name}": size for name, size in ZOO.items()},
     **{f"tests/{name}": 0 for name in OWN},
 }
 
 
 def create(name: str, size: int | None = None) -> tuple[nn.Module, Any]:
-    """The network in eval mode with random weights, and an example input (one image of this side)."""
+    """The network in eval mode with random weights, and an example input (an image of this side, or other data)."""
     side = size or NETWORKS[name]
     source, _, short = name.rpartition("/")
     if source == "tests":
         made, example = getattr(nets, short)()
         return made.eval(), example
+    if source == "transformers":
+        return of_transformers(short)
     shape = (1, 1, side, side) if short == "digits_cnn" else (1, 3, side, side)
     if name in VIDEO:
         shape = (1, 3, 8, side, side)  # type: ignore[assignment]
@@ -105,6 +111,8 @@ def _model(name: str, source: str, short: str) -> nn.Module:
         made = timm.create_model(short, pretrained=False)
     elif source == "ultralytics":
         made = importlib.import_module("ultralytics").YOLO(f"{short}.yaml", verbose=False).model.float()
+    elif source == "segmentation":
+        made = of_segmentation(short)
     elif source == "zoo":
         made = create_model(short)
     elif name in DETECTION:
