@@ -123,17 +123,17 @@ def _example(kind: str) -> Mapping[str, Any]:
     def ids(length: int) -> Tensor:
         return torch.randint(3, 1000, (1, length))
 
-    mask = torch.ones(1, 24, dtype=torch.long)
-    return {
-        "text": lambda: {"input_ids": ids(24), "attention_mask": mask},
-        "ids": lambda: {"input_ids": ids(24)},
-        "decoder": lambda: {"input_ids": ids(24), "attention_mask": mask, "use_cache": False},
-        "both": lambda: {"input_ids": ids(24), "decoder_input_ids": ids(8), "use_cache": False},
-        "image": lambda: {"pixel_values": torch.randn(1, 3, 64, 64)},
-        "wave": lambda: {"input_values": torch.randn(1, 800)},
-        "mel": lambda: {"input_features": torch.randn(1, 16, 64)},
-        "series": lambda: {"past_values": torch.randn(1, 64, 3)},
-    }[kind]()
+    examples: dict[str, Mapping[str, Any]] = {
+        "text": {"input_ids": ids(24), "attention_mask": torch.ones(1, 24, dtype=torch.long)},
+        "ids": {"input_ids": ids(24)},
+        "decoder": {"input_ids": ids(24), "attention_mask": torch.ones(1, 24, dtype=torch.long), "use_cache": False},
+        "both": {"input_ids": ids(24), "decoder_input_ids": ids(8), "use_cache": False},
+        "image": {"pixel_values": torch.randn(1, 3, 64, 64)},
+        "wave": {"input_values": torch.randn(1, 800)},
+        "mel": {"input_features": torch.randn(1, 16, 64)},
+        "series": {"past_values": torch.randn(1, 64, 3)},
+    }
+    return examples[kind]
 
 
 def of_segmentation(name: str) -> nn.Module:
