@@ -197,10 +197,10 @@ def test_missing_package_names_the_command(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     ("example", "complaint"),
-    [({"x": EXAMPLE}, "keyword arguments"), ((EXAMPLE, 3), "a int"), ((), "nothing"), ("text", "a str")],
+    [({"x": [EXAMPLE]}, "a list"), ((EXAMPLE, object()), "a object"), ((), "no tensor"), ("text", "no tensor")],
 )
-def test_only_positional_tensors(tmp_path: Path, example: object, complaint: str) -> None:
-    with pytest.raises(ModelError, match=f"called with {complaint}; files and runtimes take positional tensors only"):
+def test_only_tensors_and_constants(tmp_path: Path, example: object, complaint: str) -> None:
+    with pytest.raises(ModelError, match=f"called with {complaint}; files and runtimes take tensors only"):
         export(block(), example, tmp_path / "net.onnx")
 
 

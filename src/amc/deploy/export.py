@@ -17,7 +17,7 @@ from amc.deploy.formats.onnx import write_exported
 from amc.deploy.parity import TOLERANCE, TOLERANCE_HALF, Cases, ParityError, check
 from amc.deploy.runtimes import get_runtime
 from amc.deploy.runtimes.base import RuntimeFailure
-from amc.deploy.tensors import Tensors, cloned, inputs_of, on_cpu, random_like, with_batch
+from amc.deploy.tensors import Tensors, cloned, inputs_of, random_like, taking_tensors, with_batch
 from amc.errors import AmcError, brief
 from amc.structure.copying import copy_model, undisturbed
 from amc.structure.modes import evaluating
@@ -71,6 +71,8 @@ def export(
 ) -> Export:
     """Write `model` to `path`, and check the file on random inputs and, if given, on `real` inputs.
 
+    example_input: as the network takes it. Tensors given by name become inputs of the file, in their order and, for
+        ONNX, with their names; a bool, a number, text or None becomes part of the file.
     path: a file; for a format with several files (openvino, ncnn), a directory that will hold model.*.
     format: a name of `amc.deploy.formats.FORMATS`; None: that of the file's suffix.
     half: store weights in 16 bits. sparse: do not store zeros (litert only).
@@ -86,7 +88,7 @@ def export(
     begin = time.perf_counter()
     target, inputs = Path(path), inputs_of(example_input)
     format = format_of(target) if format is None else format
-    chosen, module = get_format(format, sparse=sparse), on_cpu(model)
+    chosen, module = get_format(format, sparse=sparse), taking_tensors(model, example_input)
     version = get_runtime(chosen.runtime).version()  # reports a missing package before any file is written
     _refuse_impossible(chosen, half=half, dynamic=dynamic)
     inputs = with_batch(inputs, 1) if chosen.batch_one else inputs

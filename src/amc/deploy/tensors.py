@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,17 +16,57 @@ from amc.structure.trace import Example, inference
 Tensors = tuple[Tensor, ...]
 
 
+CONSTANTS = (bool, int, float, str, type(None))  # arguments that become part of a file
+
+
 def inputs_of(example_input: Any) -> Tensors:
-    """The positional tensors of an example; ModelError for other arguments, which no exchange format supports."""
+    """The tensors of an example, those given by name last; ModelError for lists and other objects, or no tensor."""
     example = Example.of(example_input)
-    odd = [type(value).__name__ for value in example.args if not isinstance(value, Tensor)]
-    if odd or example.kwargs or not example.args:
-        what = f"a {odd[0]}" if odd else ("keyword arguments" if example.kwargs else "nothing")
+    given = (*example.args, *example.kwargs.values())
+    odd = [type(value).__name__ for value in given if not isinstance(value, (Tensor, *CONSTANTS))]
+    tensors = tuple(value.detach().cpu().contiguous() for value in given if isinstance(value, Tensor))
+    if odd or not tensors:
+        what = f"a {odd[0]}" if odd else "no tensor"
         raise ModelError(
-            f"the network is called with {what}; files and runtimes take positional tensors only: wrap it in a "
-            "module whose forward takes positional tensors"
+            f"the network is called with {what}; files and runtimes take tensors only: wrap it in a module whose "
+            "forward takes tensors"
         )
-    return tuple(value.detach().cpu().contiguous() for value in example.args)
+    return tensors
+
+
+def taking_tensors(module: nn.Module, example_input: Any) -> nn.Module:
+    """A copy in main memory that takes `inputs_of(example_input)` in their order, and nothing else."""
+    example = Example.of(example_input)
+    plain = not example.kwargs and all(isinstance(value, Tensor) for value in example.args)
+    return on_cpu(module) if plain else Positional(on_cpu(module), example)
+
+
+class Positional(nn.Module):
+    """A network that takes tensors in order; its arguments of other kinds are those of the example.
+
+    `names`: of the inputs, where they have one.
+    """
+
+    def __init__(self, module: nn.Module, example: Example) -> None:
+        super().__init__()
+        self.module = module
+        self.args = tuple(None if isinstance(value, Tensor) else (value,) for value in example.args)  # None: an input
+        self.kwargs = {name: None if isinstance(value, Tensor) else (value,) for name, value in example.kwargs.items()}
+        named = [name for name, value in self.kwargs.items() if value is None]
+        self.names = named if self.args.count(None) == 0 else []
+
+    def forward(self, *inputs: Tensor) -> Tensors:
+        """The module's outputs, as a tuple."""
+        rest = iter(inputs)
+        args = [next(rest) if value is None else value[0] for value in self.args]
+        kwargs = {name: next(rest) if value is None else value[0] for name, value in self.kwargs.items()}
+        return outputs_of(self.module(*args, **kwargs))
+
+
+def takes_any_number(module: nn.Module) -> bool:
+    """Whether the forward is written `*inputs`; torch.export then wants what it is told of them nested once more."""
+    kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
+    return kinds[:1] == [inspect.Parameter.VAR_POSITIONAL]
 
 
 def on_cpu(module: nn.Module) -> nn.Module:

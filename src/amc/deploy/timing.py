@@ -23,7 +23,7 @@ from amc.deploy.parity import check
 from amc.deploy.runtimes import Session, get_runtime
 from amc.deploy.runtimes.base import RuntimeFailure
 from amc.deploy.runtimes.eager import EagerRuntime
-from amc.deploy.tensors import Tensors, inputs_of, on_cpu, random_like, with_batch
+from amc.deploy.tensors import Tensors, inputs_of, random_like, taking_tensors, with_batch
 from amc.errors import AmcError, message_of
 
 
@@ -48,7 +48,7 @@ def prepared(
     The session's outputs on these inputs have been checked against PyTorch's.
     """
     chosen = format_for(runtime, threads=threads, batch=batch, half=half)
-    engine, module = get_runtime(runtime), on_cpu(module)
+    engine, module = get_runtime(runtime), taking_tensors(module, example_input)
     engine.version()  # raises an error that names a missing package
     inputs = random_like(with_batch(inputs_of(example_input), batch))
     with tempfile.TemporaryDirectory() as folder:

@@ -20,7 +20,7 @@ from amc.deploy.extras import MissingExtraError
 from amc.deploy.formats import Format
 from amc.deploy.measure import MeasureSettings
 from amc.deploy.runtimes import get_runtime
-from amc.deploy.tensors import Tensors, inputs_of, on_cpu, random_like, with_batch
+from amc.deploy.tensors import Tensors, inputs_of, random_like, taking_tensors, with_batch
 from amc.deploy.timing import format_for
 
 
@@ -66,7 +66,10 @@ def latency_on(
     check_threads(threads)
     inputs = random_like(with_batch(inputs_of(example_input), batch))
     checked_with = _version_here(runtime)
-    files = [_files(chosen, module, inputs, half=half, check=checked_with is not None) for module in networks.values()]
+    files = [
+        _files(chosen, taking_tensors(module, example_input), inputs, half=half, check=checked_with is not None)
+        for module in networks.values()
+    ]
     specs = tuple(TensorSpec(tuple(value.shape), _dtype(value.dtype)) for value in inputs)
     models = tuple(
         Model(name, specs, tuple(len(data) for data in parts)) for name, parts in zip(networks, files, strict=True)
@@ -84,7 +87,6 @@ def _version_here(runtime: str) -> str | None:
 
 
 def _files(chosen: Format, module: nn.Module, inputs: Tensors, *, half: bool, check: bool) -> list[bytes]:
-    module = on_cpu(module)
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder, f"model{suffix}") for suffix in chosen.suffixes]
         if check:

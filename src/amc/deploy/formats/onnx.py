@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from torch import nn
 from amc.deploy.failures import ConversionError, explained
 from amc.deploy.formats.base import Half
 from amc.deploy.quiet import silenced
-from amc.deploy.tensors import Tensors, expected
+from amc.deploy.tensors import Positional, Tensors, expected, takes_any_number
 from amc.structure.trace import inference
 
 OPSET = 18  # oldest version that torch's newer exporter writes; recent runtimes read it
@@ -33,7 +34,7 @@ class Onnx:
     half = True
 
     def write(self, module: nn.Module, inputs: Tensors, paths: Sequence[Path], *, dynamic: bool, half: bool) -> None:
-        """See `Format`. Inputs are named input, input1 …; outputs are named output, output1 …."""
+        """See `Format`. Inputs without a name are named input, input1 …; outputs are named output, output1 …."""
         write(module, inputs, paths[0], dynamic=dynamic, half=half)
 
 
@@ -52,7 +53,7 @@ def write_traced(
     module: nn.Module, inputs: Tensors, path: Path, *, dynamic: bool, half: bool, name: str = Onnx.name
 ) -> None:
     """Write with the TorchScript exporter, which records the operations that run on `inputs`."""
-    names, results = _names("input", len(inputs)), _names("output", len(expected(module, inputs)))
+    names, results = _input_names(module, inputs), _names("output", len(expected(module, inputs)))
     axes = {name: {0: "batch"} for name in (*names, *results)} if dynamic else None
     with explained(name, module, inputs), inference(module), silenced():
         torch.onnx.export(
@@ -65,19 +66,25 @@ def write_exported(
     module: nn.Module, inputs: Tensors, path: Path, *, dynamic: bool, half: bool, name: str = Onnx.name
 ) -> None:
     """Write with the exporter based on torch.export, which keeps sizes symbolic instead of recording the example's."""
-    names, results = _names("input", len(inputs)), _names("output", len(expected(module, inputs)))
+    names, results = _input_names(module, inputs), _names("output", len(expected(module, inputs)))
     with explained(name, module, inputs), inference(module), silenced():
+        network = Half(module).eval() if half else module
         torch.onnx.export(
-            Half(module).eval() if half else module, inputs, str(path), dynamo=True, opset_version=OPSET,
-            input_names=names, output_names=results, dynamic_shapes=batch_dims(inputs) if dynamic else None,
-            external_data=False, verbose=False,
+            network, inputs, str(path), dynamo=True, opset_version=OPSET, input_names=names, output_names=results,
+            dynamic_shapes=batch_dims(network, inputs) if dynamic else None, external_data=False, verbose=False,
         )  # fmt: skip
 
 
-def batch_dims(inputs: Tensors, most: int | None = None) -> tuple[dict[int, torch.export.Dim], ...]:
+def batch_dims(module: nn.Module, inputs: Tensors, most: int | None = None) -> tuple[Any, ...]:
     """torch.export's `dynamic_shapes` of inputs that share one free batch size, at most `most`."""
     batch = torch.export.Dim("batch", min=1, max=most)
-    return tuple({0: batch} for _ in inputs)
+    dims = tuple({0: batch} for _ in inputs)
+    return (dims,) if takes_any_number(module) else dims
+
+
+def _input_names(module: nn.Module, inputs: Tensors) -> list[str]:
+    given = module.names if isinstance(module, Positional) else []
+    return list(given) or _names("input", len(inputs))
 
 
 def _names(stem: str, count: int) -> list[str]:

@@ -39,8 +39,6 @@ def exported(
     network = Half(module).eval() if half else module
     if not dynamic:
         return torch.export.export(network, inputs, strict=False)
-    shapes = batch_dims(inputs, most)
+    shapes = batch_dims(network, inputs, most)
     # torch.export treats a size of one in an example as a constant.
-    return torch.export.export(
-        network, with_batch(inputs, 2), dynamic_shapes=(shapes,) if half else shapes, strict=False
-    )
+    return torch.export.export(network, with_batch(inputs, 2), dynamic_shapes=shapes, strict=False)
