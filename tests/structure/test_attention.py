@@ -141,6 +141,28 @@ def test_separate_projections_lose_the_same_heads() -> None:
     assert [structure.layers[i].name for i in structure.groups[0].producers] == ["to_q", "to_k", "to_v"]
 
 
+@pytest.mark.parametrize("size", [2, 3, 4, 8])
+def test_a_product_of_the_heads_and_a_number_counts_the_heads(size: int) -> None:
+    """Whether a head is as long as there are heads, half as long, or twice."""
+
+    class Merged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads = 4
+            self.q, self.o = nn.Linear(5, 4 * size), nn.Linear(4 * size, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            b, n, _ = x.shape
+            q = self.q(x).view(b, n, -1, size).transpose(1, 2)
+            y = F.scaled_dot_product_attention(q, q, q)
+            return self.o(y.transpose(1, 2).reshape(b, n, self.heads * size))
+
+    net = Merged()
+    structure = assert_exact(net, torch.randn(2, 7, 5))
+    assert [g.size for g in structure.groups] == [4]
+    assert slice_model(net, structure, structure.mask({"q": [0, 3, 1]})).heads == 3
+
+
 @pytest.mark.parametrize("written_out", [True, False])
 def test_queries_go_with_the_head_of_keys_that_they_share(written_out: bool) -> None:
     net = Rotary(Grouped(24, 6, 3, written_out=written_out), size=4)

@@ -228,8 +228,9 @@ class Context:
         if literal.size == literal.value or len(ids) % literal.value:
             return False
         runs = ids.reshape(-1, literal.value)
-        unclear = len(runs) == literal.value and (literal.module, literal.name) not in self.repeats
-        return not unclear and _constant_along(runs, 1)
+        if not _constant_along(runs, 1) or (runs[1:, 0] == runs[:-1, 0]).any():
+            return False  # not runs, or longer ones: then it is the other factor that repeats
+        return len(runs) != literal.value or (literal.module, literal.name) in self.repeats
 
     def counted_in_list(self, parts: Sequence[Ids | None], sizes: Sequence[int]) -> bool:
         """Record the entries of a list attribute that give the sizes of these parts; whether there is such a list.
