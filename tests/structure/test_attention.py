@@ -163,6 +163,31 @@ def test_a_product_of_the_heads_and_a_number_counts_the_heads(size: int) -> None
     assert slice_model(net, structure, structure.mask({"q": [0, 3, 1]})).heads == 3
 
 
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("size", [2, 4, 8])
+def test_a_product_of_two_attributes(size: int, turned: bool) -> None:
+    """Only one of them counts channels. Where both have one value, the call that has one alone tells which."""
+
+    class Merged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads, self.size = 4, size
+            self.q, self.o = nn.Linear(5, 4 * size), nn.Linear(4 * size, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            b, n, _ = x.shape
+            heads = self.heads if size == 4 else -1
+            q = self.q(x).view(b, n, heads, self.size).transpose(1, 2)
+            y = F.scaled_dot_product_attention(q, q, q).transpose(1, 2)
+            return self.o(y.reshape(b, n, self.size * self.heads if turned else self.heads * self.size))
+
+    net = Merged()
+    structure = assert_exact(net, torch.randn(2, 7, 5))
+    assert [g.size for g in structure.groups] == [4]
+    slim = slice_model(net, structure, structure.mask({"q": [0, 3, 1]}))
+    assert (slim.heads, slim.size) == (3, size)
+
+
 @pytest.mark.parametrize("written_out", [True, False])
 def test_queries_go_with_the_head_of_keys_that_they_share(written_out: bool) -> None:
     net = Rotary(Grouped(24, 6, 3, written_out=written_out), size=4)

@@ -214,11 +214,17 @@ class Context:
         if name and self.attributes_known.get(self.module, {}).get(name) == size:
             self.attributes.append(Attribute(self.module, name, ids, size))
             return True
-        for literal in self._literals():
-            if literal.size == size and place in (None, literal.place) and not self._repeats_each(literal, ids):
-                self.attributes.append(Attribute(literal.module, literal.name, ids, literal.value))
-                return True
-        return False
+        found = [
+            literal
+            for literal in self._literals()
+            if literal.size == size and place in (None, literal.place) and not self._repeats_each(literal, ids)
+        ]
+        if found:
+            counting = {(each.module, each.name) for each in self.attributes}
+            # Of several that could be it, one that another call gives alone.
+            literal = next((each for each in found if (each.module, each.name) in counting), found[0])
+            self.attributes.append(Attribute(literal.module, literal.name, ids, literal.value))
+        return bool(found)
 
     def _repeats_each(self, literal: Literal, ids: Ids) -> bool:
         """Whether a product in a call counts channels of which each occurs in a run as long as the attribute says.

@@ -1,16 +1,20 @@
 """Sizes that a forward reads from integer attributes, such as `self.num_heads` in a reshape.
 
-While the model is traced, integers that remember their origin replace its integer attributes, and those in lists and
-tuples, whose names have the place in them: `splits[1]`. A function mode records which of them reach which line. A slice
-can then update exactly those attributes, without a guess by name or value.
+While the model is traced, integers that remember their origin replace its integer attributes, those in lists and
+tuples, and those of settings that a module holds, objects or dictionaries. Their names say where they are: `splits[1]`,
+`config.num_heads`, `sizes[width]`. A function mode records which of them reach which line. A slice can then update
+exactly those, without a guess by name or value; a module whose settings change gets its own.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 from types import FrameType
 from typing import Any
 
@@ -22,15 +26,27 @@ from amc.structure.source import is_users, line_of_frame
 
 
 def set_attribute_(module: nn.Module, name: str, value: int) -> None:
-    """Set an integer attribute, or an entry of a list or tuple, such as `splits[1]`."""
-    holder, entry, place = name.partition("[")
-    if not entry:
-        setattr(module, name, value)
-        return
-    before = getattr(module, holder)
-    after = list(before)
-    after[int(place.rstrip("]"))] = value
-    setattr(module, holder, type(before)(after))
+    """Set an integer attribute, or one inside an attribute, such as `splits[1]` or `config.num_heads`.
+
+    What holds it is copied: other modules may hold it, too.
+    """
+    attribute, *steps = re.findall(r"[^.\[\]]+", name)
+    setattr(module, attribute, _changed(getattr(module, attribute), steps, value) if steps else value)
+
+
+def _changed(holder: Any, steps: list[str], value: int) -> Any:
+    """A copy of `holder` with another number at the end of the `steps` into it."""
+    if not steps:
+        return value
+    first, *rest = steps
+    if isinstance(holder, (list, tuple)):
+        entries = list(holder)
+        entries[int(first)] = _changed(entries[int(first)], rest, value)
+        return type(holder)(entries)
+    after = copy.copy(holder)
+    items = after if isinstance(after, dict) else vars(after)
+    items[first] = _changed(items[first], rest, value)
+    return after
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,29 +62,33 @@ class Literal:
 
 
 class AttributeInt(int):
-    """An integer that remembers which attribute it is; its multiples and fractions remember, too."""
+    """An integer that remembers which attributes it is made of; its multiples and fractions remember, too.
 
-    origin: tuple[str, str, int]
+    `origins`: for each attribute the module's path, its name and its value. Which factor of a product of two counts
+    channels is for the rules to tell.
+    """
+
+    origins: tuple[tuple[str, str, int], ...]
 
     @classmethod
-    def of(cls, size: int, origin: tuple[str, str, int]) -> AttributeInt:
-        """`origin` is the module's path, the attribute's name and its value."""
+    def of(cls, size: int, *origins: tuple[str, str, int]) -> AttributeInt:
         number = cls(size)
-        number.origin = origin
+        number.origins = origins
         return number
 
     def __mul__(self, other: Any) -> Any:
-        product = int(self) * other
-        # The origin of a product of two attributes is ambiguous; the attribute that shrinks is also read alone.
-        known = type(product) is int and not isinstance(other, AttributeInt)
-        return AttributeInt.of(product, self.origin) if known else product
+        product = int(self) * (int(other) if isinstance(other, int) else other)
+        if type(product) is not int:
+            return product
+        others = other.origins if isinstance(other, AttributeInt) else ()
+        return AttributeInt.of(product, *self.origins, *others)
 
     __rmul__ = __mul__
 
     def __floordiv__(self, other: Any) -> Any:
         quotient = int(self) // (int(other) if isinstance(other, int) else other)
         exact = type(quotient) is int and quotient * other == int(self)
-        return AttributeInt.of(quotient, self.origin) if exact else quotient
+        return AttributeInt.of(quotient, *self.origins) if exact else quotient
 
     def __deepcopy__(self, memo: Any) -> int:
         return int(self)
@@ -84,14 +104,44 @@ def watching_(model: nn.Module) -> Iterator[Callable[[], tuple[Literal, ...]]]:
         if type(module).__module__.startswith("torch.nn.") or isinstance(module, torch.jit.ScriptModule):
             continue  # the sizes of torch's own modules follow their tensors
         for name, value in list(vars(module).items()):
-            if type(value) is int:
-                vars(module)[name] = AttributeInt.of(value, (path, name, value))
-            elif type(value) in (list, tuple) and value and all(type(entry) is int for entry in value):
-                vars(module)[name] = type(value)(
-                    AttributeInt.of(entry, (path, f"{name}[{place}]", entry)) for place, entry in enumerate(value)
-                )
+            vars(module)[name] = _settings(value, path, name) if _is_settings(value) else _tagged(value, path, name)
     with _Watcher() as watcher:
         yield lambda: tuple(watcher.literals)
+
+
+def _tagged(value: Any, path: str, name: str) -> Any:
+    """An integer, or a list or tuple of them, that remembers the module's path and its own name."""
+    if type(value) is int:
+        return AttributeInt.of(value, (path, name, value))
+    if type(value) in (list, tuple) and value and all(type(entry) is int for entry in value):
+        return type(value)(_tagged(entry, path, f"{name}[{place}]") for place, entry in enumerate(value))
+    return value
+
+
+def _settings(value: Any, path: str, name: str) -> Any:
+    """A copy of settings with integers that remember; each module has its own, which says who reads it."""
+    copied = copy.copy(value)
+    items, form = (copied, "{}[{}]") if isinstance(copied, dict) else (vars(copied), "{}.{}")
+    for key, entry in list(items.items()):
+        if isinstance(key, str) and key.isidentifier():
+            items[key] = _tagged(entry, path, form.format(name, key))
+    return copied
+
+
+def _is_settings(value: Any) -> bool:
+    """Whether an attribute is a dictionary or an object that holds numbers, and neither tensors nor modules."""
+    plain = type(value) is dict
+    if not plain and (
+        not hasattr(value, "__dict__")
+        or callable(value)
+        or isinstance(value, (torch.Tensor, Enum))
+        or type(value).__module__.partition(".")[0] in ("torch", "builtins")
+    ):
+        return False
+    entries = list(value.values() if plain else vars(value).values())
+    return any(_tagged(entry, "", "") is not entry for entry in entries) and not any(
+        isinstance(entry, (torch.Tensor, nn.Module)) for entry in entries
+    )
 
 
 class _Watcher(TorchFunctionMode):
@@ -109,9 +159,9 @@ class _Watcher(TorchFunctionMode):
         numbers = list(_numbers((args, kwargs or {})))
         for place, number in enumerate(numbers, start=-len(numbers)):
             if isinstance(number, AttributeInt):
-                module, name, value = number.origin
                 line = _line_in_forward(sys._getframe(1))
-                self.literals[Literal(module, name, value, int(number), place, line)] = None
+                for module, name, value in number.origins:
+                    self.literals[Literal(module, name, value, int(number), place, line)] = None
         return func(*args, **(kwargs or {}))
 
 
