@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from amc.structure import certify, inspect, slice_model
 from amc.structure.modules import SlimMultiheadAttention
+from amc.zoo._torchvision import import_torchvision
 from tests.structure.checks import assert_exact, outputs
 
 
@@ -186,6 +187,73 @@ def test_a_product_of_two_attributes(size: int, turned: bool) -> None:
     assert [g.size for g in structure.groups] == [4]
     slim = slice_model(net, structure, structure.mask({"q": [0, 3, 1]}))
     assert (slim.heads, slim.size) == (3, size)
+
+
+class Sliced(nn.Module):
+    """One projection for queries, keys and values, cut by hand; several queries may share a head of keys."""
+
+    def __init__(self, heads: int, shared: int, size: int, form: str) -> None:
+        super().__init__()
+        self.heads, self.shared, self.size, self.form = heads, shared, size, form
+        self.inner, self.narrow = heads * size, shared * size
+        self.qkv = nn.Linear(5, (heads + 2 * shared) * size)
+        self.o = nn.Linear(heads * size, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        y = self.qkv(x)
+        if self.form == "products":
+            end = self.heads * self.size
+            q, k = y[..., :end], y[..., end : end + self.shared * self.size]
+            v = y[..., end + self.shared * self.size :]
+        elif self.form == "sums":
+            a, c = self.inner, self.inner + self.narrow
+            q, k, v = y[..., :a], y[..., a:c], y[..., c:]
+        elif self.form == "multiples":
+            q, k, v = y[..., : self.inner], y[..., self.inner : 2 * self.inner], y[..., 2 * self.inner :]
+        else:
+            q, k = y.narrow(-1, 0, self.inner), y.narrow(-1, self.inner, self.narrow)
+            v = y.narrow(-1, self.inner + self.narrow, self.narrow)
+        q, k, v = (z.reshape(b, n, -1, self.size).transpose(1, 2) for z in (q, k, v))
+        z = F.scaled_dot_product_attention(q, k, v, enable_gqa=self.heads > self.shared)
+        return self.o(z.transpose(1, 2).reshape(b, n, -1))
+
+
+@pytest.mark.parametrize(
+    ("heads", "shared", "form"),
+    [(6, 3, "products"), (6, 3, "sums"), (6, 3, "narrow"), (3, 3, "multiples"), (3, 3, "sums"), (3, 3, "products")],
+)
+def test_a_projection_that_is_cut_by_hand(heads: int, shared: int, form: str) -> None:
+    net = Sliced(heads, shared, 4, form)
+    structure = assert_exact(net, torch.randn(2, 7, 5))
+    assert [(g.name, g.size) for g in structure.groups] == [("qkv", shared)]
+    slim = slice_model(net, structure, structure.mask({"qkv": [0, 2]}))
+    assert slim.qkv.out_features == (2 * heads // shared + 4) * 4
+
+
+def test_a_cut_at_a_number_of_its_own_is_locked() -> None:
+    class Literal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 12), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x)[..., 3:8])
+
+    assert assert_exact(Literal(), torch.randn(2, 4)).groups == ()
+
+
+def test_phi_3_cuts_by_the_configuration_of_the_model() -> None:
+    import_torchvision()  # transformers imports it where it is, which fails beside some builds of torch
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.Phi3Config(
+        hidden_size=48, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=3, intermediate_size=64,
+        vocab_size=60, pad_token_id=0, bos_token_id=1, eos_token_id=2, max_position_embeddings=64,
+    )  # fmt: skip
+    net = transformers.Phi3ForCausalLM(config).eval()
+    structure = assert_exact(net, {"input_ids": torch.randint(3, 60, (1, 9)), "use_cache": False})
+    assert [g.size for g in structure.groups if "self_attn" in g.name] == [3, 3]
 
 
 @pytest.mark.parametrize("written_out", [True, False])

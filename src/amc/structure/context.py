@@ -214,24 +214,34 @@ class Context:
         if name and self.attributes_known.get(self.module, {}).get(name) == size:
             self.attributes.append(Attribute(self.module, name, ids, size))
             return True
-        found = [
-            literal
-            for literal in self._literals()
-            if literal.size == size and place in (None, literal.place) and not self._repeats_each(literal, ids)
-        ]
-        if found:
-            counting = {(each.module, each.name) for each in self.attributes}
-            # Of several that could be it, one that another call gives alone.
-            literal = next((each for each in found if (each.module, each.name) in counting), found[0])
-            self.attributes.append(Attribute(literal.module, literal.name, ids, literal.value))
-        return bool(found)
+        found = [each for each in self._literals() if each.size == size and place in (None, each.place)]
+        whole = [each for each in found if each.length == size]
+        parts = (
+            [whole]
+            if whole
+            else [[each for each in found if each.begin == at] for at in {each.begin for each in found}]
+        )
+        chosen = [self._counting(part, ids) for part in parts]
+        if not chosen or None in chosen:
+            return False
+        for literal in chosen:
+            assert literal is not None
+            counted = ids[literal.begin : literal.begin + literal.length]
+            self.attributes.append(Attribute(literal.module, literal.name, counted, literal.value))
+        return True
+
+    def _counting(self, literals: Sequence[Literal], ids: Ids) -> Literal | None:
+        """The factor of a product that counts channels; of several that could, one that another call gives alone."""
+        found = [each for each in literals if not self._repeats_each(each, ids[each.begin : each.begin + each.length])]
+        known = {(each.module, each.name) for each in self.attributes}
+        return next((each for each in found if (each.module, each.name) in known), found[0] if found else None)
 
     def _repeats_each(self, literal: Literal, ids: Ids) -> bool:
         """Whether a product in a call counts channels of which each occurs in a run as long as the attribute says.
 
         Then the other factor counts the channels. It could be either if there are as many channels as a run is long.
         """
-        if literal.size == literal.value or len(ids) % literal.value:
+        if literal.length == literal.value or len(ids) % literal.value:
             return False
         runs = ids.reshape(-1, literal.value)
         if not _constant_along(runs, 1) or (runs[1:, 0] == runs[:-1, 0]).any():

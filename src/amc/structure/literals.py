@@ -51,7 +51,10 @@ def _changed(holder: Any, steps: list[str], value: int) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Literal:
-    """A number in a call that is an attribute of a module, or a multiple or fraction of one."""
+    """A number in a call that is an attribute of a module, a multiple or a fraction of one, or a sum of such.
+
+    Of a sum every part has an entry: `length` of the `size` positions, from `begin` on.
+    """
 
     module: str
     name: str
@@ -59,36 +62,55 @@ class Literal:
     size: int  # in the call
     place: int  # position among the numbers of the call, counted from the end: -1 is the last
     line: str  # the user's line, `file.py:12`
+    begin: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A multiple or a fraction of attributes: how large it is, and the module's path, name and value of each."""
+
+    size: int
+    origins: tuple[tuple[str, str, int], ...]
 
 
 class AttributeInt(int):
-    """An integer that remembers which attributes it is made of; its multiples and fractions remember, too.
+    """An integer that remembers which attributes it is made of; multiples, fractions and sums remember, too.
 
-    `origins`: for each attribute the module's path, its name and its value. Which factor of a product of two counts
-    channels is for the rules to tell.
+    Which factor of a product of two attributes counts channels is for the rules to tell.
     """
 
-    origins: tuple[tuple[str, str, int], ...]
+    parts: tuple[_Part, ...]  # of a sum, in order; otherwise one
 
     @classmethod
     def of(cls, size: int, *origins: tuple[str, str, int]) -> AttributeInt:
-        number = cls(size)
-        number.origins = origins
+        """`origins`: for each attribute its module's path, its name and its value."""
+        return cls._sum((_Part(size, origins),))
+
+    @classmethod
+    def _sum(cls, parts: tuple[_Part, ...]) -> AttributeInt:
+        number = cls(sum(part.size for part in parts))
+        number.parts = parts
         return number
 
     def __mul__(self, other: Any) -> Any:
         product = int(self) * (int(other) if isinstance(other, int) else other)
-        if type(product) is not int:
+        others = other.parts if isinstance(other, AttributeInt) else (_Part(product, ()),)
+        if type(product) is not int or len(self.parts) > 1 or len(others) > 1:
             return product
-        others = other.origins if isinstance(other, AttributeInt) else ()
-        return AttributeInt.of(product, *self.origins, *others)
+        return AttributeInt.of(product, *self.parts[0].origins, *others[0].origins)
 
     __rmul__ = __mul__
 
+    def __add__(self, other: Any) -> Any:
+        if isinstance(other, AttributeInt):
+            return AttributeInt._sum((*self.parts, *other.parts))
+        return int(self) + other
+
     def __floordiv__(self, other: Any) -> Any:
         quotient = int(self) // (int(other) if isinstance(other, int) else other)
-        exact = type(quotient) is int and quotient * other == int(self)
-        return AttributeInt.of(quotient, *self.origins) if exact else quotient
+        exact = type(quotient) is int and quotient * other == int(self) and len(self.parts) == 1
+        return AttributeInt.of(quotient, *self.parts[0].origins) if exact else quotient
 
     def __deepcopy__(self, memo: Any) -> int:
         return int(self)
@@ -159,9 +181,11 @@ class _Watcher(TorchFunctionMode):
         numbers = list(_numbers((args, kwargs or {})))
         for place, number in enumerate(numbers, start=-len(numbers)):
             if isinstance(number, AttributeInt):
-                line = _line_in_forward(sys._getframe(1))
-                for module, name, value in number.origins:
-                    self.literals[Literal(module, name, value, int(number), place, line)] = None
+                line, begin = _line_in_forward(sys._getframe(1)), 0
+                for part in number.parts:
+                    for origin in part.origins:
+                        self.literals[Literal(*origin, int(number), place, line, begin, part.size)] = None
+                    begin += part.size
         return func(*args, **(kwargs or {}))
 
 

@@ -250,27 +250,31 @@ def select(ctx: Context, x: Tracked, dim: int, index: int) -> Dims:
 
 @rule("slice", "narrow")
 def slice_(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Dims:
-    """A whole-range slice changes nothing; a half is treated as a chunk.
+    """A whole-range slice changes nothing. If attributes of the module hold its ends, they follow.
 
-    Any other slice has literal ends: it is locked unless an attribute of the module holds them.
+    Otherwise a half is treated as a chunk, and any other slice is locked: its ends are literal.
     """
     axis = (ctx.argument("dim") or 0) % x.rank
     ids, size, length = x.ids[axis], x.shape[axis], ctx.output_shape[axis]
     if length == size or ids is None:
         return x.ids
     begin = (ctx.argument("start") or 0) % size
-    picked = slice(begin, begin + length)
+    end, picked = begin + length, slice(begin, begin + length)
     halves = 2 * length == size and begin in (0, length)
-    if (ctx.argument("step") or 1) != 1 or not (begin == 0 or begin + length == size):
+    if (ctx.argument("step") or 1) != 1:
         ctx.lock(ids, LITERAL)
         return _replaced(x.ids, axis, None)
-    if halves:
-        ids = np.tile(ctx.tie_across(ids, 2, outer=False), 2)  # type: ignore[arg-type]
-    cut = length if begin == 0 else begin  # the number in the forward counts the channels on one side of it
-    counted = ctx.counted(ids[:cut], cut) or (begin > 0 and ctx.counted(ids[picked], length))
+    # A number in the forward counts the channels before an end, or those between both.
+    counted = all(
+        ctx.counted(ids[:cut], cut) or (begin > 0 and ctx.counted(ids[picked], length))
+        for cut in (begin, end)
+        if 0 < cut < size
+    )
     if not counted and not halves:
         ctx.lock(ids, LITERAL)
         return _replaced(x.ids, axis, None)
+    if not counted:
+        ids = np.tile(ctx.tie_across(ids, 2, outer=False), 2)  # type: ignore[arg-type]
     return _replaced(x.ids, axis, ids[picked])
 
 
