@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import logging
 import types
 from typing import Any
 
@@ -108,3 +109,32 @@ def test_an_object_that_the_network_changes_is_left_alone() -> None:
     net = nn.Sequential(Counted(), nn.ReLU(), nn.Linear(4, 2))
     assert_exact(net, torch.randn(2, 4))
     assert type(net[0].state.calls) is int
+
+
+class Sole:
+    """Cannot be copied."""
+
+    def __init__(self) -> None:
+        self.count = 3
+
+    def __copy__(self) -> Any:
+        raise TypeError("there is only one")
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self
+
+
+@pytest.mark.parametrize("holder", [logging.getLogger("amc.tests.settings"), Sole()])
+def test_an_object_that_is_its_own_copy_is_left_alone(holder: Any) -> None:
+    class Holding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.holder, self.layer = holder, nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x)
+
+    before = dict(vars(holder))
+    assert_exact(nn.Sequential(Holding(), nn.ReLU(), nn.Linear(4, 2)), torch.randn(2, 4))
+    assert vars(holder) == before
+    assert all(type(vars(holder)[name]) is type(value) for name, value in before.items())

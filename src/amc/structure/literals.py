@@ -141,8 +141,16 @@ def _tagged(value: Any, path: str, name: str) -> Any:
 
 
 def _settings(value: Any, path: str, name: str) -> Any:
-    """A copy of settings with integers that remember; each module has its own, which says who reads it."""
-    copied = copy.copy(value)
+    """A copy of settings with integers that remember; each module has its own, which says who reads it.
+
+    What cannot be copied, or is its own copy, such as a logger, stays as it is.
+    """
+    try:
+        copied = copy.copy(value)
+    except Exception:  # an object of the user's
+        return value
+    if copied is value:
+        return value
     items, form = (copied, "{}[{}]") if isinstance(copied, dict) else (vars(copied), "{}.{}")
     for key, entry in list(items.items()):
         if isinstance(key, str) and key.isidentifier():
