@@ -73,8 +73,8 @@ def write_run(run_dir: str | Path, folder: str | Path) -> None:
             f"'{run.path}' was pruned in rounds, and one policy cannot say so; share the whole run directory, which "
             "load_run reads"
         )
-    name = network_file(run)
-    weights, policy = records.read_bytes(run.file(name)), Policy.from_json(run.read_json(files.POLICY))
+    policy = Policy.from_json(run.read_json(files.POLICY))
+    weights = records.read_bytes(run.file(network_file(run)))
     write_folder(folder, weights, policy, run.read_json(files.SUMMARY), config)
 
 

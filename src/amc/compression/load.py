@@ -120,8 +120,8 @@ def _load(
         return _load(last_round(run), model, example_input, finetuned, (*children, here))
     if model is None:
         model, example_input = _original(run, (*children, here))
-    name = network_file(run, finetuned=finetuned)
     policy = Policy.from_json(run.read_json(files.POLICY))
+    name = network_file(run, finetuned=finetuned)
     slim = shaped(model, example_input, policy)
     load_weights(slim, run.file(name))
     return slim.eval()
