@@ -24,9 +24,7 @@ IMAGE = torch.zeros(1, 3, 32, 32)
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: Any, tmp_path: Path) -> None:
     constants = pytest.importorskip("huggingface_hub.constants")
-    monkeypatch.setattr(
-        constants, "HF_HUB_OFFLINE", True
-    )  # read from the environment on import; else it tries for long
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # the environment is read on import
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
 
 

@@ -11,12 +11,12 @@ import importlib
 import math
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from amc.compression.load import network_file
 from amc.errors import RunError, explained
@@ -27,11 +27,11 @@ from amc.report.words import goal_of, words_of
 from amc.run import files, records
 from amc.run.directory import RunDir
 from amc.run.lines import atomic_write_bytes
-from amc.run.weights import pack
 from amc.zoo import create_model, load_weights
 
 ABOUT = "amc.json"
 CARD = "README.md"
+PLACEHOLDER = "USER/NAME"
 NEEDED = (files.MODEL, files.POLICY, ABOUT)
 
 # No path, no factory, no other repository: what a stranger may name, and with which arguments in which ranges.
@@ -41,15 +41,18 @@ _LARGEST = 1 << 26  # numbers in an example input
 _DIMENSIONS = 5  # of one without its batch
 
 
-def packed(state: Mapping[str, Tensor], masked: Iterable[str]) -> bytes:
-    """The bytes of a weight file; tensors named in `masked` are compact where that is smaller."""
-    return min(pack(state, masked), pack(state), key=len)
-
-
 def write_folder(
-    folder: str | Path, weights: bytes, policy: Policy, summary: Mapping[str, Any], config: Mapping[str, Any]
+    folder: str | Path,
+    weights: bytes,
+    policy: Policy,
+    summary: Mapping[str, Any],
+    config: Mapping[str, Any],
+    repo: str = PLACEHOLDER,
 ) -> None:
-    """Write the files of a pruned network. `config`: of its run, for the name of the network, if it has one."""
+    """Write the files of a pruned network. `config`: of its run, for the name of the network, if it has one.
+
+    `repo`: where the model card says that the network is.
+    """
     path = Path(folder)
     about = {name: summary.get(name) for name in ("amc_version", "method", "budget")}
     if _NAME.fullmatch(str(config.get("model") or "")) and config.get("input_shape"):
@@ -59,12 +62,12 @@ def write_folder(
         atomic_write_bytes(path / files.MODEL, weights)
         atomic_write_bytes(path / files.POLICY, records.json_bytes(policy.to_json()))
         atomic_write_bytes(path / ABOUT, records.json_bytes(about))
-        atomic_write_bytes(path / CARD, model_card(summary, named="model" in about).encode())
+        atomic_write_bytes(path / CARD, model_card(summary, repo, named="model" in about).encode())
     except OSError as error:
         raise RunError(f"'{path}' cannot be written ({error.strerror}); choose another folder") from error
 
 
-def write_run(run_dir: str | Path, folder: str | Path) -> None:
+def write_run(run_dir: str | Path, folder: str | Path, repo: str = PLACEHOLDER) -> None:
     """Write the network of a run, the fine-tuned one if there is one. Raises RunError for a run without one network."""
     run = RunDir.open(run_dir)
     config = run.config()
@@ -75,10 +78,10 @@ def write_run(run_dir: str | Path, folder: str | Path) -> None:
         )
     policy = Policy.from_json(run.read_json(files.POLICY))
     weights = records.read_bytes(run.file(network_file(run)))
-    write_folder(folder, weights, policy, run.read_json(files.SUMMARY), config)
+    write_folder(folder, weights, policy, run.read_json(files.SUMMARY), config, repo)
 
 
-def model_card(summary: Mapping[str, Any], *, named: bool) -> str:
+def model_card(summary: Mapping[str, Any], repo: str, *, named: bool) -> str:
     """What the hub shows of a pruned network. `named`: whether `from_hub` can build the dense network itself."""
     rows = summary_table(summary)
     finetuned = any(row.finetuned for row in rows)
@@ -109,21 +112,24 @@ Pruned with AMC ({summary.get("method")} pruning, {goal_of(summary)}): an agent 
 ```python
 import amc
 
-net = amc.from_hub("USER/NAME"{given})
+net = amc.from_hub("{repo}"{given})
 ```{remark}
 """
 
 
-def push_folder(folder: Path, repo: str, *, private: bool = False, token: str | None = None) -> str:
-    """Upload a folder to a repository of the hub, which is created if it is not there. Returns its address."""
+def upload(repo: str, write: Callable[[str], None], *, private: bool = False, token: str | None = None) -> str:
+    """Upload what `write` puts into a folder to a repository of the hub, which is created if it is not there.
+
+    Returns its address. Raises RunError.
+    """
     hub = _library()
-    card = folder / CARD
-    atomic_write_bytes(card, card.read_text(encoding="utf-8").replace("USER/NAME", repo).encode())
     remedy = "check the name, the connection, and that you are logged in (`hf auth login`)"
-    with explained(RunError, f"'{repo}' cannot be written on the hub", remedy, doing=" to upload"):
-        api = hub.HfApi(token=token)
-        address = api.create_repo(repo, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo, folder_path=str(folder), commit_message="Pruned network")
+    with tempfile.TemporaryDirectory() as folder:
+        write(folder)
+        with explained(RunError, f"'{repo}' cannot be written on the hub", remedy, doing=" to upload"):
+            api = hub.HfApi(token=token)
+            address = api.create_repo(repo, private=private, exist_ok=True)
+            api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Pruned network")
     return str(address)
 
 
@@ -133,9 +139,7 @@ def push_to_hub(run_dir: str | Path, repo: str, *, private: bool = False, token:
     The weights, the policy, what the network was and a model card are uploaded; paths and data stay here. `token`: by
     default, that of `hf auth login`. Raises RunError.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        write_run(run_dir, folder)
-        return push_folder(Path(folder), repo, private=private, token=token)
+    return upload(repo, lambda folder: write_run(run_dir, folder, repo), private=private, token=token)
 
 
 def from_hub(

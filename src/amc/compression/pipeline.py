@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from amc.compression.answers import FinalScore
 from amc.compression.ending import ended
-from amc.compression.hub import packed, push_folder, write_folder
+from amc.compression.hub import PLACEHOLDER, upload, write_folder
 from amc.compression.inputs import Inputs
 from amc.compression.job import Job
 from amc.compression.load import check_builds, check_weights, settings_of, weights_key
@@ -39,6 +38,7 @@ from amc.run.directory import RunDir
 from amc.run.provenance import amc_version
 from amc.run.settings import from_keywords
 from amc.run.settings.scores import DEFAULT, get_score
+from amc.run.weights import pack_smallest
 from amc.search import (
     LEARN_EARLIER,
     Agent,
@@ -91,17 +91,18 @@ class Result:
 
         Raises RunError if it cannot be written.
         """
-        weights = packed(self.model.state_dict(), self.masks)
-        write_folder(folder, weights, self.policy, self.summary, config={})
+        self._write(folder)
 
     def push_to_hub(self, repo: str, *, private: bool = False, token: str | None = None) -> str:
         """Publish the network on the Hugging Face hub, as USER/NAME; `amc.from_hub` reads it. Returns its address.
 
         `token`: by default, that of `hf auth login`. Raises RunError.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            return push_folder(Path(folder), repo, private=private, token=token)
+        return upload(repo, lambda folder: self._write(folder, repo), private=private, token=token)
+
+    def _write(self, folder: str | Path, repo: str = PLACEHOLDER) -> None:
+        weights = pack_smallest(self.model.state_dict(), self.masks)
+        write_folder(folder, weights, self.policy, self.summary, {}, repo)
 
 
 def compress(

@@ -31,7 +31,7 @@ def set_attribute_(module: nn.Module, name: str, value: int) -> None:
     What holds it is copied: other modules may hold it, too.
     """
     attribute, *steps = re.findall(r"[^.\[\]]+", name)
-    setattr(module, attribute, _changed(getattr(module, attribute), steps, value) if steps else value)
+    setattr(module, attribute, _changed(getattr(module, attribute), steps, value))
 
 
 def _changed(holder: Any, steps: list[str], value: int) -> Any:

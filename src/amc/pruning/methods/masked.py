@@ -26,7 +26,7 @@ from amc.pruning.methods.channel import layer_features
 from amc.pruning.pruner import steps
 from amc.pruning.ranking import Order
 from amc.pruning.reconstruction import SolutionCache, as_filters, as_stored
-from amc.run.weights import bound, file_overhead, pack
+from amc.run.weights import bound, file_overhead, pack, pack_smallest
 from amc.search import CostFunction, Decision, Metric
 from amc.search.problem import FloatArray
 from amc.structure import Certificate, Layer, Structure, check_counts, count_macs, count_params
@@ -145,8 +145,7 @@ class MaskedMethod:
         return {name: named[name].detach() != 0 for name in self.weights()}
 
     def stored(self, model: nn.Module, under: str = "") -> bytes:
-        masked = [under + name for name in self.weights()]
-        return min(pack(model.state_dict(), masked), pack(model.state_dict()), key=len)
+        return pack_smallest(model.state_dict(), [under + name for name in self.weights()])
 
     def recount(self, model: nn.Module, example_input: Any) -> dict[str, int]:
         named = dict(model.named_parameters())
