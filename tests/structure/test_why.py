@@ -12,6 +12,8 @@ import amc
 from amc.errors import ModelError
 from amc.structure.why import Explanation, explain
 from amc.zoo import create_model
+from tests.structure.test_padding import IMAGE as IMAGE_OF_8
+from tests.structure.test_padding import Literal, Net
 
 
 class Residual(nn.Module):
@@ -88,8 +90,13 @@ def test_channels_of_one_layer_may_have_several_fates() -> None:
     fates = explain(create_model("resnet20"), torch.zeros(1, 3, 32, 32), "layer3.2.conv2")
     assert [len(each.channels) for each in fates] == [32, 16, 16]
     assert sorted(place for each in fates for place in each.channels) == list(range(64))
-    assert [each.lock is None for each in fates] == [False, False, True]
-    assert "zero padding" in str(fates[0].lock)
+    assert [each.lock for each in fates] == [None, None, None]
+    first = [each.steps[1].joined[0] for each in fates]
+    assert first == ["outputs of layer3.0.conv2", "outputs of layer2.0.conv2", "outputs of conv1"]
+    padded, others = explain(Net(Literal()), IMAGE_OF_8, "second")
+    assert (padded.channels, others.channels) == ((0, 9, 10, 11), (1, 2, 3, 4, 5, 6, 7, 8))
+    assert "padding adds a literal number of channels" in str(padded.lock)
+    assert others.lock is None
 
 
 def test_a_name_without_channels_is_refused_with_the_nearest() -> None:

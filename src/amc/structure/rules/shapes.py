@@ -11,7 +11,7 @@ import torch
 
 from amc.structure.channels import Ids
 from amc.structure.context import Context, Dims, Tracked
-from amc.structure.rules.registry import fixed_output, no_rule, rule
+from amc.structure.rules.registry import fixed_output, no_rule, operator_name, rule
 
 MOST_UNITS = 8  # a split into more parts than this is hardly a chunk
 LITERAL = "a literal size or index in the forward picks some of these channels"
@@ -163,9 +163,12 @@ def stack(ctx: Context, tensors: list[Tracked], dim: int = 0) -> Dims:
     "reflection_pad3d", "replication_pad3d", "_pad_circular"
 )  # fmt: skip
 def pad(ctx: Context, x: Tracked, padding: Sequence[int], *_: Any, **__: Any) -> Dims:
-    """New positions before and after. If they are channels, their number is literal."""
+    """New positions before and after.
+
+    Channels of zeros can be pruned if the forward reads their number from an attribute, which a slice updates.
+    """
     dims = list(x.ids)
-    reason = "zero padding adds a literal number of channels"
+    zeros = operator_name(ctx.node.target) in ("pad", "constant_pad_nd") and not ctx.argument("value")  # type: ignore[union-attr]
     for position in range(len(padding) // 2):
         before, after = padding[2 * position], padding[2 * position + 1]
         entry = dims[-1 - position]
@@ -175,9 +178,16 @@ def pad(ctx: Context, x: Tracked, padding: Sequence[int], *_: Any, **__: Any) ->
             ctx.lock(entry, LITERAL)
             dims[-1 - position] = None
             continue
-        ends = ctx.table.fresh(before + after)
-        ctx.lock(ends, reason)
-        dims[-1 - position] = np.concatenate([ends[:before], entry, ends[before:]])
+        ends = [ctx.table.fresh(before), ctx.table.fresh(after)]
+        for side, ids in enumerate(ends):
+            place = 2 * position + side - len(padding)
+            if not ids.size:
+                continue
+            if not zeros or not ctx.counted(ids, ids.size, place=place):
+                ctx.lock(ids, "padding adds a literal number of channels")
+            elif ids.size % ctx.attributes[-1].value == 0:  # a multiple of the attribute shrinks by whole multiples
+                ctx.tie_across(ids, ctx.attributes[-1].value, outer=True)
+        dims[-1 - position] = np.concatenate([ends[0], entry, ends[1]])
     return tuple(dims)
 
 
