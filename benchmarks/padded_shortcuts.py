@@ -13,6 +13,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 
 import torch
@@ -20,8 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import amc
+from amc.cli.jobs.devices import device_named
 from amc.cli.jobs.origin import BATCH, data_of, network_of
 from amc.run.provenance import environment
+from amc.structure.modes import device_of
 from amc.zoo.resnet import ZeroPadShortcut
 from common import Record, load, machine, network_parser, percent, save, source_of, table
 
@@ -35,11 +38,11 @@ class LiteralShortcut(nn.Module):
 
     def __init__(self, shortcut: ZeroPadShortcut) -> None:
         super().__init__()
-        self.padding = (0, 0, 0, 0, shortcut.before, shortcut.after)
+        self.padded = partial(F.pad, pad=(0, 0, 0, 0, shortcut.before, shortcut.after))
 
     def forward(self, x: Tensor) -> Tensor:
         """As the shortcut that it replaces."""
-        return F.pad(x[:, :, ::2, ::2], self.padding)
+        return self.padded(x[:, :, ::2, ::2])
 
 
 def with_literals(model: nn.Module) -> nn.Module:
@@ -58,6 +61,7 @@ def options() -> argparse.ArgumentParser:
     parser = network_parser(__doc__)
     parser.add_argument("--budgets", nargs="+", default=["macs<=50%", "macs<=30%"])
     parser.add_argument("--policies", type=int, default=100)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--seeds", type=int, default=3)
     return parser
 
@@ -72,7 +76,7 @@ def measure(args: argparse.Namespace) -> Record:
             continue
         row = searched(args, seed, budget, way)
         record["rows"].append(row)
-        save(name, record | {"environment": environment()})
+        save(name, record | {"environment": environment(device_named(args.device))})
         print(row, flush=True)
     return load(name)
 
@@ -80,9 +84,9 @@ def measure(args: argparse.Namespace) -> Record:
 def searched(args: argparse.Namespace, seed: int, budget: str, way: str) -> Record:
     """One search: its result on the search split and on the test split."""
     source, began = source_of(args), time.process_time()
-    model, data = PREPARED[way](network_of(source)), data_of(source)
+    model, data = PREPARED[way](network_of(source)).to(device_named(args.device)), data_of(source)
     result = amc.compress(
-        model, torch.zeros(1, *data.input_shape), calibration=data.calibration.batches(BATCH), evaluate=data.search,
+        model, torch.zeros(1, *data.input_shape, device=device_of(model)), calibration=data.calibration.batches(BATCH), evaluate=data.search,
         test=data.test, budget=budget, episodes=args.policies, seed=seed, baselines=("uniform",),
     )  # fmt: skip
     slim = result.summary["slim"]

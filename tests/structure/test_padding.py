@@ -44,9 +44,14 @@ class OneSide(Shortcut):
         return F.pad(x, (0, 0, 0, 0, self.none, 2 * self.added), "constant", 0.0)
 
 
-class Literal(Shortcut):
+class Listed(Shortcut):
     def forward(self, x: Tensor) -> Tensor:
         return F.pad(x, self.numbers)
+
+
+class Literal(Shortcut):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x, (0, 0, 0, 0, 1, 3))
 
 
 class Ones(Shortcut):
@@ -83,6 +88,7 @@ class Net(nn.Module):
         (Both, {"stem": 8, "first": 6, "second": 2}),  # a channel before and one after go together
         (OneSide, {"stem": 8, "first": 6, "second": 2}),  # twice a number: two channels go together
         (Joined, {"stem": 8, "first": 6, "second": 4}),
+        (Listed, {"stem": 8, "first": 6, "second": 4}),
         (Literal, {"stem": 8, "first": 6}),
         (Ones, {"stem": 8, "first": 6}),
     ],
