@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -71,6 +72,7 @@ def rival(dense: nn.Module, example: torch.Tensor, limit: int, *, everywhere: bo
 
     model = copy.deepcopy(dense)
     last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    attentions = attentions_of(model)
     pruner = tp.pruner.MagnitudePruner(
         model,
         example,
@@ -79,12 +81,28 @@ def rival(dense: nn.Module, example: torch.Tensor, limit: int, *, everywhere: bo
         pruning_ratio=0.95,
         iterative_steps=STEPS,
         ignored_layers=[last],
+        num_heads={attention.qkv: attention.num_heads for attention in attentions},
     )
     for _ in range(STEPS):
         if count_macs(model, example) <= limit:
             break
         pruner.step()
+        set_heads_(attentions, pruner.num_heads)
     return model
+
+
+def attentions_of(model: nn.Module) -> list[Any]:
+    """timm's attentions, whose heads torch-pruning has to be told."""
+    return [module for module in model.modules() if hasattr(module, "qkv") and hasattr(module, "num_heads")]
+
+
+def set_heads_(attentions: Iterable[Any], num_heads: Mapping[nn.Module, int]) -> None:
+    """Write the sizes that torch-pruning has left into timm's attentions, in place."""
+    for attention in attentions:
+        if attention.qkv in num_heads and hasattr(attention, "head_dim"):
+            attention.num_heads = num_heads[attention.qkv]
+            attention.attn_dim = attention.qkv.out_features // 3
+            attention.head_dim = attention.attn_dim // attention.num_heads
 
 
 def measured(model: nn.Module, data: DataSplits, example: torch.Tensor, args: argparse.Namespace) -> Record:

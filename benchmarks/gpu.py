@@ -6,6 +6,8 @@
 The same random policies at half the MACs are scored in this process, then by pools of workers, which share the GPU.
 Random images have the classes that the dense network names. With trained weights, the scores of the first policies are
 compared with those of the processor. The results go to benchmarks/results/gpu-MODEL.json after each way.
+
+With --runs DIR, a whole job is timed instead: a search of 400 policies, its recovery, and ten epochs of fine-tuning.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +24,24 @@ import torch
 from torch import Tensor, nn
 
 from amc.cli.jobs.devices import device_named
+from amc.cli.jobs.finetune import run_finetune
 from amc.cli.jobs.origin import BATCH, data_of, network_of
+from amc.cli.jobs.search import run_search
 from amc.compression.inputs import Inputs
 from amc.compression.job import Job
+from amc.compression.observer import Observer
 from amc.compression.prepare import prepare
 from amc.compression.scoring.evaluator import BATCH_GPU
 from amc.compression.scoring.policy import PolicyScorer
 from amc.compression.settings import SearchConfig
+from amc.recovery import FineTuneConfig
+from amc.run import files
+from amc.run.directory import RunDir
 from amc.run.provenance import environment
 from amc.structure.batches import limited
 from amc.structure.copying import copy_model
 from amc.zoo import create_model
-from common import Record, machine, plain_parser, save, source_of, table
+from common import Record, load, machine, percent, plain_parser, save, source_of, table
 from score_correlation import random_policies
 from workers import forgetful, pooled
 
@@ -55,14 +63,37 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2, 4, 8])
     parser.add_argument("--compared", type=int, default=8, help="policies whose scores the processor computes, too")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--runs", type=Path, help="time a whole job in DIR/MODEL")
+    parser.add_argument("--epochs", type=int, default=10, help="of its fine-tuning")
+    parser.add_argument("--episodes", type=int, default=EPISODES, help="of its search")
     return parser
+
+
+def whole(args: argparse.Namespace) -> Record:
+    """A search, its recovery and its fine-tuning, by their commands; with the rest of the record, if there is one."""
+    record, place = {"model": args.model, "ways": {}} | load(RESULT.format(model=args.model)), args.runs / args.model
+    began = time.perf_counter()
+    source = replace(source_of(args), device=args.device)
+    run_search(place, source, SearchConfig("macs<=50%", episodes=args.episodes), progress=Observer())
+    searched = time.perf_counter() - began
+    run_finetune(place, FineTuneConfig(epochs=args.epochs, precision="bfloat16"), progress=Observer())
+    summary = RunDir.open(place).read_json(files.SUMMARY)
+    record["whole"] = {
+        "episodes": args.episodes, "epochs": args.epochs, "search_seconds": searched,
+        "finetune_seconds": time.perf_counter() - began - searched, "dense": summary["dense"], "slim": summary["slim"],
+        "search_images": args.search_images, "environment": environment(device_named(args.device)),
+    }  # fmt: skip
+    save(RESULT.format(model=args.model), record)
+    return record
 
 
 def measure(args: argparse.Namespace) -> Record:
     device = device_named(args.device)
     model, calibration, images = trained(args) if args.weights else random(args)
     size = sum(len(labels) for _, labels in images)
+    before = load(RESULT.format(model=args.model))
     record: Record = {"model": args.model, "trained": args.weights is not None, "images": size}
+    record |= {name: before[name] for name in ("whole",) if name in before}
     record["environment"] = environment(device)
     record |= {"input": list(images[0][0].shape[1:]), "policies": args.policies, "ways": {}, "scores": {}, "passes": {}}
     for name, bf16 in PRECISIONS.items():
@@ -156,7 +187,21 @@ def section(record: Record) -> str:
         + changed(record["scores"])
         + passes(record["passes"])
         + machine(record)
+        + (whole_job(record) if "whole" in record else "")
     )  # fmt: skip
+
+
+def whole_job(record: Record) -> str:
+    """The figures of `whole`, in a paragraph."""
+    found = record["whole"]
+    dense, slim = found["dense"], found["slim"]
+    return (
+        f"\n`python benchmarks/gpu.py --model {record['model']} --weights W --data cifar10:DATA --search-images "
+        f"{found['search_images']} --runs DIR`, the whole job at half the MACs: {found['episodes']} policies and the "
+        f"recovery of the best take {found['search_seconds']:.0f} s, {found['epochs']} epochs of fine-tuning "
+        f"{found['finetune_seconds']:.0f} s. Test: dense {percent(dense['test'])}, as pruned {percent(slim['test'])}, "
+        f"recovered {percent(slim['test_recovered'])}, fine-tuned {percent(slim['test_finetuned'])}.\n" + machine(found)
+    )
 
 
 def changed(scores: dict[str, list[float]]) -> str:
@@ -182,7 +227,8 @@ def passes(found: dict[str, dict[str, float]]) -> str:
 
 
 def main() -> None:
-    print(section(measure(options().parse_args())))
+    args = options().parse_args()
+    print(whole_job(whole(args)) if args.runs else section(measure(args)))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ zero is the masked one. Sliced and masked outputs are compared in double precisi
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from against_torch_pruning import attentions_of, set_heads_
 from amc.structure import inspect
 from amc.structure.trace import inference
 from network_list import create
@@ -38,32 +38,23 @@ def attempt(name: str) -> dict[str, Any]:
     try:
         for parameter in pruned.parameters():
             parameter.requires_grad_(True)
-        attentions = {m.qkv: m.num_heads for m in pruned.modules() if hasattr(m, "qkv") and hasattr(m, "num_heads")}
+        attentions = attentions_of(pruned)
         pruner = tp.pruner.MagnitudePruner(
             pruned,
             example,
             importance=tp.importance.MagnitudeImportance(p=2),
             pruning_ratio=RATIO,
             ignored_layers=[m for path, m in pruned.named_modules() if path in ends],
-            num_heads=attentions,
+            num_heads={attention.qkv: attention.num_heads for attention in attentions},
         )
         pruner.step()
-        for module in pruned.modules():
-            if getattr(module, "qkv", None) in attentions and hasattr(module, "head_dim"):
-                _set_heads_(module, pruner.num_heads)
+        set_heads_(attentions, pruner.num_heads)
         sliced = _outputs(pruned, example)
     except Exception as error:  # whatever it raises is its result
         text = str(error).strip().splitlines()
         return {"verdict": "fails", "detail": f"{type(error).__name__}: {text[0][:120] if text else ''}"}
     removed = 1 - sum(p.numel() for p in pruned.parameters()) / before
     return _verdict(sliced, _outputs(_masked(model, pruned), example)) | {"removed": removed, "norms": norms}
-
-
-def _set_heads_(attention: Any, num_heads: Mapping[nn.Module, int]) -> None:
-    """Write the sizes that are left into timm's attention."""
-    attention.num_heads = num_heads[attention.qkv]
-    attention.attn_dim = attention.qkv.out_features // 3
-    attention.head_dim = attention.attn_dim // attention.num_heads
 
 
 def _verdict(sliced: list[Tensor], masked: list[Tensor]) -> dict[str, Any]:

@@ -86,8 +86,9 @@ def searched(args: argparse.Namespace, seed: int, budget: str, way: str) -> Reco
     source, began = source_of(args), time.process_time()
     model, data = PREPARED[way](network_of(source)).to(device_named(args.device)), data_of(source)
     result = amc.compress(
-        model, torch.zeros(1, *data.input_shape, device=device_of(model)), calibration=data.calibration.batches(BATCH), evaluate=data.search,
-        test=data.test, budget=budget, episodes=args.policies, seed=seed, baselines=("uniform",),
+        model, torch.zeros(1, *data.input_shape, device=device_of(model)),
+        calibration=data.calibration.batches(BATCH), evaluate=data.search, test=data.test,
+        budget=budget, episodes=args.policies, seed=seed, baselines=("uniform",),
     )  # fmt: skip
     slim = result.summary["slim"]
     return {

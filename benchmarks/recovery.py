@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from against_torch_pruning import rival
+from amc.cli.jobs.devices import device_named
 from amc.cli.jobs.origin import BATCH, data_of, network_of
 from amc.compression.inputs import Inputs
 from amc.compression.job import Job
@@ -31,8 +32,9 @@ from amc.recovery.distillation import Plan, distill_
 from amc.run.provenance import environment
 from amc.search import SearchTask, create_agent, search
 from amc.structure import count_macs
-from amc.structure.batches import limited
+from amc.structure.batches import limited, moved
 from amc.structure.copying import copy_model
+from amc.structure.modes import device_of
 from amc.structure.trace import Example
 from amc.zoo import DataSplits
 from amc.zoo.splits import Split, balanced_order
@@ -62,14 +64,16 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=int, nargs="+", default=[2048], help="for calibration and recovery")
     parser.add_argument("--epochs", type=int, nargs="+", default=[None], help="of the recovery, in place of its own")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of the recovery")
+    parser.add_argument("--device", default="cpu")
     return parser
 
 
 def measure(args: argparse.Namespace) -> Record:
     torch.set_num_threads(args.threads)
-    name = RESULT.format(model=args.model)
-    model, data = network_of(source_of(args)), data_of(source_of(args))
-    record = {"model": args.model, "threads": args.threads, "episodes": args.episodes, "rows": []} | load(name)
+    device, label = device_named(args.device), args.model.rpartition(":")[2]
+    name = RESULT.format(model=label)
+    model, data = network_of(source_of(args)).to(device), data_of(source_of(args))
+    record = {"model": label, "threads": args.threads, "episodes": args.episodes, "rows": []} | load(name)
     if "dense" not in record:
         record["dense"] = {"search": Evaluator(data.search)(model), "test": Evaluator(data.test)(model)}
     for case in cases(args):
@@ -77,7 +81,7 @@ def measure(args: argparse.Namespace) -> Record:
         left = [seed for seed in args.seeds if seed not in done]
         for row in rows(model, data, case, left, args.episodes) if left else ():
             record["rows"].append(row)
-            record["environment"] = environment()
+            record["environment"] = environment(device)
             save(name, record)
             print(row, flush=True)
     return record
@@ -91,7 +95,8 @@ def cases(args: argparse.Namespace) -> Iterator[Case]:
 
 def rows(model: nn.Module, data: DataSplits, case: Case, seeds: list[int], episodes: int) -> Iterator[Record]:
     """The scores of one network before and after its recovery, for each seed."""
-    calibration, example = calibration_of(data, case.images), torch.zeros(1, *data.input_shape)
+    example = torch.zeros(1, *data.input_shape, device=device_of(model))
+    calibration = [moved(batch, example.device) for batch in calibration_of(data, case.images)]
     scores = {"search": Evaluator(data.search), "test": Evaluator(data.test)}
     config = SearchConfig(
         budget=case.budget,
@@ -105,12 +110,13 @@ def rows(model: nn.Module, data: DataSplits, case: Case, seeds: list[int], episo
     pruned = network(job, case, data)
     before = {split: score(pruned) for split, score in scores.items()}
     for seed in seeds:
-        slim, began = copy_model(pruned), time.process_time()
+        slim, began, clock = copy_model(pruned), time.process_time(), time.perf_counter()
         recovery = distill_(
             slim, copy_model(model), calibration, classes=True, masks=job.method.masks(slim) or None,
             plan=Plan(epochs=case.epochs), seed=seed,
         )  # fmt: skip
         row: Record = {"case": asdict(case), "seed": seed, "cpu_seconds": time.process_time() - began}
+        row["seconds"] = time.perf_counter() - clock
         row |= {split: [before[split], score(slim)] for split, score in scores.items()}
         yield row | {"recovery": recovery.to_json()}
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,6 +37,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--runtimes", default="onnxruntime")
     parser.add_argument("--budgets", default="50%,30%")
     parser.add_argument("--methods", default="channel,fine-grained,2:4")
+    parser.add_argument("--device", default="auto")
     return parser
 
 
@@ -47,7 +49,7 @@ def measure(args: argparse.Namespace) -> Record:
         epochs=args.epochs, seeds=args.seeds,
     )  # fmt: skip
     place = args.runs / args.model
-    run_study(place, source_of(args), config, plan, progress=Observer())
+    run_study(place, replace(source_of(args), device=args.device), config, plan, progress=Observer())
     found = to_json(read_study(RunDir.open(place)))
     record = found | {"model": args.model, "episodes": args.episodes, "threads": args.threads}
     record["data"] = args.data.partition(":")[0]  # where it lies is nobody's business
