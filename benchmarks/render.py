@@ -30,6 +30,7 @@ import masking_cost
 import methods
 import networks
 import overhead
+import padded_shortcuts
 import peak_memory
 import reconstruction
 import recovery
@@ -95,7 +96,7 @@ def benchmarks_page(page: str) -> str:
     sections = each(
         search_quality, against_torch_pruning, episode_cost, setup_time, engines, scoring_speed, reconstruction,
         methods, guarantee, rounds, compensation, masking_cost, score_correlation, score_ranking, steadiness,
-        sequential, recovery, after_recovery, search_agents, sweep, search_toys, search_patience,
+        sequential, padded_shortcuts, recovery, after_recovery, search_agents, sweep, search_toys, search_patience,
     )  # fmt: skip
     return f"{INTRODUCTION}\n{sections}" if sections else page
 

@@ -8,17 +8,22 @@ import json
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+import amc
+from amc.compression.scoring.evaluator import Evaluator
 from amc.errors import AmcError
+from amc.zoo.images import ImageSet, Normalisation
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 INDEX = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
 COMMAND = re.compile(r"python benchmarks/(\w+)\.py([^`\n#…]*)")
 PAGES = ("benchmarks", "latency", "sparse", "networks", "kernels", "workers", "tasks")
-NO_FIGURE = {"render", "train_digits"}  # scripts that measure nothing
+NO_FIGURE = {"render", "train_digits", "vision_transformers"}  # scripts that measure nothing
 QUOTED = {  # figures that the project's README quotes
     "search_quality", "reconstruction", "against_torch_pruning", "methods", "latency_search", "latency_runtimes",
     "guarantee", "rounds", "score_correlation", "search_toys",
@@ -165,6 +170,7 @@ SMALL = {  # name: (arguments, lines of its tables)
     "engines": (f"{QUICK} --episodes 3", 4 + 4),
     "batches": ("--episodes 8 --seeds 1 --batches 1 4 --toys 'additive, residual, 9'", 2),
     "recovery": (f"{QUICK} --budgets macs<=50% --seeds 0", 1),
+    "padded_shortcuts": (f"{QUICK} --policies 2 --seeds 1 --budgets macs<=50%", 3),  # none there: twice the same
     "score_correlation": (f"{QUICK} --policies 3 --epochs 1", 4),
     "tasks": (
         "--tasks keywords --budgets macs<=50% --policies 2 --seeds 1 --steps 2 --search-images 50 "
@@ -241,3 +247,25 @@ def test_the_share_of_the_gap_is_measured_from_the_best_random_policy() -> None:
     for item in (*found, *found.values()):
         assert type(item).parse(str(item)) == item
     assert figure.agent_of("ddpg:elite_fraction=0,hidden=16") == ("ddpg", {"elite_fraction": 0, "hidden": 16})
+
+
+def test_the_whole_job_of_the_gpu_benchmark(results: Path, tmp_path: Path) -> None:
+    figure = importlib.import_module("gpu")
+    args = parse("gpu", f"{QUICK} --device cpu --runs {tmp_path} --episodes 3 --epochs 1".replace("--threads 1", ""))
+    found = figure.whole(args)
+    assert json.loads((results / "gpu-digits_cnn.json").read_text(encoding="utf-8")) == found
+    assert "3 policies and the recovery of the best take" in figure.whole_job(found)
+
+
+def test_vision_transformers_are_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = importlib.import_module("vision_transformers")
+    assert [amc.count_params(figure.NETWORKS[name]()) for name in ("deit_tiny", "vit_small")] == [5362762, 21342346]
+    torch.manual_seed(0)
+    images = torch.randint(256, (64, 3, 32, 32), dtype=torch.uint8)
+    split = ImageSet(images, torch.arange(64) % 2, normalisation=Normalisation((0.5,) * 3, (0.25,) * 3))
+    images[split.labels == 1] //= 4
+    monkeypatch.setattr(figure, "load_data", lambda _: SimpleNamespace(train=split))
+    monkeypatch.setattr(figure, "BATCH", 16)
+    monkeypatch.setitem(figure.NETWORKS, "deit_tiny", lambda: figure.vision_transformer(24, 3))
+    args = parse("vision_transformers", "deit_tiny --data x --weights y --epochs 12 --device cpu --rate 0.003")
+    assert Evaluator(split)(figure.train(args)) > 0.9
