@@ -6,13 +6,16 @@ import collections
 import hashlib
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+from amc.deploy.export import export
 from amc.structure import Structure, certify, count_macs, count_params, inspect, slice_model
 from common import Record
 from network_list import create
@@ -53,6 +56,16 @@ def structure_of(name: str) -> Record:
         "costs_agree": costs_agree(model, structure, example),
         "digest": digest(structure),
     }
+
+
+def exported(name: str) -> Record:
+    """The network with half of every group, as an ONNX file: its largest difference from PyTorch, on ONNX Runtime."""
+    model, example = create(name)
+    structure, _ = certify(model, inspect(model, example), example, keep_sets=KEEP_SETS)
+    slim = slice_model(model, structure, structure.mask({g.name: range(max(1, g.size // 2)) for g in structure.groups}))
+    with tempfile.TemporaryDirectory() as folder:
+        written = export(slim.eval(), example, Path(folder, "slim.onnx"))
+    return {"difference": max(written.errors.values()), "dynamic_batch": written.dynamic_batch}
 
 
 def digest(structure: Structure) -> str:
@@ -114,5 +127,6 @@ def timings() -> Record:
 TASKS: dict[str, Callable[[str], dict[str, Any]]] = {
     "structure": structure_of,
     "rival": attempt,
+    "onnx": exported,
     "timings": lambda _: timings(),
 }
