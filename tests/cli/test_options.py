@@ -76,7 +76,7 @@ SPELLINGS = {
         --max-sparsity-linear --ranking --reconstruct --no-reconstruct
         --bn-images --bn-rule --calibration-images
         --recover --recover-time --finalists --search-images
-        --image-size --bf16 --no-bf16 --engine --certify --lock --only --runtime
+        --image-size --bf16 --no-bf16 --engine --certify --lock --only --approximate --no-approximate --runtime
         --latency-threads --device-url --warm-start
         --token-file --device --pretrained --no-pretrained --test --no-test --recipe --log --json
     """,
@@ -89,7 +89,7 @@ SPELLINGS = {
         --max-sparsity-linear --ranking --reconstruct --no-reconstruct
         --bn-images --bn-rule --calibration-images
         --recover --recover-time --finalists --search-images
-        --image-size --bf16 --no-bf16 --engine --certify --lock --only --runtime
+        --image-size --bf16 --no-bf16 --engine --certify --lock --only --approximate --no-approximate --runtime
         --latency-threads --device-url --warm-start
         --token-file --device --pretrained --no-pretrained --test --no-test --recipe --log --json
     """,
@@ -103,7 +103,7 @@ SPELLINGS = {
         --max-sparsity-linear --ranking --reconstruct --no-reconstruct
         --bn-images --bn-rule --calibration-images
         --recover --recover-time --finalists --search-images
-        --image-size --bf16 --no-bf16 --engine --certify --lock --only --runtime
+        --image-size --bf16 --no-bf16 --engine --certify --lock --only --approximate --no-approximate --runtime
         --latency-threads --device-url --warm-start
         --token-file --device --pretrained --no-pretrained --test --no-test --recipe --log --json
     """,

@@ -30,7 +30,7 @@ from tests.tiny import EXAMPLE, compress, tiny
 FILE = "prepared.safetensors"
 KEPT = Prepared(
     "a" * 64,
-    Certificate(3, 1.5e-7, (("layer", Lock("it fails", "layer", "net.py:3")),)),
+    Certificate(3, 1.5e-7, (("layer", Lock("it fails", "layer", "net.py:3")),), (("stem", 0.25),)),
     "b" * 64,
     Calibration({"w": Gram(torch.rand(2, 3, 3, dtype=torch.float64), 40)}, {"v": "too large"}),
     {"layer": np.array([2, 0, 1])},
@@ -84,7 +84,12 @@ class TestFile:
         """Whoever adds a field to one of these must write it, too."""
         assert [field.name for field in dataclasses.fields(Calibration)] == ["grams", "skipped"]
         assert [field.name for field in dataclasses.fields(Gram)] == ["matrix", "samples"]
-        assert [field.name for field in dataclasses.fields(Certificate)] == ["keep_sets", "worst_error", "failed"]
+        assert [field.name for field in dataclasses.fields(Certificate)] == [
+            "keep_sets",
+            "worst_error",
+            "failed",
+            "approximate",
+        ]
         assert [field.name for field in dataclasses.fields(Lock)] == ["reason", "module", "source"]
 
     @pytest.mark.parametrize("place", [0, 3, 8, 60, 300, 700, -1, -30, -100])

@@ -34,6 +34,7 @@ ModelArgument = Annotated[
 WeightsOption = Annotated[Path | None, typer.Option(help=options_of(Source)["weights"].help)]
 InputOption = Annotated[str | None, typer.Option("--input", help="Shape of one example without the batch: 3x224x224.")]
 LockOption = Annotated[list[str] | None, typer.Option(help=options_of(SearchConfig)["lock"].help)]
+ApproximateOption = Annotated[bool, typer.Option("--approximate", help=options_of(SearchConfig)["approximate"].help)]
 OnlyOption = Annotated[list[str] | None, typer.Option(help=options_of(SearchConfig)["only"].help)]
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from amc.cli.common import (
+    ApproximateOption,
     InputOption,
     JsonFlag,
     LockOption,
@@ -72,6 +73,7 @@ def inspect(
     lock: LockOption = None,
     only: OnlyOption = None,
     part: Annotated[str | None, typer.Option(help="A submodule, such as backbone, in place of the network.")] = None,
+    approximate: ApproximateOption = False,
     why: Annotated[
         str | None, typer.Option(help="A layer: show how its channels came to be tied or locked, step by step.")
     ] = None,
@@ -85,8 +87,10 @@ def inspect(
         from amc.cli.terminal import show_structure, show_why
 
     if why is not None:
-        if lock or only:
-            raise AmcError("--why shows what the network itself ties and locks; leave out --lock and --only")
+        if lock or only or approximate:
+            raise AmcError(
+                "--why shows what the network itself ties and locks; leave out --lock, --only, --approximate"
+            )
         record = run_why(model, why, weights=weights, input_shape=input_shape, part=part, device=device)
         print_json(record) if as_json else show_why(out, record)
         return
@@ -98,6 +102,7 @@ def inspect(
         lock=tuple(lock or ()),
         only=tuple(only or ()),
         part=part,
+        approximate=approximate,
         device=device,
     )
     if as_json:

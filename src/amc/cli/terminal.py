@@ -186,6 +186,12 @@ def show_structure(console: Console, record: Mapping[str, Any]) -> None:
             f"certificate: sliced equals masked on {certificate['keep_sets']} random keep set(s): {verdict}"
             f" (largest difference {certificate['worst_error']:.0e})"
         )
+    differences = (certificate or {}).get("approximate", {})
+    for group in record["groups"]:
+        if "approximate" in group:
+            difference = differences.get(group["name"])
+            told = "" if difference is None else f"; without a quarter of them the output differs by {difference:.1%}"
+            console.print(f"approximate: {group['name']}: {group['approximate']}{told}", markup=False)
 
 
 def _few(names: list[str]) -> str:

@@ -172,7 +172,7 @@ class _Preparation:
         """The method without the groups that the certificate locks, the certificate, and the key of the structure."""
         inputs, config = self.inputs, self.config
         self.watch.stage("structure")
-        structure = inspect(inputs.model, inputs.example_input)
+        structure = inspect(inputs.model, inputs.example_input, approximate=config.approximate)
         options, locks = config.method_options, {"lock": config.lock, "only": config.only}
         method = create_method(config.method, inputs.model, structure, options, **locks)
         self.watch.stage("check of the structure")

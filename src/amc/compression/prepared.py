@@ -125,7 +125,8 @@ def _content(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Prepar
 
 def _certificate(fields: Mapping[str, Any]) -> Certificate:
     failed = tuple((name, Lock(**lock)) for name, lock in fields["failed"])
-    return Certificate(fields["keep_sets"], fields["worst_error"], failed)
+    approximate = tuple(fields.get("approximate", {}).items())
+    return Certificate(fields["keep_sets"], fields["worst_error"], failed, approximate)
 
 
 @records.Check
@@ -138,11 +139,12 @@ def _failure(value: Any, place: str) -> None:
 
 
 _CERTIFICATE = {"keep_sets": records.count, "worst_error": records.number, "failed": records.many(_failure)}
+_MORE = {"approximate": records.table(records.number)}  # earlier versions have none
 _FIELDS = {
     "version": records.positive,
     "structure_key": records.text,
     "calibration_key": records.text,
-    "certificate": records.optional(records.fields(_CERTIFICATE, needed=_CERTIFICATE)),
+    "certificate": records.optional(records.fields(_CERTIFICATE | _MORE, needed=_CERTIFICATE)),
     "samples": records.table(records.count),
     "skipped": records.table(records.text),
     "tensors": records.text,

@@ -138,7 +138,7 @@ class SearchConfig:
     )  # fmt: skip
     uniform_first: bool = True  # no option; under a budget, the first policy that "ddpg" scores is the uniform one
     round_to: int | None = option(
-        None, panel=Panel.PRUNING, help="Keep counts are multiples of this (default: 8 or less)."
+        None, panel=Panel.PRUNING, help="Keep counts are multiples of it (default: at most 8)."
     )
     max_sparsity: float = option(
         MAX_SPARSITY, panel=Panel.PRUNING,
@@ -166,9 +166,7 @@ class SearchConfig:
         "calibration", panel=Panel.PRUNING,
         help="calibration: train the result towards the dense network's outputs on the calibration images; or none.",
     )  # fmt: skip
-    recover_time: float = option(
-        120.0, panel=Panel.PRUNING, help="Longest time of --recover for a network, in seconds."
-    )
+    recover_time: float = option(120.0, panel=Panel.PRUNING, help="Longest time of --recover for a network: seconds.")
     finalists: int = option(
         3, panel=Panel.SEARCH,
         help="Best policies to compare at the end, recovered, on images that the search never scores; 0: none.",
@@ -186,6 +184,7 @@ class SearchConfig:
     )
     lock: tuple[str, ...] = option((), panel=Panel.PRUNING, help="Keep layers of this name or pattern whole (repeat).")
     only: tuple[str, ...] = option((), panel=Panel.PRUNING, help="Prune only layers of this name or pattern (repeat).")
+    approximate: bool = option(False, panel=Panel.PRUNING, help="Prune what layer norms average, too; it is not exact.")
     runtime: str | None = option(  # the default if a latency is requested
         None, panel=Panel.LATENCY, help="Runtime to measure: onnxruntime (the default), openvino, executorch …"
     )
@@ -226,6 +225,8 @@ class SearchConfig:
         self._check_ranges()
         self._check_score()
         self._check_part()
+        if self.approximate and self.method != CHANNEL:
+            raise AmcError(f"approximate is for channels; method {self.method} masks weights: leave approximate out")
         if self.times_latency and self.method != CHANNEL:
             raise AmcError(
                 f"method {self.method} masks weights, which makes no runtime here faster; for a latency choose "

@@ -72,6 +72,7 @@ class Policy:
     groups: tuple[GroupPolicy | LayerPolicy, ...]
     method: str = "channel"
     part: str | None = None  # the submodule that the groups are of; None: the whole network
+    approximate: bool = False  # whether the groups are those of `inspect(..., approximate=True)`
 
     def __post_init__(self) -> None:
         names = [group.name for group in self.groups]
@@ -106,7 +107,8 @@ class Policy:
         return tuple(group.kept for group in self.groups)
 
     def to_json(self) -> dict[str, Any]:
-        named = {} if self.part is None else {"part": self.part}
+        named: dict[str, Any] = {} if self.part is None else {"part": self.part}
+        named |= {"approximate": True} if self.approximate else {}
         return {"method": self.method, **named, "groups": [_entry_to_json(group) for group in self.groups]}
 
     @classmethod
@@ -115,7 +117,9 @@ class Policy:
         try:
             part = data.get("part")
             groups = tuple(_entry_from_json(entry) for entry in data["groups"])
-            return cls(groups, str(data["method"]), None if part is None else str(part))
+            return cls(
+                groups, str(data["method"]), None if part is None else str(part), data.get("approximate") is True
+            )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise RunError(
                 f"not a policy: {error!r}; expected {{'method', 'groups': [{{name, size, keep or kept}}]}}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -80,7 +81,8 @@ class Pruner:
             group.name: np.sort(self.orders[group.name][:count])
             for group, count in zip(self.structure.groups, keep_counts, strict=True)
         }
-        return Policy.of(keep, {group.name: group.size for group in self.structure.groups})
+        policy = Policy.of(keep, {group.name: group.size for group in self.structure.groups})
+        return replace(policy, approximate=self.structure.approximate)
 
     def build(self, keep_counts: Sequence[int]) -> nn.Module:
         """The sliced network with refitted weights: a new module, in eval mode."""

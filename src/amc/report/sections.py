@@ -301,6 +301,11 @@ def certificate_text(certificate: Any) -> str:
         f"Before the search, the sliced network was compared with the masked one on {certificate['keep_sets']} random "
         f"keep sets; the largest difference was {float(certificate.get('worst_error') or 0):.0e} of the output."
     )
+    for name, difference in (certificate.get("approximate") or {}).items():
+        text += (
+            f" {name} is approximate, since an average runs over its channels: sliced to three quarters, it differs "
+            f"from the masked network by {float(difference):.1%} of the output."
+        )
     failed = certificate.get("locked") or ()
     return text + (f" Groups for which they differed, now locked: {len(failed)}." if failed else "")
 

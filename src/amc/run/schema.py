@@ -60,7 +60,7 @@ CONFIG = fields(
         "bn_images": optional(count),
         **dict.fromkeys(("max_drop", "score_timeout"), optional(number)),
         **dict.fromkeys(("confidence", "max_sparsity", "max_sparsity_linear", "recover_time", "random_share"), number),
-        **dict.fromkeys(("reconstruct", "sequential", "bf16", "uniform_first"), flag),
+        **dict.fromkeys(("reconstruct", "sequential", "bf16", "uniform_first", "approximate"), flag),
         **dict.fromkeys(("test", "pretrained"), optional(flag)),
         **dict.fromkeys(("baselines", "lock", "only", "agent_options"), many(text)),
         "input_shape": Check(_bounded, _SIZES.schema),
@@ -157,7 +157,16 @@ SUMMARY = fields(
         "locked": optional(many(fields({"name": text, "size": count, "reason": text}))),
         "warnings": optional(many(text)),
         "certificate": optional(
-            fields({"keep_sets": count, "worst_error": number, "passed": flag, "locked": many(text)})
+            fields(
+                {
+                    "keep_sets": count,
+                    "worst_error": number,
+                    "passed": flag,
+                    "locked": many(text),
+                    "approximate": table(number),
+                },
+                needed=("keep_sets", "worst_error", "passed", "locked"),
+            )
         ),
         "environment": optional(table(scalar)),
         "guarantee": optional(_GUARANTEE),
@@ -181,6 +190,7 @@ POLICY = fields(
     {
         "method": text,
         "part": optional(text),
+        "approximate": flag,
         "groups": many(
             fields({"name": text, "size": positive, "kept": positive, "keep": many(count)}, needed=("name", "size"))
         ),

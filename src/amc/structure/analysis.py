@@ -13,7 +13,7 @@ import numpy.typing as npt
 from torch import nn
 
 from amc.structure.advice import explained
-from amc.structure.channels import Ids, Lock
+from amc.structure.channels import Ids, Lock, Resolution
 from amc.structure.context import Dims, LayerUse
 from amc.structure.copying import copy_model, undisturbed
 from amc.structure.cost import CostModel, Term
@@ -36,6 +36,7 @@ def inspect(
     part: str | None = None,
     lock: tuple[str, ...] = (),
     only: tuple[str, ...] = (),
+    approximate: bool = False,
 ) -> Structure:
     """Find the prunable groups of `model`, their ties, costs and locks. Copies of `model` are run, never itself.
 
@@ -43,6 +44,8 @@ def inspect(
     as a whole, so give one example (batch 1) for costs per example. `lock` keeps groups whose name or producing
     layer matches one of these patterns (`layer3.*`); `only` keeps all groups that match none of its patterns. `part` is
     the name of a submodule: the structure is that of this part alone, for what the whole network calls it with.
+    `approximate`: channels that a layer norm or another average runs over may go, too. What is left is then averaged
+    alone, so the slice is not exactly the masked network; such groups say so in `averaged`.
 
     Raises ModelError if the model does not take the example, or torch.export cannot trace it, or the part.
 
@@ -55,20 +58,20 @@ def inspect(
     """
     if part is not None:
         found = Part.of(model, example_input, part)
-        return inspect(found.module, found.example, lock=lock, only=only)
-    structure = _assemble(*walked(model, example_input))
+        return inspect(found.module, found.example, lock=lock, only=only, approximate=approximate)
+    structure = _assemble(*walked(model, example_input, approximate=approximate))
     structure = replace(structure, locked=explained(structure.locked, model))
     structure = lock_groups(structure, {group.name: INSEPARABLE for group in structure.groups if group.size == 1})
     return restrict(structure, lock=lock, only=only)
 
 
-def walked(model: nn.Module, example_input: Any) -> tuple[Propagation, Trace]:
+def walked(model: nn.Module, example_input: Any, *, approximate: bool = False) -> tuple[Propagation, Trace]:
     """The walk over the graph of a network, and the graph. Raises ModelError as `inspect`."""
     example = Example.of(example_input)
     with undisturbed(model):
         dry_run(copy_model(model), example.cloned())
         traced = trace(copy_model(model), example.cloned())
-    return propagate(traced), traced
+    return propagate(traced, approximate=approximate), traced
 
 
 def _assemble(walk: Propagation, traced: Trace) -> Structure:
@@ -106,7 +109,7 @@ def _assemble(walk: Propagation, traced: Trace) -> Structure:
         name: tuple(None if ids is None else slots(ids) for ids in entry) for name, entry in walk.tensors.items()
     }
     return Structure(
-        groups=_groups(grouping, layers, walk.layers, slots),
+        groups=_groups(grouping, layers, walk.layers, slots, walk.resolution),
         locked=_locked(walk, channel, traced.parameters),
         layers=layers,
         tensors=tensors,
@@ -213,8 +216,15 @@ def _cost_model(
 
 
 def _groups(
-    grouping: Grouping, layers: tuple[Layer, ...], uses: list[LayerUse], slots: Callable[[Ids], Slots]
+    grouping: Grouping,
+    layers: tuple[Layer, ...],
+    uses: list[LayerUse],
+    slots: Callable[[Ids], Slots],
+    resolution: Resolution,
 ) -> tuple[Group, ...]:
+    averaged: dict[int, Lock] = {}  # by slot
+    for channel, lock in resolution.averages.items():
+        averaged.setdefault(int(grouping.slot[channel]), lock)
     group_of = np.repeat(np.arange(grouping.sizes.size), grouping.sizes)
     producers: list[list[int]] = [[] for _ in grouping.sizes]
     consumers: list[list[int]] = [[] for _ in grouping.sizes]
@@ -231,7 +241,8 @@ def _groups(
         used[name] = used.get(name, 0) + 1
         unique = name if used[name] == 1 else f"{name}:{used[name]}"
         offset = int(grouping.offsets[index])
-        groups.append(Group(unique, size, offset, tuple(producers[index]), tuple(consumers[index])))
+        why = next((averaged[slot] for slot in range(offset, offset + size) if slot in averaged), None)
+        groups.append(Group(unique, size, offset, tuple(producers[index]), tuple(consumers[index]), why))
     return tuple(groups)
 
 

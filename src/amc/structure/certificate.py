@@ -2,10 +2,14 @@
 
 Parameters are first given random values, so that no zero weight or saturated activation can hide a misaligned
 channel, and the comparison runs in double precision. A group that fails is found by bisection and locked.
+
+Groups that an average runs over are whole in this check. Each of them is sliced alone, with the network's own weights,
+and the difference from the masked network is measured and kept.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +31,9 @@ from amc.structure.trace import Example, inference
 
 # Largest difference allowed, relative to the largest output, by the precision of the comparison. A forward that
 # insists on single precision, or on the model's own (None), is compared in that.
+APPROXIMATE_KEPT = 0.75  # of the channels of an approximate group, when its difference is measured
+APPROXIMATE_LIMIT = 0.5  # of the largest output: with more, an approximate group is locked
+
 TOLERANCES: dict[torch.dtype | None, float] = {torch.float64: 1e-6, torch.float32: 1e-3, None: 5e-2}
 
 
@@ -42,15 +49,17 @@ class Certificate:
     keep_sets: int
     worst_error: float  # relative to the largest output, over the keep sets that passed
     failed: tuple[tuple[str, Lock], ...]
+    approximate: tuple[tuple[str, float], ...] = ()  # the difference, likewise, with three quarters of this group kept
 
     def to_json(self) -> dict[str, Any]:
         """The form in summary.json and `amc inspect --json`; `locked` names the groups that failed."""
-        return {
+        record = {
             "keep_sets": self.keep_sets,
             "worst_error": self.worst_error,
             "passed": self.passed,
             "locked": [name for name, _ in self.failed],
         }
+        return record | ({"approximate": dict(self.approximate)} if self.approximate else {})
 
     @property
     def passed(self) -> bool:
@@ -59,7 +68,10 @@ class Certificate:
     def __repr__(self) -> str:
         failed = ", ".join(name for name, _ in self.failed)
         outcome = f"{len(self.failed)} failed: {failed}" if failed else "passed"
-        return brief(f"Certificate({self.keep_sets} keep sets, largest difference {self.worst_error:.0e}, {outcome})")
+        more = f", {len(self.approximate)} approximate" if self.approximate else ""
+        return brief(
+            f"Certificate({self.keep_sets} keep sets, largest difference {self.worst_error:.0e}, {outcome}{more})"
+        )
 
 
 def certify(
@@ -74,6 +86,9 @@ def certify(
     """Check `keep_sets` random keep sets; lock the groups for which sliced and masked differ.
 
     `on_check` hears after each keep set that passed how many did, and of how many.
+
+    A group whose channels are averaged is no part of these keep sets. It is locked if its slice does not run, or if the
+    slice differs from the masked network by more than half of the largest output when a quarter of the group is gone.
 
     Returns the structure with these locks, and the certificate. Raises ModelError if a copy of the whole network does
     not reproduce its output, or if a cost of the network or of a slice differs from torch's count.
@@ -153,10 +168,13 @@ def _certified(
     check = _Check(model, structure, example, seed)
     rng = np.random.default_rng(seed)
     failed: dict[str, Lock] = {}
+    measured = _measured(model, structure, check, rng)
+    failed |= {name: found for name, found in measured.items() if isinstance(found, Lock)}
+    approximate = tuple((name, found) for name, found in measured.items() if not isinstance(found, Lock))
     worst, passed = 0.0, 0
     while passed < keep_sets:
         mask = random_mask(structure, rng)
-        for name in failed:
+        for name in failed.keys() | measured.keys():
             _keep_all(structure, mask, name)
         error = check.difference(mask)
         if isinstance(error, float):
@@ -165,13 +183,35 @@ def _certified(
             if on_check is not None:
                 on_check(passed, keep_sets)
             continue
-        names = _offenders(structure, check, mask, [g.name for g in structure.groups if g.name not in failed])
+        names = _offenders(structure, check, mask, _exact(structure, failed))
         if not names:  # the failure does not repeat
             raise ModelError(
                 f"{type(model).__name__} cannot be certified: its forward is random in eval mode; fix its random state"
             )
         failed |= names
-    return lock_groups(structure, failed), Certificate(keep_sets, worst, tuple(failed.items()))
+    return lock_groups(structure, failed), Certificate(keep_sets, worst, tuple(failed.items()), approximate)
+
+
+def _exact(structure: Structure, failed: Mapping[str, Lock]) -> list[str]:
+    return [group.name for group in structure.groups if group.name not in failed and group.averaged is None]
+
+
+def _measured(
+    model: nn.Module, structure: Structure, check: _Check, rng: np.random.Generator
+) -> dict[str, float | Lock]:
+    """The difference of each approximate group on the network's own weights, or why it is locked."""
+    groups = [group for group in structure.groups if group.averaged is not None]
+    if not groups:
+        return {}
+    own, found = check.of_own_weights(model), dict[str, float | Lock]()
+    for group in groups:
+        mask = np.ones(structure.channels, dtype=bool)
+        gone = max(1, round((1 - APPROXIMATE_KEPT) * group.size))
+        mask[group.offset + rng.choice(group.size, gone, replace=False)] = False
+        found[group.name] = own.difference(mask, APPROXIMATE_LIMIT)
+        if not isinstance(found[group.name], Lock):
+            check.count(mask)
+    return found
 
 
 def random_mask(structure: Structure, rng: np.random.Generator) -> Mask:
@@ -232,8 +272,20 @@ class _Check:
         self.model, self.example, self.tolerance = self._prepared(model, example)
         self.sizes = self._sizes()
 
-    def difference(self, mask: Mask) -> float | Lock:
-        """Largest difference relative to the largest output, or the reason why they differ."""
+    def of_own_weights(self, model: nn.Module) -> _Check:
+        """The same check of the network as it is, in this precision."""
+        found = copy.copy(self)
+        found.model = copy_model(model)
+        precision = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), None)
+        found.model = found.model if precision is None else found.model.to(precision)
+        return found
+
+    def difference(self, mask: Mask, limit: float | None = None) -> float | Lock:
+        """Largest difference relative to the largest output, or the reason why they differ.
+
+        `limit`: of the difference; by default, what rounding may do.
+        """
+        limit = self.tolerance if limit is None else limit
         obstacle = self.obstacle(mask)
         if obstacle is not None:
             return obstacle
@@ -248,7 +300,7 @@ class _Check:
                 return Lock("slicing it changes the shape of the output")
             if b.numel():
                 errors.append(float((a - b).abs().max()) / max(float(b.abs().max()), 1e-30))
-        if not all(error <= self.tolerance for error in errors):  # NaN included
+        if not all(error <= limit for error in errors):  # NaN included
             return Lock(f"the sliced network differs from the masked one by {max(errors):.1e} of its output")
         return max(errors)
 

@@ -35,6 +35,7 @@ class Resolution:
 
     channel: Ids
     locks: dict[int, Lock]
+    averages: dict[int, Lock] = field(default_factory=dict)  # of channels that are not locked: what averages over them
 
 
 @dataclass(slots=True)
@@ -45,6 +46,7 @@ class ChannelTable:
     at: Any = None  # what ties from now on: an operator of the graph
     ties: list[tuple[Ids, Ids, Any]] = field(default_factory=list)  # the third is `at`
     locks: list[tuple[Ids, Lock, int]] = field(default_factory=list)  # the third is how many ties were there before
+    averages: list[tuple[Ids, Lock]] = field(default_factory=list)  # ids that may go, though the others then change
 
     def fresh(self, count: int) -> Ids:
         """`count` ids never seen before."""
@@ -88,7 +90,12 @@ class ChannelTable:
         for ids, lock, _ in self.locks:
             for locked in np.unique(channel[ids]).tolist():
                 locks.setdefault(locked, lock)
-        return Resolution(channel, locks)
+        averages: dict[int, Lock] = {}
+        for ids, why in self.averages:
+            for averaged in np.unique(channel[ids]).tolist():
+                if averaged not in locks:
+                    averages.setdefault(averaged, why)
+        return Resolution(channel, locks, averages)
 
 
 def connected_components(left: Ids, right: Ids, size: int) -> Ids:

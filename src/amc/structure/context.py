@@ -119,6 +119,7 @@ class Context:
     attributes_known: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # by module path
     parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # shapes by name
     count: Callable[[Node], int | None] = lambda _: None  # torch's count of an operator
+    approximate: bool = False  # whether channels may go whose absence changes what averages over them
     node: Node | None = None
     live: bool = True  # whether anything the network returns depends on the operator
     unruled: bool = False  # whether the operator was locked because it has no rule
@@ -168,6 +169,15 @@ class Context:
     def lock(self, ids: Ids | None, reason: str) -> None:
         if ids is not None:
             self.table.lock(ids, self.because(reason))
+
+    def average(self, ids: Ids | None, reason: str) -> None:
+        """An average runs over these ids: without some of them it changes. Locked, unless `approximate`."""
+        if ids is None:
+            return
+        if self.approximate:
+            self.table.averages.append((ids.ravel(), self.because(reason)))
+        else:
+            self.lock(ids, reason)
 
     def stretched(self, size: int, *, place: int | None = None) -> Ids:
         """Ids of a dimension that repeats one value; those that no parameter is tied to are locked in the end.

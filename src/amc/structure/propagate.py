@@ -44,8 +44,11 @@ class Propagation:
     liveness: Liveness
 
 
-def propagate(trace: Trace) -> Propagation:
-    """Carry ids through the graph; a split whose axis got locked tries its next axis."""
+def propagate(trace: Trace, *, approximate: bool = False) -> Propagation:
+    """Carry ids through the graph; a split whose axis got locked tries its next axis.
+
+    `approximate`: the axes are chosen as without it, so that heads go whole; then averages lock nothing.
+    """
     choices: dict[SplitKey, int] = {}
     hopeless: set[SplitKey] = set()
     together = True
@@ -59,6 +62,9 @@ def propagate(trace: Trace) -> Propagation:
         together = together and _advance_together_(choices, failing)
         if not together:
             _advance_(choices, hopeless, failing)
+    if approximate:
+        ctx, tensors, alive = _walk(trace, choices, count, approximate=True)
+        resolution = ctx.table.resolve()
     return Propagation(ctx.table, resolution, tensors, ctx.terms, ctx.layers, ctx.attributes, ctx.used, alive())
 
 
@@ -110,10 +116,10 @@ def _advance_(choices: dict[SplitKey, int], hopeless: set[SplitKey], failing: Ma
 
 
 def _walk(
-    trace: Trace, choices: dict[SplitKey, int], count: Callable[[Node], int | None]
+    trace: Trace, choices: dict[SplitKey, int], count: Callable[[Node], int | None], *, approximate: bool = False
 ) -> tuple[Context, dict[str, Dims], Callable[[], Liveness]]:
     parameters = {name: trace.shapes[name] for name in trace.parameters}
-    ctx = Context(ChannelTable(), choices, trace.literals, trace.attributes, parameters, count)
+    ctx = Context(ChannelTable(), choices, trace.literals, trace.attributes, parameters, count, approximate)
     env: dict[Node, Any] = {}
     tensors: dict[str, Dims] = {}
     inputs: list[Buffer] = []

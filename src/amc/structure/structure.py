@@ -81,9 +81,11 @@ class Group:
     offset: int  # number of its first channel
     producers: tuple[int, ...]  # layers whose output contains it
     consumers: tuple[int, ...]  # layers whose input contains it
+    averaged: Lock | None = None  # what averages over its channels; then slicing it is approximate. None: it is exact
 
     def __repr__(self) -> str:
-        return brief(f"Group({self.name}: {self.size} channels)")
+        approximate = ", approximate" if self.averaged else ""
+        return brief(f"Group({self.name}: {self.size} channels{approximate})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,11 @@ class Structure:
     def channels(self) -> int:
         """Prunable channels in all groups."""
         return int(self.sizes.sum())
+
+    @property
+    def approximate(self) -> bool:
+        """Whether a slice of some group is not exactly the masked network."""
+        return any(group.averaged is not None for group in self.groups)
 
     def group(self, name: str) -> Group:
         """The group of this name. Raises ModelError if no group has it."""

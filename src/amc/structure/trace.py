@@ -71,7 +71,7 @@ class Trace:
     tensors: Mapping[str, str]  # placeholder name -> name of a parameter or buffer of the model
     shapes: Mapping[str, tuple[int, ...]]  # every parameter and buffer of the model
     parameters: tuple[str, ...]  # names of the parameters, tied ones once
-    attributes: Mapping[str, Mapping[str, int]]  # per module path: its integer attributes, such as groups
+    attributes: Mapping[str, Mapping[str, int]]  # per module path: its integer attributes, such as groups; `_integers`
     inputs: frozenset[str]  # placeholders of the network's own arguments
     literals: tuple[Literal, ...]  # integer attributes that reach an operator
 
@@ -104,15 +104,21 @@ def dry_run(model: nn.Module, example: Example) -> None:
         ) from error
 
 
+def _integers(module: nn.Module) -> Iterator[tuple[str, int]]:
+    """A module's integer attributes, and the entries of its tuples, such as `normalized_shape[0]`."""
+    for name, value in vars(module).items():
+        if type(value) is int:
+            yield name, value
+        elif type(value) is tuple:
+            yield from ((f"{name}[{place}]", entry) for place, entry in enumerate(value) if type(entry) is int)
+
+
 def trace(model: nn.Module, example: Example) -> Trace:
     """Export `model` on `example`. Raises ModelError with the cause if torch.export cannot trace it.
 
     Give a copy: afterwards the network's attributes belong to the trace, and it cannot be used.
     """
-    attributes = {
-        path: {key: value for key, value in vars(module).items() if type(value) is int}
-        for path, module in model.named_modules()
-    }
+    attributes = {path: dict(_integers(module)) for path, module in model.named_modules()}
     shapes = {name: tuple(value.shape) for name, value in [*model.named_parameters(), *model.named_buffers()]}
     parameters = tuple(name for name, _ in model.named_parameters())
     canonical = _canonical_names(model)

@@ -163,7 +163,7 @@ class _Task:
         slim = load_run(self.origin.path, finetuned=False)
         config = self.config
         inputs = Inputs(slim, self.example).of_part(config.part)
-        structure = inspect(inputs.model, inputs.example_input)
+        structure = inspect(inputs.model, inputs.example_input, approximate=config.approximate)
         # Locks may name channels that were sliced away; they matter only for the choice of masked weights.
         locks = {} if config.method == "channel" else {"lock": config.lock, "only": config.only}
         method = create_method(config.method, inputs.model, structure, config.method_options, **locks)

@@ -35,13 +35,14 @@ def run_inspect(
     lock: tuple[str, ...],
     only: tuple[str, ...],
     part: str | None = None,
+    approximate: bool = False,
     device: str = AUTO,
 ) -> dict[str, Any]:
     """The structure of a network, or of its part, as a record: costs, groups, locks, certificate, reachable budgets."""
     model, shape = _loaded(spec, weights, input_shape, device)
     with _fitting(spec):
         found, pruned, inputs = _part(model, shape, part)
-        structure = inspect_structure(pruned, inputs, lock=lock, only=only)
+        structure = inspect_structure(pruned, inputs, lock=lock, only=only, approximate=approximate)
     certificate = None
     if keep_sets and structure.groups:
         structure, certificate = certify(pruned, structure, inputs, keep_sets=keep_sets)
@@ -146,6 +147,7 @@ def structure_record(
                 "producers": _names(structure, group.producers),
                 "consumers": _names(structure, group.consumers),
                 "macs": sum(structure.layers[i].macs for i in {*group.producers, *group.consumers}),
+                **({} if group.averaged is None else {"approximate": str(group.averaged)}),
             }
             for group in structure.groups
         ],

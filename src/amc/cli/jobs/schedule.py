@@ -187,7 +187,8 @@ def _check_reachable(source: Source, out: Path, config: SearchConfig, last: Budg
 def _problem(model: nn.Module, input_shape: Sequence[int], config: SearchConfig, *budgets: Budget) -> Problem:
     """The problem that a search of this network would solve. Raises BudgetError if a budget cannot be reached."""
     inputs = Inputs(model, torch.zeros(1, *input_shape)).of_part(config.part)
-    structure, locks = inspect(inputs.model, inputs.example_input), {"lock": config.lock, "only": config.only}
+    structure = inspect(inputs.model, inputs.example_input, approximate=config.approximate)
+    locks = {"lock": config.lock, "only": config.only}
     method = create_method(config.method, inputs.model, structure, config.method_options, **locks)
     return problem_of(method, budgets, measured=costs_of(inputs.in_whole(method, config.count)))
 

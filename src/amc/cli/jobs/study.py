@@ -173,7 +173,7 @@ class _Possible:
 
     @cached_property
     def structure(self) -> Structure:
-        return inspect(self.inputs.model, self.inputs.example_input)
+        return inspect(self.inputs.model, self.inputs.example_input, approximate=self.config.approximate)
 
     def reason(self, cell: Cell) -> str:
         """Why the cell cannot be, in one line; empty if nothing is known against it."""

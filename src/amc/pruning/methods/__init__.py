@@ -64,7 +64,7 @@ def apply_policy(model: nn.Module, example_input: Any, policy: Policy, structure
     if policy.part is not None:
         part = Part.of(model, example_input, policy.part)
         return part.within(apply_policy(part.module, part.example, replace(policy, part=None), structure))
-    structure = structure or inspect(model, example_input)
+    structure = structure or inspect(model, example_input, approximate=policy.approximate)
     if policy.method == CHANNEL:
         slim = _sliced(model, policy, structure)
         update_declared_sizes_(slim, model, example_input)

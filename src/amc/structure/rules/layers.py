@@ -169,7 +169,8 @@ def batch_norm(
     **__: Any,
 ) -> Dims:
     """x [N, C, ...]: each channel is normalised alone, with statistics over the other dimensions."""
-    _lock_all(ctx, (x.ids[0], *x.ids[2:]), f"{ctx.operator} averages over it, as in standardised weights")
+    for ids in (x.ids[0], *x.ids[2:]):
+        ctx.average(ids, f"{ctx.operator} averages over it, as in standardised weights")
     channels = x.ids[1]
     for tensor in (weight, bias, running_mean, running_var):
         if tensor is not None:
@@ -190,11 +191,19 @@ def layer_norm(
     """x [..., D...]: the statistics run over D, so no part of D can go without changing the rest."""
     count = len(normalized_shape)
     reason = "layer norm averages over these channels: removing some would change the others"
-    _lock_all(ctx, x.ids[-count:], reason)
-    for tensor in (weight, bias):
-        if isinstance(tensor, Tracked):
-            _lock_all(ctx, tensor.ids, reason)
-    return x.ids
+    if not ctx.approximate:
+        for tensor in (x, weight, bias):
+            if isinstance(tensor, Tracked):
+                _lock_all(ctx, tensor.ids[-count:], reason)
+        return x.ids
+    dims = list(x.ids)
+    for place in range(-count, 0):
+        for tensor in (weight, bias):
+            if isinstance(tensor, Tracked):
+                dims[place] = ctx.tie(dims[place], tensor.ids[place])
+        ctx.average(dims[place], reason)
+        ctx.counted(dims[place], normalized_shape[place], place=place, name=f"normalized_shape[{count + place}]")
+    return tuple(dims)
 
 
 @rule("group_norm")
@@ -213,7 +222,7 @@ def group_norm(
         if tensor is not None:
             channels = ctx.tie(channels, tensor.ids[0])
     if num_groups == 1:
-        ctx.lock(channels, "group norm with one group averages over all channels")
+        ctx.average(channels, "group norm with one group averages over all channels")
     else:
         ctx.tie_across(channels, num_groups, outer=True)
         ctx.counted(channels, num_groups, name="num_groups")

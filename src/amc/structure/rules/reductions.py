@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from amc.structure.context import Context, Dims, Tracked
-from amc.structure.rules.registry import fixed_output, pointwise, rule
+from amc.structure.rules.registry import fixed_output, operator_name, pointwise, rule
 
 
 @rule(
@@ -67,6 +67,9 @@ def _one_or_pair(ctx: Context, dims: Dims) -> Any:
     return [dims for _ in value] if isinstance(value, (list, tuple)) else dims
 
 
+AVERAGES = ("mean", "std", "var", "var_mean", "std_mean", "norm", "linalg_vector_norm")  # close to those of a part
+
+
 def _axes(dim: Any, rank: int) -> set[int]:
     if dim is None or (isinstance(dim, (list, tuple)) and not dim):
         return set(range(rank))
@@ -82,8 +85,9 @@ def reduction(ctx: Context, x: Tracked, *args: Any, **kwargs: Any) -> Any:
     if any(isinstance(argument, Tracked) for argument in args):  # max and min of two tensors
         return pointwise(ctx, x, *args, **kwargs)
     axes = _axes(ctx.argument("dim"), x.rank)
+    hold = ctx.average if operator_name(ctx.node.target) in AVERAGES else ctx.lock  # type: ignore[union-attr]
     for axis in axes if ctx.live else ():  # attention computes a mean over heads even if nothing reads it
-        ctx.lock(x.ids[axis], f"{ctx.operator} reduces over these channels")
+        hold(x.ids[axis], f"{ctx.operator} reduces over these channels")
     assert ctx.node is not None
     value = ctx.node.meta["val"]
     first = value[0] if isinstance(value, (list, tuple)) else value
