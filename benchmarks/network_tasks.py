@@ -68,6 +68,19 @@ def exported(name: str) -> Record:
     return {"difference": max(written.errors.values()), "dynamic_batch": written.dynamic_batch}
 
 
+def approximated(name: str) -> Record:
+    """What is prunable with approximate groups, after the certificate, how many there are, and how far off at most."""
+    model, example = create(name)
+    structure, certificate = certify(model, inspect(model, example, approximate=True), example, keep_sets=1)
+    differences = [difference for _, difference in certificate.approximate]
+    return {
+        "prunable_macs": structure.prunable_macs(),
+        "groups": len(differences),
+        "difference": max(differences, default=0.0),
+        "locked": len(certificate.failed),
+    }
+
+
 def digest(structure: Structure) -> str:
     """A digest of what can be pruned: groups with their layers, locks with their reasons, and costs."""
     ones = np.ones(len(structure.groups))
@@ -128,5 +141,6 @@ TASKS: dict[str, Callable[[str], dict[str, Any]]] = {
     "structure": structure_of,
     "rival": attempt,
     "onnx": exported,
+    "approximate": approximated,
     "timings": lambda _: timings(),
 }
