@@ -74,7 +74,7 @@ def write(path: Path, prepared: Prepared) -> None:
         "version": _VERSION,
         "structure_key": prepared.structure_key,
         "calibration_key": prepared.calibration_key,
-        "certificate": None if certificate is None else dataclasses.asdict(certificate),
+        "certificate": None if certificate is None else _written(certificate),
         "samples": {name: gram.samples for name, gram in calibration.grams.items()},
         "skipped": dict(calibration.skipped),
         "tensors": digest(tensors),
@@ -121,6 +121,10 @@ def _content(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Prepar
         Calibration({name: Gram(grams[name], samples[name]) for name in samples}, header["skipped"]),
         {name: order.numpy() for name, order in orders.items()},
     )
+
+
+def _written(certificate: Certificate) -> dict[str, Any]:
+    return dataclasses.asdict(certificate) | {"approximate": dict(certificate.approximate)}
 
 
 def _certificate(fields: Mapping[str, Any]) -> Certificate:

@@ -165,7 +165,6 @@ SUMMARY = fields(
                     "locked": many(text),
                     "approximate": table(number),
                 },
-                needed=("keep_sets", "worst_error", "passed", "locked"),
             )
         ),
         "environment": optional(table(scalar)),
