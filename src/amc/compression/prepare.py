@@ -29,6 +29,7 @@ from amc.compression.scoring.evaluator import (
     scored_on,
 )
 from amc.compression.scoring.metrics import tally
+from amc.compression.scoring.moments import moments_on
 from amc.compression.scoring.policy import PolicyScorer
 from amc.compression.scoring.workers.cluster import check_cluster
 from amc.compression.scoring.workers.processes import check_memory
@@ -295,7 +296,8 @@ class _Preparation:
         again = limited(calibrated.batches, config.bn_images or 0, Reader.of(inputs.example_input))
         norms = statistics_on(inputs.model, again) if again and config.bn_rule == "difference" else None
         builder = method.builder(calibrated.calibration, calibrated.orders, self.watch.stage_step)
-        return PolicyScorer(builder, score, again, dense=problem.dense.tolist(), norms=norms)
+        moments = moments_on(inputs.model, again[0]) if again and method.structure.approximate else None
+        return PolicyScorer(builder, score, again, dense=problem.dense.tolist(), norms=norms, moments=moments)
 
     def key(self, **parts: Any) -> str | None:
         """The digest of what a kept part is computed from, and of where; None if nothing is kept."""

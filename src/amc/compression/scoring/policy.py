@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from amc.compression.scoring.batchnorm import correct_batchnorm_, reestimate_batchnorm_
 from amc.compression.scoring.evaluator import Evaluate, engine_of
+from amc.compression.scoring.moments import Moments, match_moments_
 from amc.pruning.methods import Builder
 
 
@@ -37,7 +38,8 @@ class PolicyScorer:
     `batches` are the calibration batches on which batch-norm statistics are re-estimated; without batches the
     statistics stay. They also stay for the policy `dense`, which keeps everything: training saw more images than
     calibration has. With `norms`, the dense network's statistics on the same batches (`statistics_on`), only what
-    pruning changed is added to the statistics of training. Scores are remembered, because several agents on one
+    pruning changed is added to the statistics of training. With `moments`, those of the dense network on the first of
+    the batches, layer norms are set to these. Scores are remembered, because several agents on one
     network ask for the same policies. The engine of `evaluate`, if it has one, re-estimates
     as well.
     """
@@ -49,9 +51,10 @@ class PolicyScorer:
         batches: Sequence[Any] = (),
         dense: Sequence[int] = (),
         norms: Mapping[str, Tensor] | None = None,
+        moments: Moments | None = None,
     ) -> None:
         self.builder, self.evaluate, self.batches, self.dense = builder, evaluate, batches, tuple(dense)
-        self.norms = norms
+        self.norms, self.moments = norms, moments
         self.engine = engine_of(evaluate)
         self._known: dict[tuple[int, ...], float] = {}
 
@@ -88,6 +91,9 @@ class PolicyScorer:
         """The built network of a policy with the statistics of its batch norms, in place."""
         if not self.batches or policy == self.dense:
             return slim
+        if self.moments is not None:
+            sliced = (self.builder.sliced(part, policy) for part in (self.moments.mean, self.moments.spread))
+            match_moments_(slim, self.batches[0], Moments(*sliced))
         if self.norms is None:
             reestimate_batchnorm_(slim, self.batches, self.engine)
         else:
