@@ -14,6 +14,7 @@ from typing import Protocol
 
 import after_recovery
 import against_torch_pruning
+import approximate
 import batches
 import compensation
 import engines
@@ -96,7 +97,8 @@ def benchmarks_page(page: str) -> str:
     sections = each(
         search_quality, against_torch_pruning, episode_cost, setup_time, engines, scoring_speed, reconstruction,
         methods, guarantee, rounds, compensation, masking_cost, score_correlation, score_ranking, steadiness,
-        sequential, padded_shortcuts, recovery, after_recovery, search_agents, sweep, search_toys, search_patience,
+        sequential, padded_shortcuts, approximate, recovery, after_recovery, search_agents, sweep, search_toys,
+        search_patience,
     )  # fmt: skip
     return f"{INTRODUCTION}\n{sections}" if sections else page
 

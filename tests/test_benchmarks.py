@@ -171,6 +171,7 @@ SMALL = {  # name: (arguments, lines of its tables)
     "batches": ("--episodes 8 --seeds 1 --batches 1 4 --toys 'additive, residual, 9'", 2),
     "recovery": (f"{QUICK} --budgets macs<=50% --seeds 0", 1),
     "padded_shortcuts": (f"{QUICK} --policies 2 --seeds 1 --budgets macs<=50%", 3),  # none there: twice the same
+    "approximate": ("--search-images 40 --policies 2 --seeds 1 --epochs 1 --budgets macs<=50%", 3),
     "score_correlation": (f"{QUICK} --policies 3 --epochs 1", 4),
     "tasks": (
         "--tasks keywords --budgets macs<=50% --policies 2 --seeds 1 --steps 2 --search-images 50 "
@@ -265,7 +266,7 @@ def test_vision_transformers_are_trained(monkeypatch: pytest.MonkeyPatch) -> Non
     split = ImageSet(images, torch.arange(64) % 2, normalisation=Normalisation((0.5,) * 3, (0.25,) * 3))
     images[split.labels == 1] //= 4
     monkeypatch.setattr(figure, "load_data", lambda _: SimpleNamespace(train=split))
-    monkeypatch.setattr(figure, "BATCH", 16)
+    monkeypatch.setattr(figure, "BATCHES", 4)
     monkeypatch.setitem(figure.NETWORKS, "deit_tiny", lambda: figure.vision_transformer(24, 3))
     args = parse("vision_transformers", "deit_tiny --data x --weights y --epochs 12 --device cpu --rate 0.003")
     assert Evaluator(split)(figure.train(args)) > 0.9
