@@ -165,7 +165,8 @@ def _scores(
     with heard(test and test.score, recovering.watch.stage_step):
         tested, failed = (None, []) if test is None else test(slim, "recovered")
     error = score.standard_error if isinstance(score, Measured) else None
-    scores = {"score_recovered": score, "score_recovered_error": error, "test_recovered": tested}
+    plain = None if score is None else float(score)
+    scores = {"score_recovered": plain, "score_recovered_error": error, "test_recovered": tested}
     return {name: value for name, value in scores.items() if value is not None}, [*warnings, *failed]
 
 
