@@ -164,7 +164,7 @@ def test_inspect_refuses_to_explain_what_has_no_channels_or_a_lock_of_the_user()
     assert (done.code, done.stdout) == (2, "")
     assert "has no layer 'layer9' with channels; the nearest are" in done.stderr
     done = amc("inspect", "digits_cnn", "--why", "linear", "--lock", "layer3.*")
-    assert "leave out --lock and --only" in done.stderr
+    assert "leave out --lock, --only and --approximate" in done.stderr
 
 
 def test_inspect_takes_the_users_own_network(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def inspect(
     if why is not None:
         if lock or only or approximate:
             raise AmcError(
-                "--why shows what the network itself ties and locks; leave out --lock, --only, --approximate"
+                "--why shows what the network itself ties and locks; leave out --lock, --only and --approximate"
             )
         record = run_why(model, why, weights=weights, input_shape=input_shape, part=part, device=device)
         print_json(record) if as_json else show_why(out, record)
