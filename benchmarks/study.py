@@ -70,7 +70,7 @@ def section(record: Record) -> str:
     reasons: dict[str, list[str]] = {}
     for row in record["rows"]:
         if not row["seeds"]:
-            reasons.setdefault(row["reason"].partition(":")[0], []).append(f"{row['method']}, {row['constraint']}")
+            reasons.setdefault(row["reason"].partition(": ")[0], []).append(f"{row['method']}, {row['constraint']}")
     left_out = "".join(f"- {', '.join(names)}: {reason}\n" for reason, names in short(reasons).items())
     levels = "".join(f"- {constraint}: {verdict}\n" for constraint, verdict in record["verdicts"].items())
     return (
@@ -115,7 +115,10 @@ def cells(values: Record, dense: Record, runtimes: list[str]) -> list[str]:
 
 def short(reasons: dict[str, list[str]]) -> dict[str, list[str]]:
     """The rows without a result, by the kind of reason."""
-    kinds = {"cannot be reached": "2:4 keeps half of every weight, so the budget is out of reach"}
+    kinds = {
+        "cannot be reached": "2:4 keeps half of every weight, so the budget is out of reach",
+        "masks weights": "masks make no runtime here faster, so there is no latency to search for",
+    }
     found: dict[str, list[str]] = {}
     for reason, names in reasons.items():
         text = next((text for part, text in kinds.items() if part in reason), reason)

@@ -18,6 +18,7 @@ from torch import nn
 
 from amc.cli.jobs.devices import AUTO
 from amc.cli.jobs.finetune import run_finetune
+from amc.cli.jobs.finetune_state import FineTuneState
 from amc.cli.jobs.latency import run_latency
 from amc.cli.jobs.origin import data_of, placed_network, source_of
 from amc.cli.jobs.search import resume_search, run_search, with_parent
@@ -272,6 +273,9 @@ class _Study:
         slim = RunDir.open(place).read_json(files.SUMMARY).get("slim", {})
         if self.plan.epochs and slim.get("score_finetuned") is None:
             run_finetune(place, FineTuneConfig(epochs=self.plan.epochs, seed=cell.seed), progress=self.progress)
+        elif (place / files.FINETUNE_STATE).exists():  # stopped after the summary was written, before the clean-up
+            render_report(RunDir.open(place))
+            FineTuneState(RunDir.open(place), accelerator=None).clear()
 
     def _source(self) -> Source:
         """The source of a cell, whose directory is one level deeper."""
