@@ -114,6 +114,15 @@ def test_a_budget_that_methods_share_has_a_verdict(done: Path) -> None:
     assert "scores best" in verdicts["params<=60%"]
 
 
+def test_what_a_kill_before_the_clean_up_left_is_removed(done: Path) -> None:
+    cell = next(path.parent for path in sorted(done.glob("*/summary.json")))
+    left = [cell / "finetune-state.json", cell / "finetune.ckpt"]
+    for path in left:
+        path.write_bytes(b"{}")
+    resume_study(done, progress=Watch())
+    assert not any(path.exists() for path in left)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study that nothing stopped."""
