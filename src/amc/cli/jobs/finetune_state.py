@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from amc.errors import AmcError, RunError
+from amc.report import render_report
 from amc.run import files
 from amc.run.directory import RunDir
 from amc.run.files import FINETUNE_STATE as STATE
@@ -109,6 +110,13 @@ class FineTuneState:
         if self.main:
             for path in (*self.checkpoints(), self.run.file(STATE)):  # checkpoints need the state: it is last
                 path.unlink(missing_ok=True)
+
+    @classmethod
+    def tidy(cls, run: RunDir) -> None:
+        """Finish what was stopped after the summary was written, before the clean-up: the report, then the files."""
+        if run.has(STATE):
+            render_report(run)
+            cls(run, accelerator=None).clear()
 
     def _stored(self) -> dict[str, Any]:
         """The content of the file, with every setting. Raises RunError if it is damaged."""

@@ -27,7 +27,6 @@ from amc.compression.settings import NO_BUDGET, SearchConfig
 from amc.errors import AmcError, BudgetError, RunError
 from amc.pruning.methods import CHANNEL, create_method, problem_of
 from amc.recovery import DivergenceError, FineTuneConfig
-from amc.report import render_report
 from amc.report.schedule import render_schedule
 from amc.run import files
 from amc.run.directory import RunDir
@@ -148,10 +147,7 @@ def _run_round(run: RunDir, plan: _Plan, number: int, progress: Observer, *, res
                 f"go on with another learning rate by `amc resume {run.path} --round-lr LR`"
             ) from None
         return
-    finished = RunDir.open(path)
-    if finished.has(files.FINETUNE_STATE):  # stopped after the summary was written, before the clean-up
-        render_report(finished)
-        FineTuneState(finished, accelerator=None).clear()
+    FineTuneState.tidy(RunDir.open(path))
 
 
 def _out_of_reach(run: RunDir, plan: _Plan, number: int) -> BudgetError:

@@ -273,9 +273,8 @@ class _Study:
         slim = RunDir.open(place).read_json(files.SUMMARY).get("slim", {})
         if self.plan.epochs and slim.get("score_finetuned") is None:
             run_finetune(place, FineTuneConfig(epochs=self.plan.epochs, seed=cell.seed), progress=self.progress)
-        elif (place / files.FINETUNE_STATE).exists():  # stopped after the summary was written, before the clean-up
-            render_report(RunDir.open(place))
-            FineTuneState(RunDir.open(place), accelerator=None).clear()
+        else:
+            FineTuneState.tidy(RunDir.open(place))
 
     def _source(self) -> Source:
         """The source of a cell, whose directory is one level deeper."""
