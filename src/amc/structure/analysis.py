@@ -60,6 +60,10 @@ def inspect(
         found = Part.of(model, example_input, part)
         return inspect(found.module, found.example, lock=lock, only=only, approximate=approximate)
     structure = _assemble(*walked(model, example_input, approximate=approximate))
+    if structure.bound:
+        from amc.structure.probe import with_needed  # it loads torch's compiler
+
+        structure = with_needed(model, example_input, structure)
     structure = replace(structure, locked=explained(structure.locked, model))
     structure = lock_groups(structure, {group.name: INSEPARABLE for group in structure.groups if group.size == 1})
     return restrict(structure, lock=lock, only=only)
@@ -115,6 +119,9 @@ def _assemble(walk: Propagation, traced: Trace) -> Structure:
         tensors=tensors,
         shapes=shapes,
         attributes=tuple(replace(each, counted=slots(each.counted)) for each in walk.attributes),
+        bound=tuple(
+            each if each.counted is None else replace(each, counted=slots(each.counted)) for each in walk.bound
+        ),
         cost=cost,
     )
 

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from torch.fx import Node
 
+from amc.structure.calls import MARK
 from amc.structure.channels import ChannelTable, Ids, Lock
 from amc.structure.literals import Literal
 from amc.structure.source import line_of_node
-from amc.structure.structure import Attribute, WeightUse
+from amc.structure.structure import Attribute, Bound, WeightUse
 from amc.structure.trace import module_path
 
 Dims = tuple[Ids | None, ...]
@@ -126,6 +127,7 @@ class Context:
     terms: list[Term] = field(default_factory=list)
     layers: list[LayerUse] = field(default_factory=list)
     attributes: list[Attribute] = field(default_factory=list)
+    bound: list[Bound] = field(default_factory=list)
     splits: list[Split] = field(default_factory=list)
     operations: list[Operation] = field(default_factory=list)  # those that the network's outputs need, as they run
     free: list[Ids] = field(default_factory=list)  # dimensions that repeat one value
@@ -152,6 +154,12 @@ class Context:
                 given = self.node.args[position] if position < len(self.node.args) else argument.default_value
                 return self.node.kwargs.get(name, given)
         return None
+
+    @property
+    def call(self) -> str:
+        """The name of the call in the forward that made the operator, see `amc.structure.calls`; "" if it has none."""
+        assert self.node is not None
+        return str((self.node.meta.get("custom") or {}).get(MARK, ""))
 
     @property
     def module(self) -> str:
@@ -240,6 +248,11 @@ class Context:
             self.attributes.append(Attribute(literal.module, literal.name, counted, literal.value))
         return True
 
+    def bind(self, sizes: Sequence[tuple[int, Ids | None, int]]) -> None:
+        """Record sizes of this call that may have to be bound: the place, the ids and the number of each."""
+        if self.call:
+            self.bound += [Bound(self.module, self.call, place, ids, size) for place, ids, size in sizes]
+
     def _counting(self, literals: Sequence[Literal], ids: Ids) -> Literal | None:
         """The factor of a product that counts channels; of several that could, one that another call gives alone."""
         found = [each for each in literals if not self._repeats_each(each, ids[each.begin : each.begin + each.length])]
@@ -275,18 +288,18 @@ class Context:
         return False
 
     def _literals(self) -> list[Literal]:
-        """Attributes of this module or one around it that reach this line, the innermost first.
+        """Attributes of this module or one around it that reach this call, the innermost first.
 
-        If no function around the operator is named forward, torch.export keeps no line; then every line of the module
-        itself counts.
+        A call without a name is known by its line. If no function around the operator is named forward, torch.export
+        keeps no line; then every line of the module itself counts.
         """
         assert self.node is not None
-        line, inside = line_of_node(self.node), f"{self.module}."
+        call, line, inside = self.call, line_of_node(self.node), f"{self.module}."
         here = [
             literal
             for literal in self.literals
-            if (literal.line == line or not line)
-            and (literal.module == self.module or (line and inside.startswith(_prefix(literal.module))))
+            if (literal.call == call if call and literal.call else literal.line == line or not line)
+            and (literal.module == self.module or ((call or line) and inside.startswith(_prefix(literal.module))))
         ]
         return sorted(here, key=lambda literal: -len(literal.module))
 

@@ -20,8 +20,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.fx.traceback import annotate
 from torch.overrides import TorchFunctionMode
 
+from amc.structure.calls import MARK, RESHAPES, call_of
 from amc.structure.source import is_users, line_of_frame
 
 
@@ -64,6 +66,7 @@ class Literal:
     line: str  # the user's line, `file.py:12`
     begin: int
     length: int
+    call: str  # see `amc.structure.calls`
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,14 +190,17 @@ class _Watcher(TorchFunctionMode):
         if len(args) == 1 and not kwargs:  # most calls: a property, or an operator without numbers
             return func(*args)
         numbers = list(_numbers((args, kwargs or {})))
+        named = func in RESHAPES or any(isinstance(number, AttributeInt) for number in numbers)
+        call = call_of(sys._getframe(1)) if named else ""
         for place, number in enumerate(numbers, start=-len(numbers)):
             if isinstance(number, AttributeInt):
                 line, begin = _line_in_forward(sys._getframe(1)), 0
                 for part in number.parts:
                     for origin in part.origins:
-                        self.literals[Literal(*origin, int(number), place, line, begin, part.size)] = None
+                        self.literals[Literal(*origin, int(number), place, line, begin, part.size, call)] = None
                     begin += part.size
-        return func(*args, **(kwargs or {}))
+        with annotate({MARK: call}) if call else contextlib.nullcontext():
+            return func(*args, **(kwargs or {}))
 
 
 def _line_in_forward(frame: FrameType | None) -> str:

@@ -19,7 +19,7 @@ from amc.structure.liveness import Buffer, Liveness, is_elementwise, liveness
 from amc.structure.rules import apply_rule
 from amc.structure.rules.own import own_rule
 from amc.structure.rules.registry import locked, operator_name
-from amc.structure.structure import Attribute
+from amc.structure.structure import Attribute, Bound
 from amc.structure.trace import Trace
 
 VIEWS = frozenset({  # through which a weight stays the same weight
@@ -40,6 +40,7 @@ class Propagation:
     terms: list[Term]
     layers: list[LayerUse]
     attributes: list[Attribute]
+    bound: list[Bound]
     used: dict[str, str]  # parameters that other operators than layers use, and which
     liveness: Liveness
 
@@ -65,7 +66,9 @@ def propagate(trace: Trace, *, approximate: bool = False) -> Propagation:
     if approximate:
         ctx, tensors, alive = _walk(trace, choices, count, approximate=True)
         resolution = ctx.table.resolve()
-    return Propagation(ctx.table, resolution, tensors, ctx.terms, ctx.layers, ctx.attributes, ctx.used, alive())
+    return Propagation(
+        ctx.table, resolution, tensors, ctx.terms, ctx.layers, ctx.attributes, ctx.bound, ctx.used, alive()
+    )  # fmt: skip
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from amc.errors import ModelError
+from amc.structure.calls import Number
 from amc.structure.copying import plain, with_tensors
 from amc.structure.literals import set_attribute_
 from amc.structure.modules import SlimMultiheadAttention, avoid_nested_tensors_, slim_attention_
@@ -87,6 +88,25 @@ def _update_attributes_(slim: nn.Module, structure: Structure, mask: Mask) -> No
     for module in slim.modules():
         _update_sizes_(module)
     avoid_nested_tensors_(slim)
+    calls = bound_calls(structure, mask)
+    if calls:
+        from amc.structure.bound import bind_  # it loads torch's compiler
+
+        bind_(slim, calls)
+
+
+def bound_calls(structure: Structure, mask: Mask) -> dict[str, dict[str, dict[int, Number]]]:
+    """The numbers to bind in a slice, by module and call: in modules of which any call loses channels."""
+    calls: dict[str, dict[str, dict[int, Number]]] = {}
+    shrunk = set()
+    for each in structure.bound:
+        number = each.value
+        if each.counted is not None:
+            number = int(np.count_nonzero(_kept(each.counted, mask)))
+        if number != each.value:
+            shrunk.add(each.module)
+        calls.setdefault(each.module, {}).setdefault(each.call, {})[each.place] = number
+    return {module: mine for module, mine in calls.items() if module in shrunk}
 
 
 def _update_sizes_(module: nn.Module) -> None:
@@ -121,4 +141,4 @@ def _update_sizes_(module: nn.Module) -> None:
         slim_attention_(module)
 
 
-__all__ = ["kept_positions", "mask_model", "slice_model", "slice_tensors"]
+__all__ = ["bound_calls", "kept_positions", "mask_model", "slice_model", "slice_tensors"]

@@ -117,6 +117,23 @@ class Attribute:
     value: int  # of the dense network
 
 
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A number in a call of a forward that no attribute holds, see `amc.structure.bound`.
+
+    `counted`: as in `Attribute`; None for a number that stays, though the forward of a slice would compute another one.
+    """
+
+    module: str
+    call: str
+    place: int  # among the arguments of the call, flat, from the end
+    counted: npt.NDArray[np.int64] | None
+    value: int | float  # of the dense network
+
+    def __repr__(self) -> str:
+        return brief(f"Bound({self.module}: {self.value} in {self.call})")
+
+
 @dataclass(frozen=True)
 class Structure:
     """The result of `inspect`. Holds numbers and names only, never the model's tensors.
@@ -135,6 +152,7 @@ class Structure:
     shapes: Mapping[str, tuple[int, ...]]
     attributes: tuple[Attribute, ...]
     cost: CostModel
+    bound: tuple[Bound, ...] = ()
 
     def __repr__(self) -> str:
         groups = f"{len(self.groups)} group{'s' * (len(self.groups) != 1)} of {self.channels:,} channels"
@@ -240,5 +258,8 @@ def lock_groups(structure: Structure, reasons: Mapping[str, Lock]) -> Structure:
             for name, dims in structure.tensors.items()
         },
         attributes=tuple(replace(each, counted=renumber[each.counted]) for each in structure.attributes),
+        bound=tuple(
+            each if each.counted is None else replace(each, counted=renumber[each.counted]) for each in structure.bound
+        ),
         cost=replace(cost, fixed=fixed, per_channel=cost.per_channel[:, kept]),
     )

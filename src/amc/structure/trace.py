@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
+from torch.fx.traceback import preserve_node_meta
 from torch.utils._pytree import tree_map
 
 from amc.errors import ModelError, message_of
@@ -124,7 +125,7 @@ def trace(model: nn.Module, example: Example) -> Trace:
     canonical = _canonical_names(model)
     try:
         with inference(model), _quiet():
-            with watching_(model) as seen:
+            with watching_(model) as seen, preserve_node_meta():  # of which call an operator is
                 program = torch.export.export(model, example.args, dict(example.kwargs), strict=False)
             settle_sizes_(program, (example.args, dict(example.kwargs)))
     except Exception as error:  # torch.export raises whatever the user's forward does

@@ -4,7 +4,15 @@
 locks the channels that flow into it; its cost is torch's own count. Rules of users (`own`) come first.
 """
 
-from amc.structure.rules import attention, layers, products, recurrent, reductions, shapes  # noqa: F401  (each registers its rules)
+from amc.structure.rules import (  # noqa: F401  (each registers its rules)
+    attention,
+    layers,
+    products,
+    recurrent,
+    reductions,
+    reshapes,
+    shapes,
+)
 from amc.structure.rules.registry import apply_rule
 
 __all__ = ["apply_rule"]

@@ -12,7 +12,7 @@ from amc.structure.rules.registry import fixed_output, operator_name, pointwise,
     "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout", "clone", "contiguous",
     "to", "_to_copy", "detach", "alias", "lift_fresh_copy", "type_as", "float", "half", "relu6", "zeros_like",
     "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "hardtanh", "bernoulli",
-    "_assert_tensor_metadata", "fake_quantize_per_tensor_affine", "fill", "rrelu", "triu", "tril"
+    "_assert_tensor_metadata", "fake_quantize_per_tensor_affine", "fill", "zero", "rrelu", "triu", "tril"
 )  # fmt: skip
 def same_place(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Dims:
     """Every position stays where it is."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,62 +14,6 @@ from amc.structure.rules.registry import fixed_output, no_rule, operator_name, r
 
 MOST_UNITS = 8  # a split into more parts than this is hardly a chunk
 LITERAL = "a literal size or index in the forward picks some of these channels"
-
-
-@rule("view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_as", "reshape_as", "_reshape_alias")
-def reshape(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Dims:
-    """Dimensions are matched in blocks of equal product; ids are carried exactly."""
-    out: list[Ids | None] = []
-    for old, new in _blocks(x.shape, ctx.output_shape):
-        out += _reshape_block(ctx, x.shape[old], x.ids[old], ctx.output_shape[new])
-    for position, place in _given_sizes(ctx):
-        ctx.counted(out[position], ctx.output_shape[position], place=place)
-    return tuple(out)
-
-
-def _given_sizes(ctx: Context) -> list[tuple[int, int]]:
-    """Output dimensions whose size the forward gives as a number, rather than -1, with its place in the call."""
-    given = ctx.argument("size") or ctx.argument("shape") or ctx.argument("sizes") or []
-    first = ctx.argument("dim") or 0  # of unflatten
-    rank = len(ctx.output_shape)
-    start = first % (rank - len(given) + 1) if len(given) < rank else 0
-    return [(start + place, place - len(given)) for place, size in enumerate(given) if size != -1]
-
-
-def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[slice, slice]]:
-    """Smallest runs of dimensions of `old` and `new` with the same number of elements."""
-    blocks, i, j = [], 0, 0
-    while i < len(old) or j < len(new):
-        start, begin = i, j
-        left = old[i] if i < len(old) else 1
-        right = new[j] if j < len(new) else 1
-        i, j = min(i + 1, len(old)), min(j + 1, len(new))
-        while left != right:
-            if left < right:
-                left, i = left * old[i], i + 1
-            else:
-                right, j = right * new[j], j + 1
-        blocks.append((slice(start, i), slice(begin, j)))
-    return blocks
-
-
-def _reshape_block(ctx: Context, old: Sequence[int], ids: Dims, new: Sequence[int]) -> list[Ids | None]:
-    live = [d for d, entry in enumerate(ids) if entry is not None]
-    if not live:
-        return [None] * len(new)
-    axis = max(live, key=lambda d: (not ctx.is_stretched(ids[d]), old[d]))
-    live = [d for d in live if d == axis or not ctx.is_stretched(ids[d])]
-    for other in live:
-        if other != axis:
-            ctx.lock(ids[other], f"{ctx.operator} merges it with other channels")
-    entry = ids[axis]
-    assert entry is not None
-    if not new:  # a dimension of size one vanishes
-        ctx.lock(entry, f"{ctx.operator} drops it")
-        return []
-    before, after = math.prod(old[:axis]), math.prod(old[axis + 1 :])
-    flat = np.tile(np.repeat(entry, after), before)
-    return [flat] if len(new) == 1 else list(ctx.split(flat, new))
 
 
 @rule("squeeze", "unsqueeze")
@@ -262,7 +205,8 @@ def select(ctx: Context, x: Tracked, dim: int, index: int) -> Dims:
 def slice_(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Dims:
     """A whole-range slice changes nothing. If attributes of the module hold its ends, they follow.
 
-    Otherwise a half is treated as a chunk, and any other slice is locked: its ends are literal.
+    Otherwise one of a few equal parts, such as the queries of queries, keys and values, is treated as a chunk, and any
+    other slice is locked: its ends are literal.
     """
     axis = (ctx.argument("dim") or 0) % x.rank
     ids, size, length = x.ids[axis], x.shape[axis], ctx.output_shape[axis]
@@ -270,7 +214,7 @@ def slice_(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Dims:
         return x.ids
     begin = (ctx.argument("start") or 0) % size
     end, picked = begin + length, slice(begin, begin + length)
-    halves = 2 * length == size and begin in (0, length)
+    parts = size // length if length and size % length == begin % length == 0 else size  # equal ones
     if (ctx.argument("step") or 1) != 1:
         ctx.lock(ids, LITERAL)
         return _replaced(x.ids, axis, None)
@@ -280,11 +224,11 @@ def slice_(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Dims:
         for cut in (begin, end)
         if 0 < cut < size
     )
-    if not counted and not halves:
+    if not counted and parts > MOST_UNITS:
         ctx.lock(ids, LITERAL)
         return _replaced(x.ids, axis, None)
     if not counted:
-        ids = np.tile(ctx.tie_across(ids, 2, outer=False), 2)  # type: ignore[arg-type]
+        ids = np.tile(ctx.tie_across(ids, parts, outer=False), parts)  # type: ignore[arg-type]
     return _replaced(x.ids, axis, ids[picked])
 
 

@@ -1,0 +1,45 @@
+"""Names of the calls in a forward, by their place in the source: each is found again whatever branches a run takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import CodeType, FrameType
+
+import torch
+from torch import Tensor
+
+from amc.structure.source import is_users
+
+RESHAPES = frozenset({Tensor.reshape, torch.reshape, Tensor.view, Tensor.unflatten, torch.unflatten})
+MARK = "amc_call"  # of a traced operator: which call of the forward it is
+
+Number = int | float
+Calls = Mapping[str, Mapping[int, Number]]
+"""By the name of a call, see `call_of`: numbers by their places among all its arguments, flat, from the end."""
+
+
+def call_of(frame: FrameType | None) -> str:
+    """The name of the call that the user's innermost frame is at: its function, line and column; "" without one.
+
+    The line is counted from the function's first one: an edit elsewhere in the file does not rename the call.
+    """
+    while frame is not None and not _may_hold_a_forward(frame.f_code.co_filename):
+        frame = frame.f_back
+    return "" if frame is None else _name(frame.f_code, frame.f_lasti)
+
+
+def _may_hold_a_forward(file: str) -> bool:
+    """Whether a file is the user's, or a cell of a notebook; the code of traced graphs is neither."""
+    return is_users(file) or (file.startswith("<") and not file.startswith("<eval_with_key"))
+
+
+_names: dict[tuple[int, int], tuple[CodeType, str]] = {}  # by id, as the hash of code is slow; held, so that ids stay
+
+
+def _name(code: CodeType, instruction: int) -> str:
+    known = _names.get((id(code), instruction))
+    if known is None:
+        _, line, _, column = [*code.co_positions()][instruction // 2]  # its end: a chain of calls has one beginning
+        known = code, f"{code.co_qualname}+{(line or 0) - code.co_firstlineno}:{column}"
+        _names[id(code), instruction] = known
+    return known[1]
