@@ -207,6 +207,33 @@ def test_a_network_of_a_notebook_s_cell_is_bound() -> None:
     assert sizes(assert_exact(Blocks(scope["Cell"](Heads())), EXAMPLE, certified=True)) == [HEADS]
 
 
+class Literals(nn.Module):
+    """Sizes that the source says in figures."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.a, self.b, self.c = way, nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 1), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        if self.way == "view":
+            x = x.view(-1, 8, 4, 6)
+        elif self.way == "expand":
+            x = x.expand(-1, 8, 4, 6)
+        elif self.way == "flatten":
+            x = x.reshape(-1, 192).view(-1, 8, 4, 6)
+        result: Tensor = self.c(self.b(x).mean((2, 3)))
+        return result
+
+
+@pytest.mark.parametrize("way", ["view", "expand", "flatten"])
+def test_literal_sizes_are_bound_too(way: str) -> None:
+    model = Literals(way)
+    structure = assert_exact(model, torch.randn(2, 3, 4, 6), certified=True)
+    assert sizes(structure) == [8, 5]
+    assert_sliced_is_masked(model, structure, torch.randn(5, 3, 4, 6), {"a": [1, 2, 6]})
+
+
 @pytest.fixture(scope="module")
 def sliced() -> tuple[nn.Module, list[Tensor]]:
     """A slice, and what the masked network answers on `OTHER`."""
@@ -288,7 +315,7 @@ def test_shifted_windows() -> None:
         model, image = swin(v2), torch.randn(1, 3, 48, 32)
         structure = assert_exact(model, image, certified=True)
         assert structure.prunable_macs() > 0.8
-        heads = [group for group in structure.groups if group.name.endswith("attn.qkv")]
+        heads = [group for group in structure.groups if group.name.endswith(("attn.qkv", "cpb_mlp.2"))]
         assert [group.size for group in heads] == [2, 2, 4, 4]
         assert_sliced_is_masked(model, structure, torch.randn(2, 3, 48, 40), random_keep(structure, 3))
 

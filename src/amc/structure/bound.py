@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from amc.structure.calls import RESHAPES, Calls, call_of
+from amc.structure.calls import SIZED, Calls, call_of
 
 PATCHED = "_forward_without_bounds"
 
@@ -128,7 +128,7 @@ class _Binding(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if (self.every or func in RESHAPES) and (len(args) > 1 or kwargs) and _active.bindings[-1] is self:
+        if (self.every or func in SIZED) and (len(args) > 1 or kwargs) and _active.bindings[-1] is self:
             call = call_of(sys._getframe(1))
             bound = self.calls.get(call)
             if bound or self.note is not None:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from amc.structure.source import is_users
 
-RESHAPES = frozenset({Tensor.reshape, torch.reshape, Tensor.view, Tensor.unflatten, torch.unflatten})
+SIZED = frozenset({Tensor.reshape, torch.reshape, Tensor.view, Tensor.unflatten, torch.unflatten, Tensor.expand})
+"""Functions that take sizes; a slice can bind these."""
 MARK = "amc_call"  # of a traced operator: which call of the forward it is
 
 Number = int | float
@@ -19,7 +20,7 @@ Calls = Mapping[str, Mapping[int, Number]]
 
 
 def call_of(frame: FrameType | None) -> str:
-    """The name of the call that the user's innermost frame is at: its function, line and column; "" without one.
+    """The name of the call that the user's innermost frame is at: its function, line and columns; "" without one.
 
     The line is counted from the function's first one: an edit elsewhere in the file does not rename the call.
     """
@@ -39,7 +40,8 @@ _names: dict[tuple[int, int], tuple[CodeType, str]] = {}  # by id, as the hash o
 def _name(code: CodeType, instruction: int) -> str:
     known = _names.get((id(code), instruction))
     if known is None:
-        _, line, _, column = [*code.co_positions()][instruction // 2]  # its end: a chain of calls has one beginning
-        known = code, f"{code.co_qualname}+{(line or 0) - code.co_firstlineno}:{column}"
+        line, _, *columns = [*code.co_positions()][instruction // 2]
+        both = "-".join(map(str, columns))  # calls in a chain begin together; the operands of a sum end with it
+        known = code, f"{code.co_qualname}+{(line or 0) - code.co_firstlineno}:{both}"
         _names[id(code), instruction] = known
     return known[1]

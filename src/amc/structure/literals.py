@@ -23,7 +23,7 @@ from torch import nn
 from torch.fx.traceback import annotate
 from torch.overrides import TorchFunctionMode
 
-from amc.structure.calls import MARK, RESHAPES, call_of
+from amc.structure.calls import MARK, SIZED, call_of
 from amc.structure.source import is_users, line_of_frame
 
 
@@ -190,7 +190,7 @@ class _Watcher(TorchFunctionMode):
         if len(args) == 1 and not kwargs:  # most calls: a property, or an operator without numbers
             return func(*args)
         numbers = list(_numbers((args, kwargs or {})))
-        named = func in RESHAPES or any(isinstance(number, AttributeInt) for number in numbers)
+        named = func in SIZED or any(isinstance(number, AttributeInt) for number in numbers)
         call = call_of(sys._getframe(1)) if named else ""
         for place, number in enumerate(numbers, start=-len(numbers)):
             if isinstance(number, AttributeInt):

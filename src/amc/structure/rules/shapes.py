@@ -214,7 +214,7 @@ def slice_(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Dims:
         return x.ids
     begin = (ctx.argument("start") or 0) % size
     end, picked = begin + length, slice(begin, begin + length)
-    parts = size // length if length and size % length == begin % length == 0 else size  # equal ones
+    equal = length > 0 and size % length == begin % length == 0 and size // length <= MOST_UNITS
     if (ctx.argument("step") or 1) != 1:
         ctx.lock(ids, LITERAL)
         return _replaced(x.ids, axis, None)
@@ -224,10 +224,11 @@ def slice_(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Dims:
         for cut in (begin, end)
         if 0 < cut < size
     )
-    if not counted and parts > MOST_UNITS:
+    if not counted and not equal:
         ctx.lock(ids, LITERAL)
         return _replaced(x.ids, axis, None)
     if not counted:
+        parts = size // length
         ids = np.tile(ctx.tie_across(ids, parts, outer=False), parts)  # type: ignore[arg-type]
     return _replaced(x.ids, axis, ids[picked])
 
@@ -244,6 +245,9 @@ def expand(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Dims:
         if size != new:
             ctx.lock(ids, f"{ctx.operator} stretches it")
         dims.append(ids if size == new else ctx.stretched(new, place=place))
+        if ids is not None and size == new and operator_name(ctx.node.target) == "expand":  # type: ignore[union-attr]
+            given = ctx.argument("size")[place]
+            ctx.bind([(place, ids, new)] if given != -1 and not ctx.counted(ids, new, place=place) else [])
     return tuple(dims)
 
 
