@@ -35,6 +35,7 @@ import padded_shortcuts
 import peak_memory
 import reconstruction
 import recovery
+import refusals
 import rounds
 import score_correlation
 import score_ranking
@@ -97,8 +98,8 @@ def benchmarks_page(page: str) -> str:
     sections = each(
         search_quality, against_torch_pruning, episode_cost, setup_time, engines, scoring_speed, reconstruction,
         methods, guarantee, rounds, compensation, masking_cost, score_correlation, score_ranking, steadiness,
-        sequential, padded_shortcuts, approximate, recovery, after_recovery, search_agents, sweep, search_toys,
-        search_patience,
+        sequential, padded_shortcuts, approximate, recovery, refusals, after_recovery, search_agents, sweep,
+        search_toys, search_patience,
     )  # fmt: skip
     return f"{INTRODUCTION}\n{sections}" if sections else page
 

@@ -170,6 +170,7 @@ SMALL = {  # name: (arguments, lines of its tables)
     "engines": (f"{QUICK} --episodes 3", 4 + 4),
     "batches": ("--episodes 8 --seeds 1 --batches 1 4 --toys 'additive, residual, 9'", 2),
     "recovery": (f"{QUICK} --budgets macs<=50% --seeds 0", 1),
+    "refusals": (f"{QUICK} --policies uniform --cases 1 --episodes 1", 3 * 5),
     "padded_shortcuts": (f"{QUICK} --policies 2 --seeds 1 --budgets macs<=50%", 3),  # none there: twice the same
     "approximate": ("--search-images 40 --policies 2 --seeds 1 --epochs 1 --budgets macs<=50%", 3),
     "score_correlation": (f"{QUICK} --policies 3 --epochs 1", 4),

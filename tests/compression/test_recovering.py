@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 import amc
 from amc.compression.ending import _told
+from amc.compression.scoring.evaluator import PairedEvaluator
 from amc.compression.scoring.policy import PolicyScorer
 from amc.errors import AmcError
 from amc.recovery import distillation
 from amc.recovery.distillation import Plan, Recovery
 from amc.run import files
 from amc.run.directory import RunDir
+from amc.search.statistics import PairedDrop
 from tests.threads import one_thread
 from tests.tiny import EXAMPLE, images, labelled, tiny
 
@@ -166,6 +168,26 @@ def test_a_recovered_network_that_scores_less_is_not_taken(options: dict[str, An
     assert result.summary["recovery"]["reason"].startswith("recovered, it scores 0.")
     assert result.summary["recovery"]["outcome"] == "scores less"
     assert any("the result is the network as pruned" in warning for warning in result.summary["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "outcome"), [(3, 1, "recovered"), (0, 4, "recovered"), (12, 3, "scores less")]
+)
+def test_a_loss_within_the_noise_of_few_images_is_not_believed(
+    lost: int, gained: int, outcome: str, options: dict[str, Any], monkeypatch: Any
+) -> None:
+    """Two of 150 images more wrong than right say little; nine do."""
+    asked: list[int] = []
+
+    def between(self: Any, before: nn.Module, after: nn.Module) -> PairedDrop:
+        asked.append(self.images)
+        return PairedDrop(150, lost, gained)
+
+    monkeypatch.setattr(PairedEvaluator, "between", between)
+    result = amc.compress(tiny(), EXAMPLE, **{**options, "evaluate": labelled(tiny(), 600, 5)})
+    assert result.summary["recovery"]["outcome"] == outcome
+    assert asked == [150]  # those that the search never scored
+    assert ("score_recovered" in result.summary["slim"]) == (outcome == "recovered")
 
 
 def test_max_drop_confirms_the_network_that_is_recovered(options: dict[str, Any]) -> None:

@@ -287,6 +287,10 @@ class PairedEvaluator:
         """The network's loss against the dense one, in images."""
         return compare(self._dense, self.evaluator.correct(module))
 
+    def between(self, before: nn.Module, after: nn.Module) -> PairedDrop:
+        """What the second network loses against the first, in images."""
+        return compare(self.evaluator.correct(before), self.evaluator.correct(after))
+
 
 class BesideDense:
     """A score on images, and the dense network's on the same ones; for scores that do not judge single images."""
