@@ -57,6 +57,9 @@ TIMM = {
     "levit_128s": 224, "pit_ti_224": 224, "gmlp_s16_224": 224, "convformer_s18": 64, "mambaout_femto": 64,
     "fastvit_t8": 64, "efficientvit_b0": 64, "efficientvit_m0": 224, "shvit_s1": 64, "swiftformer_xs": 64,
     "rdnet_tiny": 64, "hiera_tiny_224": 224, "tiny_vit_5m_224": 224, "cait_xxs24_224": 224, "davit_tiny": 64,
+    "pvt_v2_b0": 64, "twins_svt_small": 224, "xcit_nano_12_p16_224": 224, "eva02_tiny_patch14_224": 224,
+    "mvitv2_tiny": 224, "focalnet_tiny_srf": 64, "caformer_s18": 64, "crossvit_9_240": 240, "convit_tiny": 224,
+    "nest_tiny": 224, "coat_tiny": 224, "volo_d1_224": 224,
 }  # fmt: skip
 ULTRALYTICS = {  # where that package is installed
     "yolov5n": 64, "yolov8n": 64, "yolov8n-seg": 64, "yolov8n-pose": 64, "yolov8n-cls": 64, "yolov9t": 64,

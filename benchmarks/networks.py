@@ -62,9 +62,6 @@ not exact); everything next to standardised weights, and the hidden layers of Co
 response norm averages over them. GoogLeNet's auxiliary classifiers are not
 used in eval mode and so keep their parameters.
 
-Not in the table, and known to have less than 80% prunable for the same reasons: timm's PVT-v2, Twins, XCiT, CAFormer,
-EVA-02, most of MViT and FocalNet, and the other NF-Nets.
-
 Networks of transformers (small configurations of the real classes) and of segmentation_models_pytorch have random
 weights, as all others here. Their streams stay locked where RMS norm or layer norm runs over them; heads go, in groups
 where several queries share one head of keys, and so do hidden layers.

@@ -40,7 +40,7 @@ RESULT = "refusals-{model}.json"
 RULES = {"any loss": 0.0, "half an error": 0.5, "one error": 1.0, "two errors": 2.0, "never": math.inf}
 """How large a loss is refused, in standard errors."""
 CASES = (
-    ("channel", "macs<=90%"), ("channel", "macs<=70%"), ("channel", "macs<=50%"), ("channel", "macs<=30%"),
+    ("channel", "macs<=50%"), ("channel", "macs<=30%"), ("channel", "macs<=70%"), ("channel", "macs<=90%"),
     ("fine-grained", "params<=50%"), ("fine-grained", "params<=25%"),
 )  # fmt: skip
 IMAGES = (100, 500, 1000)  # of a search that never scored them
@@ -104,7 +104,7 @@ def section(record: Record) -> str:
     rows = [row for row in record["rows"] if row["outcome"] == "recovered"]
     changes = [whole(row) for row in rows]
     lines = []
-    for images in IMAGES:
+    for images in IMAGES if changes else ():
         for rule, errors in RULES.items():
             shares = [refused(change, min(images, change.images), errors) for change in changes]
             left = [-change.drop * (1 - share) for change, share in zip(changes, shares, strict=True)]
