@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import amc
 from amc.structure import certify, inspect, mask_model, slice_model
+from amc.structure.calls import call_of
 from amc.structure.copying import copy_model
 from amc.zoo._torchvision import import_torchvision
 from tests.structure.checks import assert_exact, assert_sliced_is_masked, outputs, random_keep
@@ -371,18 +372,17 @@ def test_thirds_of_a_dimension_are_parts_as_halves_are() -> None:
 
 
 def test_the_names_of_bound_calls_do_not_depend_on_the_lines_above() -> None:
-    from amc.structure.calls import call_of
-
     def at(source: str) -> str:
         scope: dict[str, Any] = {}
         code = "import sys\nfrom amc.structure.calls import call_of\n" + source
         exec(compile(code, "<cell>", "exec"), scope)
         return str(scope["forward"]())
 
-    forward = "def forward():\n    return call_of(sys._getframe())\n"
+    forward = "def forward():\n    return call_of(len, sys._getframe())\n"
     assert at(forward) == at("\n\n# moved\n" + forward) != ""
-    assert at(forward) != at("def forward():\n\n    return call_of(sys._getframe())\n")
-    assert call_of(None) == ""
+    assert at(forward) != at("def forward():\n\n    return call_of(len, sys._getframe())\n")
+    assert at(forward) != at(forward.replace("len", "sum"))
+    assert call_of(len, None) == ""
 
 
 def test_numpy_counts_are_plain_integers() -> None:
@@ -391,3 +391,36 @@ def test_numpy_counts_are_plain_integers() -> None:
     slim = slice_model(model, structure, structure.mask({structure.groups[0].name: np.array([2])}))
     bound = slim.attentions[0].forward.calls  # type: ignore[operator, union-attr, index]
     assert {type(number) for call in bound.values() for number in call.values()} <= {int, float}
+
+
+def test_a_literal_size_elsewhere_does_not_bind_what_follows_by_itself() -> None:
+    """The first slice does not run, so the modules behind the literal size are tried one by one."""
+
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = nn.Conv2d(8, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            b, c, h, w = x.shape
+            result: Tensor = self.mix(x.reshape(b, c * h, w).reshape(b, c, h, w))
+            return result
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.flat = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), Flat()
+            self.tokens, self.last = nn.Linear(8, WIDTH), nn.Linear(WIDTH, 2)
+            self.heads = Heads(scaled="attribute")
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.second(self.first(x).narrow(1, 0, 8))
+            x = self.tokens(self.flat(x).mean(3).transpose(1, 2))
+            result: Tensor = self.last((x + self.heads(x)).mean(1))
+            return result
+
+    model, image = Net().eval(), torch.randn(1, 3, 4, 6)
+    structure, certificate = certify(model, inspect(model, image), image)
+    assert [name for name, _ in certificate.failed] == ["first"]
+    assert {each.module for each in structure.bound} == {"heads"}
+    assert_sliced_is_masked(model, structure, torch.randn(2, 3, 5, 7), random_keep(structure, 2))

@@ -129,7 +129,7 @@ class _Binding(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if (self.every or func in SIZED) and (len(args) > 1 or kwargs) and _active.bindings[-1] is self:
-            call = call_of(sys._getframe(1))
+            call = call_of(func, sys._getframe(1))
             bound = self.calls.get(call)
             if bound or self.note is not None:
                 given = [*_leaves((args, kwargs))]

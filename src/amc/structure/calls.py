@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import CodeType, FrameType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,14 +20,15 @@ Calls = Mapping[str, Mapping[int, Number]]
 """By the name of a call, see `call_of`: numbers by their places among all its arguments, flat, from the end."""
 
 
-def call_of(frame: FrameType | None) -> str:
-    """The name of the call that the user's innermost frame is at: its function, line and columns; "" without one.
+def call_of(func: Callable[..., Any], frame: FrameType | None) -> str:
+    """The name of the call of `func` that the user's innermost frame is at; "" without one.
 
-    The line is counted from the function's first one: an edit elsewhere in the file does not rename the call.
+    It consists of the user's function, the line and columns of the call, and the name of `func`. The line is counted
+    from the function's first one: an edit elsewhere in the file does not rename the call.
     """
     while frame is not None and not _may_hold_a_forward(frame.f_code.co_filename):
         frame = frame.f_back
-    return "" if frame is None else _name(frame.f_code, frame.f_lasti)
+    return "" if frame is None else f"{_place(frame.f_code, frame.f_lasti)} {func.__name__}"
 
 
 def _may_hold_a_forward(file: str) -> bool:
@@ -34,14 +36,14 @@ def _may_hold_a_forward(file: str) -> bool:
     return is_users(file) or (file.startswith("<") and not file.startswith("<eval_with_key"))
 
 
-_names: dict[tuple[int, int], tuple[CodeType, str]] = {}  # by id, as the hash of code is slow; held, so that ids stay
+_places: dict[tuple[int, int], tuple[CodeType, str]] = {}  # by id, as the hash of code is slow; held, so that ids stay
 
 
-def _name(code: CodeType, instruction: int) -> str:
-    known = _names.get((id(code), instruction))
+def _place(code: CodeType, instruction: int) -> str:
+    known = _places.get((id(code), instruction))
     if known is None:
         line, _, *columns = [*code.co_positions()][instruction // 2]
         both = "-".join(map(str, columns))  # calls in a chain begin together; the operands of a sum end with it
         known = code, f"{code.co_qualname}+{(line or 0) - code.co_firstlineno}:{both}"
-        _names[id(code), instruction] = known
+        _places[id(code), instruction] = known
     return known[1]

@@ -191,7 +191,7 @@ class _Watcher(TorchFunctionMode):
             return func(*args)
         numbers = list(_numbers((args, kwargs or {})))
         named = func in SIZED or any(isinstance(number, AttributeInt) for number in numbers)
-        call = call_of(sys._getframe(1)) if named else ""
+        call = call_of(func, sys._getframe(1)) if named else ""
         for place, number in enumerate(numbers, start=-len(numbers)):
             if isinstance(number, AttributeInt):
                 line, begin = _line_in_forward(sys._getframe(1)), 0

@@ -14,15 +14,17 @@ from amc.structure.calls import Calls
 from amc.structure.copying import copy_model, plain, undisturbed
 from amc.structure.grouping import FIXED
 from amc.structure.slicing import bound_calls, slice_model
-from amc.structure.structure import Bound, Mask, Structure
+from amc.structure.structure import Bound, Mask, Slots, Structure
 from amc.structure.trace import Example, inference
+
+TRIES = 2  # slices that are run
 
 
 def with_needed(model: nn.Module, example_input: Any, structure: Structure) -> Structure:
     """The structure with those of its bound sizes that the forward would get wrong, and numbers that follow from them.
 
-    They are found by a run with half of every group. A scale such as `(C // self.num_heads) ** -0.5` then differs from
-    the dense network's, where it was right.
+    They are found by running slices. A scale such as `(C // self.num_heads) ** -0.5` then differs from the dense
+    network's, where it was right.
     """
     model = plain(model)
     first = {id(module): path for path, module in reversed([*model.named_modules(remove_duplicate=False)])}
@@ -30,26 +32,48 @@ def with_needed(model: nn.Module, example_input: Any, structure: Structure) -> S
     candidates = tuple(_once(replace(each, module=names[each.module]) for each in structure.bound))
     if not candidates or not structure.groups:
         return replace(structure, bound=())
-    example = Example.of(example_input)
-    structure, mask = replace(structure, bound=candidates), _half(structure)
-    calls = bound_calls(structure, mask)
+    example, rng = Example.of(example_input), np.random.default_rng(0)
+    structure = replace(structure, bound=candidates)
     with undisturbed(model):
-        sliced, runs = _watched(slice_model(model, replace(structure, bound=()), mask), example, calls)
-        wrong = sliced.wrong(calls)
-        if not runs:  # what it did not reach counts as wrong: to bind a number that is right changes nothing
-            wrong |= {
-                (path, call, place)
-                for path, mine in calls.items()
-                for call, numbers in mine.items()
-                for place in numbers
-                if (path, call) not in sliced.given
-            }
+        tries = [_tried(model, example, structure, rng) for _ in range(TRIES)]
+        wrong = set().union(*(places for places, _ in tries))
         modules = {path for path, *_ in wrong}
         if not modules:
             return replace(structure, bound=())
         dense, _ = _watched(copy_model(model), example, {path: {} for path in modules})
     sizes = [each for each in candidates if (each.module, each.call, each.place) in wrong]
-    return replace(structure, bound=(*sizes, *_changed(dense, sliced)))
+    return replace(structure, bound=(*sizes, *_changed(dense, [watch for _, watch in tries])))
+
+
+def _tried(
+    model: nn.Module, example: Example, structure: Structure, rng: np.random.Generator
+) -> tuple[set[Place], Watch]:
+    """The sizes that slices get wrong, and what they gave in their calls.
+
+    All groups lose channels at once. If that slice does not run, for a literal size that cannot be bound, the modules
+    that it did not reach are tried one by one, with their groups alone; a size counts as wrong if that fails, too.
+    """
+    mask = _random(structure, np.arange(structure.channels), rng)
+    calls = bound_calls(structure, mask)
+    watch, runs = _watched(_sliced(model, structure, mask), example, calls)
+    wrong = watch.wrong(calls)
+    for path, mine in calls.items() if not runs else ():
+        if all((path, call) in watch.given for call in mine):
+            continue
+        counted = [each.counted for each in structure.bound if each.module == path and each.counted is not None]
+        mask = _random(structure, np.unique(np.concatenate(counted)), rng)
+        alone = {path: bound_calls(structure, mask).get(path, {})}
+        other, runs = _watched(_sliced(model, structure, mask), example, alone)
+        wrong |= other.wrong(alone)
+        if not runs:
+            missed = ((call, place) for call, sizes in mine.items() for place in sizes)
+            wrong |= {(path, call, place) for call, place in missed if (path, call) not in other.given}
+        watch.given |= other.given
+    return wrong, watch
+
+
+def _sliced(model: nn.Module, structure: Structure, mask: Mask) -> nn.Module:
+    return slice_model(model, replace(structure, bound=()), mask)
 
 
 def _watched(network: nn.Module, example: Example, calls: Mapping[str, Calls]) -> tuple[Watch, bool]:
@@ -63,22 +87,27 @@ def _watched(network: nn.Module, example: Example, calls: Mapping[str, Calls]) -
     return watch, True
 
 
-def _changed(dense: Watch, sliced: Watch) -> Iterator[Bound]:
-    """Numbers, other than sizes and indices, that differ between both networks' calls."""
+def _changed(dense: Watch, sliced: Iterable[Watch]) -> Iterator[Bound]:
+    """Numbers, other than sizes and indices, that differ between the calls of the dense network and of slices."""
     for (path, call), times in dense.given.items():
-        others = sliced.given.get((path, call), [])
-        if len(times) != len(others) or any(each != times[0] for each in times):
+        others = [each for watch in sliced for each in watch.given.get((path, call), [])]
+        if any(each != times[0] for each in times) or any(len(each) != len(times[0]) for each in others):
             continue
         for place in range(-len(times[0]), 0):
             value = times[0][place]
-            if isinstance(value, float) and any(len(each) != len(times[0]) or each[place] != value for each in others):
+            if isinstance(value, float) and any(each[place] != value for each in others):
                 yield Bound(path, call, place, None, value)
 
 
-def _half(structure: Structure) -> Mask:
+def _random(structure: Structure, slots: Slots, rng: np.random.Generator) -> Mask:
+    """Some of each group that has one of these channels, and all of the others.
+
+    Their numbers are random: a size may be right for halves by chance, as the quotient of two.
+    """
     mask = np.ones(structure.channels, dtype=bool)
     for group in structure.groups:
-        mask[group.offset + (group.size + 1) // 2 : group.offset + group.size] = False
+        if group.size > 1 and ((slots >= group.offset) & (slots < group.offset + group.size)).any():
+            mask[group.offset + int(rng.integers(1, group.size)) : group.offset + group.size] = False
     return mask
 
 

@@ -96,17 +96,24 @@ def _update_attributes_(slim: nn.Module, structure: Structure, mask: Mask) -> No
 
 
 def bound_calls(structure: Structure, mask: Mask) -> dict[str, dict[str, dict[int, Number]]]:
-    """The numbers to bind in a slice, by module and call: in modules of which any call loses channels."""
+    """The numbers to bind in a slice, by module and call: in modules of which any tensor loses channels."""
     calls: dict[str, dict[str, dict[int, Number]]] = {}
-    shrunk = set()
     for each in structure.bound:
-        number = each.value
-        if each.counted is not None:
-            number = int(np.count_nonzero(_kept(each.counted, mask)))
-        if number != each.value:
-            shrunk.add(each.module)
+        number = each.value if each.counted is None else int(np.count_nonzero(_kept(each.counted, mask)))
         calls.setdefault(each.module, {}).setdefault(each.call, {})[each.place] = number
-    return {module: mine for module, mine in calls.items() if module in shrunk}
+    if not calls:
+        return {}
+    owners = {
+        name.rpartition(".")[0]
+        for name, dims in structure.tensors.items()
+        if not all(slots is None or _kept(slots, mask).all() for slots in dims)
+    }
+    return {path: mine for path, mine in calls.items() if any(_within(owner, path) for owner in owners)}
+
+
+def _within(path: str, other: str) -> bool:
+    """Whether a module is another one or inside it."""
+    return not other or path == other or path.startswith(f"{other}.")
 
 
 def _update_sizes_(module: nn.Module) -> None:
