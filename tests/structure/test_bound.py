@@ -57,7 +57,7 @@ class Heads(nn.Module):
             spread(layer(x), b, n, self.num_heads, c // self.num_heads).transpose(1, 2)
             for layer in (self.q, self.k, self.v)
         )
-        scale = {"shape": (c // self.num_heads) ** -0.5, "attribute": self.scale}[self.scaled]
+        scale = (c // self.num_heads) ** -0.5 if self.scaled == "shape" else self.scale
         x = (q * scale @ k.transpose(-1, -2)).softmax(-1) @ v
         return self.proj(x.transpose(1, 2).reshape(b, n, c))
 
