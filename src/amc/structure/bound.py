@@ -32,9 +32,16 @@ class BoundForward:
     """The forward of a module in which some calls get other numbers than the source computes."""
 
     def __init__(self, module: nn.Module, calls: Calls) -> None:
-        self.module, self.calls = module, calls
-        if "forward" in vars(module):  # one that the user patched; a copy of the network finds it in the module
-            vars(module)[PATCHED] = vars(module)["forward"]
+        before = vars(module).get("forward")
+        # The module may be bound already, in a slice of which this is a slice.
+        self.before: Calls = before.calls if isinstance(before, BoundForward) else {}
+        if before is not None and not isinstance(before, BoundForward):  # the user's own
+            vars(module)[PATCHED] = before  # where a copy of the network finds it
+        self.module = module
+        self.calls: Calls = {
+            **self.before,
+            **{call: {**self.before.get(call, {}), **numbers} for call, numbers in calls.items()},
+        }
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # Dynamo does not run modes that look at frames
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -48,14 +55,10 @@ class BoundForward:
 
 
 def bind_(network: nn.Module, calls: Mapping[str, Calls]) -> None:
-    """Bind numbers in the modules of these paths, **in place**. What was bound to the same calls before is replaced."""
+    """Bind numbers in the modules of these paths, **in place**."""
     for path, mine in calls.items():
         module = network.get_submodule(path)
-        known = vars(module).get("forward")
-        if isinstance(known, BoundForward):
-            known.calls = {**known.calls, **mine}
-        else:
-            module.forward = BoundForward(module, mine)
+        module.forward = BoundForward(module, mine)
 
 
 @dataclass
@@ -89,10 +92,7 @@ class _WatchedForward(BoundForward):
         self.path, self.watch = path, watch
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        def note(call: str, given: Sequence[Any]) -> None:
-            self.watch.given.setdefault((self.path, call), []).append(given)
-
-        with _Binding(self.calls, note):
+        with _Watching(self):
             return self._own(*args, **kwargs)
 
 
@@ -109,11 +109,11 @@ _active = _Active()
 class _Binding(TorchFunctionMode):
     """Puts numbers into the calls that are bound."""
 
-    def __init__(self, calls: Calls, note: Callable[[str, Sequence[Any]], None] | None = None) -> None:
+    def __init__(self, calls: Calls) -> None:
         super().__init__()
-        self.calls, self.note = calls, note
+        self.calls = calls
         # Most modules need sizes alone; then the other calls need not be named.
-        self.every = note is not None or any(isinstance(n, float) for call in calls.values() for n in call.values())
+        self.every = any(isinstance(number, float) for numbers in calls.values() for number in numbers.values())
 
     def __enter__(self) -> _Binding:
         _active.bindings.append(self)
@@ -130,16 +130,38 @@ class _Binding(TorchFunctionMode):
         kwargs = kwargs or {}
         if (self.every or func in SIZED) and (len(args) > 1 or kwargs) and _active.bindings[-1] is self:
             call = call_of(func, sys._getframe(1))
-            bound = self.calls.get(call)
-            if bound or self.note is not None:
-                given = [*_leaves((args, kwargs))]
-                if self.note is not None:
-                    self.note(call, tuple(None if isinstance(each, Tensor) else each for each in given))
-                if bound:
-                    for place, number in bound.items():
-                        given[place] = number
-                    args, kwargs = _nested((args, kwargs), iter(given))
+            if self.concerns(call):
+                leaves = [*_leaves((args, kwargs))]
+                self.put_(call, leaves)
+                args, kwargs = _nested((args, kwargs), iter(leaves))
         return func(*args, **kwargs)
+
+    def concerns(self, call: str) -> bool:
+        """Whether the call has anything to put."""
+        return call in self.calls
+
+    def put_(self, call: str, leaves: list[Any]) -> None:
+        """Put the numbers of the call into its arguments, in place."""
+        for place, number in self.calls.get(call, {}).items():
+            leaves[place] = number
+
+
+class _Watching(_Binding):
+    """The same, and notes what every call gave before."""
+
+    def __init__(self, forward: _WatchedForward) -> None:
+        super().__init__(forward.calls)
+        self.forward, self.every = forward, True
+
+    def concerns(self, call: str) -> bool:
+        return bool(call)
+
+    def put_(self, call: str, leaves: list[Any]) -> None:
+        for place, number in self.forward.before.get(call, {}).items():
+            leaves[place] = number
+        given = tuple(None if isinstance(each, Tensor) else each for each in leaves)
+        self.forward.watch.given.setdefault((self.forward.path, call), []).append(given)
+        super().put_(call, leaves)
 
 
 def _leaves(value: Any) -> Iterator[Any]:
