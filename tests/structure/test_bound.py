@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import amc
+from amc.cli.app import app
 from amc.structure import certify, inspect, mask_model, slice_model
 from amc.structure.calls import call_of
 from amc.structure.copying import copy_model
@@ -424,3 +426,15 @@ def test_a_literal_size_elsewhere_does_not_bind_what_follows_by_itself() -> None
     assert [name for name, _ in certificate.failed] == ["first"]
     assert {each.module for each in structure.bound} == {"heads"}
     assert_sliced_is_masked(model, structure, torch.randn(2, 3, 5, 7), random_keep(structure, 2))
+
+
+def three() -> nn.Module:
+    """A factory for the command line."""
+    return Blocks(Heads(), Heads(), Heads())
+
+
+def test_amc_inspect_names_the_modules() -> None:
+    told = CliRunner().invoke(app, ["inspect", f"{__name__}:three", "--input", f"{TOKENS}x5"])
+    assert told.exit_code == 0, told.output
+    line = "sizes from the input's shape, which a slice binds: in attentions.0, attentions.1 +1"
+    assert line in " ".join(told.output.split())

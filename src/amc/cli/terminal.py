@@ -173,6 +173,8 @@ def show_structure(console: Console, record: Mapping[str, Any]) -> None:
     reasons = Counter(item["reason"] for item in record["only_sliced"])
     only_sliced = "".join(f"; {count} only sliced: {reason}" for reason, count in reasons.most_common())
     console.print(f"refitted by least squares: {len(record['refitted'])} layers{only_sliced}", markup=False)
+    if record["bound"]:
+        console.print(f"sizes from the input's shape, which a slice binds: in {_few(record['bound'])}", markup=False)
     for note in record.get("notes", ()):
         console.print(note, markup=False)
     for item in record["locked"][:LOCKS_SHOWN]:

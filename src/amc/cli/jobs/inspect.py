@@ -151,6 +151,7 @@ def structure_record(
             }
             for group in structure.groups
         ],
+        "bound": list(dict.fromkeys(each.module for each in structure.bound)),
         "layers": _layers(structure),
         "locked": [
             {"name": item.name, "size": item.size, "reason": str(item.lock), "source": item.lock.source}
