@@ -428,6 +428,16 @@ def test_a_literal_size_elsewhere_does_not_bind_what_follows_by_itself() -> None
     assert_sliced_is_masked(model, structure, torch.randn(2, 3, 5, 7), random_keep(structure, 2))
 
 
+def test_a_number_that_depends_on_the_data_is_not_bound() -> None:
+    class Scaled(Heads):
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = super().forward(x)
+            return found * (float(x.shape[1]) if torch.compiler.is_exporting() else 2 + float(found.detach().mean()))
+
+    structure = inspect(Blocks(Scaled()).eval(), EXAMPLE)
+    assert [each.value for each in structure.bound if isinstance(each.value, float)] == [(WIDTH // HEADS) ** -0.5]
+
+
 def three() -> nn.Module:
     """A factory for the command line."""
     return Blocks(Heads(), Heads(), Heads())

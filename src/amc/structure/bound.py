@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from amc.structure.calls import SIZED, Calls, call_of
@@ -63,7 +63,10 @@ def bind_(network: nn.Module, calls: Mapping[str, Calls]) -> None:
 
 @dataclass
 class Watch:
-    """The arguments, flat, that a network gives in the calls of some modules, each call as often as it is made."""
+    """The arguments, flat, that a network gives in the calls of some modules, each call as often as it is made.
+
+    None stands for an argument that is no number.
+    """
 
     given: dict[Call, list[Sequence[Any]]] = field(default_factory=dict)
 
@@ -159,7 +162,7 @@ class _Watching(_Binding):
     def put_(self, call: str, leaves: list[Any]) -> None:
         for place, number in self.forward.before.get(call, {}).items():
             leaves[place] = number
-        given = tuple(None if isinstance(each, Tensor) else each for each in leaves)
+        given = tuple(each if isinstance(each, (int, float)) else None for each in leaves)
         self.forward.watch.given.setdefault((self.forward.path, call), []).append(given)
         super().put_(call, leaves)
 

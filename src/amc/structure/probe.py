@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from amc.structure.bound import Call, Place, Watch, watch_
 from amc.structure.calls import Calls
@@ -40,7 +42,10 @@ def with_needed(model: nn.Module, example_input: Any, structure: Structure) -> S
         modules = {path for path, *_ in wrong}
         if not modules:
             return replace(structure, bound=())
-        dense, _ = _watched(copy_model(model), example, {path: {} for path in modules})
+        dense = Watch()
+        for inputs in (example, _other(example)):
+            for call, times in _watched(copy_model(model), inputs, {path: {} for path in modules})[0].given.items():
+                dense.given.setdefault(call, []).extend(times)
     sizes = [each for each in candidates if (each.module, each.call, each.place) in wrong]
     return replace(structure, bound=(*sizes, *_changed(dense, [watch for _, watch in tries])))
 
@@ -88,7 +93,10 @@ def _watched(network: nn.Module, example: Example, calls: Mapping[str, Calls]) -
 
 
 def _changed(dense: Watch, sliced: Iterable[Watch]) -> Iterator[Bound]:
-    """Numbers, other than sizes and indices, that differ between the calls of the dense network and of slices."""
+    """Numbers, other than sizes and indices, that differ between the calls of the dense network and of slices.
+
+    Those that differ between the dense network's own calls depend on the data, and stay.
+    """
     for (path, call), times in dense.given.items():
         others = [each for watch in sliced for each in watch.given.get((path, call), [])]
         if any(each != times[0] for each in times) or any(len(each) != len(times[0]) for each in others):
@@ -97,6 +105,16 @@ def _changed(dense: Watch, sliced: Iterable[Watch]) -> Iterator[Bound]:
             value = times[0][place]
             if isinstance(value, float) and any(each[place] != value for each in others):
                 yield Bound(path, call, place, None, value)
+
+
+def _other(example: Example) -> Example:
+    """Other inputs of the same kind."""
+
+    def other(leaf: Any) -> Any:
+        floating = isinstance(leaf, Tensor) and leaf.is_floating_point()
+        return torch.randn_like(leaf, memory_format=torch.preserve_format) if floating else leaf
+
+    return Example(tree_map(other, example.args), tree_map(other, dict(example.kwargs)))
 
 
 def _random(structure: Structure, slots: Slots, rng: np.random.Generator) -> Mask:
