@@ -237,6 +237,49 @@ def test_literal_sizes_are_bound_too(way: str) -> None:
     assert_sliced_is_masked(model, structure, torch.randn(5, 3, 4, 6), {"a": [1, 2, 6]})
 
 
+def test_a_module_without_weights_is_bound() -> None:
+    class Spread(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads = HEADS
+
+        def forward(self, x: Tensor, like: Tensor) -> Tensor:
+            b, n, c = like.shape
+            return x.reshape(b, n, self.heads, c // self.heads).softmax(-1).reshape(b, n, -1)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.v, self.spread, self.last = nn.Linear(WIDTH, WIDTH), Spread(), nn.Linear(WIDTH, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.last(self.spread(self.v(x), x))
+            return result
+
+    assert sizes(assert_exact(Net(), torch.randn(2, 5, WIDTH), certified=True)) == [HEADS]
+
+
+@pytest.mark.parametrize("side", [(12, 12), (2, 12)])  # pooled to 4 x 4, and to 1 x 4
+def test_a_flattened_image_whose_size_is_written_down(side: tuple[int, int]) -> None:
+    """As in many tutorials: `x.view(-1, 16 * 5 * 5)`."""
+
+    class Tutorial(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.first, self.last = nn.Conv2d(3, 6, 1), nn.Linear(6 * area, 10), nn.Linear(10, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = nn.functional.adaptive_avg_pool2d(self.conv(x).relu(), (side[0] // 3 or 1, 4))
+            result: Tensor = self.last(self.first(x.view(-1, 6 * area)).relu())
+            return result
+
+    area = 4 * (side[0] // 3 or 1)
+    model = Tutorial()
+    structure = assert_exact(model, torch.randn(1, 3, *side), certified=True)
+    assert sizes(structure) == [6, 10]
+    assert_sliced_is_masked(model, structure, torch.randn(4, 3, *side), {"conv": [0, 4]})
+
+
 @pytest.fixture(scope="module")
 def sliced() -> tuple[nn.Module, list[Tensor]]:
     """A slice, and what the masked network answers on `OTHER`."""

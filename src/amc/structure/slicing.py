@@ -96,19 +96,30 @@ def _update_attributes_(slim: nn.Module, structure: Structure, mask: Mask) -> No
 
 
 def bound_calls(structure: Structure, mask: Mask) -> dict[str, dict[str, dict[int, Number]]]:
-    """The numbers to bind in a slice, by module and call: in modules of which any tensor loses channels."""
+    """The numbers to bind in a slice, by module and call: in modules that may compute others than in the dense network.
+
+    These are the modules of which a call, a tensor or an attribute, also one of a module around them, loses channels.
+    """
     calls: dict[str, dict[str, dict[int, Number]]] = {}
+    losing = set()
     for each in structure.bound:
         number = each.value if each.counted is None else int(np.count_nonzero(_kept(each.counted, mask)))
         calls.setdefault(each.module, {}).setdefault(each.call, {})[each.place] = number
+        if number != each.value:
+            losing.add(each.module)
     if not calls:
         return {}
-    owners = {
+    losing |= {
         name.rpartition(".")[0]
         for name, dims in structure.tensors.items()
         if not all(slots is None or _kept(slots, mask).all() for slots in dims)
     }
-    return {path: mine for path, mine in calls.items() if any(_within(owner, path) for owner in owners)}
+    attributes = {each.module for each in structure.attributes if not _kept(each.counted, mask).all()}
+    return {
+        path: mine
+        for path, mine in calls.items()
+        if any(_within(each, path) for each in losing | attributes) or any(_within(path, each) for each in attributes)
+    }
 
 
 def _within(path: str, other: str) -> bool:

@@ -25,7 +25,8 @@ def reshape(ctx: Context, x: Tracked, *_: Any, **__: Any) -> Dims:
         ctx.counted(out[position], ctx.output_shape[position], place=place)
     for old, new in blocks:
         prunable = any(out[position] is not None for position in range(new.start, new.stop))
-        if prunable and 1 not in x.shape[old]:  # a one may be a dimension of one example, whose size must stay free
+        batch = x.shape[old.start : old.stop][:1] == (1,)  # it may be: of one example, and its size must stay free
+        if prunable and not batch:
             ctx.bind([(given[each], out[each], ctx.output_shape[each]) for each in range(new.start, new.stop)
                       if each in given])  # fmt: skip
     return tuple(out)
