@@ -467,3 +467,32 @@ def test_sizes_that_a_function_of_another_name_reads_follow(way: str) -> None:
     assert [group.size for group in structure.groups] == [3]
     slim = slice_model(model, structure, structure.mask({structure.groups[0].name: [0, 2]}))
     assert (slim.part if way == "alias" else slim).size == 2
+
+
+def test_heads_go_through_a_convolution_as_a_batch() -> None:
+    """Pooled attention, as in MViT: [B, H, L, D] is read as a batch of B H images, each of D channels."""
+
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads = 4
+            self.qkv, self.proj = nn.Linear(20, 60), nn.Linear(20, 20)
+            self.pools = nn.ModuleList(nn.Conv2d(5, 5, 3, padding=1, stride=s, groups=5) for s in (1, 2, 2))
+            self.norms = nn.ModuleList(nn.LayerNorm(5) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            b, n, _ = x.shape
+            parts = self.qkv(x).reshape(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+            q, k, v = (
+                norm(self.pooled(pool, part)) for pool, norm, part in zip(self.pools, self.norms, parts, strict=True)
+            )
+            x = (q * 0.4 @ k.transpose(-1, -2)).softmax(-1) @ v
+            return self.proj(x.transpose(1, 2).reshape(b, n, -1))
+
+        def pooled(self, pool: nn.Module, x: Tensor) -> Tensor:
+            x = pool(x.reshape(-1, 4, 4, x.shape[-1]).permute(0, 3, 1, 2))
+            return x.reshape(-1, self.heads, x.shape[1], x.shape[2] * x.shape[3]).transpose(2, 3)
+
+    for batch in (1, 3):
+        structure = assert_exact(Pooled(), torch.randn(batch, 16, 20), certified=True)
+        assert [group.size for group in structure.groups] == [4]

@@ -37,7 +37,7 @@ def convolution(
     """x [N, I, ...], weight [O, I/groups, kernel...] -> [N, O, ...]; every output position uses each weight once."""
     spatial = weight.rank - 2
     batch = x.ids[: -1 - spatial]
-    _lock_all(ctx, (*batch, *x.ids[-spatial:]), f"{ctx.operator} slides over it")
+    _lock_all(ctx, x.ids[-spatial:], f"{ctx.operator} slides over it")  # of a batch each is computed alone
     _lock_all(ctx, weight.ids[2:], "kernel size of a convolution")
     across = _tied_across(groups, weight.shape[1])
     out, inside = weight.ids[0], weight.ids[1]
@@ -49,15 +49,16 @@ def convolution(
         ctx.tie_across(out, groups, outer=False)
     else:
         ctx.lock(inside, "a grouped convolution is pruned by whole groups")
-        ctx.tie(ctx.tie_across(channels, groups, outer=True), ctx.tie_across(out, groups, outer=True))
+        if ctx.tie(ctx.tie_across(channels, groups, outer=True), ctx.tie_across(out, groups, outer=True)) is None:
+            out = None  # of a fixed number, as the groups are
         ctx.counted(channels, groups, name="groups")
     if bias is not None:
         ctx.tie(out, bias.ids[0])
     _record(ctx, "conv", weight, bias, channels, out, 1, stride, groups, across, x.shape[-spatial:])
-    positions = math.prod(x.shape[: -1 - spatial]) * math.prod(ctx.output_shape[-spatial:])
+    uses = math.prod(ctx.output_shape[-spatial:]) * math.prod(weight.shape[2:])
     inside_cost = None if groups > 1 and not across else inside
-    kernel = math.prod(weight.shape[2:])
-    ctx.cost((positions * kernel, *weight.shape[:2]), (None, out, inside_cost), layer=len(ctx.layers) - 1)
+    sizes = (*x.shape[: -1 - spatial], uses, *weight.shape[:2])
+    ctx.cost(sizes, (*batch, None, out, inside_cost), layer=len(ctx.layers) - 1)
     return (*batch, out, *(None,) * spatial)
 
 
@@ -76,7 +77,7 @@ def transposed_convolution(
     """x [N, I, ...], weight [I, O/groups, kernel...] -> [N, O, ...]; every input position uses each weight once."""
     spatial = weight.rank - 2
     batch = x.ids[: -1 - spatial]
-    _lock_all(ctx, (*batch, *x.ids[-spatial:]), f"{ctx.operator} slides over it")
+    _lock_all(ctx, x.ids[-spatial:], f"{ctx.operator} slides over it")  # of a batch each is computed alone
     _lock_all(ctx, weight.ids[2:], "kernel size of a convolution")
     channels, inside = ctx.tie(x.ids[-1 - spatial], weight.ids[0]), weight.ids[1]
     out = inside
@@ -89,9 +90,9 @@ def transposed_convolution(
     if bias is not None:
         out = ctx.tie(out, bias.ids[0])
     _record(ctx, "conv_transpose", weight, bias, channels, out, 0, stride, groups, False, x.shape[-spatial:])
-    positions = math.prod(x.shape[: -1 - spatial]) * math.prod(x.shape[-spatial:])
-    kernel = math.prod(weight.shape[2:])
-    ctx.cost((positions * kernel, *weight.shape[:2]), (None, channels, inside), layer=len(ctx.layers) - 1)
+    uses = math.prod(x.shape[-spatial:]) * math.prod(weight.shape[2:])
+    sizes = (*x.shape[: -1 - spatial], uses, *weight.shape[:2])
+    ctx.cost(sizes, (*batch, None, channels, inside), layer=len(ctx.layers) - 1)
     return (*batch, out, *(None,) * spatial)
 
 
