@@ -98,15 +98,7 @@ def rows(model: nn.Module, data: DataSplits, case: Case, seeds: list[int], episo
     example = torch.zeros(1, *data.input_shape, device=device_of(model))
     calibration = [moved(batch, example.device) for batch in calibration_of(data, case.images)]
     scores = {"search": Evaluator(data.search), "test": Evaluator(data.test)}
-    config = SearchConfig(
-        budget=case.budget,
-        method=case.method,
-        episodes=episodes,
-        calibration_images=case.images,
-        recover="none",
-        finalists=0,
-    )
-    job = prepare(Inputs(model, example, calibration, scores["search"]), config)
+    job = prepared(Inputs(model, example, calibration, scores["search"]), case, episodes)
     pruned = network(job, case, data)
     before = {split: score(pruned) for split, score in scores.items()}
     for seed in seeds:
@@ -119,6 +111,19 @@ def rows(model: nn.Module, data: DataSplits, case: Case, seeds: list[int], episo
         row["seconds"] = time.perf_counter() - clock
         row |= {split: [before[split], score(slim)] for split, score in scores.items()}
         yield row | {"recovery": recovery.to_json()}
+
+
+def prepared(inputs: Inputs, case: Case, episodes: int) -> Job:
+    """The search of a case, which recovers nothing by itself."""
+    config = SearchConfig(
+        budget=case.budget,
+        method=case.method,
+        episodes=episodes,
+        calibration_images=case.images,
+        recover="none",
+        finalists=0,
+    )
+    return prepare(inputs, config)
 
 
 def calibration_of(data: DataSplits, images: int) -> list[Example]:

@@ -23,9 +23,7 @@ from torch import nn
 from amc.cli.jobs.devices import device_named
 from amc.cli.jobs.origin import data_of, network_of
 from amc.compression.inputs import Inputs
-from amc.compression.prepare import prepare
 from amc.compression.scoring.evaluator import Evaluator
-from amc.compression.settings import SearchConfig
 from amc.recovery.distillation import distill_
 from amc.run.provenance import environment
 from amc.search.statistics import PairedDrop, compare
@@ -34,7 +32,7 @@ from amc.structure.copying import copy_model
 from amc.structure.modes import device_of
 from amc.zoo import DataSplits
 from common import Record, load, machine, network_parser, percent, save, source_of, table
-from recovery import Case, calibration_of, network
+from recovery import Case, calibration_of, network, prepared
 
 RESULT = "refusals-{model}.json"
 RULES = {"any loss": 0.0, "half an error": 0.5, "one error": 1.0, "two errors": 2.0, "never": math.inf}
@@ -83,15 +81,7 @@ def judged(model: nn.Module, data: DataSplits, case: Case, episodes: int) -> Rec
     """How one network answers on the test split before and after its recovery."""
     example = torch.zeros(1, *data.input_shape, device=device_of(model))
     calibration = [moved(batch, example.device) for batch in calibration_of(data, case.images)]
-    config = SearchConfig(
-        budget=case.budget,
-        method=case.method,
-        episodes=episodes,
-        calibration_images=case.images,
-        recover="none",
-        finalists=0,
-    )
-    job = prepare(Inputs(model, example, calibration, Evaluator(data.search)), config)
+    job = prepared(Inputs(model, example, calibration, Evaluator(data.search)), case, episodes)
     slim, test = network(job, case, data), Evaluator(data.test)
     before = test.correct(slim)
     recovery = distill_(slim, copy_model(model), calibration, classes=True, masks=job.method.masks(slim) or None)
@@ -115,10 +105,12 @@ def section(record: Record) -> str:
             ])  # fmt: skip
     gains = ", ".join(f"{-100 * change.drop:+.1f}" for change in changes)
     nearer = len(record["rows"]) - len(rows)
+    policies = " ".join(dict.fromkeys(row["case"]["policy"] for row in record["rows"]))
     return (
         f"## When to refuse a recovery: {record['model']}\n\n"
         f"`python benchmarks/refusals.py --model {record['model']} --weights W --data cifar10:DATA --search-images "
-        f"2000`: each rule on {DRAWS:,} random parts of the test split. `any loss` takes the network as pruned where "
+        f"2000 --policies {policies}`: each rule on {DRAWS:,} random parts of the test split. "
+        "`any loss` takes the network as pruned where "
         "the recovered one scores less on the part; the others, where it scores less by so many standard errors of "
         "the paired difference. The gain is the mean of all networks on the whole split, in points; what is missed is "
         f"the worst network's mean, beside always knowing better. {len(rows)} networks, {nearer} more that recovery "
