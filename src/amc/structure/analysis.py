@@ -119,9 +119,7 @@ def _assemble(walk: Propagation, traced: Trace) -> Structure:
         tensors=tensors,
         shapes=shapes,
         attributes=tuple(replace(each, counted=slots(each.counted)) for each in walk.attributes),
-        bound=tuple(
-            each if each.counted is None else replace(each, counted=slots(each.counted)) for each in walk.bound
-        ),
+        bound=tuple(each.renumbered(slots) for each in walk.bound),
         cost=cost,
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -129,6 +129,10 @@ class Bound:
     place: int  # among the arguments of the call, flat, from the end
     counted: npt.NDArray[np.int64] | None
     value: int | float  # of the dense network
+
+    def renumbered(self, number: Callable[[npt.NDArray[np.int64]], Slots]) -> Bound:
+        """The same with other numbers of the channels that it counts."""
+        return self if self.counted is None else replace(self, counted=number(self.counted))
 
     def __repr__(self) -> str:
         return brief(f"Bound({self.module}: {self.value} in {self.call})")
@@ -258,8 +262,6 @@ def lock_groups(structure: Structure, reasons: Mapping[str, Lock]) -> Structure:
             for name, dims in structure.tensors.items()
         },
         attributes=tuple(replace(each, counted=renumber[each.counted]) for each in structure.attributes),
-        bound=tuple(
-            each if each.counted is None else replace(each, counted=renumber[each.counted]) for each in structure.bound
-        ),
+        bound=tuple(each.renumbered(renumber.__getitem__) for each in structure.bound),
         cost=replace(cost, fixed=fixed, per_channel=cost.per_channel[:, kept]),
     )
