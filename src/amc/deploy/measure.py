@@ -9,12 +9,13 @@ A call that loses the processor to another process is not counted if its round h
 would distort comparisons, because they mostly slow down networks that run longer than the kernel's time slice. A
 network is not steady unless three of its rounds have three uninterrupted calls each.
 
-Two networks have two ratios: the ratio of their best rounds, and the median of the ratios within each round. On a
-quiet machine the two ratios agree. On a busy machine the first ratio jumps if only one network had a quiet round, and
-the second ratio favours the network that the other load affects less. The first ratio is reported. Its uncertainty is
-the sum of the two spreads and the gap between the ratios; a difference within the uncertainty is undecided. While a
-spread or an uncertainty exceeds the claimed precision, more rounds are run, up to a time limit. After that the
-measurement is reported as not steady.
+Two networks have two ratios: the ratio of their best rounds, and the median of the ratios within each round in which
+at least one of the two was about as fast as in its best. On a quiet machine the two ratios agree. The first ratio jumps
+if only one network had a quiet round; the second one then says so. Rounds that slowed both networks are left out of it,
+because a neighbour on the same core slows small networks more than large ones: their ratio is another one, and not that
+of a quiet machine. The first ratio is reported. Its uncertainty is the sum of the two spreads and the gap between the
+ratios; a difference within the uncertainty is undecided. While a spread or an uncertainty exceeds the claimed
+precision, more rounds are run, up to a time limit. After that the measurement is reported as not steady.
 
 Pure, except for the clock.
 """
@@ -26,7 +27,7 @@ import math
 import resource
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -36,6 +37,7 @@ _LEAST_CALLS = 3  # a median needs at least three values
 _MOST_CALLS = 1000
 _WHOLE = 0.99  # a call counts as uninterrupted if it had the processor for at least this share of its time
 _SUPPORT = 3  # number of best rounds that must agree
+_QUIET = 0.03  # a round is quiet for a network that is at most this much slower than in its best round
 _PARTS = 3  # terms of a ratio's uncertainty: two spreads and one gap
 _MORE = 5  # rounds that are added together while the spread is too large
 
@@ -149,10 +151,17 @@ def steady(timings: Mapping[str, Timing], precision: float) -> bool:
 def compare(timing: Timing, reference: Timing) -> Comparison:
     """Compare `timing` with `reference`, measured in the same rounds; a difference within the noise is undecided."""
     ratio = timing.latency_ms / reference.latency_ms
-    paired = statistics.median(a / b for a, b in zip(timing.round_ms, reference.round_ms, strict=True))
+    paired = _paired(timing.round_ms, reference.round_ms)
     uncertainty = ratio * (timing.spread + reference.spread) + abs(ratio - paired)
     verdict = "undecided" if abs(ratio - 1) <= uncertainty else ("faster" if ratio < 1 else "slower")
     return Comparison(ratio=ratio, uncertainty=uncertainty, verdict=verdict)
+
+
+def _paired(first: Sequence[float], second: Sequence[float]) -> float:
+    """The median ratio within a round, over the rounds that were quiet for at least one of the two."""
+    fastest = min(first) * (1 + _QUIET), min(second) * (1 + _QUIET)
+    rounds = list(zip(first, second, strict=True))
+    return statistics.median(a / b for a, b in rounds if a <= fastest[0] or b <= fastest[1])
 
 
 @dataclass(frozen=True, slots=True)
