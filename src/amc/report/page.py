@@ -116,5 +116,5 @@ def _context(record: RunRecord) -> dict[str, object]:
         "machine": sections.plain_items(summary.get("environment")),
         "python_path": json.dumps(record.path, ensure_ascii=False),
         "shell_path": shlex.quote(record.path),
-        "agent": str(summary.get("agent") or "search").upper(),
+        "agent": str(summary.get("agent") or "search"),
     }
