@@ -36,12 +36,9 @@ def convolution(
 ) -> Dims:
     """x [N, I, ...], weight [O, I/groups, kernel...] -> [N, O, ...]; every output position uses each weight once."""
     spatial = weight.rank - 2
-    batch = x.ids[: -1 - spatial]
-    _lock_all(ctx, x.ids[-spatial:], f"{ctx.operator} slides over it")  # of a batch each is computed alone
-    _lock_all(ctx, weight.ids[2:], "kernel size of a convolution")
+    batch, channels = _slid_over(ctx, x, weight)
     across = _tied_across(groups, weight.shape[1])
     out, inside = weight.ids[0], weight.ids[1]
-    channels = x.ids[-1 - spatial]
     if groups == 1:
         ctx.tie(channels, inside)
     elif across:
@@ -55,10 +52,8 @@ def convolution(
     if bias is not None:
         ctx.tie(out, bias.ids[0])
     _record(ctx, "conv", weight, bias, channels, out, 1, stride, groups, across, x.shape[-spatial:])
-    uses = math.prod(ctx.output_shape[-spatial:]) * math.prod(weight.shape[2:])
     inside_cost = None if groups > 1 and not across else inside
-    sizes = (*x.shape[: -1 - spatial], uses, *weight.shape[:2])
-    ctx.cost(sizes, (*batch, None, out, inside_cost), layer=len(ctx.layers) - 1)
+    _cost(ctx, x, weight, ctx.output_shape[-spatial:], (*batch, None, out, inside_cost))
     return (*batch, out, *(None,) * spatial)
 
 
@@ -76,10 +71,8 @@ def transposed_convolution(
 ) -> Dims:
     """x [N, I, ...], weight [I, O/groups, kernel...] -> [N, O, ...]; every input position uses each weight once."""
     spatial = weight.rank - 2
-    batch = x.ids[: -1 - spatial]
-    _lock_all(ctx, x.ids[-spatial:], f"{ctx.operator} slides over it")  # of a batch each is computed alone
-    _lock_all(ctx, weight.ids[2:], "kernel size of a convolution")
-    channels, inside = ctx.tie(x.ids[-1 - spatial], weight.ids[0]), weight.ids[1]
+    batch, channels = _slid_over(ctx, x, weight)
+    channels, inside = ctx.tie(channels, weight.ids[0]), weight.ids[1]
     out = inside
     if groups > 1:
         ctx.lock(inside, "a grouped transposed convolution is pruned by whole groups")
@@ -90,10 +83,22 @@ def transposed_convolution(
     if bias is not None:
         out = ctx.tie(out, bias.ids[0])
     _record(ctx, "conv_transpose", weight, bias, channels, out, 0, stride, groups, False, x.shape[-spatial:])
-    uses = math.prod(x.shape[-spatial:]) * math.prod(weight.shape[2:])
-    sizes = (*x.shape[: -1 - spatial], uses, *weight.shape[:2])
-    ctx.cost(sizes, (*batch, None, channels, inside), layer=len(ctx.layers) - 1)
+    _cost(ctx, x, weight, x.shape[-spatial:], (*batch, None, channels, inside))
     return (*batch, out, *(None,) * spatial)
+
+
+def _slid_over(ctx: Context, x: Tracked, weight: Tracked) -> tuple[Dims, Ids | None]:
+    """Lock what the kernel slides over. Returns the batch's dimensions, each computed alone, and x's channels."""
+    spatial = weight.rank - 2
+    _lock_all(ctx, x.ids[-spatial:], f"{ctx.operator} slides over it")
+    _lock_all(ctx, weight.ids[2:], "kernel size of a convolution")
+    return x.ids[: -1 - spatial], x.ids[-1 - spatial]
+
+
+def _cost(ctx: Context, x: Tracked, weight: Tracked, positions: Sequence[int], dims: Dims) -> None:
+    """The cost of the layer recorded last: each weight is used once at each of `positions`, for each of the batch."""
+    uses = math.prod(positions) * math.prod(weight.shape[2:])
+    ctx.cost((*x.shape[: 1 - weight.rank], uses, *weight.shape[:2]), dims, layer=len(ctx.layers) - 1)
 
 
 def _tied_across(groups: int, per_group: int) -> bool:
