@@ -37,6 +37,8 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--runtimes", default="onnxruntime")
     parser.add_argument("--budgets", default="50%,30%")
     parser.add_argument("--methods", default="channel,fine-grained,2:4")
+    parser.add_argument("--rewards", default=StudyConfig().rewards)
+    parser.add_argument("--max-drops", default=StudyConfig().max_drops)
     parser.add_argument("--device", default="auto")
     return parser
 
@@ -46,7 +48,7 @@ def measure(args: argparse.Namespace) -> Record:
     config = search_settings(Given(SearchConfig, {"episodes": args.episodes}))
     plan = StudyConfig(
         budgets=args.budgets, metrics="macs,params,size,latency", methods=args.methods, runtimes=args.runtimes,
-        epochs=args.epochs, seeds=args.seeds,
+        epochs=args.epochs, seeds=args.seeds, rewards=args.rewards, max_drops=args.max_drops,
     )  # fmt: skip
     place = args.runs / args.model
     run_study(place, replace(source_of(args), device=args.device), config, plan, progress=Observer())
@@ -72,11 +74,14 @@ def section(record: Record) -> str:
         if not row["seeds"]:
             reasons.setdefault(row["reason"].partition(": ")[0], []).append(f"{row['method']}, {row['constraint']}")
     left_out = "".join(f"- {', '.join(names)}: {reason}\n" for reason, names in short(reasons).items())
+    asked = {name: str(plan[name]) for name in ("epochs", "rewards", "max_drops")}
+    usual = {name: str(options().get_default(name)) for name in asked}
+    flags = "".join(f" --{name.replace('_', '-')} {asked[name]}" for name in asked if asked[name] != usual[name])
     levels = "".join(f"- {constraint}: {verdict}\n" for constraint, verdict in record["verdicts"].items())
     return (
         f"## {record['model']}\n\n"
         f"`python benchmarks/study.py --model {record['model']} --weights W --data cifar10:DATA --search-images 2000 "
-        f"--runs DIR`: {record['episodes']} policies a search, {plan['epochs']} epochs of fine-tuning, "
+        f"--runs DIR{flags}`: {record['episodes']} policies a search, {plan['epochs']} epochs of fine-tuning, "
         f"{plan['seeds']} seed(s), {record['threads']} thread(s). Scores as pruned on the images that the search "
         f"scored, beside the uniform policy and the best of a fifth as many random ones; the result, recovered and "
         f"fine-tuned, on the same images and on the test split. Dense: {percent(dense['score'][0])}, test "
