@@ -81,7 +81,7 @@ def section(record: Record) -> str:
     return (
         f"## {record['model']}\n\n"
         f"`python benchmarks/study.py --model {record['model']} --weights W --data cifar10:DATA --search-images 2000 "
-        f"--runs DIR{flags}`: {record['episodes']} policies a search, {plan['epochs']} epochs of fine-tuning, "
+        f"--runs DIR{flags}`: {record['episodes']} policies a search, {plan['epochs']} epoch(s) of fine-tuning, "
         f"{plan['seeds']} seed(s), {record['threads']} thread(s). Scores as pruned on the images that the search "
         f"scored, beside the uniform policy and the best of a fifth as many random ones; the result, recovered and "
         f"fine-tuned, on the same images and on the test split. Dense: {percent(dense['score'][0])}, test "
@@ -109,10 +109,11 @@ def cells(values: Record, dense: Record, runtimes: list[str]) -> list[str]:
         keys = (f"{name}_{stage}" if stage else name for stage in RESULTS)
         return shown(next(key for key in keys if key in median))
 
+    error = f" ± {100 * median['standard_error']:.2f}" if "standard_error" in median else ""
     return [
         shown("macs_share"), shown("params_share"),
         f"{percent(median['size'] / dense['size'][0])} ({format_bytes(median['size'])})",
-        f"{shown('score')} ± {100 * median.get('standard_error', 0.0):.2f}", shown("uniform"), shown("random"),
+        shown("score") + error, shown("uniform"), shown("random"),
         result("score"), result("test"), *(f"{median.get(f'{name}_times', 1.0):.2f}×" for name in runtimes),
         *(format_seconds(median[key]) if key in median else "–" for key in ("seconds", "finetune_seconds")),
     ]  # fmt: skip
