@@ -15,6 +15,7 @@ from amc.search.problem import CostFunction, FloatArray, IntArray, Problem
 
 _GRID = 33  # shifts tried at once
 _ROUNDS = 3  # rounds of refinement; the shift is accurate to 2 / 32**3
+_EXACT = 1e-9  # a keep count that a fraction stands for is met in spite of the fraction's last digit
 _SPREAD = 0.5  # largest distance of a group from the common level, as a share of the group's range
 
 
@@ -24,6 +25,7 @@ class Surface:
     bounded: bool  # True if the problem has a budget
 
     def __init__(self, problem: Problem) -> None:
+        self._choices = [np.array(decision.choices, dtype=np.int64) for decision in problem.decisions]
         self._sizes = problem.dense.astype(np.float64)
         self._least = problem.least.astype(np.float64)
         self._costs = [(problem.costs[b.metric], problem.limit(b)) for b in problem.budgets]
@@ -52,6 +54,28 @@ class Surface:
             low, high = shifts[best], shifts[min(best + 1, _GRID - 1)]
         return np.clip(fractions + low, self.least_fractions, 1.0)
 
+    def rounded(self, fractions: FloatArray) -> FloatArray:
+        """Keep fractions [groups] that can be chosen exactly, each less than a step from the given ones.
+
+        Every group is rounded down; then those that lost most of a step are rounded up, as long as the budgets hold.
+        Rounded one after the other instead, the last group would take what all others leave over, however small it is.
+        """
+        wanted = fractions * self._sizes + _EXACT
+        places = [
+            int(np.searchsorted(each, want, side="right")) for each, want in zip(self._choices, wanted, strict=True)
+        ]
+        below = np.array([each[max(0, at - 1)] for each, at in zip(self._choices, places, strict=True)])
+        above = np.array([each[min(at, len(each) - 1)] for each, at in zip(self._choices, places, strict=True)])
+        missing = (wanted - below) / np.maximum(above - below, 1)
+        keep = below
+        for group in np.argsort(-missing, kind="stable"):
+            raised = keep.copy()
+            raised[group] = above[group]
+            if self.fits(raised):
+                keep = raised
+        kept: FloatArray = keep / self._sizes
+        return kept
+
     def start(self) -> FloatArray:
         """Keep fractions [groups] of the first policy of a search: the uniform policy.
 
@@ -60,8 +84,8 @@ class Surface:
         return self.uniform() if self.bounded else np.ones(len(self._sizes))
 
     def uniform(self) -> FloatArray:
-        """One common keep fraction for every group, as large as the budgets allow: [groups]."""
-        return self.project(np.full(len(self._sizes), 0.5))
+        """One common keep fraction for every group, as large as the budgets allow, `rounded`: [groups]."""
+        return self.rounded(self.project(np.full(len(self._sizes), 0.5)))
 
     def sample(self, generator: np.random.Generator) -> FloatArray:
         """Random keep fractions [groups], projected onto the surface.

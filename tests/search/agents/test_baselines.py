@@ -5,10 +5,11 @@ import pytest
 
 from amc.search.agents.baselines import RUNGS, RampAgent, RandomAgent, UniformAgent
 from amc.search.bounds import Bounds
+from amc.search.budget import Metric, parse_budgets
 from amc.search.environment import roll_out
-from amc.search.problem import Problem
+from amc.search.problem import Decision, LayerFeatures, Problem
 from amc.search.surface import Surface
-from tests.search.toys import chain_problem, residual_problem
+from tests.search.toys import ProductCost, chain_problem, residual_problem
 
 
 def play(problem, agent, episode=0):
@@ -42,17 +43,37 @@ def test_projection_moves_every_group_by_the_same_amount():
     assert projected[0] - requested[0] == pytest.approx((0.5 * dense - expected) / slope, abs=0.02)
 
 
-def test_uniform_keeps_one_fraction_and_meets_the_budget():
-    problem, _ = chain_problem(14, "macs<=50%")
+@pytest.mark.parametrize("make", [residual_problem, chain_problem])
+@pytest.mark.parametrize("budget", ["macs<=50%", "macs<=33%", "macs<=70%,params<=50%"])
+def test_uniform_keeps_one_fraction_within_a_step_and_meets_the_budget(make, budget):
+    problem, _ = make(budget=budget)
     agent = UniformAgent(problem)
     assert agent.max_episodes == 1
     policy = play(problem, agent)
-    fractions = np.array(policy) / problem.dense
-    wanted = Surface(problem).uniform()
-    assert np.ptp(wanted) < 1e-12
-    # Sixteen choices a group: rounding moves a group by at most 1/32, the last three absorb what is left.
-    assert np.abs(fractions - wanted)[:-3].max() <= 1 / 32 + 1e-9
+    surface = Surface(problem)
+    fractions, wanted = np.array(policy) / problem.dense, surface.project(np.full(len(problem.decisions), 0.5))
+    for decision, fraction, want in zip(problem.decisions, fractions, wanted, strict=True):
+        assert abs(fraction - want) * decision.size < max(np.diff(decision.choices)), decision.name
     assert 0.98 <= float(Bounds(problem).fullness(np.array(policy)).max()) <= 1
+
+
+@pytest.mark.parametrize("agent", [UniformAgent, lambda problem: RampAgent(problem, "deep")])
+@pytest.mark.parametrize("limit", ["30%", "45%", "50%", "62%"])
+def test_a_small_last_group_does_not_take_what_the_others_leave_over(agent, limit):
+    """A classifier of 640 weights after layers that are rounded to hundreds of weights."""
+    sizes, steps = [9216] * 5 + [640], [100] * 5 + [1]
+    layer = LayerFeatures(n=1, c=1, h=1, w=1, stride=1, k=1, macs=1)
+    decisions = tuple(
+        Decision(f"layer{place}", size, (*range(step, size, step), size), layer)
+        for place, (size, step) in enumerate(zip(sizes, steps, strict=True))
+    )
+    cost = ProductCost(tuple((1.0, (place,)) for place in range(len(sizes))))
+    problem = Problem(decisions, {Metric.PARAMS: cost}, parse_budgets(f"params<={limit}"))
+    chosen = agent(problem)
+    requested = Surface(problem).project(np.full(6, 0.5) if chosen.name == "uniform" else np.linspace(1.0, 0.0, 6))
+    fractions = np.array(play(problem, chosen)) / problem.dense
+    assert np.abs(fractions - requested).max() < 100 / 9216 + 1e-9
+    assert 0.98 <= float(Bounds(problem).fullness(np.array(play(problem, chosen))).max()) <= 1
 
 
 def test_uniform_respects_the_least_keep_counts():

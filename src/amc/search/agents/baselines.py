@@ -36,8 +36,9 @@ class _LadderAgent(PlannedAgent):
 
     def __init__(self, problem: Problem, requested: FloatArray) -> None:
         super().__init__(problem)
-        bounded = self.surface.bounded
-        self._policies = [self.surface.project(requested)] if bounded else self.surface.ladder(requested, RUNGS)
+        surface = self.surface
+        nearest = surface.rounded(surface.project(requested)) if surface.bounded else None
+        self._policies = surface.ladder(requested, RUNGS) if nearest is None else [nearest]
 
     @property
     def max_episodes(self) -> int:
