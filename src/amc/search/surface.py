@@ -54,13 +54,13 @@ class Surface:
             low, high = shifts[best], shifts[min(best + 1, _GRID - 1)]
         return np.clip(fractions + low, self.least_fractions, 1.0)
 
-    def rounded(self, fractions: FloatArray) -> FloatArray:
-        """Keep fractions [groups] that can be chosen exactly, each less than a step from the given ones.
+    def nearest(self, fractions: FloatArray) -> FloatArray:
+        """As `project`, but keep fractions [groups] that can be chosen exactly, each less than a step from those.
 
         Every group is rounded down; then those that lost most of a step are rounded up, as long as the budgets hold.
         Rounded one after the other instead, the last group would take what all others leave over, however small it is.
         """
-        wanted = fractions * self._sizes + _EXACT
+        wanted = self.project(fractions) * self._sizes + _EXACT
         places = [
             int(np.searchsorted(each, want, side="right")) for each, want in zip(self._choices, wanted, strict=True)
         ]
@@ -84,8 +84,8 @@ class Surface:
         return self.uniform() if self.bounded else np.ones(len(self._sizes))
 
     def uniform(self) -> FloatArray:
-        """One common keep fraction for every group, as large as the budgets allow, `rounded`: [groups]."""
-        return self.rounded(self.project(np.full(len(self._sizes), 0.5)))
+        """One common keep fraction for every group, within a step, as large as the budgets allow: [groups]."""
+        return self.nearest(np.full(len(self._sizes), 0.5))
 
     def sample(self, generator: np.random.Generator) -> FloatArray:
         """Random keep fractions [groups], projected onto the surface.

@@ -37,8 +37,7 @@ class _LadderAgent(PlannedAgent):
     def __init__(self, problem: Problem, requested: FloatArray) -> None:
         super().__init__(problem)
         surface = self.surface
-        nearest = surface.rounded(surface.project(requested)) if surface.bounded else None
-        self._policies = surface.ladder(requested, RUNGS) if nearest is None else [nearest]
+        self._policies = [surface.nearest(requested)] if surface.bounded else surface.ladder(requested, RUNGS)
 
     @property
     def max_episodes(self) -> int:
